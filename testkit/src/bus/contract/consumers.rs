@@ -31,7 +31,9 @@ impl Consumer {
         for message in &batch {
             let partition = TopicPartition::new(message.topic.clone(), message.partition);
             if !own.contains(&partition) {
-                return Err(Failure::new(format_args!("a message of {partition}, which is not owned, came")));
+                return Err(Failure::new(format_args!(
+                    "received a message of {partition}, which the member does not own"
+                )));
             }
         }
         Ok(batch.len())
@@ -126,7 +128,7 @@ impl<'a> Consumers<'a> {
             still = if even && whole { still + 1 } else { 0 };
             if still == 0 && Instant::now() >= deadline {
                 return Err(Failure::new(format_args!(
-                    "{partitions} partitions never came to rest: shares of {sizes:?}, {} of them different",
+                    "the assignment of {partitions} partitions is not balanced in time: shares {sizes:?}, {} distinct",
                     all.len()
                 )));
             }
@@ -140,7 +142,7 @@ impl<'a> Consumers<'a> {
         while self.distinct_count() < count {
             if Instant::now() >= deadline {
                 return Err(Failure::new(format_args!(
-                    "only {} of {count} messages came",
+                    "received only {} of {count} messages",
                     self.distinct_count()
                 )));
             }

@@ -130,7 +130,7 @@ impl TestContext {
         let deadline = Instant::now() + self.timing().effect_timeout;
         while all.len() < count {
             if Instant::now() >= deadline {
-                return Err(Failure::new(format_args!("only {} of {count} messages came", all.len())));
+                return Err(Failure::new(format_args!("received only {} of {count} messages", all.len())));
             }
             let batch =
                 reader.recv((count - all.len()).min(1_000), self.timing().receive_timeout * 4).await?;
@@ -145,7 +145,7 @@ impl TestContext {
         match batch.messages().first() {
             None => Ok(()),
             Some(one) => Err(Failure::new(format_args!(
-                "another message came: {}/{} at {}",
+                "received an unexpected message: {}/{} at offset {}",
                 one.topic, one.partition, one.offset
             ))),
         }
@@ -230,7 +230,7 @@ pub(super) fn text(message: &ReceivedMessage) -> String {
 pub(super) fn parse_payload(message: &ReceivedMessage) -> CheckResult<(String, usize)> {
     let text = text(message);
     let (key, n) =
-        text.split_once('#').ok_or_else(|| Failure::new(format_args!("a strange payload {text:?}")))?;
-    let n = n.parse().map_err(|e| Failure::new(format_args!("a strange payload {text:?}: {e}")))?;
+        text.split_once('#').ok_or_else(|| Failure::new(format_args!("unexpected payload {text:?}")))?;
+    let n = n.parse().map_err(|e| Failure::new(format_args!("unexpected payload {text:?}: {e}")))?;
     Ok((key.to_owned(), n))
 }

@@ -68,9 +68,9 @@ impl Wrapper {
     pub(super) fn skip_reason(&self, check: &str) -> Option<&'static str> {
         let (checks, why) = match self.name {
             "full_stack_over_lost_responses" => {
-                (CHECKS_OF_OFFSETS, "it looks at places in the log, where doubles have theirs")
+                (CHECKS_OF_OFFSETS, "the check examines offsets in the log, and duplicates change them")
             }
-            "full_stack_over_hangs" => (CHECKS_OF_DURATIONS, "it looks at how long a publish takes"),
+            "full_stack_over_hangs" => (CHECKS_OF_DURATIONS, "the check measures the duration of a publish"),
             _ => return None,
         };
         checks.contains(&check).then_some(why)
@@ -185,10 +185,10 @@ impl Propagator for Stamp {
     }
 
     fn extract(&self, _span: &tracing::Span, contexts: &[Headers]) {
-        assert_eq!(contexts.len(), 1, "each message has the same stamp");
+        assert_eq!(contexts.len(), 1, "every message has the same trace context");
     }
 }
 
 fn valid<T>(built: Result<T>) -> T {
-    built.expect("the names of the suite are valid")
+    built.expect("the header names of the suite are valid")
 }

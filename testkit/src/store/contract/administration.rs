@@ -11,19 +11,19 @@ use super::expect::{CheckResult, Failure, expect_same_rows};
 use super::{Sample, TestContext, promises};
 
 promises! { "administration";
-    once instruments_are_ordered_by_bytes: "by the bytes of the exchange, then of the symbol",
-    once instruments_belong_to_their_dataset: "each dataset has its own, with the times of its first and last record",
+    once instruments_are_ordered_by_bytes: "instruments are ordered by the bytes of the exchange, then of the symbol",
+    once instruments_belong_to_their_dataset: "each dataset lists its own instruments with the times of the first and last record",
     once instruments_need_a_record: "an instrument without records is not listed",
-    once instruments_are_filtered_by_exchange_and_paged: "the list can be asked by exchange, and page by page",
-    every deletion_is_half_open: "deletion takes the start and leaves the end",
-    every deletion_leaves_other_series: "deletion touches only the series that were named",
-    every deletion_may_select_all_series: "deletion of all series",
-    once deletion_leaves_other_intervals: "deletion of bars touches only their interval",
-    every deleted_records_can_be_inserted_again: "what was deleted can be inserted again, also the very same batch",
-    every deletion_is_idempotent: "deleting again, or what never was, is Ok",
-    every purge_cutoff_is_exact: "a purge takes what is before the cutoff, to the microsecond",
-    every purged_batch_can_be_inserted_again: "what was purged can be inserted again",
-    once purge_leaves_other_datasets: "a purge of one dataset leaves the other three",
+    once instruments_are_filtered_by_exchange_and_paged: "the list can be filtered by exchange and is paged",
+    every deletion_is_half_open: "a deletion includes the start and excludes the end",
+    every deletion_leaves_other_series: "a deletion affects only the selected series",
+    every deletion_may_select_all_series: "a deletion may select all series",
+    once deletion_leaves_other_intervals: "a deletion of bars affects only their interval",
+    every deleted_records_can_be_inserted_again: "deleted records can be inserted again, also the identical batch",
+    every deletion_is_idempotent: "a repeated deletion, or a deletion of unknown records, succeeds",
+    every purge_cutoff_is_exact: "a purge removes the records before the cutoff, to the microsecond",
+    every purged_batch_can_be_inserted_again: "purged records can be inserted again",
+    once purge_leaves_other_datasets: "a purge of one dataset does not affect other datasets",
 }
 
 async fn all_instruments(
@@ -95,12 +95,12 @@ async fn instruments_need_a_record(context: &TestContext) -> CheckResult {
     store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(2, 9, 1)]).await?;
     store.delete_range(&PriceTick::deletion(Some(vec![PriceTick::series_no(1)]), TimeRange::ALL)).await?;
     expect_same_rows(
-        "one deleted",
+        "after a deletion of one instrument",
         &all_instruments(store, query.clone()).await?,
         &[summary(PriceTick::series_no(2), 9, 9)],
     )?;
     store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
-    expect_same_rows("the other one purged", &all_instruments(store, query).await?, &[])
+    expect_same_rows("after a purge of the other instrument", &all_instruments(store, query).await?, &[])
 }
 
 async fn instruments_are_filtered_by_exchange_and_paged(context: &TestContext) -> CheckResult {
@@ -113,7 +113,7 @@ async fn instruments_are_filtered_by_exchange_and_paged(context: &TestContext) -
     for limit in [1, 2, 7, 100] {
         let query = InstrumentQuery::new(PriceTick::DATASET);
         let all = all_instruments(context.store(), query.clone().with_limit(limit)?).await?;
-        super::expect::expect_same("how many in all", &all.len(), &11)?;
+        super::expect::expect_same("the number of all instruments", &all.len(), &11)?;
         let query = query.of_exchange("beta".parse()?).with_limit(limit)?;
         expect_same_rows(
             &format!("pages of {limit}"),
@@ -142,7 +142,7 @@ async fn deletion_is_half_open<D: Sample>(context: &TestContext) -> CheckResult 
     let gone = range(step::<D>(1), step::<D>(3));
     context.store().delete_range(&D::deletion(Some(vec![D::series_no(0)]), gone)).await?;
     let expected = [all[0].clone(), all[3].clone()];
-    expect_same_rows("what is left", &D::all(context.store(), &D::series_no(0)).await?, &expected)?;
+    expect_same_rows("the remaining records", &D::all(context.store(), &D::series_no(0)).await?, &expected)?;
     let nothing = range(step::<D>(3), step::<D>(3));
     context.store().delete_range(&D::deletion(None, nothing)).await?;
     expect_same_rows("after an empty range", &D::all(context.store(), &D::series_no(0)).await?, &expected)
@@ -154,7 +154,11 @@ async fn deletion_leaves_other_series<D: Sample>(context: &TestContext) -> Check
     let named = vec![D::series_no(1), D::series_no(3), D::series_no(9)];
     context.store().delete_range(&D::deletion(Some(named), TimeRange::ALL)).await?;
     let expected = [batch[0].clone(), batch[2].clone(), batch[4].clone()];
-    expect_same_rows("what is left", &D::scan_latest(context.store(), LatestParams::all()).await?, &expected)
+    expect_same_rows(
+        "the remaining records",
+        &D::scan_latest(context.store(), LatestParams::all()).await?,
+        &expected,
+    )
 }
 
 async fn deletion_may_select_all_series<D: Sample>(context: &TestContext) -> CheckResult {
@@ -163,7 +167,7 @@ async fn deletion_may_select_all_series<D: Sample>(context: &TestContext) -> Che
     context.store().delete_range(&D::deletion(None, TimeRange::before(minute(10)))).await?;
     for n in 0..5 {
         let found = D::all(context.store(), &D::series_no(n)).await?;
-        expect_same_rows("what is left", &found, &[D::at(n, 10, 2)])?;
+        expect_same_rows("the remaining records", &found, &[D::at(n, 10, 2)])?;
     }
     Ok(())
 }
@@ -191,7 +195,11 @@ async fn deleted_records_can_be_inserted_again<D: Sample>(context: &TestContext)
         context.store().delete_range(&gone).await?;
         expect_same_rows("after deletion", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
         D::insert(context.store(), &all).await?;
-        expect_same_rows("the very same batch", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
+        expect_same_rows(
+            "the series after the second insert",
+            &D::all(context.store(), &D::series_no(0)).await?,
+            &all,
+        )?;
     }
     context.store().delete_range(&gone).await?;
     let other = D::make(&D::series_no(0), step::<D>(1), 0, 77);
@@ -206,7 +214,7 @@ async fn deletion_is_idempotent<D: Sample>(context: &TestContext) -> CheckResult
     for _ in 0..2 {
         context.store().delete_range(&gone).await?;
         expect_same_rows(
-            "what is left",
+            "the remaining records",
             &D::all(context.store(), &D::series_no(0)).await?,
             &[D::at(0, 5, 1)],
         )?;
@@ -220,18 +228,34 @@ async fn purge_cutoff_is_exact<D: Sample>(context: &TestContext) -> CheckResult 
     let other = D::make(&D::series_no(1), step::<D>(1), 0, 9);
     D::insert(context.store(), std::slice::from_ref(&other)).await?;
     context.store().purge_before(D::DATASET, step::<D>(0)).await?;
-    expect_same_rows("nothing is before", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
+    expect_same_rows(
+        "after a purge without matching records",
+        &D::all(context.store(), &D::series_no(0)).await?,
+        &all,
+    )?;
     for cutoff in [1, 2] {
         all.remove(0);
         for _ in 0..2 {
             context.store().purge_before(D::DATASET, step::<D>(cutoff)).await?;
-            expect_same_rows("what is left", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
+            expect_same_rows(
+                "the remaining records",
+                &D::all(context.store(), &D::series_no(0)).await?,
+                &all,
+            )?;
         }
         let left = if cutoff == 1 { std::slice::from_ref(&other) } else { &[] };
-        expect_same_rows("of another series", &D::all(context.store(), &D::series_no(1)).await?, left)?;
+        expect_same_rows(
+            "the records of another series",
+            &D::all(context.store(), &D::series_no(1)).await?,
+            left,
+        )?;
     }
     context.store().purge_before(D::DATASET, Timestamp::MAX).await?;
-    expect_same_rows("everything purged", &D::scan_latest(context.store(), LatestParams::all()).await?, &[])
+    expect_same_rows(
+        "after a purge of all records",
+        &D::scan_latest(context.store(), LatestParams::all()).await?,
+        &[],
+    )
 }
 
 async fn purged_batch_can_be_inserted_again<D: Sample>(context: &TestContext) -> CheckResult {
@@ -239,7 +263,11 @@ async fn purged_batch_can_be_inserted_again<D: Sample>(context: &TestContext) ->
     context.store().purge_before(D::DATASET, minute(1_000)).await?;
     expect_same_rows("after the purge", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
     D::insert(context.store(), &all).await?;
-    expect_same_rows("the very same batch", &D::all(context.store(), &D::series_no(0)).await?, &all)
+    expect_same_rows(
+        "the series after the second insert",
+        &D::all(context.store(), &D::series_no(0)).await?,
+        &all,
+    )
 }
 
 async fn purge_leaves_other_datasets(context: &TestContext) -> CheckResult {

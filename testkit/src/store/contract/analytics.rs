@@ -11,18 +11,18 @@ use super::expect::{CheckResult, expect_same, expect_same_rows, expect_true};
 use super::{Sample, TestContext, promises};
 
 promises! { "analytics";
-    once stats_equal_a_fold_over_the_ticks: "the figures of a range are those of a fold over its ticks",
-    once stats_without_ticks_are_none: "no ticks, no figures; never an error",
+    once stats_equal_a_fold_over_the_ticks: "the statistics of a range equal a fold over its ticks",
+    once stats_without_ticks_are_none: "a range without ticks has no statistics and is no error",
     once vwap_matches_a_hand_computed_value: "the volume-weighted average price, rounded once",
-    once change_matches_a_hand_computed_value: "last over first, minus 1",
-    once volatility_matches_a_hand_computed_value: "the sample deviation of the log returns",
-    once sma_matches_hand_computed_values: "the mean of the last closes, rounded once",
-    once gaps_match_hand_computed_ranges: "the stretches without bars",
+    once change_matches_a_hand_computed_value: "the last price divided by the first, minus 1",
+    once volatility_matches_a_hand_computed_value: "the sample standard deviation of the log returns",
+    once sma_matches_hand_computed_values: "the mean of the last close prices, rounded once",
+    once gaps_match_hand_computed_ranges: "the ranges without bars",
     once gaps_end_with_the_last_open_time: "a range that ends inside a bucket expects the bar of that bucket",
-    once filled_bars_match_hand_computed_bars: "flat bars between bars, nothing before the first and after the last",
-    once movers_match_a_hand_computed_ranking: "who rose and who fell most",
-    once equal_movers_are_ordered_by_instrument: "equal changes are ranked by the order of the instruments",
-    once chunked_insert_writes_all_records: "a long batch is split and written whole",
+    once filled_bars_match_hand_computed_bars: "flat bars between bars, none before the first or after the last bar",
+    once movers_match_a_hand_computed_ranking: "the instruments with the largest gains and losses",
+    once equal_movers_are_ordered_by_instrument: "equal changes are ordered by instrument",
+    once chunked_insert_writes_all_records: "a long batch is split and written completely",
 }
 
 fn name() -> Instrument {
@@ -57,7 +57,7 @@ async fn stats_equal_a_fold_over_the_ticks(context: &TestContext) -> CheckResult
         expect_same(&format!("seconds {from} to {to}"), &found, &expected)?;
     }
     let stats = context.store().stats(&StatsQuery::new(name(), TimeRange::ALL)).await?;
-    let stats = stats.ok_or_else(|| super::Failure::new("300 ticks have figures"))?;
+    let stats = stats.ok_or_else(|| super::Failure::new("300 ticks have no statistics"))?;
     expect_same("the count", &stats.count(), &300)?;
     expect_same("the first", &stats.first().ts, &micros(0))?;
     expect_same("the last", &stats.last().ts, &micros(299_000_000))
@@ -65,7 +65,7 @@ async fn stats_equal_a_fold_over_the_ticks(context: &TestContext) -> CheckResult
 
 async fn stats_without_ticks_are_none(context: &TestContext) -> CheckResult {
     let query = StatsQuery::new(name(), range(minute(5), minute(9)));
-    for round in ["in an empty store", "beside others", "beside the range"] {
+    for round in ["in an empty store", "beside other series", "beside the range"] {
         expect_same(round, &context.store().stats(&query).await?, &None)?;
         expect_same(round, &context.store().vwap(&query).await?, &None)?;
         expect_same(round, &context.store().change(&query).await?, &None)?;
@@ -104,16 +104,19 @@ async fn volatility_matches_a_hand_computed_value(context: &TestContext) -> Chec
     let store = context.store();
     insert_ticks_by_minute(store, &name(), &["100", "110"]).await?;
     let found = store.volatility(bars(), BarSource::Derived, None).await?;
-    expect_same("of two bars", &found, &None)?;
+    expect_same("the volatility of two bars", &found, &None)?;
     insert_ticks_by_minute(store, &name(), &["100", "110", "99"]).await?;
     // The returns are ln 1.1 and ln 0.9. The sample deviation of two values is their difference divided by the
     // square root of two.
     let expected = (1.1f64.ln() - 0.9f64.ln()) / 2f64.sqrt();
     let near = |found: Option<f64>, want: f64| found.is_some_and(|found| (found - want).abs() < 1e-12);
     let found = store.volatility(bars(), BarSource::Derived, None).await?;
-    expect_true(format_args!("{expected}, found {found:?}"), near(found, expected))?;
+    expect_true(format_args!("the volatility {expected}, found {found:?}"), near(found, expected))?;
     let found = store.volatility(bars(), BarSource::Derived, Some(365.0)).await?;
-    expect_true(format_args!("that of a year, found {found:?}"), near(found, expected * 365f64.sqrt()))
+    expect_true(
+        format_args!("the annualized volatility, found {found:?}"),
+        near(found, expected * 365f64.sqrt()),
+    )
 }
 
 async fn sma_matches_hand_computed_values(context: &TestContext) -> CheckResult {
@@ -213,11 +216,11 @@ async fn chunked_insert_writes_all_records(context: &TestContext) -> CheckResult
     let (store, series) = (context.store(), name());
     let ticks: Vec<PriceTick> = (0..105).map(|n| PriceTick::at(0, n, 1)).collect();
     let report = store.insert_ticks_chunked(&ticks, 10).await?;
-    expect_same("received", &report.received, &105)?;
+    expect_same("the number of received records", &report.received, &105)?;
     expect_same_rows("the series", &PriceTick::all(store, &series).await?, &ticks)?;
     for chunk in [0, store.info().max_batch + 1] {
         expect_true(
-            "a chunk outside the bounds is refused",
+            "a chunk size out of range is rejected",
             store.insert_ticks_chunked(&ticks, chunk).await.is_err(),
         )?;
     }

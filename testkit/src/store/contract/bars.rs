@@ -12,26 +12,26 @@ use crate::store::model::reference_bars;
 
 promises! { "bars";
     once bar_matches_a_hand_computed_bar: "open, high, low, close, volumes and count of one bar",
-    once tick_on_the_boundary_opens_the_next_bar: "a bucket ends before its end",
-    once open_and_close_are_ordered_by_seq: "open and close go by (ts, seq), also after a correction of a tied tick",
-    once empty_bucket_has_no_bar: "no bar for a bucket without ticks",
-    once partially_covered_bucket_is_computed_completely: "a bar is returned if it opens in the range, and always from its whole bucket",
+    once tick_on_the_boundary_opens_the_next_bar: "a bucket excludes its end",
+    once open_and_close_are_ordered_by_seq: "open and close follow (ts, seq), also after a correction of a tick with equal ts",
+    once empty_bucket_has_no_bar: "a bucket without ticks has no bar",
+    once partially_covered_bucket_is_computed_completely: "a bar that opens in the range is computed from its complete bucket",
     once weeks_begin_on_monday: "a week begins on Monday",
-    once every_interval_works_at_the_limits_of_time: "every interval, from the first to the last tick that there can be",
-    once late_tick_changes_its_bar: "late and corrected ticks change derived bars at once",
-    once deleted_tick_changes_its_bar: "a deleted tick is out of its bar at once",
-    once repeated_batch_counts_once: "a batch sent again counts once",
+    once every_interval_works_at_the_limits_of_time: "every interval works from the first to the last valid time",
+    once late_tick_changes_its_bar: "late and corrected ticks change derived bars immediately",
+    once deleted_tick_changes_its_bar: "a deleted tick no longer counts in its bar",
+    once repeated_batch_counts_once: "a repeated batch counts once",
     once unknown_volume_is_not_zero: "volume is the sum of the known quantities, None if none is known",
     once quote_volume_is_exact: "100.5 x 2.25 = 226.125",
     once halves_round_away_from_zero: "a quote volume is summed exactly and rounded once, half away from zero",
-    once sum_of_1e20_is_out_of_range: "a sum of 1e20 is OutOfRange, one unit less is not",
-    once overflow_fails_only_its_own_page: "a sum out of range fails the page that holds its bar, not the one before",
+    once sum_of_1e20_is_out_of_range: "a sum of 1e20 fails with OutOfRange, one unit less does not",
+    once overflow_fails_only_its_own_page: "a sum out of range fails only the page of its bar",
     once stored_bar_is_replaced_by_its_final_form: "a stored bar is replaced by its final form",
-    once stored_bars_are_independent_of_ticks: "stored bars are data of their own",
-    once pages_cross_gaps: "pages of derived bars make up the full answer, in both directions, across gaps",
-    once resume_stays_before_an_open_bar: "resume does not pass a bar that the end of the range cuts",
-    once descending_resume_stays_before_an_open_bar: "newest first, resume stops before the open bar, which is the first one",
-    once stored_bars_resample_exactly: "stored bars merge into coarser ones exactly",
+    once stored_bars_are_independent_of_ticks: "stored bars are independent of ticks",
+    once pages_cross_gaps: "pages of derived bars equal the full result, in both directions, across gaps",
+    once resume_stays_before_an_open_bar: "resume stays before a bar that the end of the range cuts",
+    once descending_resume_stays_before_an_open_bar: "in descending order, resume stays before the open bar, which is the first bar",
+    once stored_bars_resample_exactly: "stored bars resample into coarser bars exactly",
 }
 
 fn name() -> Instrument {
@@ -108,10 +108,14 @@ async fn open_and_close_are_ordered_by_seq(context: &TestContext) -> CheckResult
     // The corrected tick is written last, which must not make it the first or the last tick of the bar.
     context.store().insert_ticks(&[tick(5, 10, "50", None)?]).await?;
     let bars = expect_reference_bars(context.store(), Interval::M1).await?;
-    expect_same_rows("after a correction between them", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
+    expect_same_rows("after a correction of a middle tick", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
     context.store().insert_ticks(&[tick(5, 2, "60", None)?, tick(5, 100, "70", None)?]).await?;
     let bars = expect_reference_bars(context.store(), Interval::M1).await?;
-    expect_same_rows("after a correction of both ends", &ends(&bars), &["60".to_owned(), "70".to_owned()])
+    expect_same_rows(
+        "after a correction of the first and last tick",
+        &ends(&bars),
+        &["60".to_owned(), "70".to_owned()],
+    )
 }
 
 async fn empty_bucket_has_no_bar(context: &TestContext) -> CheckResult {
@@ -120,7 +124,11 @@ async fn empty_bucket_has_no_bar(context: &TestContext) -> CheckResult {
     let found: Vec<Timestamp> = bars.iter().map(Bar::open_time).collect();
     expect_same_rows("open times", &found, &[minute(0), minute(10)])?;
     let between = range(minute(1), minute(10));
-    expect_same_rows("between them", &derived_bars_of(context.store(), Interval::M1, between).await?, &[])
+    expect_same_rows(
+        "the bars between the ticks",
+        &derived_bars_of(context.store(), Interval::M1, between).await?,
+        &[],
+    )
 }
 
 async fn partially_covered_bucket_is_computed_completely(context: &TestContext) -> CheckResult {
@@ -171,7 +179,7 @@ async fn every_interval_works_at_the_limits_of_time(context: &TestContext) -> Ch
     context.store().insert_ticks(&ticks).await?;
     for interval in Interval::ALL {
         let bars = expect_reference_bars(context.store(), *interval).await?;
-        expect_true("bars at both ends", bars.len() >= 4)?;
+        expect_true("bars at both limits", bars.len() >= 4)?;
     }
     Ok(())
 }
@@ -248,7 +256,7 @@ async fn quote_volume_is_exact(context: &TestContext) -> CheckResult {
     expect_same("100.5 x 2.25", &quote_volume(context, &one).await?, &"226.125".to_owned())?;
     let digits = [tick(0, 0, "1234567.890123456789", Some("0.000000987654321"))?];
     let expected = "1.219326311248285321".to_owned();
-    expect_same("a product of 27 places", &quote_volume(context, &digits).await?, &expected)
+    expect_same("a product with 27 decimal places", &quote_volume(context, &digits).await?, &expected)
 }
 
 async fn halves_round_away_from_zero(context: &TestContext) -> CheckResult {
@@ -262,7 +270,7 @@ async fn halves_round_away_from_zero(context: &TestContext) -> CheckResult {
     let five: Vec<_> = (0..5).map(half).collect::<Result<_>>()?;
     expect_same("2.5 units", &quote_volume(context, &five).await?, &"0.000000000000000003".to_owned())?;
     let below = [tick(0, 0, "0.499999999999999999", Some("0.000000000000000001"))?];
-    expect_same("a little less than half a unit", &quote_volume(context, &below).await?, &"0".to_owned())
+    expect_same("slightly less than half a unit", &quote_volume(context, &below).await?, &"0".to_owned())
 }
 
 async fn sum_of_1e20_is_out_of_range(context: &TestContext) -> CheckResult {
@@ -283,7 +291,7 @@ async fn sum_of_1e20_is_out_of_range(context: &TestContext) -> CheckResult {
     for (what, ticks) in over {
         store.insert_ticks(&ticks).await?;
         let error = expect_error(what, store.derived_bars(&query).await, KIND)?;
-        expect_true(format_args!("{what} is not worth another try"), !error.retry().is_retryable())?;
+        expect_true(format_args!("the error of {what} is not retryable"), !error.retry().is_retryable())?;
         expect_error(what, store.stats(&stats).await, KIND)?;
         expect_error(what, store.change(&stats).await, KIND)?;
         store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
@@ -306,8 +314,10 @@ async fn overflow_fails_only_its_own_page(context: &TestContext) -> CheckResult 
         let what = format!("{:?}", query.order);
         let page = store.derived_bars(&query).await?;
         let found: Vec<_> = page.items.iter().map(Bar::open_time).collect();
-        expect_same_rows(&format!("{what}: the page before"), &found, &[first])?;
-        let Some(next) = page.next else { return Err(Failure::new(format_args!("{what}: there is more"))) };
+        expect_same_rows(&format!("{what}: the previous page"), &found, &[first])?;
+        let Some(next) = page.next else {
+            return Err(Failure::new(format_args!("{what}: the first page has no next page")));
+        };
         let page = store.derived_bars(&query.after(next)).await;
         expect_error(&format!("{what}: the page of the bar"), page, ErrorKind::OutOfRange)?;
     }
@@ -326,7 +336,11 @@ async fn stored_bar_is_replaced_by_its_final_form(context: &TestContext) -> Chec
 async fn stored_bars_are_independent_of_ticks(context: &TestContext) -> CheckResult {
     let (store, stored) = (context.store(), Bar::at(0, 0, 500));
     store.insert_bars(std::slice::from_ref(&stored)).await?;
-    expect_same_rows("no tick, no bar", &derived_bars_of(store, Interval::M1, TimeRange::ALL).await?, &[])?;
+    expect_same_rows(
+        "the bars without ticks",
+        &derived_bars_of(store, Interval::M1, TimeRange::ALL).await?,
+        &[],
+    )?;
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
     expect_reference_bars(store, Interval::M1).await?;
     let found = Bar::all(store, &Bar::series_no(0)).await?;
@@ -366,7 +380,7 @@ async fn resume_stays_before_an_open_bar(context: &TestContext) -> CheckResult {
     store.insert_ticks(&[tick(80, 0, "3", None)?]).await?;
     let again = store.derived_bars(&query.clone().after(page.resume)).await?;
     let found: Vec<_> = again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
-    expect_same_rows("the open bar, grown", &found, &[(minute(1), "3".to_owned())])
+    expect_same_rows("the open bar after another tick", &found, &[(minute(1), "3".to_owned())])
 }
 
 async fn descending_resume_stays_before_an_open_bar(context: &TestContext) -> CheckResult {
@@ -381,7 +395,7 @@ async fn descending_resume_stays_before_an_open_bar(context: &TestContext) -> Ch
     store.insert_ticks(&[tick(80, 0, "3", None)?]).await?;
     let expected = [(minute(1), "3".to_owned()), (minute(0), "1".to_owned())];
     for (what, query, expected) in [
-        ("after the whole answer", query.after(whole.resume), &expected[..]),
+        ("after the complete result", query.after(whole.resume), &expected[..]),
         ("after the first page", limited.after(first.resume), &expected[..1]),
     ] {
         let again = store.derived_bars(&query).await?;

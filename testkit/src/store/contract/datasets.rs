@@ -12,11 +12,11 @@ use super::{CheckResult, NamedSignal, Sample, TestContext, promises};
 use crate::store::rows::records_of;
 
 promises! { "datasets";
-    every every_column_keeps_its_values: "every value comes back in its own column, of every type",
-    every absent_values_stay_absent: "an optional value that is absent comes back absent, and zero or an empty text does not",
-    every level_lists_keep_every_level: "a list of levels comes back whole and in its order, also the empty and the longest one",
-    once named_series_are_ordered_by_bytes: "series that are names are listed by their bytes, whatever they contain",
-    every unregistered_dataset_is_rejected: "a dataset that the store was not opened with is SchemaMismatch",
+    every every_column_keeps_its_values: "values of every type are read from their own column",
+    every absent_values_stay_absent: "an absent value is read as absent; zero and the empty text are not",
+    every level_lists_keep_every_level: "lists of levels are complete and in order, including the empty and the longest list",
+    once named_series_are_ordered_by_bytes: "series by name are listed in byte order for any characters",
+    every unregistered_dataset_is_rejected: "a dataset that the store was not opened with is rejected with SchemaMismatch",
 }
 
 /// Returns the rows of a series in the order of their times.
@@ -32,7 +32,7 @@ pub(super) async fn expect_round_trip<D: Sample>(store: &dyn PriceStore, records
     let found = rows_of::<D>(store).await?;
     expect_same("the number of records", &found.len(), &expected.len())?;
     for (found, expected) in found.iter().zip(&expected) {
-        expect_same("the place", &found.sort_key(), &expected.sort_key())?;
+        expect_same("the sort key", &found.sort_key(), &expected.sort_key())?;
         for (at, column) in D::DATASET.values().iter().enumerate() {
             let what = format!("{} at {}", column.name, expected.sort_key().0);
             expect_same(&what, &found.values()[at], &expected.values()[at])?;

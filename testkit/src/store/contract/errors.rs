@@ -12,8 +12,8 @@ use super::{Sample, TestContext, promises};
 
 promises! { "errors";
     once errors_name_the_called_method: "each method is the one that was called, through every wrapper",
-    once errors_have_kind_code_operation_and_backend: "kind, code, operation and backend of a refused call",
-    once info_names_the_backend_and_its_limits: "info names the backend and its bounds, without a call",
+    once errors_have_kind_code_operation_and_backend: "a rejected call has kind, code, operation and backend",
+    once info_names_the_backend_and_its_limits: "info returns the backend and its limits without I/O",
     once secrets_are_never_shown: "no password in Debug, Display, info, errors or their sources",
 }
 
@@ -60,8 +60,8 @@ async fn errors_have_kind_code_operation_and_backend(context: &TestContext) -> C
     let says = |error: &Error, operation: &str| {
         expect_same("the operation", &error.operation(), &operation)?;
         expect_same("the backend", &error.backend(), &Some(backend))?;
-        expect_true("never worth another try", !error.retry().is_retryable())?;
-        expect_true("a dotted code of the store", error.code().starts_with("store."))?;
+        expect_true("an error that is not retryable", !error.retry().is_retryable())?;
+        expect_true("a code that starts with store.", error.code().starts_with("store."))?;
         let shown = error.to_string();
         expect_true(format_args!("Display names the code: {shown}"), shown.contains(error.code()))
     };
@@ -82,13 +82,13 @@ async fn errors_have_kind_code_operation_and_backend(context: &TestContext) -> C
 
 async fn info_names_the_backend_and_its_limits(context: &TestContext) -> CheckResult {
     let info = context.store().info();
-    expect_true("a backend's name", !info.backend.is_empty())?;
+    expect_true("a backend name that is not empty", !info.backend.is_empty())?;
     let bounds = 1..=qi_core::store::StoreInfo::MAX_BATCH;
     expect_true(
         format_args!("max_batch from 1 to 1,000,000, found {}", info.max_batch),
         bounds.contains(&info.max_batch),
     )?;
-    expect_true("a store that shows itself", !context.store().to_string().is_empty())
+    expect_true("a Display that is not empty", !context.store().to_string().is_empty())
 }
 
 async fn secrets_are_never_shown(context: &TestContext) -> CheckResult {

@@ -64,7 +64,7 @@ pub(crate) fn expect_same_rows<T: PartialEq + Debug>(what: &str, found: &[T], ex
     }
     let at = found.iter().zip(expected).take_while(|(a, b)| a == b).count();
     Err(Failure::new(format_args!(
-        "{what}: {} records where {} were expected, and the one at {at} differs\n  expected: {:?}\n     found: {:?}",
+        "{what}: found {} records, expected {}; record {at} differs\n  expected: {:?}\n     found: {:?}",
         found.len(),
         expected.len(),
         expected.get(at),

@@ -107,12 +107,12 @@ impl StoreFactory for MemoryFactory {
 
     fn not_applicable(&self, check: &str) -> Option<&'static str> {
         match check {
-            "schema::newer_schema_is_rejected" => Some("the memory store outlives no version of the library"),
+            "schema::newer_schema_is_rejected" => Some("the memory store does not persist its schema"),
             "schema::added_column_reads_as_absent"
             | "schema::enumeration_accepts_appended_variants"
             | "schema::incompatible_declaration_is_rejected"
             | "schema::older_declaration_continues_to_work" => {
-                Some("the memory store keeps nothing of another version of the program")
+                Some("the memory store does not persist records of another program version")
             }
             "schema::unreachable_server_is_retryable" | "errors::secrets_are_never_shown" => {
                 Some("the memory store has no server and no password")

@@ -9,18 +9,18 @@ use super::{Sample, TestContext, promises};
 
 promises! { "latest";
     every latest_returns_one_record_per_series: "the newest record of each series, in the order of the series",
-    tied highest_seq_of_one_time_is_latest: "of records of one time the one with the highest seq",
-    every series_without_records_is_omitted: "a series without records is absent, and nothing at all is an empty page",
-    every as_of_is_inclusive: "as_of sees what was known at that very moment, and nothing later",
-    once as_of_uses_the_close_time_of_bars: "as_of looks at the close time of a bar",
-    once latest_bar_has_the_requested_interval: "the latest bar is of the interval that was asked for",
-    every late_insert_is_not_the_latest: "a record that comes late does not displace a newer one",
-    every corrected_latest_record_is_returned: "a corrected latest record shows at once",
-    every previous_record_is_latest_after_a_deletion: "after deletion the one before is the latest",
-    every repeated_owner_is_returned_once: "a key named twice is answered once",
-    bulk old_latest_record_is_found_among_newer_series: "a series whose last record is years old is found among busy ones",
-    every pages_are_ordered_by_series: "latest is paged by series",
-    once single_record_methods_return_the_latest: "the short forms give the latest of one",
+    tied highest_seq_of_one_time_is_latest: "of records of one time, the record with the highest seq is the latest",
+    every series_without_records_is_omitted: "a series without records is omitted; without any records the page is empty",
+    every as_of_is_inclusive: "as_of includes records known at that time, and no later records",
+    once as_of_uses_the_close_time_of_bars: "as_of uses the close time of a bar",
+    once latest_bar_has_the_requested_interval: "the latest bar has the requested interval",
+    every late_insert_is_not_the_latest: "a late record does not replace a newer one",
+    every corrected_latest_record_is_returned: "a corrected latest record is returned immediately",
+    every previous_record_is_latest_after_a_deletion: "after a deletion the previous record is the latest",
+    every repeated_owner_is_returned_once: "an owner selected twice is returned once",
+    bulk old_latest_record_is_found_among_newer_series: "a series whose last record is years old is found among newer series",
+    every pages_are_ordered_by_series: "latest is paged in the order of the series",
+    once single_record_methods_return_the_latest: "the methods for one series return its latest record",
 }
 
 async fn latest_returns_one_record_per_series<D: Sample>(context: &TestContext) -> CheckResult {
@@ -33,7 +33,11 @@ async fn latest_returns_one_record_per_series<D: Sample>(context: &TestContext) 
     expect_same_rows("all", &D::scan_latest(context.store(), LatestParams::all()).await?, &newest)?;
     let some = LatestParams::only(vec![D::series_no(30), D::series_no(3), D::series_no(49)]);
     let expected = [newest[3].clone(), newest[30].clone(), newest[49].clone()];
-    expect_same_rows("three of them", &D::scan_latest(context.store(), some).await?, &expected)
+    expect_same_rows(
+        "the latest records of three series",
+        &D::scan_latest(context.store(), some).await?,
+        &expected,
+    )
 }
 
 async fn highest_seq_of_one_time_is_latest<D: Sample>(context: &TestContext) -> CheckResult {
@@ -46,7 +50,11 @@ async fn highest_seq_of_one_time_is_latest<D: Sample>(context: &TestContext) -> 
         &batch[1..2],
     )?;
     let params = LatestParams::only(vec![series]).known_at(minute(0));
-    expect_same_rows("as of the tie", &D::scan_latest(context.store(), params).await?, &batch[1..2])
+    expect_same_rows(
+        "the latest record as of that time",
+        &D::scan_latest(context.store(), params).await?,
+        &batch[1..2],
+    )
 }
 
 async fn series_without_records_is_omitted<D: Sample>(context: &TestContext) -> CheckResult {
@@ -54,10 +62,14 @@ async fn series_without_records_is_omitted<D: Sample>(context: &TestContext) -> 
     let record = D::at(5, 0, 1);
     D::insert(context.store(), std::slice::from_ref(&record)).await?;
     let params = LatestParams::only(vec![D::series_no(4), D::series_no(5), D::series_no(6)]);
-    expect_same_rows("one of three", &D::scan_latest(context.store(), params).await?, &[record])?;
+    expect_same_rows(
+        "the latest records of three series, two without records",
+        &D::scan_latest(context.store(), params).await?,
+        &[record],
+    )?;
     let page = D::latest(context.store(), &LatestParams::only(vec![D::series_no(4)])).await?;
-    expect_same_rows("none of one", &page.items, &[])?;
-    expect_true("an empty page has no next one", page.next.is_none())
+    expect_same_rows("the latest record of a series without records", &page.items, &[])?;
+    expect_true("an empty page has no next page", page.next.is_none())
 }
 
 async fn as_of_is_inclusive<D: Sample>(context: &TestContext) -> CheckResult {
@@ -68,15 +80,15 @@ async fn as_of_is_inclusive<D: Sample>(context: &TestContext) -> CheckResult {
         let before = Timestamp::from_micros(known.as_micros() - 1)?;
         for params in [LatestParams::<D>::all(), LatestParams::only(vec![D::series_no(0)])] {
             let found = D::scan_latest(context.store(), params.clone().known_at(known)).await?;
-            expect_same_rows("at that moment", &found, &batch[n..=n])?;
+            expect_same_rows("as of that time", &found, &batch[n..=n])?;
             let found = D::scan_latest(context.store(), params.known_at(before)).await?;
-            expect_same_rows("a microsecond before", &found, &batch[n.saturating_sub(1)..n])?;
+            expect_same_rows("as of one microsecond before", &found, &batch[n.saturating_sub(1)..n])?;
         }
     }
     let found = D::scan_latest(context.store(), LatestParams::all().known_at(Timestamp::MIN)).await?;
-    expect_same_rows("at the beginning of time", &found, &[])?;
+    expect_same_rows("as of the first timestamp", &found, &[])?;
     let found = D::scan_latest(context.store(), LatestParams::all().known_at(Timestamp::MAX)).await?;
-    expect_same_rows("at the end of time", &found, &batch[2..])
+    expect_same_rows("as of the last timestamp", &found, &batch[2..])
 }
 
 async fn as_of_uses_the_close_time_of_bars(context: &TestContext) -> CheckResult {
@@ -124,7 +136,7 @@ async fn late_insert_is_not_the_latest<D: Sample>(context: &TestContext) -> Chec
     D::insert(context.store(), &[D::at(0, 50, 2), D::at(0, -900_000, 3)]).await?;
     expect_same_rows("the latest", &D::scan_latest(context.store(), LatestParams::all()).await?, &[newest])?;
     let found = D::scan_latest(context.store(), LatestParams::all().known_at(minute(99))).await?;
-    expect_same_rows("as of before", &found, &[D::at(0, 50, 2)])
+    expect_same_rows("as of an earlier time", &found, &[D::at(0, 50, 2)])
 }
 
 async fn corrected_latest_record_is_returned<D: Sample>(context: &TestContext) -> CheckResult {
@@ -166,13 +178,13 @@ async fn old_latest_record_is_found_among_newer_series<D: Sample>(context: &Test
     D::insert(context.store(), &batch).await?;
     let params = LatestParams::only(vec![D::series_no(0)]);
     expect_same_rows(
-        "asked by name",
+        "the latest record of the selected series",
         &D::scan_latest(context.store(), params).await?,
         std::slice::from_ref(&old),
     )?;
     let found = D::scan_latest(context.store(), LatestParams::all()).await?;
-    expect_same_rows("the first of all", &found[..1.min(found.len())], &[old])?;
-    expect_same("how many series", &found.len(), &4)
+    expect_same_rows("the first latest record", &found[..1.min(found.len())], &[old])?;
+    expect_same("the number of series", &found.len(), &4)
 }
 
 async fn pages_are_ordered_by_series<D: Sample>(context: &TestContext) -> CheckResult {
@@ -186,7 +198,7 @@ async fn pages_are_ordered_by_series<D: Sample>(context: &TestContext) -> CheckR
         }
     }
     let whole = D::latest(context.store(), &LatestParams::all().limit(10)).await?;
-    expect_true("the page that takes the last one has no next", whole.next.is_none())
+    expect_true("the page with the last series has no next page", whole.next.is_none())
 }
 
 async fn single_record_methods_return_the_latest(context: &TestContext) -> CheckResult {

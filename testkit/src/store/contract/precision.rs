@@ -15,11 +15,11 @@ use crate::store::rows::records_of;
 
 promises! { "precision";
     every decimals_are_stored_exactly: "20 integer digits with 18 places and a sign in every decimal column and level",
-    every times_are_kept_to_the_microsecond: "times are kept to the microsecond",
-    every first_and_last_time_are_stored: "the first and the last time of a record",
-    once longest_names_and_all_characters_are_stored: "the longest names and every allowed character",
-    once symbols_are_kept_byte_for_byte: "symbols are kept byte for byte, told apart and ordered by their bytes",
-    once values_outside_the_domain_are_rejected: "19 places, 1e20, a price of zero, names outside their rule are refused",
+    every times_are_kept_to_the_microsecond: "times are stored to the microsecond",
+    every first_and_last_time_are_stored: "the first and the last valid time are stored",
+    once longest_names_and_all_characters_are_stored: "the longest names and every allowed character are stored",
+    once symbols_are_kept_byte_for_byte: "symbols are stored, distinguished and ordered by their bytes",
+    once values_outside_the_domain_are_rejected: "19 decimal places, 1e20, a price of zero and invalid names are rejected",
 }
 
 /// Decimals at the bounds of the domain, and with all decimal places, with and without a sign.
@@ -72,8 +72,12 @@ async fn times_are_kept_to_the_microsecond<D: Sample>(context: &TestContext) -> 
     expect_same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
     let inner = super::dataset_ops::RangeParams::<D>::all(&series)
         .within(super::dataset_ops::range(micros(D::STEP), micros(2 * D::STEP)));
-    expect_same_rows("one step of it", &D::page(context.store(), &inner).await?.items, &batch[1..2])?;
-    expect_true("the times of the checks count from a whole second", BASE % 1_000_000 == 0)
+    expect_same_rows(
+        "the records of one step",
+        &D::page(context.store(), &inner).await?.items,
+        &batch[1..2],
+    )?;
+    expect_true("the base time of the checks is a multiple of one second", BASE % 1_000_000 == 0)
 }
 
 async fn first_and_last_time_are_stored<D: Sample>(context: &TestContext) -> CheckResult {
@@ -172,7 +176,11 @@ async fn symbols_are_kept_byte_for_byte(context: &TestContext) -> CheckResult {
     let found: Vec<_> = latest.iter().map(|tick| tick.instrument().clone()).collect();
     expect_same_rows("the order of the instruments", &found, &names)?;
     let params = super::dataset_ops::LatestParams::only(names.clone()).limit(7);
-    expect_same_rows("the latest of these", &PriceTick::scan_latest(store, params).await?, &latest)?;
+    expect_same_rows(
+        "the latest records of the selected instruments",
+        &PriceTick::scan_latest(store, params).await?,
+        &latest,
+    )?;
     for (n, name) in (0..).zip(&names) {
         let scope = Scope::Asset(name.symbol().clone());
         let values = SnapshotValues { markets: Some(n), ..SnapshotValues::default() };
@@ -183,28 +191,28 @@ async fn symbols_are_kept_byte_for_byte(context: &TestContext) -> CheckResult {
     // The deletion affects only one of the instruments.
     let (gone, left) = (&names[3], ticks.len() - 1);
     store.delete_range(&PriceTick::deletion(Some(vec![gone.clone()]), qi_core::TimeRange::ALL)).await?;
-    expect_same_rows("the deleted one", &PriceTick::all(store, gone).await?, &[])?;
+    expect_same_rows("the deleted series", &PriceTick::all(store, gone).await?, &[])?;
     let rest = PriceTick::scan_latest(store, super::dataset_ops::LatestParams::all()).await?;
-    super::expect::expect_same("the others", &rest.len(), &left)
+    super::expect::expect_same("the number of other series", &rest.len(), &left)
 }
 
 /// These values cannot be constructed, so a store never receives them.
 async fn values_outside_the_domain_are_rejected(_: &TestContext) -> CheckResult {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
-        expect_true(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;
+        expect_true(format_args!("the price {text} is rejected"), text.parse::<Price>().is_err())?;
     }
     for text in ["1.0000000000000000001", "100000000000000000000", "-0.1"] {
-        expect_true(format_args!("the quantity {text} is refused"), text.parse::<Quantity>().is_err())?;
+        expect_true(format_args!("the quantity {text} is rejected"), text.parse::<Quantity>().is_err())?;
     }
     for text in
         ["Alpha:BTC", "alpha:B C", "alpha:", ":BTC", "alpha", "al pha:BTC", "alpha:B\u{200b}", "alpha:B\0"]
     {
         expect_true(
-            format_args!("the instrument {text:?} is refused"),
+            format_args!("the instrument {text:?} is rejected"),
             text.parse::<qi_core::Instrument>().is_err(),
         )?;
     }
     let late = PriceTick::new(instrument("alpha:BTC"), Timestamp::MAX, 0, "1".parse()?);
-    expect_true("a time after the last one of a record is refused", late.is_err())?;
-    expect_true("the moment zero is refused", Timestamp::from_micros(0).is_err())
+    expect_true("a time after the last valid time is rejected", late.is_err())?;
+    expect_true("the timestamp zero is rejected", Timestamp::from_micros(0).is_err())
 }

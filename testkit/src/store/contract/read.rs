@@ -11,25 +11,25 @@ use super::expect::{CheckResult, Failure, expect_error, expect_same, expect_same
 use super::{Sample, TestContext, promises};
 
 promises! { "read";
-    every range_start_is_inclusive: "a range begins with its start",
-    every range_end_is_exclusive: "a range ends before its end",
-    every empty_range_returns_an_empty_page: "an empty range is an empty page, never an error",
-    every unknown_series_returns_an_empty_page: "an unknown series is an empty page, never an error",
+    every range_start_is_inclusive: "a range includes its start",
+    every range_end_is_exclusive: "a range excludes its end",
+    every empty_range_returns_an_empty_page: "an empty range returns an empty page, never an error",
+    every unknown_series_returns_an_empty_page: "an unknown series returns an empty page, never an error",
     every ascending_is_oldest_first: "ascending is oldest first",
     every descending_is_newest_first: "descending is the same records, newest first",
     tied records_of_one_time_are_ordered_by_seq: "records of one time are ordered by seq, in both directions",
-    bulk pages_equal_the_full_scan: "pages of 1, 2, 7 and 1,000 make up the full scan, in both directions",
-    tied page_boundary_within_one_time_loses_nothing: "a page that ends among records of one time loses and repeats none",
-    every last_full_page_has_no_next: "the page that takes the last record has no next one",
+    bulk pages_equal_the_full_scan: "pages of 1, 2, 7 and 1,000 records equal the full scan, in both directions",
+    tied page_boundary_within_one_time_loses_nothing: "a page boundary between records of one time loses and repeats no record",
+    every last_full_page_has_no_next: "the page with the last record has no next page",
     bulk page_holds_up_to_10000_records: "a page holds up to 10,000 records",
-    every cursor_sees_records_inserted_after_it: "what is inserted behind a cursor is not seen, ahead of it is",
-    every cursor_survives_deletion_of_its_record: "a cursor goes on after its record, also when that is deleted",
-    every cursor_of_another_query_is_rejected: "a cursor of another series, range or order is InvalidInput",
-    once cursor_of_another_dataset_is_rejected: "a cursor of another dataset or question is InvalidInput",
-    every cursor_is_valid_for_another_limit: "a cursor is not bound to the limit",
-    every resume_returns_later_records: "resume is on every page, the empty one too, and sees what came later",
-    every limit_must_be_1_to_10000: "limits 0 and 10,001 are refused, 1 and 10,000 are not",
-    every stream_equals_its_pages: "the stream is the pages in order",
+    every cursor_sees_records_inserted_after_it: "records inserted after a cursor are returned, records before it are not",
+    every cursor_survives_deletion_of_its_record: "a cursor continues after its record, even if the record is deleted",
+    every cursor_of_another_query_is_rejected: "a cursor of another series, range or order fails with InvalidInput",
+    once cursor_of_another_dataset_is_rejected: "a cursor of another dataset or method fails with InvalidInput",
+    every cursor_is_valid_for_another_limit: "a cursor is valid for another limit",
+    every resume_returns_later_records: "every page, even an empty one, has a resume cursor that returns later records",
+    every limit_must_be_1_to_10000: "limits 0 and 10,001 are rejected, 1 and 10,000 are accepted",
+    every stream_equals_its_pages: "the stream returns the records of the pages in order",
 }
 
 /// Inserts and returns ten records of one series, one minute apart.
@@ -81,17 +81,17 @@ async fn empty_range_returns_an_empty_page<D: Sample>(context: &TestContext) -> 
         for params in [params::<D>(), params().descending()] {
             let page = D::page(context.store(), &params.within(range)).await?;
             expect_same_rows("an empty range", &page.items, &[])?;
-            expect_true("an empty page has no next one", page.next.is_none())?;
+            expect_true("an empty page has no next page", page.next.is_none())?;
         }
     }
     Ok(())
 }
 
 async fn unknown_series_returns_an_empty_page<D: Sample>(context: &TestContext) -> CheckResult {
-    for round in ["in an empty store", "beside others"] {
+    for round in ["in an empty store", "beside other series"] {
         let page = D::page(context.store(), &RangeParams::all(&D::series_no(7))).await?;
         expect_same_rows(round, &page.items, &[])?;
-        expect_true("an empty page has no next one", page.next.is_none())?;
+        expect_true("an empty page has no next page", page.next.is_none())?;
         insert_ten::<D>(context.store()).await?;
     }
     Ok(())
@@ -164,15 +164,15 @@ async fn last_full_page_has_no_next<D: Sample>(context: &TestContext) -> CheckRe
     for params in [params::<D>().limit(5), params().limit(5).descending()] {
         let first = D::page(context.store(), &params).await?;
         let Some(next) = first.next else {
-            return Err(Failure::new("the first of two pages has no next one"));
+            return Err(Failure::new("the first of two pages has no next page"));
         };
         let second = D::page(context.store(), &params.after(next)).await?;
         expect_same("the second page", &second.items.len(), &5)?;
-        expect_true("the second page is the last one", second.next.is_none())?;
+        expect_true("the second page has no next page", second.next.is_none())?;
     }
     let whole = D::page(context.store(), &params().limit(10)).await?;
-    expect_same_rows("one page of all", &whole.items, &all)?;
-    expect_true("a page of all is the last one", whole.next.is_none())
+    expect_same_rows("one page with all records", &whole.items, &all)?;
+    expect_true("a page with all records has no next page", whole.next.is_none())
 }
 
 async fn page_holds_up_to_10000_records<D: Sample>(context: &TestContext) -> CheckResult {
@@ -180,7 +180,9 @@ async fn page_holds_up_to_10000_records<D: Sample>(context: &TestContext) -> Che
     D::insert(context.store(), &batch).await?;
     let page = D::page(context.store(), &params()).await?;
     expect_same_rows("the first page", &page.items, &batch[..10_000])?;
-    let Some(next) = page.next else { return Err(Failure::new("there is one more, and no next page")) };
+    let Some(next) = page.next else {
+        return Err(Failure::new("one record remains, but there is no next page"));
+    };
     expect_same_rows(
         "the second page",
         &D::page(context.store(), &params().after(next)).await?.items,
@@ -196,7 +198,7 @@ async fn cursor_sees_records_inserted_after_it<D: Sample>(context: &TestContext)
     expect_same_rows("the first page", &ascending.items, &[0, 2].map(at))?;
     D::insert(context.store(), &[1, 3, 5, 7].map(at)).await?;
     let (Some(up), Some(down)) = (ascending.next, descending.next) else {
-        return Err(Failure::new("two of five records have a next page"));
+        return Err(Failure::new("a page with two of five records has no next page"));
     };
     let found = D::scan(context.store(), params().limit(2).after(up)).await?;
     expect_same_rows("after 2, ascending", &found, &[3, 4, 5, 6, 7, 8].map(at))?;
@@ -207,7 +209,9 @@ async fn cursor_sees_records_inserted_after_it<D: Sample>(context: &TestContext)
 async fn cursor_survives_deletion_of_its_record<D: Sample>(context: &TestContext) -> CheckResult {
     let all = insert_ten::<D>(context.store()).await?;
     let page = D::page(context.store(), &params().limit(4)).await?;
-    let Some(next) = page.next else { return Err(Failure::new("four of ten records have a next page")) };
+    let Some(next) = page.next else {
+        return Err(Failure::new("a page with four of ten records has no next page"));
+    };
     let gone = D::deletion(Some(vec![D::series_no(1)]), range(minute(3), minute(5)));
     context.store().delete_range(&gone).await?;
     expect_same_rows(
@@ -220,7 +224,9 @@ async fn cursor_survives_deletion_of_its_record<D: Sample>(context: &TestContext
 async fn cursor_of_another_query_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
     insert_ten::<D>(context.store()).await?;
     let page = D::page(context.store(), &params().limit(2)).await?;
-    let Some(next) = page.next else { return Err(Failure::new("two of ten records have a next page")) };
+    let Some(next) = page.next else {
+        return Err(Failure::new("a page with two of ten records has no next page"));
+    };
     for cursor in [next, page.resume] {
         let foreign = [
             ("another series", RangeParams::<D>::all(&D::series_no(2))),
@@ -234,7 +240,7 @@ async fn cursor_of_another_query_is_rejected<D: Sample>(context: &TestContext) -
     }
     let nonsense = "not a cursor".parse()?;
     expect_error(
-        "nonsense",
+        "an invalid cursor",
         D::page(context.store(), &params().after(nonsense)).await,
         ErrorKind::InvalidInput,
     )?;
@@ -297,7 +303,9 @@ async fn cursor_of_another_dataset_is_rejected(context: &TestContext) -> CheckRe
 async fn cursor_is_valid_for_another_limit<D: Sample>(context: &TestContext) -> CheckResult {
     let all = insert_ten::<D>(context.store()).await?;
     let page = D::page(context.store(), &params().limit(3)).await?;
-    let Some(next) = page.next else { return Err(Failure::new("three of ten records have a next page")) };
+    let Some(next) = page.next else {
+        return Err(Failure::new("a page with three of ten records has no next page"));
+    };
     let rest = D::page(context.store(), &params().limit(100).after(next)).await?;
     expect_same_rows("the rest", &rest.items, &all[3..])
 }
@@ -306,11 +314,11 @@ async fn resume_returns_later_records<D: Sample>(context: &TestContext) -> Check
     let mut params = params::<D>();
     for round in 0..4u32 {
         let page = D::page(context.store(), &params).await?;
-        expect_same_rows("nothing new", &page.items, &[])?;
+        expect_same_rows("the page without new records", &page.items, &[])?;
         let new: Vec<D> = (0..round).map(|n| D::at(1, i64::from(10 * round + n), n)).collect();
         D::insert(context.store(), &new).await?;
         let page = D::page(context.store(), &params.clone().after(page.resume)).await?;
-        expect_same_rows("what came since", &page.items, &new)?;
+        expect_same_rows("the records since the last page", &page.items, &new)?;
         params = params.after(page.resume);
     }
     Ok(())

@@ -143,17 +143,20 @@ pub async fn run_check(
 ) -> CheckResult {
     let context = TestContext::open(factory, wrapper, &check.datasets(datasets))
         .await
-        .map_err(|e| Failure::from(e).within("opening a store"))?;
+        .map_err(|e| Failure::from(e).within("cannot create the store"))?;
     let guarded = std::panic::AssertUnwindSafe(check.run(&context)).catch_unwind();
     let outcome = match tokio::time::timeout(CHECK_LIMIT, guarded).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(panic)) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("not a text");
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
             Err(Failure::inconclusive(format_args!("the check panicked: {text}")))
         }
-        Err(_) => Err(Failure::inconclusive(format_args!("no end within {} s", CHECK_LIMIT.as_secs()))),
+        Err(_) => Err(Failure::inconclusive(format_args!(
+            "the check exceeded its time limit of {} s",
+            CHECK_LIMIT.as_secs()
+        ))),
     };
-    let cleaned = context.clean_up().await.map_err(|e| Failure::from(e).within("cleaning up"));
+    let cleaned = context.clean_up().await.map_err(|e| Failure::from(e).within("cleanup failed"));
     outcome.and(cleaned)
 }

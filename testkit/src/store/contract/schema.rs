@@ -14,18 +14,18 @@ use super::{CheckResult, Sample, TestContext, instrument_no, promises};
 
 promises! { "schema";
     every ensure_schema_is_idempotent_and_keeps_the_data: "ensure_schema is idempotent and never destructive",
-    once ensure_schema_runs_concurrently: "ensure_schema is safe to run from many tasks at once",
-    every missing_schema_is_rejected: "nothing exists before ensure_schema",
-    once bars_and_stats_need_a_schema: "nothing exists before ensure_schema: bars and stats",
-    once plan_schema_changes_nothing: "plan_schema says what ensure_schema would do, and does nothing",
-    once added_column_reads_as_absent: "an optional column that was added since is applied, and absent in older records",
-    once enumeration_accepts_appended_variants: "names that were added at the end of an enumeration are applied",
-    once older_declaration_continues_to_work: "a program whose columns are the first of the stored ones goes on",
-    once incompatible_declaration_is_rejected: "any other difference of a declaration is refused, and changes nothing",
-    once newer_schema_is_rejected: "a schema of a later version is refused",
-    once unreachable_server_is_retryable: "a server that does not answer is Unavailable, which may pass",
-    once ping_needs_no_schema: "ping answers, before and after ensure_schema",
-    every closed_store_rejects_every_call: "after close every call is Closed, and closing again is Ok",
+    once ensure_schema_runs_concurrently: "concurrent calls of ensure_schema succeed",
+    every missing_schema_is_rejected: "calls before ensure_schema fail with SchemaMismatch",
+    once bars_and_stats_need_a_schema: "derived_bars and stats before ensure_schema fail with SchemaMismatch",
+    once plan_schema_changes_nothing: "plan_schema lists the steps of ensure_schema and changes nothing",
+    once added_column_reads_as_absent: "ensure_schema adds an optional column, which is absent in older records",
+    once enumeration_accepts_appended_variants: "ensure_schema adds variants at the end of an enumeration",
+    once older_declaration_continues_to_work: "a program with a prefix of the stored columns continues to work",
+    once incompatible_declaration_is_rejected: "any other difference of a declaration is rejected and changes nothing",
+    once newer_schema_is_rejected: "a schema of a later version is rejected",
+    once unreachable_server_is_retryable: "a server that does not respond is Unavailable, which is retryable",
+    once ping_needs_no_schema: "ping succeeds before and after ensure_schema",
+    every closed_store_rejects_every_call: "after close every call fails with Closed, and close is idempotent",
 }
 
 async fn ensure_schema_is_idempotent_and_keeps_the_data<D: Sample>(context: &TestContext) -> CheckResult {
@@ -33,7 +33,11 @@ async fn ensure_schema_is_idempotent_and_keeps_the_data<D: Sample>(context: &Tes
     D::insert(store, std::slice::from_ref(&record)).await?;
     let report = store.ensure_schema().await?;
     expect_true("the second ensure_schema applies nothing", report.applied.is_empty())?;
-    expect_same_rows("after ensure_schema again", &D::all(store, &record.series()).await?, &[record])
+    expect_same_rows(
+        "the series after the second ensure_schema",
+        &D::all(store, &record.series()).await?,
+        &[record],
+    )
 }
 
 async fn ensure_schema_runs_concurrently(context: &TestContext) -> CheckResult {
@@ -49,7 +53,11 @@ async fn ensure_schema_runs_concurrently(context: &TestContext) -> CheckResult {
     expect_true(format_args!("one version, found {versions:?}"), versions.iter().all(|v| *v == versions[0]))?;
     let tick = PriceTick::at(0, 0, 1);
     store.insert_ticks(std::slice::from_ref(&tick)).await?;
-    expect_same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
+    expect_same_rows(
+        "the series after ensure_schema",
+        &PriceTick::all(&*store, tick.instrument()).await?,
+        &[tick],
+    )
 }
 
 async fn missing_schema_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
@@ -91,7 +99,7 @@ async fn unreachable_server_is_retryable(context: &TestContext) -> CheckResult {
         ("range", PriceTick::page(&*store, &RangeParams::all(tick.instrument())).await.map(drop)),
     ] {
         let error = expect_error(what, result, ErrorKind::Unavailable)?;
-        expect_true(format_args!("{what} says that trying again can help"), error.retry().is_retryable())?;
+        expect_true(format_args!("the error of {what} is retryable"), error.retry().is_retryable())?;
     }
     Ok(())
 }
@@ -131,7 +139,7 @@ async fn closed_store_rejects_every_call<D: Sample>(context: &TestContext) -> Ch
 async fn plan_schema_changes_nothing(context: &TestContext) -> CheckResult {
     let store = context.without_schema().await?;
     for _ in 0..2 {
-        expect_true("an empty namespace needs something", !store.plan_schema().await?.is_empty())?;
+        expect_true("the plan of an empty namespace is not empty", !store.plan_schema().await?.is_empty())?;
     }
     let tick = PriceTick::at(0, 0, 1);
     let early = store.insert_ticks(std::slice::from_ref(&tick)).await;
@@ -139,7 +147,11 @@ async fn plan_schema_changes_nothing(context: &TestContext) -> CheckResult {
     store.ensure_schema().await?;
     expect_same_rows("the plan of a complete schema", &store.plan_schema().await?, &[])?;
     store.insert_ticks(std::slice::from_ref(&tick)).await?;
-    expect_same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
+    expect_same_rows(
+        "the series after ensure_schema",
+        &PriceTick::all(&*store, tick.instrument()).await?,
+        &[tick],
+    )
 }
 
 const A: Column = Column { name: "a", ty: ColumnType::Decimal, optional: false };
@@ -212,10 +224,13 @@ async fn added_column_reads_as_absent(context: &TestContext) -> CheckResult {
     let (columns, values) = additions();
     let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
     let second = context.reopen_with(&reopen, &new_datasets).await?;
-    expect_true("the plan says what is missing", !second.plan_schema().await?.is_empty())?;
-    expect_true("ensure_schema says what it applied", !second.ensure_schema().await?.applied.is_empty())?;
-    expect_same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
-    expect_same_rows("a second ensure_schema", &second.ensure_schema().await?.applied, &[])?;
+    expect_true("the plan lists the missing columns", !second.plan_schema().await?.is_empty())?;
+    expect_true(
+        "ensure_schema reports the applied steps",
+        !second.ensure_schema().await?.applied.is_empty(),
+    )?;
+    expect_same_rows("the plan after ensure_schema", &second.plan_schema().await?, &[])?;
+    expect_same_rows("the steps of the second ensure_schema", &second.ensure_schema().await?.applied, &[])?;
     let absent = vec![Value::Absent; values.len()];
     let mut expected = vec![row(new, 0, absent.clone())?, row(new, 1, absent)?];
     expect_same_rows("the older records", &stored(&*second, new).await?, &expected)?;
@@ -224,7 +239,7 @@ async fn added_column_reads_as_absent(context: &TestContext) -> CheckResult {
     expected[1] = row(new, 1, values.clone())?;
     expected.push(row(new, 2, values)?);
     insert(&*second, new, expected[1..].to_vec()).await?;
-    expect_same_rows("with newer ones", &stored(&*second, new).await?, &expected)
+    expect_same_rows("the older and newer records", &stored(&*second, new).await?, &expected)
 }
 
 async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckResult {
@@ -236,13 +251,17 @@ async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckRe
     let (new, new_datasets) = declared(version(vec![A, B, longer]))?;
     let second = context.reopen_with(&reopen, &new_datasets).await?;
     second.ensure_schema().await?;
-    expect_same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
+    expect_same_rows("the plan after ensure_schema", &second.plan_schema().await?, &[])?;
     let mut third = row(new, 1, vec![])?.values().to_vec();
     third[2] = Value::Enumeration(3);
     let series = SeriesKey { owner: Owner::Instrument(instrument_no(0)), interval: None };
     let third = Row::new(new, series, (minute(1), 0), third)?;
     insert(&*second, new, vec![third.clone()]).await?;
-    expect_same_rows("old and new", &stored(&*second, new).await?, &[row(new, 0, vec![])?, third])
+    expect_same_rows(
+        "the records with old and new variants",
+        &stored(&*second, new).await?,
+        &[row(new, 0, vec![])?, third],
+    )
 }
 
 async fn older_declaration_continues_to_work(context: &TestContext) -> CheckResult {
@@ -255,13 +274,13 @@ async fn older_declaration_continues_to_work(context: &TestContext) -> CheckResu
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
     let first = context.reopen_with(&reopen, &old_datasets).await?;
     expect_same_rows("the plan of the older version", &first.plan_schema().await?, &[])?;
-    expect_same_rows("what it applies", &first.ensure_schema().await?.applied, &[])?;
+    expect_same_rows("the steps of the older version", &first.ensure_schema().await?.applied, &[])?;
     insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
     let expected = [row(old, 0, vec![])?, row(old, 1, vec![])?];
-    expect_same_rows("what the older version reads", &stored(&*first, old).await?, &expected)?;
+    expect_same_rows("the records that the older version reads", &stored(&*first, old).await?, &expected)?;
     let absent = vec![Value::Absent; values.len()];
     let expected = [row(new, 0, values)?, row(new, 1, absent)?];
-    expect_same_rows("what the newer version reads", &stored(&*second, new).await?, &expected)
+    expect_same_rows("the records that the newer version reads", &stored(&*second, new).await?, &expected)
 }
 
 async fn incompatible_declaration_is_rejected(context: &TestContext) -> CheckResult {
@@ -307,5 +326,5 @@ async fn incompatible_declaration_is_rejected(context: &TestContext) -> CheckRes
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
     let expected = [row(old, 0, vec![])?, row(old, 1, vec![])?];
-    expect_same_rows("the first version goes on", &stored(&*first, old).await?, &expected)
+    expect_same_rows("the records of the first version", &stored(&*first, old).await?, &expected)
 }

@@ -13,27 +13,27 @@ use super::expect::{Failure, expect_error, expect_same, expect_same_rows, expect
 use super::{CheckResult, Sample, TestContext, promises};
 
 promises! { "write";
-    every empty_batch_writes_nothing: "an empty batch is Ok and writes nothing",
+    every empty_batch_writes_nothing: "an empty batch succeeds and writes nothing",
     every one_record_is_stored: "one record is written and read back",
-    bulk large_batch_is_stored: "25,000 ticks (of the others 2,500) in one batch, none lost",
-    every repeated_batch_changes_nothing: "the same batch sent again changes nothing",
-    every last_write_wins: "a write that begins after another was acknowledged wins, with all its fields",
-    every rewriting_an_earlier_value_takes_effect: "A, then B, then A again reads A: no deduplication by content",
-    every last_duplicate_in_a_batch_wins: "inside a batch the later element of a key wins, and is counted",
-    tied seq_distinguishes_records_of_one_time: "records of one time are kept apart by seq",
-    every same_time_in_two_series_is_two_records: "one time in two series is two records",
-    once same_symbol_on_two_exchanges_is_two_instruments: "one symbol on two exchanges is two instruments",
-    bulk batch_may_span_150_months: "one batch may reach over 150 months",
+    bulk large_batch_is_stored: "a batch of 25,000 ticks (2,500 other records) is stored completely",
+    every repeated_batch_changes_nothing: "a repeated batch changes nothing",
+    every last_write_wins: "a write that starts after an acknowledged write replaces all its fields",
+    every rewriting_an_earlier_value_takes_effect: "after writes of A, B and A, the store returns A: no deduplication by content",
+    every last_duplicate_in_a_batch_wins: "within a batch the last record of a key wins, and duplicates are counted",
+    tied seq_distinguishes_records_of_one_time: "seq distinguishes records of one time",
+    every same_time_in_two_series_is_two_records: "the same time in two series is two records",
+    once same_symbol_on_two_exchanges_is_two_instruments: "the same symbol on two exchanges is two instruments",
+    bulk batch_may_span_150_months: "one batch may span 150 months",
     bulk batch_may_span_4000_days: "4,000 daily records of one series in one batch",
-    every unsorted_batch_is_read_in_order: "a batch may come in any order",
-    every late_record_is_read_in_order: "a record older than all others is read in its place",
-    every concurrent_writers_of_one_key_leave_one_value: "writers to one key at once leave exactly one of the values, never a mixture",
-    every concurrent_writers_of_separate_keys_lose_nothing: "writers to separate keys at once lose nothing",
-    every writers_in_opposite_orders_do_not_deadlock: "writers of the same keys in opposite orders do not block each other",
-    every acknowledged_write_is_readable: "what is acknowledged is seen by the next read",
-    every retry_completes_a_partial_write: "after a failure that left half of a batch, sending it again completes it",
-    bulk dropped_insert_leaves_complete_records: "an insert dropped at any point leaves whole records or none",
-    bulk batch_above_max_batch_is_rejected: "a batch above max_batch is InvalidInput and writes nothing",
+    every unsorted_batch_is_read_in_order: "a batch may have any order",
+    every late_record_is_read_in_order: "a record older than all others is read in order",
+    every concurrent_writers_of_one_key_leave_one_value: "concurrent writers of one key leave exactly one of the values, never a mixture",
+    every concurrent_writers_of_separate_keys_lose_nothing: "concurrent writers of separate keys lose nothing",
+    every writers_in_opposite_orders_do_not_deadlock: "writers of the same keys in opposite orders do not deadlock",
+    every acknowledged_write_is_readable: "the next read returns an acknowledged write",
+    every retry_completes_a_partial_write: "a retry after a partial write completes the batch",
+    bulk dropped_insert_leaves_complete_records: "an insert dropped at any point leaves only complete records",
+    bulk batch_above_max_batch_is_rejected: "a batch above max_batch fails with InvalidInput and writes nothing",
 }
 
 async fn empty_batch_writes_nothing<D: Sample>(context: &TestContext) -> CheckResult {
@@ -85,7 +85,11 @@ async fn last_write_wins<D: Sample>(context: &TestContext) -> CheckResult {
     for value in [3, 8, 5] {
         let batch = [D::at(0, 0, 1), D::at(0, 1, value), D::at(0, 2, 1)];
         D::insert(context.store(), &batch).await?;
-        expect_same_rows("after each write", &D::all(context.store(), &D::series_no(0)).await?, &batch)?;
+        expect_same_rows(
+            "the series after each write",
+            &D::all(context.store(), &D::series_no(0)).await?,
+            &batch,
+        )?;
     }
     Ok(())
 }
@@ -202,7 +206,7 @@ async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(context: &Test
         expect_same("the number of records", &found.len(), &8)?;
         for (minute, record) in (0..).zip(found) {
             let written = (0..4).any(|writer| D::at(0, minute, value(writer)) == record);
-            expect_true(format_args!("one of the four values, whole; found {record:?}"), written)?;
+            expect_true(format_args!("one of the four values, complete; found {record:?}"), written)?;
         }
     }
     Ok(())
@@ -254,7 +258,11 @@ async fn acknowledged_write_is_readable<D: Sample>(context: &TestContext) -> Che
     let batch = minute_records::<D>(20);
     for n in 0..batch.len() {
         D::insert(context.store(), std::slice::from_ref(&batch[n])).await?;
-        expect_same_rows("so far", &D::all(context.store(), &D::series_no(0)).await?, &batch[..=n])?;
+        expect_same_rows(
+            "the series after each insert",
+            &D::all(context.store(), &D::series_no(0)).await?,
+            &batch[..=n],
+        )?;
     }
     Ok(())
 }
@@ -283,7 +291,9 @@ async fn dropped_insert_leaves_complete_records<D: Sample>(context: &TestContext
         drop(insert);
         for record in D::all(context.store(), &D::series_no(0)).await? {
             if written.get(&record.sort_key()) != Some(&&record) {
-                return Err(Failure::new(format_args!("after a dropped insert: nobody wrote {record:?}")));
+                return Err(Failure::new(format_args!(
+                    "after a dropped insert: the record {record:?} was not written"
+                )));
             }
         }
     }
@@ -294,9 +304,13 @@ async fn dropped_insert_leaves_complete_records<D: Sample>(context: &TestContext
 async fn batch_above_max_batch_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
     let most = context.store().info().max_batch;
     let batch = vec![D::at(0, 0, 1); most + 1];
-    expect_error("one record too many", D::insert(context.store(), &batch).await, ErrorKind::InvalidInput)?;
+    expect_error(
+        "the error of a batch above max_batch",
+        D::insert(context.store(), &batch).await,
+        ErrorKind::InvalidInput,
+    )?;
     expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
     let report = D::insert(context.store(), &batch[..most]).await?;
-    expect_same("the largest batch", &report, &InsertReport::new(most, most - 1))?;
+    expect_same("the report of the largest batch", &report, &InsertReport::new(most, most - 1))?;
     Ok(())
 }

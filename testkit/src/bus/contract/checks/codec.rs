@@ -66,14 +66,14 @@ async fn round_trip<D: Sample>(context: &TestContext, bus: &dyn MessageBus) -> C
     let came = batch(context, bus, &topic, sent.len()).await?;
     for ((message, record), encoding) in came.messages().iter().zip(&sent).zip(encodings) {
         let key = Bytes::from(record.series_ref().owner.to_string());
-        ensure_eq!(message.key.as_ref(), Some(&key), "the key");
+        ensure_eq!(message.key.as_ref(), Some(&key), "the message key");
         let word = |name: &str| message.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
-        ensure_eq!(word(header::TYPE).as_deref(), Some(D::DATASET.message()), "the type");
-        ensure_eq!(word(header::VERSION), Some(D::DATASET.version().to_string()), "the version");
-        ensure_eq!(word(header::CONTENT_TYPE).as_deref(), Some(encoding.content_type()), "the codec");
-        ensure_eq!(decode_message::<D>(message)?, *record, "one record");
+        ensure_eq!(word(header::TYPE).as_deref(), Some(D::DATASET.message()), "the type header");
+        ensure_eq!(word(header::VERSION), Some(D::DATASET.version().to_string()), "the version header");
+        ensure_eq!(word(header::CONTENT_TYPE).as_deref(), Some(encoding.content_type()), "the content type");
+        ensure_eq!(decode_message::<D>(message)?, *record, "the decoded record");
         let again = encode_message(&encoding, record, Some(&topic))?;
-        ensure_eq!(again.payload, message.payload, "the payload is always the same");
+        ensure_eq!(again.payload, message.payload, "the payload of a second encoding");
         // The same without the type: as records, and as rows of a dataset that is declared at run time.
         let payload = message.payload.as_deref().unwrap_or_default();
         for dataset in [D::DATASET, declared_at_run_time(D::DATASET)?] {
@@ -82,15 +82,15 @@ async fn round_trip<D: Sample>(context: &TestContext, bus: &dyn MessageBus) -> C
             ensure_eq!(
                 Row::copy_of(erased.as_records())?,
                 Row::copy_of(&Slice::new(std::slice::from_ref(record))?)?,
-                "a row"
+                "the decoded row"
             );
             encoding.encode(erased.as_records(), 0, &mut bytes)?;
-            ensure_eq!(Bytes::from(bytes), payload, "the payload of a row");
+            ensure_eq!(Bytes::from(bytes), payload, "the payload of the encoded row");
         }
     }
     let back = came.decode::<D>();
-    ensure!(back.rejected.is_empty(), "every record is readable");
-    ensure_eq!(back.records, sent, "the records");
+    ensure!(back.rejected.is_empty(), "records were rejected");
+    ensure_eq!(back.records, sent, "the decoded records");
     Ok(())
 }
 
@@ -138,11 +138,11 @@ async fn symbols_of_exchanges_survive_a_round_trip(context: &TestContext) -> Che
     let came = batch(context, bus, &topic, sent.len()).await?;
     for (message, tick) in came.messages().iter().zip(&sent) {
         let key = tick.instrument().to_string();
-        ensure_eq!(message.key.as_deref(), Some(key.as_bytes()), "the key");
+        ensure_eq!(message.key.as_deref(), Some(key.as_bytes()), "the message key");
     }
     let back = came.decode::<PriceTick>();
-    ensure!(back.rejected.is_empty(), "every record is readable");
-    ensure_eq!(back.records, sent, "the records");
+    ensure!(back.rejected.is_empty(), "records were rejected");
+    ensure_eq!(back.records, sent, "the decoded records");
     Ok(())
 }
 
@@ -172,11 +172,19 @@ async fn undecodable_message_is_rejected_with_its_offset(context: &TestContext) 
     bus.send(&bad).await?;
     for (n, message) in batch(context, &*bus, &topic, bad.len()).await?.iter().enumerate() {
         let error = decode_message::<PriceTick>(message).err();
-        ensure_eq!(error.as_ref().map(qi_core::Error::kind), Some(ErrorKind::CorruptData), "message {n}");
+        ensure_eq!(
+            error.as_ref().map(qi_core::Error::kind),
+            Some(ErrorKind::CorruptData),
+            "the error kind of message {n}"
+        );
         let place = error.and_then(|e| {
             Some((e.context_value("topic")?.to_owned(), e.context_value("offset")?.to_owned()))
         });
-        ensure_eq!(place, Some((topic.to_string(), message.offset.to_string())), "the place of message {n}");
+        ensure_eq!(
+            place,
+            Some((topic.to_string(), message.offset.to_string())),
+            "topic and offset in the error of message {n}"
+        );
     }
     Ok(())
 }
@@ -192,21 +200,32 @@ async fn dead_letters_have_origin_and_error(context: &TestContext) -> CheckResul
     bus.send(&[good(1)?, bad.clone(), good(3)?]).await?;
     let came = batch(context, &*bus, &topic, 3).await?;
     let decoded = came.decode::<PriceTick>();
-    ensure_eq!(decoded.records, [records.tick(1)?, records.tick(3)?], "what could be read");
+    ensure_eq!(decoded.records, [records.tick(1)?, records.tick(3)?], "the decoded records");
     bus.send_dead_letters(&decoded.rejected, &DeadLetters::to(dead.clone())).await?;
     let letters = context.read_all(&*bus, &dead, 1, 1).await?;
     let letter = &letters[0];
-    ensure_eq!((&letter.key, &letter.payload), (&bad.key, &bad.payload), "key and payload as they were");
+    ensure_eq!(
+        (&letter.key, &letter.payload),
+        (&bad.key, &bad.payload),
+        "key and payload of the dead letter"
+    );
     let word = |name: &str| letter.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
-    ensure_eq!(word(header::ORIGIN_TOPIC), Some(topic.to_string()), "the topic");
-    ensure_eq!(word(header::ORIGIN_PARTITION).as_deref(), Some("0"), "the partition");
-    ensure_eq!(word(header::ORIGIN_OFFSET), Some(came.messages()[1].offset.to_string()), "the offset");
-    ensure_eq!(word(header::ERROR_CODE).as_deref(), Some("bus.codec.header"), "the code");
-    ensure!(word(header::ERROR).is_some_and(|text| text.contains(header::VERSION)), "the error in words");
-    ensure_eq!(word(header::VERSION).as_deref(), Some("2"), "its own headers");
+    ensure_eq!(word(header::ORIGIN_TOPIC), Some(topic.to_string()), "the origin topic");
+    ensure_eq!(word(header::ORIGIN_PARTITION).as_deref(), Some("0"), "the origin partition");
+    ensure_eq!(word(header::ORIGIN_OFFSET), Some(came.messages()[1].offset.to_string()), "the origin offset");
+    ensure_eq!(word(header::ERROR_CODE).as_deref(), Some("bus.codec.header"), "the error code");
+    ensure!(
+        word(header::ERROR).is_some_and(|text| text.contains(header::VERSION)),
+        "the error text does not name the header"
+    );
+    ensure_eq!(word(header::VERSION).as_deref(), Some("2"), "the original headers");
     // If the dead letter topic does not exist, the rejected messages must not be skipped silently.
     let nowhere = DeadLetters::to(context.unused_topic_name()?);
     let refused = bus.send_dead_letters(&decoded.rejected, &nowhere).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "a dead letter topic that there is not");
+    ensure_eq!(
+        refused.map(|e| e.kind()),
+        Some(ErrorKind::NotFound),
+        "the error of an unknown dead letter topic"
+    );
     Ok(())
 }

@@ -83,11 +83,15 @@ impl<'a> DeadLetterTest<'a> {
         let mut member = self.member().await?;
         let batch = self.batch(&mut *member, all.len()).await?;
         let decoded = batch.decode::<PriceTick>();
-        ensure_eq!(decoded.records, [tick(1)?, tick(3)?], "the records around it");
-        ensure_eq!(decoded.rejected.len(), poison.len(), "how many are rejected");
+        ensure_eq!(decoded.records, [tick(1)?, tick(3)?], "the valid records");
+        ensure_eq!(decoded.rejected.len(), poison.len(), "the number of rejected messages");
         for rejected in &decoded.rejected {
             let error = &rejected.error;
-            ensure_eq!((error.kind(), error.code()), (ErrorKind::CorruptData, code), "the error");
+            ensure_eq!(
+                (error.kind(), error.code()),
+                (ErrorKind::CorruptData, code),
+                "the error of a rejected message"
+            );
         }
         self.bus.send_dead_letters(&decoded.rejected, &DeadLetters::to(self.dead.clone())).await?;
         member.commit(batch.offsets()).await?;
@@ -139,7 +143,7 @@ async fn dead_letters_are_sent_before_the_commit(context: &TestContext) -> Check
             Some("1".to_owned()),
             decoded.rejected[0].message.timestamp.map(|time| time.as_micros().to_string()),
         ],
-        "the origin"
+        "the origin of the dead letter"
     );
     member.commit(batch.offsets()).await?;
     member.close().await?;
@@ -159,8 +163,8 @@ async fn duplicates_have_the_same_origin(context: &TestContext) -> CheckResult {
         member.close().await?;
     }
     let letters = test.letters(2).await?;
-    ensure!(origin(&letters[0])[3].is_some(), "the origin has a timestamp");
-    ensure_eq!(origin(&letters[0]), origin(&letters[1]), "the origins of two copies");
+    ensure!(origin(&letters[0])[3].is_some(), "the origin has no timestamp");
+    ensure_eq!(origin(&letters[0]), origin(&letters[1]), "the origins of two duplicates");
     Ok(())
 }
 
@@ -177,7 +181,7 @@ async fn json_content_type_variants_are_decoded(context: &TestContext) -> CheckR
     test.bus.send(&good).await?;
     let mut member = test.member().await?;
     let decoded = test.batch(&mut *member, good.len()).await?.decode::<PriceTick>();
-    ensure_eq!(decoded.records.len(), good.len(), "how many are JSON");
+    ensure_eq!(decoded.records.len(), good.len(), "the number of decoded messages");
     member.close().await?;
     let test = DeadLetterTest::new(context, 2 << 20).await?;
     let bad = ["application/json;charset=latin1", "application/cbor"];
@@ -190,7 +194,7 @@ async fn null_payload_is_rejected(context: &TestContext) -> CheckResult {
     let mut message = test.good(2)?;
     message.payload = None;
     test.rejects(&[message], "bus.codec.tombstone").await?;
-    ensure!(test.letters(1).await?[0].payload.is_none(), "the letter has no payload either");
+    ensure!(test.letters(1).await?[0].payload.is_none(), "the dead letter of a tombstone has a payload");
     Ok(())
 }
 
@@ -225,7 +229,7 @@ async fn one_mebibyte_string_as_a_number_is_rejected(context: &TestContext) -> C
     test.rejects(&poison, "bus.codec.json").await?;
     for letter in test.letters(poison.len()).await? {
         let text = header(&letter, header::ERROR).unwrap_or_default();
-        ensure!(!text.is_empty() && text.len() <= 1_024, "an error of {} bytes", text.len());
+        ensure!(!text.is_empty() && text.len() <= 1_024, "the error text has {} bytes", text.len());
     }
     Ok(())
 }
@@ -248,8 +252,8 @@ async fn empty_and_long_header_names_are_readable(context: &TestContext) -> Chec
     test.bus.publish_one(&message).await?;
     let mut member = test.member().await?;
     let messages = context.receive(&mut *member, 1).await?;
-    ensure!(!messages[0].headers_unreadable, "the headers are readable");
-    ensure!(messages[0].headers == message.headers, "the headers came as they were");
+    ensure!(!messages[0].headers_unreadable, "the headers are marked as unreadable");
+    ensure!(messages[0].headers == message.headers, "the received headers differ from the sent headers");
     member.close().await?;
     // With a payload that is not a record, the headers are copied to the dead letter.
     message.payload = Some(Bytes::from_static(b"no record"));
@@ -258,7 +262,11 @@ async fn empty_and_long_header_names_are_readable(context: &TestContext) -> Chec
     test.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
     let letter = &test.letters(1).await?[0];
     for (name, value) in message.headers.iter() {
-        ensure!(letter.headers.get(name.as_str()) == value, "a header of {} bytes", name.as_str().len());
+        ensure!(
+            letter.headers.get(name.as_str()) == value,
+            "the dead letter lacks a header name of {} bytes",
+            name.as_str().len()
+        );
     }
     Ok(())
 }
@@ -289,7 +297,7 @@ async fn hundred_thousand_headers_do_not_stop_the_group(context: &TestContext) -
     let test = DeadLetterTest::new(context, (2 << 20) + (64 << 10)).await?;
     let message = with_headers(&test)?;
     let letter = truncated(&test, &message).await?;
-    ensure_eq!(letter.payload, message.payload, "the payload");
+    ensure_eq!(letter.payload, message.payload, "the payload of the dead letter");
     let (kept, dropped) = kept_and_dropped(&letter);
     ensure!(kept > 90_000 && kept + dropped == HEADERS, "{kept} headers kept, {dropped} dropped");
     Ok(())
@@ -307,8 +315,8 @@ async fn dead_letter_of_a_message_at_the_limit_is_complete(context: &TestContext
     message.payload = Some(payload.into());
     test.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
     let letter = &test.letters(1).await?[0];
-    ensure!(letter.payload == message.payload, "the payload is whole");
-    ensure_eq!(header(letter, header::TRUNCATED), None, "the letter is whole");
+    ensure!(letter.payload == message.payload, "the payload of the dead letter is not complete");
+    ensure_eq!(header(letter, header::TRUNCATED), None, "the truncation header");
     Ok(())
 }
 
@@ -317,16 +325,16 @@ async fn truncated(test: &DeadLetterTest<'_>, message: &Message) -> CheckResult<
     test.rejects(std::slice::from_ref(message), "bus.codec.json").await?;
     let letter = test.letters(1).await?.swap_remove(0);
     let size = message.size().to_string();
-    ensure_eq!(header(&letter, header::TRUNCATED), Some(size), "the size of the original");
+    ensure_eq!(header(&letter, header::TRUNCATED), Some(size), "the size of the original message");
     let digest = header(&letter, header::DIGEST).unwrap_or_default();
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    ensure!(hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()), "the digest {digest:?}");
-    ensure_eq!(origin(&letter)[2].as_deref(), Some("1"), "the origin");
-    ensure_eq!(header(&letter, header::ERROR_CODE).as_deref(), Some("bus.codec.json"), "the code");
+    ensure!(hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()), "invalid digest {digest:?}");
+    ensure_eq!(origin(&letter)[2].as_deref(), Some("1"), "the origin of the dead letter");
+    ensure_eq!(header(&letter, header::ERROR_CODE).as_deref(), Some("bus.codec.json"), "the error code");
     let (kept, whole) = (letter.payload.as_deref(), message.payload.as_deref());
     ensure!(
         kept.zip(whole).is_some_and(|(kept, whole)| whole.starts_with(kept)),
-        "the payload is a part of the original"
+        "the payload is not a prefix of the original payload"
     );
     Ok(letter)
 }
@@ -337,7 +345,10 @@ async fn dead_letter_above_the_limit_is_truncated(context: &TestContext) -> Chec
         let message = test.with_payload(vec![b'x'; 1 << 20])?;
         let letter = truncated(&test, &message).await?;
         let kept = letter.payload.map_or(0, |payload| payload.len());
-        ensure!(kept < limit && (limit < 10_000 || kept > limit / 4), "{kept} bytes kept of {limit}");
+        ensure!(
+            kept < limit && (limit < 10_000 || kept > limit / 4),
+            "{kept} payload bytes kept, limit is {limit} bytes"
+        );
     }
     Ok(())
 }
@@ -355,9 +366,13 @@ async fn dead_letter_with_a_large_header_is_truncated(context: &TestContext) -> 
     let mut message = test.with_payload("no record")?;
     message.headers.push(HeaderName::new("giant")?, Bytes::from(vec![b'x'; 1 << 20]));
     let letter = truncated(&test, &message).await?;
-    ensure_eq!(header(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1"), "dropped headers");
-    ensure!(letter.headers.get("giant").is_none(), "the giant header is dropped");
-    ensure_eq!(letter.payload, message.payload, "the payload");
+    ensure_eq!(
+        header(&letter, header::TRUNCATED_HEADERS).as_deref(),
+        Some("1"),
+        "the number of dropped headers"
+    );
+    ensure!(letter.headers.get("giant").is_none(), "the large header is not dropped");
+    ensure_eq!(letter.payload, message.payload, "the payload of the dead letter");
     Ok(())
 }
 
@@ -379,7 +394,7 @@ async fn too_large_messages_have_one_error_code(context: &TestContext) -> CheckR
         let failure = outcomes.into_iter().next().and_then(Result::err);
         let found = failure.as_ref().map(|failure| (failure.error.kind(), failure.error.code().to_owned()));
         let wanted = (ErrorKind::InvalidInput, DeliveryError::TOO_LARGE.to_owned());
-        ensure_eq!(found, Some(wanted), "{size} bytes");
+        ensure_eq!(found, Some(wanted), "the error of a message of {size} bytes");
     }
     Ok(())
 }

@@ -47,10 +47,15 @@ async fn short_outage_causes_no_loss_and_no_duplicates(context: &TestContext) ->
     let mut next = [0, 0];
     for message in context.read_all(&*other, &topic, 2, 1_000).await? {
         let wanted = &mut next[message.partition as usize];
-        ensure_eq!(parse_payload(&message)?.1, *wanted, "the next of partition {}", message.partition);
+        ensure_eq!(
+            parse_payload(&message)?.1,
+            *wanted,
+            "the next message of partition {}",
+            message.partition
+        );
         *wanted += 1;
     }
-    ensure_eq!(next, [500, 500], "how many came");
+    ensure_eq!(next, [500, 500], "the number of messages per partition");
     Ok(())
 }
 
@@ -66,20 +71,26 @@ async fn long_outage_reports_unknown_deliveries(context: &TestContext) -> CheckR
     // A `Retry` layer starts attempts within its time budget and does not cancel an attempt.
     let attempt = client.bus.info().delivery_timeout * 2 + context.timing().receive_timeout;
     let limit = RetryConfig::default().max_elapsed + attempt * 2;
-    ensure!(began.elapsed() <= limit, "it took {:?} to give up", began.elapsed());
+    ensure!(began.elapsed() <= limit, "the publish returned after {:?}", began.elapsed());
     client.connection.restore().await;
     let outcomes = report.into_outcomes();
-    ensure_eq!(outcomes.len(), 20, "answers");
+    ensure_eq!(outcomes.len(), 20, "the number of outcomes");
     for outcome in &outcomes {
         match outcome {
             Ok(delivery) => {
-                return Err(Failure::new(format_args!("delivered without a connection: {delivery:?}")));
+                return Err(Failure::new(format_args!(
+                    "a message was delivered without a connection: {delivery:?}"
+                )));
             }
             Err(failure) => {
-                ensure!(failure.error.retry().is_retryable(), "it may pass: {}", failure.error);
+                ensure!(
+                    failure.error.retry().is_retryable(),
+                    "the error is not retryable: {}",
+                    failure.error
+                );
                 ensure!(
                     matches!(failure.error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable),
-                    "the kind: {}",
+                    "unexpected error kind: {}",
                     failure.error
                 );
             }
@@ -92,7 +103,7 @@ async fn long_outage_reports_unknown_deliveries(context: &TestContext) -> CheckR
     let mut there = Vec::new();
     let deadline = Instant::now() + context.timing().effect_timeout;
     while there.last() != Some(&99) {
-        ensure!(Instant::now() < deadline, "only {there:?} came");
+        ensure!(Instant::now() < deadline, "received only {there:?}");
         for message in reader.recv(100, context.timing().receive_timeout).await?.messages() {
             there.push(parse_payload(message)?.1);
         }
@@ -101,7 +112,7 @@ async fn long_outage_reports_unknown_deliveries(context: &TestContext) -> CheckR
         let times = there.iter().filter(|found| **found == n).count();
         let state = outcome.as_ref().err().map(|failure| failure.state);
         let most = usize::from(state == Some(DeliveryState::Unknown));
-        ensure!(times <= most, "message {n} is {state:?} and there {times} times");
+        ensure!(times <= most, "message {n} has the state {state:?} and occurs {times} times in the log");
     }
     Ok(())
 }
@@ -121,19 +132,23 @@ async fn recv_reports_an_outage_and_continues(context: &TestContext) -> CheckRes
             Err(error) => {
                 ensure!(
                     began.elapsed() >= context.timing().receive_timeout * 4,
-                    "before the wait has passed"
+                    "recv failed before its wait elapsed"
                 );
                 break error;
             }
-            Ok(batch) => ensure!(batch.is_empty(), "messages without a wire"),
+            Ok(batch) => ensure!(batch.is_empty(), "received messages without a connection"),
         }
-        ensure!(Instant::now() < deadline, "nobody says that the brokers are away");
+        ensure!(Instant::now() < deadline, "recv reports no outage");
     };
-    ensure_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, RetryAdvice::Backoff), "the error");
+    ensure_eq!(
+        (error.kind(), error.retry()),
+        (ErrorKind::Unavailable, RetryAdvice::Backoff),
+        "kind and retry advice of the error"
+    );
     client.connection.restore().await;
     publish_to_partitions(&*other, &topic, 1, 2).await?;
     let came = receive_two(context, &mut *reader).await?;
-    ensure_eq!(came, [3, 4], "offsets from where it stood");
+    ensure_eq!(came, [3, 4], "the offsets after the outage");
     Ok(())
 }
 
@@ -147,7 +162,7 @@ async fn receive_two(context: &TestContext, reader: &mut dyn qi_core::Subscripti
             Err(error) if error.kind() == ErrorKind::Unavailable => context.short_sleep().await,
             Err(error) => return Err(error.into()),
         }
-        ensure!(Instant::now() < deadline, "only {came:?} came");
+        ensure!(Instant::now() < deadline, "received only the offsets {came:?}");
     }
     Ok(came)
 }
@@ -175,7 +190,7 @@ async fn short_outage_keeps_the_membership(context: &TestContext) -> CheckResult
         }
         context.short_sleep().await;
     };
-    ensure_eq!(committed.stored, held, "what was stored after a short silence");
+    ensure_eq!(committed.stored, held, "the offsets stored after a short outage");
     Ok(())
 }
 
@@ -201,9 +216,9 @@ async fn expired_member_gets_a_new_assignment(context: &TestContext) -> CheckRes
             Ok(batch) => again.extend(batch.iter().map(text)),
             Err(error) => ensure!(error.kind() == ErrorKind::Unavailable, "{error}"),
         }
-        ensure!(Instant::now() < deadline, "it does not come back: {again:?}");
+        ensure!(Instant::now() < deadline, "the member did not continue: {again:?}");
     }
-    ensure_eq!(again, ["0#1", "0#2", "0#3"], "from the commit of the one between");
+    ensure_eq!(again, ["0#1", "0#2", "0#3"], "the messages from the commit of the other member");
     Ok(())
 }
 
@@ -212,12 +227,12 @@ async fn unreachable_brokers_make_ping_retryable(context: &TestContext) -> Check
     client.connection.interrupt().await;
     let began = Instant::now();
     let refused = client.bus.ping().await.err();
-    let error = refused.ok_or_else(|| Failure::new("a ping without a wire was answered"))?;
+    let error = refused.ok_or_else(|| Failure::new("a ping without a connection succeeded"))?;
     ensure!(
         matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) && error.retry().is_retryable(),
-        "the error: {error}"
+        "unexpected error: {error}"
     );
-    ensure!(began.elapsed() < context.timing().effect_timeout, "it took {:?}", began.elapsed());
+    ensure!(began.elapsed() < context.timing().effect_timeout, "the ping took {:?}", began.elapsed());
     client.connection.restore().await;
     client.bus.wait_ready(context.timing().effect_timeout).await?;
     Ok(())

@@ -49,8 +49,11 @@ async fn two_members_share_the_messages(context: &TestContext) -> CheckResult {
     publish_to_partitions(&*bus, &topic, 5, 100).await?;
     consumers.receive_until(500).await?;
     consumers.poll_all().await?;
-    ensure_eq!(consumers.total_count(), 500, "messages that both received together: none twice at rest");
-    ensure!(consumers.members.iter().all(|member| member.received.len() >= 200), "each has its share");
+    ensure_eq!(consumers.total_count(), 500, "the number of received messages");
+    ensure!(
+        consumers.members.iter().all(|member| member.received.len() >= 200),
+        "a member received fewer than 200 messages"
+    );
     Ok(())
 }
 
@@ -73,7 +76,7 @@ async fn takeover_before_the_first_commit_redelivers(context: &TestContext) -> C
         places.sort_unstable();
         places
     };
-    ensure_eq!(places(&again), places(&came), "what was delivered and not committed comes again");
+    ensure_eq!(places(&again), places(&came), "the redelivered offsets");
     context.expect_no_message(&mut *second).await
 }
 
@@ -90,7 +93,7 @@ async fn uncommitted_messages_are_redelivered_after_a_leave(context: &TestContex
     let mut second = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let rest = context.receive(&mut *second, 6).await?;
     let texts: Vec<_> = rest.iter().map(text).collect();
-    ensure_eq!(texts, ["0#4", "0#5", "0#6", "0#7", "0#8", "0#9"], "what was not committed");
+    ensure_eq!(texts, ["0#4", "0#5", "0#6", "0#7", "0#8", "0#9"], "the uncommitted messages");
     context.expect_no_message(&mut *second).await
 }
 
@@ -105,15 +108,15 @@ async fn committed_messages_are_not_redelivered(context: &TestContext) -> CheckR
     while count < 100 {
         let batch = first.recv(30, context.timing().receive_timeout).await?;
         let committed = first.commit(batch.offsets()).await?;
-        ensure_eq!(&committed.stored, batch.offsets(), "what was stored");
+        ensure_eq!(&committed.stored, batch.offsets(), "the stored offsets");
         count += batch.len();
-        ensure!(Instant::now() < deadline, "only {count} came");
+        ensure!(Instant::now() < deadline, "received only {count} messages");
     }
     first.close().await?;
     let mut second = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     context.expect_no_message(&mut *second).await?;
     bus.publish_one(&message_in_partition(&topic, 2, 25)).await?;
-    ensure_eq!(text(&context.receive(&mut *second, 1).await?[0]), "2#25", "only what is new");
+    ensure_eq!(text(&context.receive(&mut *second, 1).await?[0]), "2#25", "the next message");
     Ok(())
 }
 
@@ -125,8 +128,11 @@ async fn expired_session_releases_partitions(context: &TestContext) -> CheckResu
     let mut first = dying.bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let batch = context.receive(&mut *first, 20).await?;
     let zero = TopicPartition::new(topic.clone(), 0);
-    let fifth =
-        batch.iter().filter(|m| m.partition == 0).nth(4).ok_or_else(|| Failure::new("too few came"))?;
+    let fifth = batch
+        .iter()
+        .filter(|m| m.partition == 0)
+        .nth(4)
+        .ok_or_else(|| Failure::new("received fewer than five messages of partition 0"))?;
     first.commit(&[(zero, fifth.offset)].into_iter().collect()).await?;
     dying.connection.interrupt().await;
     let began = Instant::now();
@@ -135,10 +141,14 @@ async fn expired_session_releases_partitions(context: &TestContext) -> CheckResu
     consumers.receive_until(16).await?;
     consumers.wait_until_balanced(2).await?;
     let came = &consumers.members[0].received;
-    ensure_eq!(came.len(), 16, "what was not committed, and no more");
-    ensure!(began.elapsed() < context.timing().session_timeout * 4, "it took {:?}", began.elapsed());
+    ensure_eq!(came.len(), 16, "the number of uncommitted messages");
+    ensure!(
+        began.elapsed() < context.timing().session_timeout * 4,
+        "the partitions were released after {:?}",
+        began.elapsed()
+    );
     let first_of_zero = came.iter().find(|m| m.partition == 0).map(text);
-    ensure_eq!(first_of_zero.as_deref(), Some("0#4"), "the first that was not committed");
+    ensure_eq!(first_of_zero.as_deref(), Some("0#4"), "the first uncommitted message of partition 0");
     drop(first);
     Ok(())
 }
@@ -163,24 +173,24 @@ async fn exceeded_max_poll_interval_releases_partitions(context: &TestContext) -
         quick.poll_all().await?;
     }
     quick.receive_until(20).await?;
-    ensure_eq!(quick.total_count(), 20, "everything that was not committed, once");
+    ensure_eq!(quick.total_count(), 20, "the number of messages of the second member");
     let committed = slow.members[0].sub.commit(&held).await?;
-    ensure!(committed.stored.is_empty(), "stored for partitions of another: {:?}", committed.stored);
-    ensure_eq!(committed.lost.len(), 2, "how many partitions were lost");
+    ensure!(committed.stored.is_empty(), "offsets of revoked partitions were stored: {:?}", committed.stored);
+    ensure_eq!(committed.lost.len(), 2, "the number of lost partitions");
     // The slow member polls again, receives the event, and gets its share again.
     let deadline = Instant::now() + context.timing().effect_timeout;
     loop {
         slow.poll_all().await?;
         quick.poll_all().await?;
         let (here, there) = (slow.members[0].owned().await?, quick.members[0].owned().await?);
-        ensure!(here.is_disjoint(&there), "{here:?} and {there:?} overlap");
+        ensure!(here.is_disjoint(&there), "both members own a partition: {here:?} and {there:?}");
         if here.len() == 1 && there.len() == 1 {
             break;
         }
-        ensure!(Instant::now() < deadline, "it never received a share again: {here:?} and {there:?}");
+        ensure!(Instant::now() < deadline, "the expired member got no partition: {here:?} and {there:?}");
     }
     let told = slow.members[0].events.contains(&SubscriptionEvent::MaxPollIntervalExceeded);
-    ensure!(told, "it was not told that the maximum poll interval had passed");
+    ensure!(told, "the event MaxPollIntervalExceeded is missing");
     publish_to_partitions(&*bus, &topic, 2, 1).await?;
     slow.poll_all().await?;
     Ok(())
@@ -203,12 +213,12 @@ async fn static_member_keeps_its_partitions(context: &TestContext) -> CheckResul
     consumers.poll_all().await?;
     consumers.join(&*bus, request("one")?).await?;
     consumers.wait_until_balanced(4).await?;
-    ensure_eq!(consumers.members[1].owned().await?, had, "what it has after a quick restart");
-    ensure_eq!(consumers.members[0].sub.assignment().await?.epoch, epoch, "the other one's assignment");
+    ensure_eq!(consumers.members[1].owned().await?, had, "the partitions after the restart");
+    ensure_eq!(consumers.members[0].sub.assignment().await?.epoch, epoch, "the epoch of the other member");
     // When the session of a closed static member passes, the other members take over.
     let mut leaver = consumers.members.remove(1);
     leaver.sub.close().await?;
     let closed = leaver.sub.assignment().await.err();
-    ensure_eq!(closed.map(|e| e.kind()), Some(ErrorKind::Closed), "after close");
+    ensure_eq!(closed.map(|e| e.kind()), Some(ErrorKind::Closed), "the error after close");
     consumers.wait_until_balanced(4).await
 }

@@ -32,11 +32,11 @@ async fn close_waits_for_pending_publishes(context: &TestContext) -> CheckResult
     // The close overlaps with the publish: every message has an outcome, and a delivered message is in the log.
     let unknown = closed?.unknown;
     let outcomes = report?.into_outcomes();
-    ensure_eq!(outcomes.len(), 500, "answers");
+    ensure_eq!(outcomes.len(), 500, "the number of outcomes");
     let delivered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    ensure_eq!((delivered, unknown), (500, 0), "delivered and unknown");
+    ensure_eq!((delivered, unknown), (500, 0), "the numbers of delivered and unknown messages");
     let all = context.read_all(&*other, &topic, 2, delivered).await?;
-    ensure_eq!(all.len(), delivered, "what is there");
+    ensure_eq!(all.len(), delivered, "the number of messages in the log");
     Ok(())
 }
 
@@ -46,14 +46,14 @@ async fn close_is_idempotent(context: &TestContext) -> CheckResult {
     let reader = context.subscribe(&*bus, &topic).await?;
     bus.close().await?;
     let again = bus.close().await?;
-    ensure_eq!(again.unknown, 0, "the second time nothing is left");
+    ensure_eq!(again.unknown, 0, "the unknown messages of the second close");
     drop(reader);
     bus.close().await?;
     Ok(())
 }
 
 fn is_closed<T>(result: Result<T, Error>, call: &str) -> CheckResult {
-    ensure_eq!(result.err().map(|e| e.kind()), Some(ErrorKind::Closed), "{call} after close");
+    ensure_eq!(result.err().map(|e| e.kind()), Some(ErrorKind::Closed), "the error of {call} after close");
     Ok(())
 }
 
@@ -113,11 +113,19 @@ async fn close_releases_partitions_within_a_second(context: &TestContext) -> Che
     let began = Instant::now();
     while consumers.members[0].owned().await?.len() < 2 {
         consumers.poll_all().await?;
-        ensure!(began.elapsed() < context.timing().effect_timeout, "nobody takes over");
+        ensure!(began.elapsed() < context.timing().effect_timeout, "no member takes over the partitions");
     }
-    ensure!(began.elapsed() <= Duration::from_secs(1), "the hand-over took {:?}", began.elapsed());
+    ensure!(
+        began.elapsed() <= Duration::from_secs(1),
+        "the partitions were reassigned after {:?}",
+        began.elapsed()
+    );
     consumers.receive_until(10).await?;
-    ensure_eq!(consumers.members[0].received.len(), 10, "what the leaver had not committed came as well");
+    ensure_eq!(
+        consumers.members[0].received.len(),
+        10,
+        "the number of messages, including uncommitted messages of the closed member"
+    );
     drop(left);
     Ok(())
 }
@@ -136,7 +144,7 @@ async fn close_wakes_a_waiting_recv(context: &TestContext) -> CheckResult {
     let (received, closed) = futures::join!(waiting, closing);
     closed?;
     is_closed(received, "recv")?;
-    ensure!(began.elapsed() < wait / 2, "it slept on for {:?}", began.elapsed());
+    ensure!(began.elapsed() < wait / 2, "recv returned after {:?}", began.elapsed());
     Ok(())
 }
 
@@ -149,8 +157,12 @@ async fn drop_without_close_commits_nothing(context: &TestContext) -> CheckResul
     context.receive(&mut *reader, 2).await?;
     let began = std::time::Instant::now();
     drop(reader);
-    ensure!(began.elapsed() < Duration::from_secs(5), "dropping blocked for {:?}", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_secs(5), "the drop blocked for {:?}", began.elapsed());
     let mut next = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
-    ensure_eq!(text(&context.receive(&mut *next, 3).await?[0]), "0#0", "nothing was committed by dropping");
+    ensure_eq!(
+        text(&context.receive(&mut *next, 3).await?[0]),
+        "0#0",
+        "the first message of the next member"
+    );
     Ok(())
 }

@@ -57,12 +57,12 @@ async fn next_member_starts_at_the_commit(context: &TestContext) -> CheckResult 
     for round in 0..3 {
         let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
         let batch = context.receive(&mut *reader, 7).await?;
-        ensure_eq!(text(&batch[0]), format!("0#{}", round * 5), "where round {round} begins");
+        ensure_eq!(text(&batch[0]), format!("0#{}", round * 5), "the first message of round {round}");
         // Only five of the seven messages were processed.
         let done = positions(&topic, batch[4].offset + 1);
         let committed = reader.commit(&done).await?;
-        ensure_eq!(committed.stored, done, "what the commit of round {round} stored");
-        ensure!(committed.lost.is_empty(), "nothing is lost");
+        ensure_eq!(committed.stored, done, "the offsets stored in round {round}");
+        ensure!(committed.lost.is_empty(), "the commit reports lost partitions");
         reader.close().await?;
     }
     Ok(())
@@ -80,7 +80,11 @@ async fn lower_commit_rewinds_the_group(context: &TestContext) -> CheckResult {
     context.expect_no_message(&mut *reader).await?;
     reader.close().await?;
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
-    ensure_eq!(next(context, &mut *reader, 3).await?, ["0#2", "0#3", "0#4"], "from the lower commit");
+    ensure_eq!(
+        next(context, &mut *reader, 3).await?,
+        ["0#2", "0#3", "0#4"],
+        "the messages after the lower commit"
+    );
     Ok(())
 }
 
@@ -92,10 +96,14 @@ async fn commit_above_the_position_is_rejected(context: &TestContext) -> CheckRe
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let batch = context.receive(&mut *reader, 2).await?;
     let refused = reader.commit(&positions(&topic, batch[1].offset + 2)).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "above the position of recv");
+    ensure_eq!(
+        refused.map(|e| e.kind()),
+        Some(ErrorKind::InvalidInput),
+        "the error of a commit above the position"
+    );
     reader.commit(&positions(&topic, batch[1].offset + 1)).await?;
     let nothing = reader.commit(&Offsets::new()).await?;
-    ensure!(nothing.stored.is_empty() && nothing.lost.is_empty(), "an empty commit stores nothing");
+    ensure!(nothing.stored.is_empty() && nothing.lost.is_empty(), "an empty commit has a result");
     Ok(())
 }
 
@@ -112,7 +120,11 @@ async fn rejected_commit_stores_no_offset(context: &TestContext) -> CheckResult 
     reader.commit(&both(1, 1)).await?;
     for wrong in [both(3, 4), both(4, 3)] {
         let refused = reader.commit(&wrong).await.err();
-        ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "one of two is above");
+        ensure_eq!(
+            refused.map(|e| e.kind()),
+            Some(ErrorKind::InvalidInput),
+            "the error of a commit with one offset above the position"
+        );
         for partition in [0, 1] {
             let committed = context.committed(&*bus, &group, &at(&topic, partition)).await?;
             ensure_eq!(committed, Some(1), "the commit of partition {partition} after {wrong:?}");
@@ -124,8 +136,8 @@ async fn rejected_commit_stores_no_offset(context: &TestContext) -> CheckResult 
 /// Returns the position, lag and commit of the only partition.
 async fn state(reader: &mut dyn Subscription) -> CheckResult<(u64, u64, Option<u64>)> {
     let mut assignment = reader.assignment().await?;
-    let one = assignment.partitions.pop().ok_or_else(|| Failure::new("nothing is assigned"))?;
-    ensure!(assignment.partitions.is_empty(), "there is one partition");
+    let one = assignment.partitions.pop().ok_or_else(|| Failure::new("no partition is assigned"))?;
+    ensure!(assignment.partitions.is_empty(), "more than one partition is assigned");
     Ok((one.position, one.lag, one.committed))
 }
 
@@ -137,23 +149,31 @@ async fn position_and_lag_follow_each_call(context: &TestContext) -> CheckResult
     let group = context.new_group()?;
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let (position, lag, _) = state(&mut *reader).await?;
-    ensure_eq!((position, lag), (0, 10), "after subscribe");
+    ensure_eq!((position, lag), (0, 10), "position and lag after subscribe");
     context.receive(&mut *reader, 4).await?;
     let (position, lag, _) = state(&mut *reader).await?;
-    ensure_eq!((position, lag), (4, 6), "after recv");
+    ensure_eq!((position, lag), (4, 6), "position and lag after recv");
     reader.commit(&positions(&topic, 3)).await?;
-    ensure_eq!(state(&mut *reader).await?, (4, 6, Some(3)), "after commit");
+    ensure_eq!(state(&mut *reader).await?, (4, 6, Some(3)), "position, lag and commit after commit");
     let info =
         context.describe_group(&*bus, &group).await?.ok_or_else(|| Failure::new("the group is unknown"))?;
     let seen = info.partitions.iter().find(|p| p.partition == here).map(|p| (p.committed, p.end, p.lag));
-    ensure_eq!(seen, Some((Some(3), Some(10), Some(7))), "commit, end and lag of the group");
+    ensure_eq!(seen, Some((Some(3), Some(10), Some(7))), "commit, end offset and lag of the group");
     reader.seek(&[(here.clone(), SeekTo::Offset(8))]).await?;
-    ensure_eq!(state(&mut *reader).await?, (8, 2, Some(3)), "right after a seek");
+    ensure_eq!(state(&mut *reader).await?, (8, 2, Some(3)), "position, lag and commit after a seek");
     reader.seek(&[(here.clone(), SeekTo::Latest)]).await?;
-    ensure_eq!(state(&mut *reader).await?, (10, 0, Some(3)), "at the end");
+    ensure_eq!(
+        state(&mut *reader).await?,
+        (10, 0, Some(3)),
+        "position, lag and commit at the high watermark"
+    );
     bus.publish_one(&message_in_partition(&topic, 0, 10)).await?;
     context.receive(&mut *reader, 1).await?;
-    ensure_eq!(state(&mut *reader).await?, (11, 0, Some(3)), "after one more");
+    ensure_eq!(
+        state(&mut *reader).await?,
+        (11, 0, Some(3)),
+        "position, lag and commit after another message"
+    );
     Ok(())
 }
 
@@ -164,16 +184,16 @@ async fn seek_moves_to_the_given_offset(context: &TestContext) -> CheckResult {
     let mut reader = context.subscribe(&*bus, &topic).await?;
     context.receive(&mut *reader, 12).await?;
     reader.seek(&[(at(&topic, 0), SeekTo::Offset(4))]).await?;
-    ensure_eq!(next(context, &mut *reader, 2).await?, ["0#4", "0#5"], "from the offset");
+    ensure_eq!(next(context, &mut *reader, 2).await?, ["0#4", "0#5"], "the messages from the offset");
     context.expect_no_message(&mut *reader).await?;
     reader.seek(&[(at(&topic, 1), SeekTo::Earliest), (at(&topic, 0), SeekTo::Latest)]).await?;
-    ensure_eq!(next(context, &mut *reader, 6).await?[0], "1#0", "from the oldest");
+    ensure_eq!(next(context, &mut *reader, 6).await?[0], "1#0", "the first message from the low watermark");
     context.expect_no_message(&mut *reader).await?;
     reader.seek(&[(at(&topic, 0), SeekTo::Earliest)]).await?;
     reader.seek(&[(at(&topic, 0), SeekTo::Latest)]).await?;
     context.expect_no_message(&mut *reader).await?;
     bus.publish_one(&message_in_partition(&topic, 0, 6)).await?;
-    ensure_eq!(next(context, &mut *reader, 1).await?, ["0#6"], "from the end");
+    ensure_eq!(next(context, &mut *reader, 1).await?, ["0#6"], "the message after the high watermark");
     Ok(())
 }
 
@@ -190,7 +210,11 @@ async fn seek_by_timestamp_finds_the_first_message(context: &TestContext) -> Che
     context.receive(&mut *reader, 10).await?;
     for (wanted, seconds) in [("0#4", 40), ("0#5", 41), ("0#0", 0)] {
         reader.seek(&[(at(&topic, 0), SeekTo::At(time(seconds)))]).await?;
-        ensure_eq!(next(context, &mut *reader, 1).await?, [wanted], "the first at {seconds} s or later");
+        ensure_eq!(
+            next(context, &mut *reader, 1).await?,
+            [wanted],
+            "the first message at {seconds} s or later"
+        );
     }
     reader.seek(&[(at(&topic, 0), SeekTo::At(base))]).await?;
     context.expect_no_message(&mut *reader).await
@@ -204,7 +228,11 @@ async fn seek_of_an_unassigned_partition_is_rejected(context: &TestContext) -> C
     context.receive(&mut *reader, 3).await?;
     let both = [(at(&topic, 0), SeekTo::Earliest), (at(&topic, 1), SeekTo::Earliest)];
     let refused = reader.seek(&both).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "a partition that it does not own");
+    ensure_eq!(
+        refused.map(|e| e.kind()),
+        Some(ErrorKind::InvalidInput),
+        "the error of a seek of an unassigned partition"
+    );
     context.expect_no_message(&mut *reader).await
 }
 
@@ -217,21 +245,27 @@ async fn pause_stops_only_the_paused_partition(context: &TestContext) -> CheckRe
     context.receive(&mut *reader, 3).await?;
     let before = reader.assignment().await?;
     let behind = before.partitions.iter().find(|p| p.lag > 0).map(|p| p.partition.clone());
-    let paused = behind.ok_or_else(|| Failure::new("everything came at once"))?;
+    let paused = behind.ok_or_else(|| Failure::new("all messages were received at once"))?;
     let held = before.partitions.iter().filter(|p| p.partition == paused).map(|p| p.lag).sum::<u64>();
     reader.pause(std::slice::from_ref(&paused)).await?;
     let others = usize::try_from(before.lag() - held).unwrap_or(usize::MAX);
     let came = context.receive(&mut *reader, others).await?;
-    ensure!(came.iter().all(|m| m.partition != paused.partition), "a message of the paused partition came");
+    ensure!(
+        came.iter().all(|m| m.partition != paused.partition),
+        "received a message of the paused partition"
+    );
     bus.publish_one(&message_in_partition(&topic, paused.partition, 10)).await?;
     context.expect_no_message(&mut *reader).await?;
     let now = reader.assignment().await?;
     let flags: Vec<_> = now.partitions.iter().map(|p| p.paused == (p.partition == paused)).collect();
-    ensure!(flags.iter().all(|right| *right), "the assignment shows what is paused");
+    ensure!(flags.iter().all(|right| *right), "the assignment does not show the paused partition");
     reader.resume(std::slice::from_ref(&paused)).await?;
     let came = context.receive(&mut *reader, usize::try_from(held).unwrap_or(0) + 1).await?;
-    ensure!(came.iter().all(|m| m.partition == paused.partition), "what was held comes after resume");
-    ensure!(came.is_sorted_by_key(|m| m.offset), "in order");
+    ensure!(
+        came.iter().all(|m| m.partition == paused.partition),
+        "received a message of another partition after resume"
+    );
+    ensure!(came.is_sorted_by_key(|m| m.offset), "the messages are not ordered by offset");
     context.expect_no_message(&mut *reader).await
 }
 
@@ -241,14 +275,14 @@ async fn pause_of_an_unassigned_partition_is_rejected(context: &TestContext) -> 
     let mut reader = context.subscribe(&*bus, &topic).await?;
     let foreign = [at(&topic, 0), at(&topic, 5)];
     let paused = reader.pause(&foreign).await.err();
-    ensure_eq!(paused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "pausing it");
+    ensure_eq!(paused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "the error of pause");
     let resumed = reader.resume(&foreign).await.err();
-    ensure_eq!(resumed.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "resuming it");
+    ensure_eq!(resumed.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "the error of resume");
     bus.publish_one(&message_in_partition(&topic, 0, 0)).await?;
     ensure_eq!(
         next(context, &mut *reader, 1).await?,
         ["0#0"],
-        "its own partition is not paused by a refused call"
+        "the message of the assigned partition after a rejected pause"
     );
     Ok(())
 }
@@ -275,14 +309,14 @@ async fn deleted_position_is_reset_and_reported(context: &TestContext) -> CheckR
             if batch.events().contains(&wanted) {
                 break;
             }
-            ensure!(Instant::now() < deadline, "no event {wanted:?} came; messages {came:?}");
+            ensure!(Instant::now() < deadline, "no event {wanted:?}; received offsets {came:?}");
         }
         bus.publish_one(&message_in_partition(&topic, 0, 10)).await?;
         while came.last() != Some(&10) {
-            ensure!(Instant::now() < deadline, "it does not go on: {came:?}");
+            ensure!(Instant::now() < deadline, "the subscription does not continue: {came:?}");
             came.extend(reader.recv(10, context.timing().receive_timeout).await?.iter().map(|m| m.offset));
         }
-        ensure_eq!(came, (goes_on..=10).collect::<Vec<_>>(), "what came with {offset_reset:?}");
+        ensure_eq!(came, (goes_on..=10).collect::<Vec<_>>(), "the offsets with {offset_reset:?}");
     }
     Ok(())
 }
@@ -307,13 +341,13 @@ async fn deleted_position_fails_with_offset_reset_error(context: &TestContext) -
     let error = loop {
         match reader.recv(10, context.timing().receive_timeout).await {
             Err(error) => break error,
-            Ok(batch) => ensure!(batch.is_empty(), "messages came from beyond the gap"),
+            Ok(batch) => ensure!(batch.is_empty(), "received messages after the deleted offsets"),
         }
-        ensure!(Instant::now() < deadline, "no error says that the position is gone");
+        ensure!(Instant::now() < deadline, "recv reports no deleted position");
     };
-    ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind");
+    ensure_eq!(error.kind(), ErrorKind::NotFound, "the error kind");
     reader.seek(&[(at(&topic, 0), SeekTo::Earliest)]).await?;
-    ensure_eq!(next(context, &mut *reader, 1).await?, ["0#6"], "a seek mends it");
+    ensure_eq!(next(context, &mut *reader, 1).await?, ["0#6"], "the first message after a seek");
     Ok(())
 }
 
@@ -329,16 +363,16 @@ async fn reader_without_group_reports_a_deleted_position(context: &TestContext) 
     let (mut came, mut told) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + context.timing().effect_timeout;
     while came.last() != Some(&9) {
-        ensure!(Instant::now() < deadline, "it does not go on: {came:?}");
+        ensure!(Instant::now() < deadline, "the subscription does not continue: {came:?}");
         let batch = reader.recv(10, context.timing().receive_timeout).await?;
         told.extend(batch.events().to_vec());
         came.extend(batch.iter().map(|m| m.offset));
     }
-    ensure_eq!(came, [6, 7, 8, 9], "what is left");
+    ensure_eq!(came, [6, 7, 8, 9], "the remaining messages");
     ensure_eq!(
         told,
         [SubscriptionEvent::Reset { partition: at(&topic, 0), from: 2, to: 6 }],
-        "what it says of the gap"
+        "the reset events"
     );
     Ok(())
 }
@@ -354,7 +388,7 @@ async fn deleted_commit_is_reset_to_earliest(context: &TestContext) -> CheckResu
     first.close().await?;
     context.delete_records(&at(&topic, 0), 8).await?;
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
-    ensure_eq!(next(context, &mut *reader, 2).await?, ["0#8", "0#9"], "what is left");
+    ensure_eq!(next(context, &mut *reader, 2).await?, ["0#8", "0#9"], "the remaining messages");
     context.expect_no_message(&mut *reader).await
 }
 
@@ -379,21 +413,21 @@ async fn late_commit_does_not_undo_a_reset(context: &TestContext) -> CheckResult
         if batch.events().contains(&wanted) {
             break;
         }
-        ensure!(Instant::now() < deadline, "no event {wanted:?} came; messages {came:?}");
+        ensure!(Instant::now() < deadline, "no event {wanted:?}; received offsets {came:?}");
     }
     let committed = reader.commit(&positions(&topic, 3)).await?;
-    ensure!(committed.lost.is_empty(), "the partition is its own");
-    ensure_eq!(committed.stored, positions(&topic, 6), "what the group has after the late commit");
+    ensure!(committed.lost.is_empty(), "the commit reports lost partitions");
+    ensure_eq!(committed.stored, positions(&topic, 6), "the offsets stored by the late commit");
     let found = context.committed(&*bus, &group, &at(&topic, 0)).await?;
     ensure_eq!(found, Some(6), "the commit of the group");
     // The next owner begins at the reset position. From there, commits are stored as requested.
     reader.close().await?;
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let rest = context.receive(&mut *reader, 2).await?;
-    ensure_eq!(rest.iter().map(|m| m.offset).collect::<Vec<_>>(), [6, 7], "what the next one reads");
+    ensure_eq!(rest.iter().map(|m| m.offset).collect::<Vec<_>>(), [6, 7], "the offsets of the next member");
     reader.commit(&positions(&topic, 8)).await?;
     let committed = reader.commit(&positions(&topic, 7)).await?;
-    ensure_eq!(committed.stored, positions(&topic, 7), "a way back that is still there");
+    ensure_eq!(committed.stored, positions(&topic, 7), "the offsets stored by a lower commit");
     Ok(())
 }
 
@@ -410,11 +444,11 @@ async fn retention_removes_old_messages(context: &TestContext) -> CheckResult {
         if marks == Some((5, 5)) {
             break;
         }
-        ensure!(Instant::now() < deadline, "old messages stay: {marks:?}");
+        ensure!(Instant::now() < deadline, "expired messages are still in the log: {marks:?}");
         context.sleep(age).await;
     }
     bus.publish_one(&message_in_partition(&topic, 0, 5)).await?;
     let mut reader = context.subscribe(&*bus, &topic).await?;
-    ensure_eq!(next(context, &mut *reader, 1).await?, ["0#5"], "what is young");
+    ensure_eq!(next(context, &mut *reader, 1).await?, ["0#5"], "the first message after retention");
     Ok(())
 }

@@ -46,7 +46,7 @@ const SMALL: usize = 256 << 10;
 async fn empty_batch_returns_an_empty_report(context: &TestContext) -> CheckResult {
     let bus = context.bus().await?;
     let report = bus.publish(&[], PublishOptions::NONE).await?;
-    ensure!(report.is_empty(), "an empty batch has no answers");
+    ensure!(report.is_empty(), "an empty batch has outcomes");
     Ok(())
 }
 
@@ -58,25 +58,29 @@ async fn reported_offsets_match_the_log(context: &TestContext) -> CheckResult {
         let batch: Vec<_> =
             (0..40).map(|n| message_with_key(&topic, &format!("k{}", n % 7), round * 40 + n)).collect();
         let deliveries = bus.send(&batch).await?;
-        ensure_eq!(deliveries.len(), batch.len(), "one answer for each message");
+        ensure_eq!(deliveries.len(), batch.len(), "the number of deliveries");
         sent.extend(deliveries.into_iter().zip(batch));
     }
     let mut last: BTreeMap<u32, u64> = BTreeMap::new();
     for (delivery, _) in &sent {
         if let Some(before) = last.insert(delivery.partition, delivery.offset) {
-            ensure!(delivery.offset > before, "offset {} comes after {before}", delivery.offset);
+            ensure!(
+                delivery.offset > before,
+                "offset {} was assigned after offset {before}",
+                delivery.offset
+            );
         }
     }
     let all = context.read_all(&*bus, &topic, 4, sent.len()).await?;
     for (delivery, message) in &sent {
         let there = all.iter().find(|r| r.partition == delivery.partition && r.offset == delivery.offset);
-        ensure_eq!(there.map(text), Some(body(message)), "what lies at {delivery:?}");
+        ensure_eq!(there.map(text), Some(body(message)), "the message at {delivery:?}");
     }
     let (delivery, message) = &sent[sent.len() / 2];
     let place = TopicPartition::new(topic, delivery.partition);
     let mut reader = bus.open_reader(ReaderRequest::new([(place, SeekTo::Offset(delivery.offset))])?).await?;
     let found = context.receive(&mut *reader, 1).await?;
-    ensure_eq!(text(&found[0]), body(message), "the first message of a reader that begins at its offset");
+    ensure_eq!(text(&found[0]), body(message), "the first message of a reader that starts at the offset");
     Ok(())
 }
 
@@ -102,13 +106,13 @@ fn each_key_is_complete_and_ordered(all: &[ReceivedMessage], keys: usize, each: 
     for message in all {
         let (key, n) = parse_payload(message)?;
         let (wanted, partition) = next.entry(key.clone()).or_insert((0, message.partition));
-        ensure_eq!(n, *wanted, "the next message of {key}");
-        ensure_eq!(message.partition, *partition, "the partition of {key}");
+        ensure_eq!(n, *wanted, "the next message of key {key}");
+        ensure_eq!(message.partition, *partition, "the partition of key {key}");
         *wanted += 1;
     }
-    ensure_eq!(next.len(), keys, "how many keys came");
+    ensure_eq!(next.len(), keys, "the number of keys");
     for (key, (count, _)) in next {
-        ensure_eq!(count, each, "how many messages of {key} came");
+        ensure_eq!(count, each, "the number of messages of key {key}");
     }
     Ok(())
 }
@@ -149,10 +153,7 @@ async fn empty_key_differs_from_no_key(context: &TestContext) -> CheckResult {
         context.sleep(Duration::from_millis(15)).await;
     }
     let all = context.read_all(&*bus, &topic, 16, 20).await?;
-    ensure!(
-        all.iter().all(|m| m.key.as_ref().is_some_and(Bytes::is_empty)),
-        "an empty key comes back as one"
-    );
+    ensure!(all.iter().all(|m| m.key.as_ref().is_some_and(Bytes::is_empty)), "a message has no empty key");
     Ok(())
 }
 
@@ -163,7 +164,11 @@ async fn explicit_partition_overrides_the_key(context: &TestContext) -> CheckRes
         .map(|n| message_in_partition(&topic, n % 5, n as usize / 5).with_key("the same for all"))
         .collect();
     for (delivery, message) in bus.send(&batch).await?.iter().zip(&batch) {
-        ensure_eq!(Some(delivery.partition), message.partition, "an explicit partition beats the key");
+        ensure_eq!(
+            Some(delivery.partition),
+            message.partition,
+            "the partition of a message with an explicit partition"
+        );
     }
     let all = context.read_all(&*bus, &topic, 5, 50).await?;
     each_key_is_complete_and_ordered(&all, 5, 10)
@@ -178,9 +183,9 @@ async fn messages_without_key_reach_all_partitions(context: &TestContext) -> Che
         reached.insert(delivery.partition);
         context.sleep(Duration::from_millis(5)).await;
     }
-    ensure_eq!(reached.len(), 4, "how many of 4 partitions received messages without a key over a second");
+    ensure_eq!(reached.len(), 4, "the number of partitions with messages without a key");
     let all = context.read_all(&*bus, &topic, 4, 200).await?;
-    ensure!(all.iter().all(|message| message.key.is_none()), "no key stays no key");
+    ensure!(all.iter().all(|message| message.key.is_none()), "a message without a key has a key");
     Ok(())
 }
 
@@ -197,7 +202,7 @@ async fn batches_without_keys_stay_in_one_partition(context: &TestContext) -> Ch
         context.sleep(Duration::from_millis(5)).await;
     }
     // The partition may change within a batch, but not within most batches.
-    ensure!(whole > ROUNDS / 2, "only {whole} of {ROUNDS} batches without keys lie in one partition");
+    ensure!(whole > ROUNDS / 2, "only {whole} of {ROUNDS} batches without keys are in one partition");
     Ok(())
 }
 
@@ -211,7 +216,7 @@ async fn read_one(
     topic: &TopicName,
 ) -> CheckResult<ReceivedMessage> {
     let mut all = context.read_all(bus, topic, 1, 1).await?;
-    all.pop().ok_or_else(|| Failure::new("nothing came"))
+    all.pop().ok_or_else(|| Failure::new("received no message"))
 }
 
 async fn headers_keep_order_and_duplicates(context: &TestContext) -> CheckResult {
@@ -228,7 +233,11 @@ async fn headers_keep_order_and_duplicates(context: &TestContext) -> CheckResult
     bus.publish_one(&message).await?;
     let received = read_one(context, &*bus, &topic).await?;
     ensure_eq!(received.headers, message.headers, "the headers");
-    ensure_eq!(received.headers.get("z").map(|v| &v[..]), Some(&b"again"[..]), "the last of a repeated name");
+    ensure_eq!(
+        received.headers.get("z").map(|v| &v[..]),
+        Some(&b"again"[..]),
+        "the value of a repeated header"
+    );
     Ok(())
 }
 
@@ -245,7 +254,7 @@ async fn options_add_headers(context: &TestContext) -> CheckResult {
     ensure_eq!(
         read_one(context, &*bus, &topic).await?.headers,
         wanted,
-        "own headers, then those of the options"
+        "the headers of the message, then of the options"
     );
     Ok(())
 }
@@ -262,9 +271,9 @@ async fn null_empty_and_large_payloads_are_delivered(context: &TestContext) -> C
     ];
     bus.send(&batch).await?;
     let all = context.read_all(&*bus, &topic, 1, 3).await?;
-    ensure!(all[0].payload.is_none(), "a tombstone has no payload");
-    ensure_eq!(all[1].payload.as_deref(), Some(&b""[..]), "an empty payload is none of a tombstone");
-    ensure!(all[2].payload == batch[2].payload, "1 MiB came back as it was");
+    ensure!(all[0].payload.is_none(), "the tombstone has a payload");
+    ensure_eq!(all[1].payload.as_deref(), Some(&b""[..]), "the empty payload");
+    ensure!(all[2].payload == batch[2].payload, "the payload of 1 MiB differs");
     Ok(())
 }
 
@@ -277,17 +286,22 @@ async fn timestamps_are_truncated_to_milliseconds(context: &TestContext) -> Chec
     let deliveries = bus.send(&batch).await?;
     let after = context.now();
     let all = context.read_all(&*bus, &topic, 1, 2).await?;
-    ensure_eq!(all[0].timestamp, Some(own.floor_to_millis()), "a time of its own, cut to the millisecond");
-    let stamped = all[1].timestamp.ok_or_else(|| Failure::new("a message without a time gets one"))?;
-    ensure_eq!(stamped, stamped.floor_to_millis(), "the time of publishing, cut to the millisecond");
+    ensure_eq!(all[0].timestamp, Some(own.floor_to_millis()), "the explicit timestamp");
+    let stamped = all[1]
+        .timestamp
+        .ok_or_else(|| Failure::new("a message without a timestamp was stored without a timestamp"))?;
+    ensure_eq!(stamped, stamped.floor_to_millis(), "the timestamp of the publish");
     // The clock of a broker on another machine may differ.
     let slack = Duration::from_secs(5);
     let (early, late) = (before.checked_sub(slack), after.checked_add(slack));
-    ensure!(Some(stamped) >= early && Some(stamped) <= late, "{stamped} is not the time of publishing");
+    ensure!(
+        Some(stamped) >= early && Some(stamped) <= late,
+        "the timestamp {stamped} is not the time of the publish"
+    );
     for (delivery, message) in deliveries.iter().zip(&all) {
         ensure!(
             delivery.timestamp.is_none_or(|t| Some(t) == message.timestamp),
-            "the report says another time"
+            "the report has another timestamp"
         );
     }
     Ok(())
@@ -324,13 +338,15 @@ async fn second_message_fails_alone(
     batch: &[Message],
 ) -> CheckResult {
     let outcomes = bus.publish(batch, PublishOptions::NONE).await?.into_outcomes();
-    ensure_eq!(outcomes.len(), 3, "how many answers");
-    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the others are delivered");
+    ensure_eq!(outcomes.len(), 3, "the number of outcomes");
+    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the other messages are not delivered");
     match &outcomes[1] {
-        Ok(delivery) => return Err(Failure::new(format_args!("delivered: {delivery:?}"))),
+        Ok(delivery) => {
+            return Err(Failure::new(format_args!("the invalid message was delivered: {delivery:?}")));
+        }
         Err(failure) => {
-            ensure_eq!(failure.error.kind(), ErrorKind::InvalidInput, "the kind");
-            ensure_eq!(failure.state, DeliveryState::NotSent, "the state");
+            ensure_eq!(failure.error.kind(), ErrorKind::InvalidInput, "the error kind");
+            ensure_eq!(failure.state, DeliveryState::NotSent, "the delivery state");
         }
     }
     let all = context.read_all(bus, topic, 1, 2).await?;
@@ -347,15 +363,15 @@ async fn unknown_topic_fails_immediately(context: &TestContext) -> CheckResult {
         message_in_partition(&known, 0, 1),
     ];
     let outcomes = bus.publish(&batch, PublishOptions::NONE).await?.into_outcomes();
-    ensure!(began.elapsed() < Duration::from_secs(10), "it took {:?} to know", began.elapsed());
-    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the others are delivered");
+    ensure!(began.elapsed() < Duration::from_secs(10), "the publish took {:?}", began.elapsed());
+    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the other messages are not delivered");
     let failure = outcomes[1].as_ref().err();
-    ensure_eq!(failure.map(|f| f.error.kind()), Some(ErrorKind::NotFound), "the kind");
-    ensure_eq!(failure.map(|f| f.state), Some(DeliveryState::NotSent), "the state");
+    ensure_eq!(failure.map(|f| f.error.kind()), Some(ErrorKind::NotFound), "the error kind");
+    ensure_eq!(failure.map(|f| f.state), Some(DeliveryState::NotSent), "the delivery state");
     let refused = bus.subscribe(context.subscribe_request(&context.new_group()?, &unknown)?).await;
-    ensure_eq!(refused.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "subscribing to it");
+    ensure_eq!(refused.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "the error of subscribe");
     let names: Vec<_> = bus.topics().await?.into_iter().map(|topic| topic.name).collect();
-    ensure!(names.contains(&known) && !names.contains(&unknown), "nothing is created by inconclusive");
+    ensure!(names.contains(&known) && !names.contains(&unknown), "the unknown topic was created");
     Ok(())
 }
 
@@ -427,7 +443,7 @@ async fn full_log_makes_publish_wait(context: &TestContext) -> CheckResult {
     let batch = large_messages(&topic);
     let mut sending = Box::pin(bus.send(&batch));
     let early = tokio::time::timeout(context.timing().receive_timeout * 4, &mut sending).await;
-    ensure!(early.is_err(), "2 MB went into {SMALL} bytes while nobody read");
+    ensure!(early.is_err(), "2 MB were accepted by a log of {SMALL} bytes without a reader");
     receive_while_sending(context, sending, &mut *reader, batch.len()).await
 }
 
@@ -442,7 +458,7 @@ async fn receive_while_sending(
         let mut all = Vec::new();
         let deadline = Instant::now() + context.timing().effect_timeout;
         while all.len() < count {
-            ensure!(Instant::now() < deadline, "only {} messages came", all.len());
+            ensure!(Instant::now() < deadline, "received only {} messages", all.len());
             let received = reader.recv(50, context.timing().receive_timeout).await?;
             reader.commit(received.offsets()).await?;
             all.extend(received.into_messages());
@@ -451,7 +467,7 @@ async fn receive_while_sending(
         Ok(all)
     };
     let (deliveries, all) = futures::try_join!(sending.map_err(Failure::from), receiving)?;
-    ensure_eq!(deliveries.len(), count, "every message is answered for");
+    ensure_eq!(deliveries.len(), count, "the number of deliveries");
     each_key_is_complete_and_ordered(&all, 4, count / 4)
 }
 
@@ -478,11 +494,11 @@ async fn dropped_publish_does_not_affect_later_publishes(context: &TestContext) 
     let mut reached: BTreeMap<String, usize> = BTreeMap::new();
     let deadline = Instant::now() + context.timing().effect_timeout;
     while reached.values().filter(|n| **n == 40).count() < 10 {
-        ensure!(Instant::now() < deadline, "the bus does not go on after dropped futures: {reached:?}");
+        ensure!(Instant::now() < deadline, "the bus does not continue after dropped futures: {reached:?}");
         for message in reader.recv(1_000, context.timing().receive_timeout).await?.messages() {
             let (key, n) = parse_payload(message)?;
             if let Some(before) = reached.insert(key.clone(), n) {
-                ensure!(n > before, "{key}: {n} comes after {before}");
+                ensure!(n > before, "message {n} of key {key} follows message {before}");
             }
         }
     }

@@ -43,8 +43,8 @@ async fn rebalance_takes_effect_only_inside_recv(context: &TestContext) -> Check
     let joining = tokio::spawn(async move { other.subscribe(request).await });
     context.short_sleep().await;
     let committed = first.commit(&held(&received)).await?;
-    ensure_eq!(committed.stored, held(&received), "what the batch held stayed owned until the next recv");
-    ensure!(committed.lost.is_empty(), "lost outside of recv: {:?}", committed.lost);
+    ensure_eq!(committed.stored, held(&received), "the offsets stored before the next recv");
+    ensure!(committed.lost.is_empty(), "partitions were revoked outside of recv: {:?}", committed.lost);
     let mut consumers = Consumers::new(context);
     consumers.add(first);
     while !joining.is_finished() {
@@ -54,7 +54,7 @@ async fn rebalance_takes_effect_only_inside_recv(context: &TestContext) -> Check
     let sub = joining.await.map_err(|e| Failure::new(format_args!("the task failed: {e}")))??;
     consumers.add(sub);
     consumers.wait_until_balanced(4).await?;
-    ensure_eq!(consumers.total_count(), 0, "messages that came again although they were committed");
+    ensure_eq!(consumers.total_count(), 0, "the number of redelivered messages");
     Ok(())
 }
 
@@ -69,22 +69,26 @@ async fn announced_revocation_waits_for_the_next_recv(context: &TestContext) -> 
     let joining = tokio::spawn(async move { other.subscribe(request).await });
     let deadline = Instant::now() + context.timing().effect_timeout;
     loop {
-        ensure!(Instant::now() < deadline, "the revocation was never announced");
+        ensure!(Instant::now() < deadline, "the revocation was not announced");
         let batch = first.recv(500, context.timing().receive_timeout).await?;
         for event in batch.events() {
             let lost = matches!(event, SubscriptionEvent::AssignmentChanged { lost, .. } if !lost.is_empty());
             ensure!(!lost, "partitions were revoked without an announcement");
         }
         if batch.events().contains(&SubscriptionEvent::RevocationPending) {
-            ensure!(batch.is_empty(), "the announcement has no messages");
+            ensure!(batch.is_empty(), "the announcement has messages");
             break;
         }
     }
     context.short_sleep().await;
-    ensure_eq!(first.assignment().await?.partitions.len(), 4, "partitions after the announcement");
+    ensure_eq!(
+        first.assignment().await?.partitions.len(),
+        4,
+        "the number of partitions after the announcement"
+    );
     let committed = first.commit(&held(&received)).await?;
-    ensure_eq!(committed.stored, held(&received), "the commit before the next recv");
-    ensure!(committed.lost.is_empty(), "lost before the next recv: {:?}", committed.lost);
+    ensure_eq!(committed.stored, held(&received), "the offsets stored before the next recv");
+    ensure!(committed.lost.is_empty(), "partitions were revoked before the next recv: {:?}", committed.lost);
     let mut consumers = Consumers::new(context);
     consumers.add(first);
     while !joining.is_finished() {
@@ -94,7 +98,7 @@ async fn announced_revocation_waits_for_the_next_recv(context: &TestContext) -> 
     let sub = joining.await.map_err(|e| Failure::new(format_args!("the task failed: {e}")))??;
     consumers.add(sub);
     consumers.wait_until_balanced(4).await?;
-    ensure_eq!(consumers.total_count(), 0, "messages that came again although they were committed");
+    ensure_eq!(consumers.total_count(), 0, "the number of redelivered messages");
     Ok(())
 }
 
@@ -118,7 +122,7 @@ async fn seek_does_not_revoke_partitions(context: &TestContext) -> CheckResult {
     first.resume(std::slice::from_ref(&gone)).await?;
     let deadline = Instant::now() + context.timing().effect_timeout;
     while first.recv(10, context.timing().receive_timeout).await.is_ok() {
-        ensure!(Instant::now() < deadline, "no error says that the position is gone");
+        ensure!(Instant::now() < deadline, "recv reports no deleted position");
     }
     // A second member joins, while the first one does not call `recv`.
     let request = context.subscribe_request(&group, &topic)?;
@@ -131,7 +135,7 @@ async fn seek_does_not_revoke_partitions(context: &TestContext) -> CheckResult {
         let mut second = joining.await.map_err(|e| Failure::new(format_args!("the task failed: {e}")))??;
         second.recv(10, context.timing().receive_timeout * 4).await?;
         let taken = second.assignment().await?.partitions;
-        ensure!(taken.is_empty(), "the first one gave away by its seek: {taken:?}");
+        ensure!(taken.is_empty(), "the seek revoked partitions: {taken:?}");
         consumers.add(first);
         consumers.add(second);
     } else {
@@ -160,7 +164,7 @@ async fn commit_reports_lost_partitions(context: &TestContext) -> CheckResult {
     consumers.wait_until_balanced(4).await?;
     consumers.receive_until(40).await?;
     let theirs = consumers.members[1].owned().await?;
-    ensure_eq!(theirs.len(), 2, "the second one's share");
+    ensure_eq!(theirs.len(), 2, "the number of partitions of the second member");
     while consumers.members[1].received.len() < 20 {
         consumers.poll_all().await?;
     }
@@ -168,12 +172,12 @@ async fn commit_reports_lost_partitions(context: &TestContext) -> CheckResult {
     consumers.members[1].sub.commit(&done).await?;
     let committed = consumers.members[0].sub.commit(&old).await?;
     let lost: BTreeSet<_> = committed.lost.into_iter().collect();
-    ensure_eq!(lost, theirs, "what was lost");
+    ensure_eq!(lost, theirs, "the lost partitions");
     let stored: BTreeSet<_> = committed.stored.iter().map(|(p, _)| p.clone()).collect();
-    ensure_eq!(stored, consumers.members[0].owned().await?, "what was stored");
+    ensure_eq!(stored, consumers.members[0].owned().await?, "the partitions with stored offsets");
     for partition in &theirs {
         let found = context.committed(&*bus, &group, partition).await?;
-        ensure_eq!(found, done.get(partition), "the owner's commit of {partition} stays");
+        ensure_eq!(found, done.get(partition), "the owner's commit of {partition}");
     }
     Ok(())
 }
@@ -188,7 +192,7 @@ async fn buffered_messages_of_a_lost_partition_are_discarded(context: &TestConte
     // Only a few messages of each partition, so the others may be in a buffer. Each turn checks that the member owns
     // the partitions of its messages.
     while (0..4).any(|p| consumers.members[0].received.iter().all(|message| message.partition != p)) {
-        ensure!(consumers.members[0].poll(context, 5).await? > 0, "not every partition is read");
+        ensure!(consumers.members[0].poll(context, 5).await? > 0, "not every partition delivers messages");
     }
     consumers.join(&*bus, context.subscribe_request(&group, &topic)?).await?;
     consumers.wait_until_balanced(4).await?;
@@ -197,7 +201,11 @@ async fn buffered_messages_of_a_lost_partition_are_discarded(context: &TestConte
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();
         for message in &member.received {
             if let Some(before) = last.insert(message.partition, message.offset) {
-                ensure!(message.offset > before, "offset {} after {before} for one member", message.offset);
+                ensure!(
+                    message.offset > before,
+                    "offset {} follows offset {before} for one member",
+                    message.offset
+                );
             }
         }
     }
@@ -226,8 +234,8 @@ async fn events_report_gained_and_lost_partitions(context: &TestContext) -> Chec
             told.extend(gained.iter().cloned());
         }
     }
-    ensure_eq!(told, after, "what the events tell of {before:?}");
-    ensure!(consumers.members[0].sub.assignment().await?.epoch > epoch, "the epoch rises with a change");
+    ensure_eq!(told, after, "the partitions according to the events after {before:?}");
+    ensure!(consumers.members[0].sub.assignment().await?.epoch > epoch, "the epoch did not increase");
     Ok(())
 }
 
@@ -244,16 +252,20 @@ async fn revocation_ends_the_pause(context: &TestContext) -> CheckResult {
     consumers.wait_until_balanced(2).await?;
     let kept = consumers.members[0].owned().await?;
     let moved: Vec<_> = both.iter().filter(|partition| !kept.contains(*partition)).cloned().collect();
-    ensure_eq!(moved.len(), 1, "partitions that moved");
+    ensure_eq!(moved.len(), 1, "the number of reassigned partitions");
     let refused = consumers.members[0].sub.resume(&moved).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "resuming what was lost");
+    ensure_eq!(
+        refused.map(|e| e.kind()),
+        Some(ErrorKind::InvalidInput),
+        "the error of resume for a lost partition"
+    );
     publish_to_partitions(&*bus, &topic, 2, 3).await?;
     consumers.receive_until(3).await?;
     consumers.poll_all().await?;
     ensure_eq!(
         (consumers.members[0].received.len(), consumers.members[1].received.len()),
         (0, 3),
-        "paused here, not paused there"
+        "the messages of the paused member and the other member"
     );
     let mut leaver = consumers.members.remove(1);
     leaver.sub.close().await?;
@@ -261,11 +273,11 @@ async fn revocation_ends_the_pause(context: &TestContext) -> CheckResult {
     consumers.receive_until(3).await?;
     ensure!(
         consumers.members[0].received.iter().all(|m| m.partition == moved[0].partition),
-        "the kept one is still paused"
+        "the paused partition delivered messages"
     );
     let paused: Vec<_> =
         consumers.members[0].sub.assignment().await?.partitions.iter().map(|p| p.paused).collect();
-    ensure_eq!(paused.iter().filter(|p| **p).count(), 1, "the pause of what was lost has ended");
+    ensure_eq!(paused.iter().filter(|p| **p).count(), 1, "the number of paused partitions");
     Ok(())
 }
 
@@ -303,9 +315,9 @@ async fn third_member_joins_and_leaves_under_load(context: &TestContext) -> Chec
         let (key, n) = parse_payload(message)?;
         seen.entry(key).or_default().insert(n);
     }
-    ensure_eq!(seen.len(), 14, "keys");
+    ensure_eq!(seen.len(), 14, "the number of keys");
     for (key, numbers) in seen {
-        ensure_eq!(numbers.len(), 150, "messages of {key}");
+        ensure_eq!(numbers.len(), 150, "the number of messages of key {key}");
     }
     offsets_increase_between_restarts(&consumers)
 }
@@ -319,7 +331,7 @@ fn offsets_increase_between_restarts(consumers: &Consumers<'_>) -> CheckResult {
                 // Nothing was committed, so a restart begins at offset 0.
                 ensure!(
                     message.offset == before + 1 || message.offset == 0,
-                    "offset {} follows {before} in partition {}",
+                    "offset {} follows offset {before} in partition {}",
                     message.offset,
                     message.partition
                 );
@@ -342,11 +354,11 @@ async fn members_receive_only_their_topics(context: &TestContext) -> CheckResult
     consumers.receive_until(4).await?;
     ensure!(
         consumers.members[0].received.iter().all(|m| m.topic == left),
-        "a topic that it did not ask for came"
+        "received a message of an unsubscribed topic"
     );
     ensure!(
         consumers.members[1].received.iter().all(|m| m.topic == right),
-        "a topic that it did not ask for came"
+        "received a message of an unsubscribed topic"
     );
     Ok(())
 }

@@ -53,7 +53,7 @@ async fn latest_starts_at_the_high_watermark(context: &TestContext) -> CheckResu
     bus.send(&[message_in_partition(&topic, 0, 77), message_in_partition(&topic, 2, 78)]).await?;
     let mut new: Vec<_> = context.receive(&mut *reader, 2).await?.iter().map(text).collect();
     new.sort();
-    ensure_eq!(new, ["0#77", "2#78"], "what came after the subscription");
+    ensure_eq!(new, ["0#77", "2#78"], "the messages after subscribe");
     context.expect_no_message(&mut *reader).await
 }
 
@@ -71,7 +71,7 @@ async fn offset_reset_by_time_starts_at_that_time(context: &TestContext) -> Chec
     let mut reader = bus.subscribe(request).await?;
     let mut found: Vec<_> = context.receive(&mut *reader, 6).await?.iter().map(text).collect();
     found.sort();
-    ensure_eq!(found, ["0#7", "0#8", "0#9", "1#7", "1#8", "1#9"], "messages of that time and later");
+    ensure_eq!(found, ["0#7", "0#8", "0#9", "1#7", "1#8", "1#9"], "the messages at that time and later");
     let later = context
         .subscribe_request(&context.new_group()?, &topic)?
         .with_offset_reset(OffsetReset::At(context.now()));
@@ -81,7 +81,7 @@ async fn offset_reset_by_time_starts_at_that_time(context: &TestContext) -> Chec
     ensure_eq!(
         text(&context.receive(&mut *reader, 1).await?[0]),
         "1#10",
-        "a time after the last message is the end"
+        "the first message after the time of the last message"
     );
     Ok(())
 }
@@ -96,7 +96,7 @@ async fn offset_reset_error_fails_without_a_commit(context: &TestContext) -> Che
         Err(error) => Some(error),
         Ok(mut reader) => reader.recv(1, context.timing().receive_timeout * 4).await.err(),
     };
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "no commit and no other start");
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "the error without a commit");
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let batch = reader.recv(2, context.timing().receive_timeout * 4).await?;
     reader.commit(batch.offsets()).await?;
@@ -105,7 +105,7 @@ async fn offset_reset_error_fails_without_a_commit(context: &TestContext) -> Che
     ensure_eq!(
         context.receive(&mut *reader, 3 - batch.len()).await?.len(),
         3 - batch.len(),
-        "with a commit it goes on"
+        "the number of messages after the commit"
     );
     Ok(())
 }
@@ -117,7 +117,7 @@ async fn commits_take_precedence_over_offset_reset(context: &TestContext) -> Che
     let group = context.new_group()?;
     let mut first = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let batch = first.recv(2, context.timing().receive_timeout * 4).await?;
-    ensure_eq!(batch.len(), 2, "the first two");
+    ensure_eq!(batch.len(), 2, "the number of messages of the first batch");
     first.commit(batch.offsets()).await?;
     first.close().await?;
     for offset_reset in [OffsetReset::Latest, OffsetReset::Earliest, OffsetReset::Error] {
@@ -126,7 +126,7 @@ async fn commits_take_precedence_over_offset_reset(context: &TestContext) -> Che
         ensure_eq!(
             text(&context.receive(&mut *next, 1).await?[0]),
             "0#2",
-            "behind the commit with {offset_reset:?}"
+            "the first message after the commit with {offset_reset:?}"
         );
         next.close().await?;
     }
@@ -142,17 +142,20 @@ async fn recv_respects_max(context: &TestContext) -> CheckResult {
     let deadline = Instant::now() + context.timing().effect_timeout;
     for max in [1, 7, 2, 50].into_iter().cycle() {
         let batch = reader.recv(max, context.timing().receive_timeout * 4).await?;
-        ensure!(batch.len() <= max, "{} messages for a max of {max}", batch.len());
+        ensure!(batch.len() <= max, "recv returned {} messages, max is {max}", batch.len());
         for (partition, next) in batch.offsets().iter() {
             let last = batch.iter().filter(|m| m.partition == partition.partition).map(|m| m.offset).max();
-            ensure!(last.is_some_and(|last| last < next), "position {next} does not follow {last:?}");
+            ensure!(
+                last.is_some_and(|last| last < next),
+                "the offset {next} of the batch does not follow {last:?}"
+            );
         }
         count += batch.len();
-        ensure!(count <= 120, "more than everything came");
+        ensure!(count <= 120, "received more than 120 messages");
         if count == 120 {
             return context.expect_no_message(&mut *reader).await;
         }
-        ensure!(Instant::now() < deadline, "only {count} came");
+        ensure!(Instant::now() < deadline, "received only {count} messages");
     }
     Ok(())
 }
@@ -165,9 +168,9 @@ async fn recv_waits_for_the_given_duration(context: &TestContext) -> CheckResult
         let began = Instant::now();
         let batch = reader.recv(10, wait).await?;
         let took = began.elapsed();
-        ensure!(batch.is_empty() && batch.offsets().is_empty(), "nothing is there");
-        ensure!(took >= wait, "it waited {took:?}, not {wait:?}");
-        ensure!(took <= wait + Duration::from_secs(2), "it waited {took:?} for {wait:?}");
+        ensure!(batch.is_empty() && batch.offsets().is_empty(), "recv returned messages of an empty topic");
+        ensure!(took >= wait, "recv returned after {took:?}, wait is {wait:?}");
+        ensure!(took <= wait + Duration::from_secs(2), "recv returned after {took:?}, wait is {wait:?}");
     }
     Ok(())
 }
@@ -177,7 +180,7 @@ async fn recv_with_max_zero_is_rejected(context: &TestContext) -> CheckResult {
     let topic = context.create_topic(&*bus, 1).await?;
     let mut reader = context.subscribe(&*bus, &topic).await?;
     let refused = reader.recv(0, Duration::ZERO).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "a max of 0");
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "the error of a max of 0");
     Ok(())
 }
 
@@ -193,8 +196,8 @@ async fn message_wakes_a_waiting_recv(context: &TestContext) -> CheckResult {
         bus.publish_one(&message_in_partition(&topic, 1, 0)).await
     };
     let (batch, _) = futures::try_join!(receiving, sending)?;
-    ensure_eq!(batch.len(), 1, "the message that came while recv waited");
-    ensure!(began.elapsed() < wait / 2, "recv slept on for {:?}", began.elapsed());
+    ensure_eq!(batch.len(), 1, "the number of messages");
+    ensure!(began.elapsed() < wait / 2, "recv returned after {:?}", began.elapsed());
     Ok(())
 }
 
@@ -208,7 +211,7 @@ async fn dropped_recv_loses_no_message(context: &TestContext) -> CheckResult {
     let deadline = Instant::now() + context.timing().effect_timeout;
     let mut turn = 0_u32;
     while all.len() < 300 {
-        ensure!(Instant::now() < deadline, "only {} of {sent} came", all.len());
+        ensure!(Instant::now() < deadline, "received only {} of {sent} messages", all.len());
         turn += 1;
         if sent < 300 {
             bus.publish_one(&message_in_partition(&topic, u32::try_from(sent % 3).unwrap_or(0), sent / 3))
@@ -237,8 +240,8 @@ async fn dropped_recv_loses_no_message(context: &TestContext) -> CheckResult {
     }
     let after = reader.assignment().await?.partitions.iter().map(|p| p.committed).collect::<Vec<_>>();
     for (before, after) in before.iter().zip(&after) {
-        ensure!(after.is_none() || before.is_none() || before == after, "a dropped recv commits nothing");
-        ensure!(after.is_none_or(|after| after == 0), "nothing was committed, and the commit is {after:?}");
+        ensure!(after.is_none() || before.is_none() || before == after, "a dropped recv changed the commit");
+        ensure!(after.is_none_or(|after| after == 0), "the commit is {after:?} without a commit call");
     }
     context.expect_no_message(&mut *reader).await
 }
@@ -261,7 +264,11 @@ async fn subscription_to_several_topics_receives_all(context: &TestContext) -> C
     let mut reader = bus.subscribe(request).await?;
     let all = context.receive(&mut *reader, 60).await?;
     for (topic, wanted) in topics.iter().zip([20, 30, 10]) {
-        ensure_eq!(all.iter().filter(|m| m.topic == *topic).count(), wanted, "messages of {topic}");
+        ensure_eq!(
+            all.iter().filter(|m| m.topic == *topic).count(),
+            wanted,
+            "the number of messages of {topic}"
+        );
     }
     context.expect_no_message(&mut *reader).await
 }
@@ -286,7 +293,11 @@ async fn small_receive_buffer_delivers_all_messages(context: &TestContext) -> Ch
                 .filter(|m| m.partition == partition)
                 .map(qi_core::bus::ReceivedMessage::size)
                 .collect();
-            ensure_eq!(came, sizes, "sizes in partition {partition} with a buffer of {bytes} bytes");
+            ensure_eq!(
+                came,
+                sizes,
+                "the message sizes in partition {partition} with a buffer of {bytes} bytes"
+            );
         }
         context.expect_no_message(&mut *reader).await?;
         reader.close().await?;
@@ -299,11 +310,11 @@ async fn unknown_topic_is_not_created(context: &TestContext) -> CheckResult {
     let unknown = context.unused_topic_name()?;
     let place = TopicPartition::new(unknown.clone(), 0);
     let joined = bus.subscribe(context.subscribe_request(&context.new_group()?, &unknown)?).await;
-    ensure_eq!(joined.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "a member");
+    ensure_eq!(joined.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "the error of subscribe");
     let read = bus.open_reader(ReaderRequest::new([(place, SeekTo::Earliest)])?).await;
-    ensure_eq!(read.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "a reader without a group");
+    ensure_eq!(read.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "the error of open_reader");
     let topics = bus.topics().await?;
-    ensure!(topics.iter().all(|topic| topic.name != unknown), "it was created by asking");
+    ensure!(topics.iter().all(|topic| topic.name != unknown), "the unknown topic was created");
     Ok(())
 }
 
@@ -341,15 +352,15 @@ async fn other_topics_continue_after_a_deletion(context: &TestContext) -> CheckR
     let deadline = Instant::now() + context.timing().effect_timeout;
     let mut events = 0;
     while events == 0 {
-        ensure!(Instant::now() < deadline, "no event of the deleted topic");
+        ensure!(Instant::now() < deadline, "no event TopicDeleted");
         let batch = reader.recv(10, context.timing().receive_timeout).await?;
-        ensure!(batch.is_empty(), "messages of a topic that is gone");
+        ensure!(batch.is_empty(), "received messages of the deleted topic");
         events += told(&batch);
     }
     // A commit of a batch from before the deletion stores the positions of the other topic.
     let committed = reader.commit(&positions).await?;
     let stored: Vec<_> = committed.stored.iter().filter(|(p, _)| p.topic == kept).map(|(_, at)| at).collect();
-    ensure_eq!(stored, [2, 2], "the commit of the other topic");
+    ensure_eq!(stored, [2, 2], "the stored offsets of the other topic");
     bus.send(&[message_in_partition(&kept, 0, 2), message_in_partition(&kept, 1, 2)]).await?;
     let mut came = Vec::new();
     while came.len() < 2 {
@@ -359,8 +370,8 @@ async fn other_topics_continue_after_a_deletion(context: &TestContext) -> CheckR
         came.extend(batch.iter().map(text));
     }
     came.sort();
-    ensure_eq!(came, ["0#2", "1#2"], "messages of the other topic");
-    ensure_eq!(events, 1, "events of the deleted topic");
+    ensure_eq!(came, ["0#2", "1#2"], "the messages of the other topic");
+    ensure_eq!(events, 1, "the number of TopicDeleted events");
     let lag = reader.assignment().await?.lag();
     ensure_eq!(lag, 0, "the lag");
     for outcome in bus.create_topics(&[TopicSpec::new(deleted.clone(), 2)?]).await? {
@@ -370,13 +381,13 @@ async fn other_topics_continue_after_a_deletion(context: &TestContext) -> CheckR
     let deadline = Instant::now() + context.timing().effect_timeout;
     let mut again = Vec::new();
     while again.len() < 2 {
-        ensure!(Instant::now() < deadline, "the topic that was created again is not read");
+        ensure!(Instant::now() < deadline, "the recreated topic is not read");
         let batch = reader.recv(10, context.timing().receive_timeout).await?;
         again.extend(batch.iter().map(|message| (message.topic.clone(), text(message))));
     }
     again.sort();
     let wanted = ["0#0", "1#0"].map(|text| (deleted.clone(), text.to_owned()));
-    ensure_eq!(again, wanted, "messages of the topic that was created again");
+    ensure_eq!(again, wanted, "the messages of the recreated topic");
     for outcome in bus.delete_topics(&[kept, deleted.clone()]).await? {
         outcome.result?;
     }
@@ -389,12 +400,12 @@ async fn expect_not_found(context: &TestContext, reader: &mut dyn Subscription) 
     loop {
         match reader.recv(10, context.timing().receive_timeout).await {
             Err(error) => {
-                ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind");
+                ensure_eq!(error.kind(), ErrorKind::NotFound, "the error kind");
                 return Ok(());
             }
-            Ok(batch) => ensure!(batch.is_empty(), "messages of a deleted topic"),
+            Ok(batch) => ensure!(batch.is_empty(), "received messages of a deleted topic"),
         }
-        ensure!(Instant::now() < deadline, "no error though every topic is deleted");
+        ensure!(Instant::now() < deadline, "recv returns no error after every topic was deleted");
     }
 }
 
@@ -406,25 +417,29 @@ async fn reader_without_group_reads_and_seeks(context: &TestContext) -> CheckRes
     let from = [(at(0), SeekTo::Offset(7)), (at(1), SeekTo::Latest)];
     let mut reader = bus.open_reader(ReaderRequest::new(from)?).await?;
     let all = context.receive(&mut *reader, 3).await?;
-    ensure_eq!(all.iter().map(text).collect::<Vec<_>>(), ["0#7", "0#8", "0#9"], "from offset 7");
+    ensure_eq!(all.iter().map(text).collect::<Vec<_>>(), ["0#7", "0#8", "0#9"], "the messages from offset 7");
     bus.send(&[message_in_partition(&topic, 1, 10), message_in_partition(&topic, 2, 10)]).await?;
-    ensure_eq!(text(&context.receive(&mut *reader, 1).await?[0]), "1#10", "what came after the end");
+    ensure_eq!(
+        text(&context.receive(&mut *reader, 1).await?[0]),
+        "1#10",
+        "the message after the high watermark"
+    );
     context.expect_no_message(&mut *reader).await?;
     reader.seek(&[(at(0), SeekTo::Offset(9))]).await?;
     let batch = reader.recv(10, context.timing().receive_timeout * 4).await?;
-    ensure_eq!(batch.iter().map(text).collect::<Vec<_>>(), ["0#9"], "after a seek");
+    ensure_eq!(batch.iter().map(text).collect::<Vec<_>>(), ["0#9"], "the message after a seek");
     let refused = reader.commit(batch.offsets()).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::Unsupported), "it has nothing to commit to");
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::Unsupported), "the error of commit");
     let elsewhere = reader.seek(&[(at(2), SeekTo::Earliest)]).await.err();
     ensure_eq!(
         elsewhere.map(|e| e.kind()),
         Some(ErrorKind::InvalidInput),
-        "a partition that it does not read"
+        "the error of a seek of an unassigned partition"
     );
     let missing = bus.open_reader(ReaderRequest::new([(at(3), SeekTo::Earliest)])?).await.err();
-    ensure_eq!(missing.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "a partition that there is not");
+    ensure_eq!(missing.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "the error of an unknown partition");
     reader.close().await?;
     let closed = reader.recv(1, Duration::ZERO).await.err();
-    ensure_eq!(closed.map(|e| e.kind()), Some(ErrorKind::Closed), "after close");
+    ensure_eq!(closed.map(|e| e.kind()), Some(ErrorKind::Closed), "the error after close");
     Ok(())
 }
