@@ -27,15 +27,15 @@ fn model_detects_faulty_stores_with_a_shortest_history() {
         "loses the last row of a batch",
         "the first write of a key wins",
         "a range includes its end",
-        "records of one time come in the opposite order",
+        "records of one time are in the opposite order",
         "a cursor skips the other records of its time",
-        "as_of excludes its moment",
-        "as_of looks at the open time of bars",
-        "half way is rounded to even",
+        "as_of excludes its time",
+        "as_of uses the open time of bars",
+        "halves are rounded to even",
         "an unknown volume is zero",
-        "deletes the end of the range too",
-        "hides what is inserted after a deletion",
-        "cuts the cutoff of a purge to the second",
+        "includes the end of the range in a deletion",
+        "hides records inserted after a deletion",
+        "truncates the cutoff of a purge to the second",
     ];
     let mutants = mutants();
     for name in names {

@@ -229,9 +229,10 @@ impl TestContext {
         datasets: &Datasets,
     ) -> std::result::Result<(Arc<dyn PriceStore>, Reopen), Failure> {
         let mut created = self.factory.without_schema(datasets).await?;
-        let reopen = created.reopen.take().ok_or_else(|| {
-            Failure::new("the factory must say how to open a namespace reopen_with: TestStore::with_reopen")
-        })?;
+        let reopen = created
+            .reopen
+            .take()
+            .ok_or_else(|| Failure::new("the factory must set TestStore::with_reopen"))?;
         Ok((self.register_cleanup(created), reopen))
     }
 

@@ -154,7 +154,7 @@ async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> CheckResult 
     let (old, new) = (*old, *new);
     let created = factory.without_schema(&of(old)).await?;
     let reopen =
-        created.reopen.clone().ok_or_else(|| Failure::new("the factory must have TestStore::with_reopen"))?;
+        created.reopen.clone().ok_or_else(|| Failure::new("the factory must set TestStore::with_reopen"))?;
     let first = created.store;
     let outcome = async {
         let mut stored = Stored::new();

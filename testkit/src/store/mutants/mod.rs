@@ -46,17 +46,17 @@ impl Mutant {
     pub async fn verify_detection(&self) -> CheckResult {
         let checks = Checks::standard();
         let Some(check) = checks.iter().find(|check| check.name == self.detected_by) else {
-            return Err(Failure::new(format_args!("there is no check {}", self.detected_by)));
+            return Err(Failure::new(format_args!("unknown check {}", self.detected_by)));
         };
         let factory = (self.factory)();
         run_check(check, factory.clone(), Wrapper::PLAIN, checks.datasets())
             .await
-            .map_err(|failure| failure.within(format_args!("{} fails on the sound store", check.name)))?;
+            .map_err(|failure| failure.within(format_args!("{} fails on the correct store", check.name)))?;
         let faulty = Wrapper { name: self.name, wrap: self.wrap };
         match run_check(check, factory, faulty, checks.datasets()).await {
             Err(failure) if !failure.is_inconclusive() => Ok(()),
-            Err(failure) => Err(failure.within("the check did not judge, it broke")),
-            Ok(()) => Err(Failure::new(format_args!("{} does not notice: {}", check.name, self.name))),
+            Err(failure) => Err(failure.within("the check was inconclusive")),
+            Ok(()) => Err(Failure::new(format_args!("{} does not detect: {}", check.name, self.name))),
         }
     }
 }
