@@ -60,7 +60,7 @@ fn docs_page_names_every_check() -> Result<(), Failed> {
 struct MinimalFactory(Option<&'static str>);
 
 #[async_trait]
-impl BusFactory for Poor {
+impl BusFactory for MinimalFactory {
     fn backend(&self) -> &'static str {
         "poor"
     }
