@@ -293,7 +293,7 @@ async fn redrive_skips_and_counts_unpublishable_letters() {
         ("failed", 1),
     ];
     assert_eq!(numbers(&redriven), wanted.map(|(name, number)| (name.to_owned(), number)));
-    assert!(!redriven.is_complete(), "one has failed");
+    assert!(!redriven.is_complete(), "one redrive failed");
     assert!(
         redriven.counts.failures[0].contains("crypto-prices.dlq/")
             && redriven.counts.failures[0].contains("deleted")

@@ -162,7 +162,7 @@ async fn differing_series_is_copied_again_by_the_same_command() {
     let late = PriceTick::new(first.instrument().clone(), first.ts(), 999, first.price()).unwrap();
     source.insert_ticks(&[late]).await.unwrap();
     assert!(!run().await.is_equal(), "nothing was to be copied, and the comparison finds it");
-    assert!(run().await.is_equal(), "so now it is");
+    assert!(run().await.is_equal(), "the second check succeeds");
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn progress_changes_no_other_file() {
     let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
     assert!(Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap().is_equal());
     assert_eq!(std::fs::read_to_string(mine).unwrap(), "mine");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "temporary files remain");
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn corrupt_progress_file_is_rejected() {
         std::fs::write(&path, broken).unwrap();
         let copy = Copy::new(full().await, Arc::new(MemoryStore::default()), plan.clone());
         assert_eq!(copy.run().await.unwrap_err().code(), "copy.progress", "{broken}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "it is left as it was");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "the file is unchanged");
     }
 }
 

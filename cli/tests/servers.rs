@@ -583,7 +583,7 @@ async fn write(
     while processed < messages {
         let mut batch = reader.recv(1_000, Duration::from_secs(10)).await?;
         if batch.is_empty() && batch.events().is_empty() {
-            return Err(format!("{processed} of {messages} messages came").into());
+            return Err(format!("received {processed} of {messages} messages").into());
         }
         if is_fixed {
             batch.messages_mut().iter_mut().for_each(|message| message.headers.remove(header::TYPE));
@@ -626,7 +626,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
         let mut child = place.qi(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         while copied() < (ticks * thirds / 3) as u64 {
             if let Some(status) = child.try_wait()? {
-                return Err(format!("it ended before it could be killed: {status}").into());
+                return Err(format!("the process ended before the kill: {status}").into());
             }
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -246,7 +246,7 @@ fn sigint_at_20_random_times_exits_with_130() {
         let after = Duration::from_millis(rng.u64(100..1_000));
         let (code, took, complaints) = signalled("-INT", after);
         assert_eq!(code, Some(130), "after {after:?}: {complaints}");
-        assert!(took < LIMIT, "after {after:?} it took {took:?}");
+        assert!(took < LIMIT, "the signal after {after:?} took {took:?}");
     }
 }
 

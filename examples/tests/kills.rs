@@ -208,7 +208,7 @@ impl Rig {
             let log = std::fs::read_to_string(log).unwrap();
             let lines: Vec<_> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(20)..].join("\n");
-            assert!(Instant::now() < deadline, "it does not end well within {limit:?}: {last}");
+            assert!(Instant::now() < deadline, "the process did not succeed within {limit:?}: {last}");
         }
     }
 
@@ -430,7 +430,7 @@ impl Running {
         let (began, before) = (Instant::now(), self.stored());
         while self.stored() == before {
             assert!(self.child.try_wait().unwrap().is_none(), "the process is over");
-            assert!(began.elapsed() < Duration::from_mins(2), "it does not go on");
+            assert!(began.elapsed() < Duration::from_mins(2), "the process does not continue");
             sleep(Duration::from_millis(50));
         }
         began.elapsed()
@@ -453,10 +453,10 @@ fn outlives(rig: &Rig) {
             sleep(Duration::from_millis(random.u64(500..15_000)));
             server.order("start");
             let took = running.goes_on();
-            println!("round {round}: {} answers again, and the program goes on after {took:?}", server.kind);
+            println!("round {round}: {} responds again, the program continued after {took:?}", server.kind);
             assert!(
                 took < Duration::from_secs(10),
-                "round {round}: it took {took:?} after {} answered",
+                "round {round}: recovery took {took:?} after {} responded",
                 server.kind
             );
         }
@@ -469,6 +469,6 @@ fn outlives(rig: &Rig) {
         sleep(Duration::from_millis(100));
     }
     let status = running.child.wait().unwrap();
-    assert!(status.success(), "it ended with {status}: {}", running.words.join().unwrap());
+    assert!(status.success(), "the process ended with {status}: {}", running.words.join().unwrap());
     rig.compare(TICKS);
 }

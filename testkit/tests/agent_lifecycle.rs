@@ -29,8 +29,8 @@ async fn successful_lifecycle_has_exactly_these_transitions() {
     assert_eq!(life.calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
     let history = life.log.of("a");
     assert!(history.iter().all(|t| t.incarnation == 1 && &*t.agent == "a"));
-    assert_eq!(history[2].at.duration_since(history[1].at), ms(1_000), "it ran until the stop");
-    assert_eq!(history[3].at, history[2].at, "and ended at once");
+    assert_eq!(history[2].at.duration_since(history[1].at), ms(1_000), "the agent ran until the stop");
+    assert_eq!(history[3].at, history[2].at, "the agent ended immediately after the stop");
     let agent = life.report.agent("a").unwrap();
     assert_eq!((agent.status, agent.termination, agent.restarts), (Stopped, Termination::Orderly, 0));
     assert_eq!(life.report.cause, ShutdownCause::Requested);
@@ -79,7 +79,7 @@ async fn panics_in_any_hook_are_caught_and_the_agent_restarts() {
         let life = live([script, Script::default()], ms(1_000), |spec| spec).await;
         assert!(life.exits()[0].starts_with("panicked"), "{place}: {:?}", life.exits());
         assert_eq!(life.statuses().last(), Some(&Stopped), "{place}");
-        assert_eq!(life.calls.count("Run#2"), 1, "{place}: it ran again");
+        assert_eq!(life.calls.count("Run#2"), 1, "{place}: the agent restarted");
         life.report.result().unwrap();
     }
 }
@@ -205,7 +205,7 @@ impl Agent for StopsItself {
     }
 
     async fn run(&mut self, _cx: &AgentContext) -> Result<()> {
-        panic!("it was cancelled before");
+        panic!("the child was cancelled before the cleanup");
     }
 }
 
@@ -582,7 +582,7 @@ async fn hook_and_children_share_one_stop_timeout() {
     .await;
     let history = log.of("a");
     assert_eq!(history[2].at.duration_since(history[1].at), ms(3_100));
-    assert_eq!(history[3].at.duration_since(history[2].at), ms(2_000), "what is left of 5 s");
+    assert_eq!(history[3].at.duration_since(history[2].at), ms(2_000), "the remaining part of 5 s");
     assert_eq!(report.shutdown_took, ms(5_000));
     report.result().unwrap();
 }

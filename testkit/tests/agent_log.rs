@@ -30,7 +30,7 @@ struct Text(String);
 
 impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        write!(self.0, "{field}={value:?} ").expect("a string takes everything");
+        write!(self.0, "{field}={value:?} ").expect("a write to a string succeeds");
     }
 }
 

@@ -104,8 +104,8 @@ async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
     legal_history(&log.of("a")).unwrap();
     assert!(calls.is_clean(), "{calls:?}");
     assert_eq!(calls.count("Init#"), calls.count("Cleanup#"));
-    assert_eq!(calls.count("Drop#"), calls.count("Init#"), "no value is left over");
-    assert!(took <= stop_after + deadline, "took {took:?}");
+    assert_eq!(calls.count("Drop#"), calls.count("Init#"), "every agent value is dropped");
+    assert!(took <= stop_after + deadline, "the shutdown took {took:?}");
     assert_eq!(report.leaked().count(), 0);
     let end = handle.snapshot("a").unwrap();
     assert!(end.status.is_terminal());
@@ -212,7 +212,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
         legal_history(life).unwrap();
         assert!(calls.is_clean(), "{calls:?}");
         assert_eq!(calls.count("Init#"), calls.count("Cleanup#"));
-        assert_eq!(calls.count("Drop#"), calls.count("Init#"), "no value is left over");
+        assert_eq!(calls.count("Drop#"), calls.count("Init#"), "every agent value is dropped");
     }
 }
 

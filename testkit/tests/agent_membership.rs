@@ -125,7 +125,7 @@ async fn invalid_agent_is_rejected_by_name() {
         assert!(words.iter().all(|word| error.to_string().contains(word)), "{error} lacks {words:?}");
         assert!(!error.retry().is_retryable());
     }
-    assert_eq!(names(&handle), ["weak", "done", "over", "deaf"], "a refused agent leaves no trace");
+    assert_eq!(names(&handle), ["weak", "done", "over", "deaf"], "a rejected agent is not listed");
     handle.spawn(waiting("next").depends_on(["done"])).unwrap();
     running(&handle, "next").await;
     handle.shutdown();
@@ -246,7 +246,10 @@ async fn dropped_removal_completes() {
     assert_eq!(handle.snapshot("a").unwrap().status, Running, "a future that was never polled does nothing");
     assert!(timeout(ms(100), handle.remove("a")).await.is_err());
     let refused = handle.spawn(waiting("a")).unwrap_err();
-    assert!(refused.to_string().contains("two agents"), "the name is in use until the end: {refused}");
+    assert!(
+        refused.to_string().contains("two agents"),
+        "the name is in use until the agent has ended: {refused}"
+    );
     let dependent = handle.spawn(waiting("b").depends_on(["a"])).unwrap_err();
     assert_eq!(dependent.code(), "agent.dependency.ended");
     sleep(ms(1_000)).await;
@@ -544,7 +547,7 @@ async fn stop_during_an_asynchronous_factory_ends_it() {
         assert!(matches!(log.of("a")[1].exit.as_deref(), Some(ExitReason::Cancelled)));
         let forced = report.agent("a").unwrap().termination == Termination::Forced;
         assert_eq!((forced, report.shutdown_took), (!polite, if polite { ms(0) } else { ms(200) }));
-        assert!(*dropped.lock().unwrap(), "what it had opened is dropped");
+        assert!(*dropped.lock().unwrap(), "the resources of the factory are dropped");
     }
 }
 

@@ -105,7 +105,7 @@ async fn soft_deadline_drops_hooks_and_reserves_time_for_cleanup() {
     }
     assert_eq!(log.statuses("quick").last(), Some(&Stopped), "its cleanup fits the reserve");
     assert_eq!(log.statuses("never").last(), Some(&Failed));
-    assert_eq!(report.shutdown_took, ms(9_600), "a fifth of the reserve is the runtime's own");
+    assert_eq!(report.shutdown_took, ms(9_600), "one fifth of the reserve belongs to the runtime");
     assert_eq!((report.leaked().count(), report.forced().count()), (0, 2));
 }
 

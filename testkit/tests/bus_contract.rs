@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         return conclusion.exit_code();
     }
     let (unknown, doubles) = resent();
-    println!("{unknown} unknown messages were sent again, and {doubles} doubles of them found");
+    println!("{unknown} unknown messages were resent, {doubles} duplicates were found");
     // Without duplicates, the wrappers with cuts and hangs prove nothing.
     if conclusion.num_filtered_out == 0 && (unknown == 0 || doubles == 0) {
         return ExitCode::FAILURE;

@@ -64,11 +64,15 @@ async fn topic_without_groups_evicts_nothing_and_further_messages_are_not_sent()
     let bus = small().await;
     let began = Instant::now();
     let report = bus.publish(&kilobytes(0..200), PublishOptions::NONE).await.unwrap();
-    assert_eq!(began.elapsed(), Duration::from_secs(3), "it waited for space");
+    assert_eq!(began.elapsed(), Duration::from_secs(3), "the publish waited for space");
     let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
     let delivered = 200 - refused.len();
     assert!((80..100).contains(&delivered), "{delivered} fitted");
-    assert_eq!(refused, (delivered..200).collect::<Vec<_>>(), "what did not fit is the end of the batch");
+    assert_eq!(
+        refused,
+        (delivered..200).collect::<Vec<_>>(),
+        "the messages without space are the end of the batch"
+    );
     assert!(bus.used_bytes() <= 100_000);
     let error = report.into_result().unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "bus.memory.full"));
@@ -88,15 +92,15 @@ async fn messages_committed_by_every_group_are_evicted_first() {
     }
     let began = Instant::now();
     bus.send(&kilobytes(80..105)).await.unwrap();
-    assert_eq!(began.elapsed(), Duration::ZERO, "there was something to give up");
+    assert_eq!(began.elapsed(), Duration::ZERO, "messages were evicted");
     let (low, high) = low_and_high(&bus).await;
     assert!((1..=30).contains(&low), "only what both have committed may go, and {low} went");
     assert_eq!(high, 105);
     let error = bus.send(&kilobytes(105..200)).await.unwrap_err();
     assert_eq!(error.context_value("group"), Some("slow"), "the slowest group is named: {error}");
-    assert_eq!(low_and_high(&bus).await.0, 30, "all that both have committed is gone by now");
+    assert_eq!(low_and_high(&bus).await.0, 30, "the messages committed by both groups are evicted");
     let next = slow.recv(1, SECOND).await.unwrap();
-    assert_eq!(next.messages()[0].offset, 30, "nobody loses what it has not committed");
+    assert_eq!(next.messages()[0].offset, 30, "uncommitted messages are not evicted");
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,7 +162,7 @@ async fn compacted_topic_evicts_only_replaced_messages() {
     assert!(offsets.ends_with(&[197, 198, 199]), "the newest of each key stays");
     all.seek(&[(at(0), SeekTo::Offset(0))]).await.unwrap();
     let again = all.recv(1_000, SECOND).await.unwrap();
-    assert_eq!(again.len(), batch.len(), "a position in a gap reads what comes after it");
+    assert_eq!(again.len(), batch.len(), "a position in a gap reads the next message");
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,7 +191,7 @@ async fn close_waits_for_a_publish_and_reports_the_rest_as_not_sent() {
     tokio::time::sleep(Duration::from_millis(10)).await;
     let began = Instant::now();
     assert_eq!(bus.close().await.unwrap().unknown, 0);
-    assert_eq!(began.elapsed(), SECOND, "as long as its limit");
+    assert_eq!(began.elapsed(), SECOND, "close returns at its timeout");
     let error = sending.await.unwrap().unwrap().into_result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
 }
@@ -209,9 +213,9 @@ async fn nothing_is_delivered_once_close_has_returned() {
     let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
     let delivered = usize::try_from(high).unwrap() - 80;
     assert!(delivered < 40);
-    assert_eq!(refused, (delivered..40).collect::<Vec<_>>(), "what waited at `close` was not sent");
+    assert_eq!(refused, (delivered..40).collect::<Vec<_>>(), "the waiting messages were not sent");
     assert_eq!(report.into_result().unwrap_err().kind(), ErrorKind::Closed);
-    assert!(reader.recv(1_000, SECOND).await.unwrap().is_empty(), "and nobody reads it");
+    assert!(reader.recv(1_000, SECOND).await.unwrap().is_empty(), "the message is not in the log");
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,12 +249,12 @@ async fn commits_of_an_unsubscribed_topic_expire_after_the_retention() {
     let batch = reader.recv(80, SECOND).await.unwrap();
     reader.commit(batch.offsets()).await.unwrap();
     let error = bus.send(&kilobytes(80..150)).await.unwrap_err();
-    assert_eq!(error.context_value("group"), Some("g"), "it may come back: {error}");
+    assert_eq!(error.context_value("group"), Some("g"), "the error is retryable: {error}");
     clock.advance(Duration::from_hours(7 * 24 + 1));
     bus.send(&kilobytes(150..200)).await.unwrap();
-    assert!(low_and_high(&bus).await.0 > 0, "what the other group has read went");
+    assert!(low_and_high(&bus).await.0 > 0, "the messages committed by the other group are evicted");
     let all = qi_core::bus::GroupQuery::new(qi_core::Selection::All);
-    assert_eq!(bus.groups(&all).await.unwrap().len(), 2, "the group itself lives on its new topic");
+    assert_eq!(bus.groups(&all).await.unwrap().len(), 2, "the group remains on its new topic");
 }
 
 /// Checks that another task makes progress while `work` never waits, and that `work` can be aborted.
@@ -267,9 +271,9 @@ async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work:
         }
     });
     beating.await.unwrap();
-    assert!(!busy.is_finished(), "the busy task was there all the time");
+    assert!(!busy.is_finished(), "the busy task still runs");
     busy.abort();
-    assert!(busy.await.unwrap_err().is_cancelled(), "and it sees an abort");
+    assert!(busy.await.unwrap_err().is_cancelled(), "the task was aborted");
     assert_eq!(beats.load(Ordering::SeqCst), 100);
 }
 
@@ -342,7 +346,7 @@ async fn duplicate_static_member_fences_the_older_member() {
     assert_eq!(
         new.assignment().await.unwrap().partitions.len(),
         1,
-        "the end of the old one takes nothing away"
+        "the end of the old member changes no assignment"
     );
 }
 
@@ -393,7 +397,7 @@ async fn concurrent_rebalances_lose_no_message() {
         while senders.join_next().await.transpose().unwrap().is_some() {}
         while readers.join_next().await.transpose().unwrap().is_some() {}
     };
-    tokio::time::timeout(Duration::from_mins(1), all).await.expect("everything comes within a minute");
+    tokio::time::timeout(Duration::from_mins(1), all).await.expect("all messages arrive within one minute");
 }
 
 #[test]

@@ -114,5 +114,5 @@ fn model_detects_faulty_buses() {
         outcome.is_ok()
     })
     .collect();
-    assert!(unseen.is_empty(), "the model lets these pass: {unseen:?}");
+    assert!(unseen.is_empty(), "the model does not detect {unseen:?}");
 }

@@ -49,7 +49,7 @@ async fn program_is_ready_if_all_backends_answer_and_all_agents_run() {
     chaos.inject_next(Operation::StorePing, Fault::Error);
     sleep(Duration::from_secs(1)).await;
     let check = health.check().await;
-    assert!(check.live && check.started && !check.ready && health.is_live(), "no reason to kill the process");
+    assert!(check.live && check.started && !check.ready && health.is_live(), "the process is live");
     let json = serde_json::to_value(&check).unwrap();
     let store = &json["backends"][0];
     assert_eq!(
@@ -66,7 +66,7 @@ async fn program_is_ready_if_all_backends_answer_and_all_agents_run() {
 
     handle.shutdown();
     handle.join().await;
-    assert!(!health.check().await.ready, "it takes no more work");
+    assert!(!health.check().await.ready, "the process is not ready");
 }
 
 #[tokio::test(start_paused = true)]
@@ -76,7 +76,7 @@ async fn hanging_backend_delays_the_response_up_to_the_timeout() {
     let health = Health::new().store("prices", store.clone()).store("again", store).bus("events", bus);
     let since = Instant::now();
     let check = health.check().await;
-    assert_eq!(since.elapsed(), Duration::from_millis(800), "both at once");
+    assert_eq!(since.elapsed(), Duration::from_millis(800), "both pings run concurrently");
     let up: Vec<_> = check.backends.iter().map(|backend| (backend.up, backend.kind)).collect();
     assert_eq!(up, [(false, Some("timeout")), (false, Some("timeout")), (true, None)]);
 }
@@ -107,7 +107,7 @@ async fn dropped_probes_do_not_delay_other_probes() {
     };
     let (given_up, also, took) = tokio::join!(impatient(790), impatient(795), patient);
     assert!(!given_up && !also);
-    assert!(took <= Duration::from_millis(800), "{took:?}");
+    assert!(took <= Duration::from_millis(800), "the response took {took:?}");
 }
 
 #[tokio::test(start_paused = true)]

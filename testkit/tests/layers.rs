@@ -86,7 +86,7 @@ async fn the_advice_after_is_the_minimum_delay_within_max_elapsed() {
     let since = Instant::now();
     let error = Retry::new(store, config()).ping().await.unwrap_err();
     assert_eq!((calls.load(Ordering::Relaxed), error.exhausted()), (1, Some(1)));
-    assert_eq!(since.elapsed(), Duration::ZERO, "no wait without an attempt");
+    assert_eq!(since.elapsed(), Duration::ZERO, "no delay without another attempt");
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,7 +106,11 @@ async fn max_elapsed_includes_the_first_attempt() {
     let timed = Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), Timeout::new(limit));
     let since = Instant::now();
     assert_eq!(Retry::new(timed, config()).ping().await.unwrap_err().exhausted(), Some(2));
-    assert!(since.elapsed() < Duration::from_secs(41), "no attempt begins after 30 s: {:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(41),
+        "an attempt started after 30 s: {:?}",
+        since.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -330,7 +334,7 @@ async fn only_unsent_messages_are_resent() {
     assert_eq!(
         outcomes[2].as_ref().unwrap_err().state,
         DeliveryState::Unknown,
-        "only the caller may send it again"
+        "only the caller may resend an unknown message"
     );
 }
 
@@ -378,7 +382,7 @@ async fn unsent_messages_are_marked_with_the_attempts() {
 async fn a_key_keeps_its_order_with_and_without_an_explicit_partition() {
     let batch = [message(Some("k"), None, 0), message(Some("k"), Some(0), 1)];
     let (report, sent) = publish(&batch, vec![Ok(vec![not_sent(), delivered(0)])]).await;
-    assert_eq!(sent.len(), 1, "the first one would land behind the second");
+    assert_eq!(sent.len(), 1, "the first message would be stored after the second");
     assert_eq!(report.unwrap().failed(DeliveryState::NotSent).collect::<Vec<_>>(), [0]);
 }
 

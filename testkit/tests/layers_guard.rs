@@ -129,7 +129,7 @@ async fn calls_start_at_the_rate_and_a_pause_allows_a_burst() {
         join_all((0..7).map(|_| burst.insert_ticks(&[]))).await;
         assert!(
             (ms(200)..=ms(205)).contains(&since.elapsed()),
-            "five at once, two more: {:?}",
+            "a burst of five calls, then two more: {:?}",
             since.elapsed()
         );
     }
@@ -152,7 +152,7 @@ async fn dropped_callers_consume_no_start() {
     assert_eq!(store.layer().queued(), 0);
     let since = Instant::now();
     store.insert_ticks(&[]).await.unwrap();
-    assert_eq!(since.elapsed(), ms(500), "the next call takes the unused start");
+    assert_eq!(since.elapsed(), ms(500), "the next call uses the unused start");
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,5 +40,5 @@ async fn records_flow_from_reader_to_writer_until_a_validation_fails() {
     let ended = flow.try_for_each(async |tick| sink.publish_price(&tick).await.map(drop)).await;
     assert_eq!(ended.unwrap_err().code(), "market.law.future");
     sink.flush(SECOND).await.unwrap();
-    assert_eq!(sink.publishing_metrics().delivered, 3, "those at 0, 1 and 2 s");
+    assert_eq!(sink.publishing_metrics().delivered, 3, "the records at 0, 1 and 2 s");
 }

@@ -77,7 +77,7 @@ async fn current_prices_cover_each_symbol_on_each_exchange() {
     let found = market.current_prices(&asked).await.unwrap();
     assert_eq!(prices(&found), ["binance:BTC-USD 103", "kraken:BTC-USD 102", "kraken:ETH-USD 5"]);
     let none = market.current_prices(&[]).await.unwrap_err();
-    assert_eq!(none.kind(), ErrorKind::InvalidInput, "no symbol does not mean every symbol");
+    assert_eq!(none.kind(), ErrorKind::InvalidInput, "an empty selection returned symbols");
 }
 
 #[tokio::test]

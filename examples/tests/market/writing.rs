@@ -108,7 +108,7 @@ async fn batch_does_not_overtake_earlier_single_records() {
     let (old, new) = (bar("kraken:BTC-USD", 1, "1"), bar("kraken:BTC-USD", 1, "2"));
     let _receipt = market.publish_ohlcv(&old).await.unwrap();
     market.publish_ohlcv_batch(std::slice::from_ref(&new)).await.unwrap().into_result().unwrap();
-    assert_eq!(records::<Bar>(&bus).await, [old, new], "the correction comes last, and wins in the store");
+    assert_eq!(records::<Bar>(&bus).await, [old, new], "the last correction is stored");
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,7 +131,7 @@ async fn flush_reports_an_unread_failure_once() {
     let _dropped = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
     let failure = market.flush(SECOND).await.unwrap_err();
     assert_eq!(failure.kind(), ErrorKind::Unavailable);
-    assert_eq!(failure.context_value("delivery"), Some("unknown"), "it may be in the log all the same");
+    assert_eq!(failure.context_value("delivery"), Some("unknown"), "the message may still be in the log");
     market.flush(SECOND).await.unwrap();
 }
 
@@ -142,7 +142,7 @@ async fn flush_reports_a_timeout() {
     chaos.inject_next(Operation::Publish, Fault::Hang);
     let _receipt = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
     assert_eq!(market.flush(SECOND).await.unwrap_err().kind(), ErrorKind::Timeout);
-    assert_eq!(market.publishing_metrics().total_messages(), 0, "what has no answer has no result");
+    assert_eq!(market.publishing_metrics().total_messages(), 0, "a record without a response has no result");
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +222,7 @@ async fn close_delivers_buffered_records_and_rejects_new_records() {
     let _receipt = market.publish_price(&tick).await.unwrap();
     market.close(SECOND).await.unwrap();
     market.close(SECOND).await.unwrap();
-    assert_eq!(messages(&bus, "crypto-prices").await.len(), 1, "and the bus is still open");
+    assert_eq!(messages(&bus, "crypto-prices").await.len(), 1, "the bus is still open");
     assert_eq!(market.publish_price(&tick).await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(market.flush(SECOND).await.unwrap_err().kind(), ErrorKind::Closed);
 }

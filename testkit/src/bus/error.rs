@@ -40,7 +40,7 @@ pub(super) fn unknown_partition(topic: &TopicName, partition: u32, operation: &'
 }
 
 pub(super) fn too_large(size: usize, limit: usize) -> Error {
-    let rule = "the message is larger than its topic or this client allows";
+    let rule = "exceeds the message size limit of the topic or of this client";
     invalid(DeliveryError::TOO_LARGE, "publish", "size", size, rule).with_context("limit", limit)
 }
 
@@ -72,7 +72,7 @@ pub(super) fn no_valid_position(partition: &TopicPartition, operation: &'static 
 pub(super) fn fenced(operation: &'static str) -> Error {
     error(ErrorKind::Conflict, "bus.memory.fenced", operation)
         .with_retry(qi_core::RetryAdvice::Never)
-        .with_message("another subscription took over this static member")
+        .with_message("another subscription replaced this static member")
 }
 
 pub(super) fn not_owned(partition: &TopicPartition, operation: &'static str) -> Error {
@@ -80,7 +80,7 @@ pub(super) fn not_owned(partition: &TopicPartition, operation: &'static str) -> 
 }
 
 pub(super) fn beyond_position(partition: &TopicPartition, upto: u64, position: u64) -> Error {
-    invalid("bus.memory.commit.position", "commit", "offset", upto, "lies above the position of recv")
+    invalid("bus.memory.commit.position", "commit", "offset", upto, "must not exceed the position of recv")
         .with_context("partition", partition)
         .with_context("position", position)
 }
@@ -91,11 +91,11 @@ pub(super) fn no_messages() -> Error {
 
 pub(super) fn no_group() -> Error {
     error(ErrorKind::Unsupported, "bus.memory.commit.group", "commit")
-        .with_message("a reader without a group has nothing to commit to")
+        .with_message("a reader without a group cannot commit")
 }
 
 pub(super) fn beyond_end(partition: &TopicPartition, offset: u64, end: u64) -> Error {
-    invalid("bus.memory.trim", "trim", "offset", offset, "lies beyond the end")
+    invalid("bus.memory.trim", "trim", "offset", offset, "must not exceed the high watermark")
         .with_context("partition", partition)
         .with_context("end", end)
 }

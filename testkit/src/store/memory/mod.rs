@@ -164,7 +164,7 @@ impl MemoryStore {
         Error::new(ErrorKind::Overloaded, "store.memory.full", Operation::Insert)
             .with_backend(BACKEND)
             .with_retry(RetryAdvice::Never)
-            .with_message("the memory store is full; raise max_rows or give it a retention")
+            .with_message("the memory store is full; raise max_rows or configure a retention")
             .with_context("max_rows", self.config.max_rows)
     }
 }
@@ -175,7 +175,7 @@ fn schema(state: &State, operation: Operation) -> Result<()> {
     }
     Err(Error::new(ErrorKind::SchemaMismatch, "store.memory.no_schema", operation)
         .with_backend(BACKEND)
-        .with_message("nothing exists before ensure_schema"))
+        .with_message("no schema exists; call ensure_schema first"))
 }
 
 /// Adds the operation and the backend to an error. The checks of core do not know them.

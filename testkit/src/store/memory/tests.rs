@@ -61,10 +61,10 @@ async fn full_store_rejects_new_keys_without_retry() {
     assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "store.memory.full"));
     assert_eq!((error.retry(), error.operation()), (RetryAdvice::Never, "insert"));
     assert_eq!(error.context_value("max_rows"), Some("3"));
-    assert_eq!(store.rows(), 3, "what came before the one that did not fit is stored");
+    assert_eq!(store.rows(), 3, "the records before the rejected record are stored");
     assert!(seconds(&store, 3).await.is_empty());
     let list = InstrumentQuery::new(PriceTick::DATASET);
-    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 3, "no empty series is left behind");
+    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 3, "no empty series remains");
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn retention_by_rows_keeps_the_newest_of_each_series() {
     assert_eq!(seconds(&store, 0).await, [T + 24_997, T + 24_998, T + 24_999]);
     assert_eq!(store.rows(), 6);
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
-    assert_eq!(store.rows(), 6, "one that is older than all that stay goes at once");
+    assert_eq!(store.rows(), 6, "a record older than all kept records is removed immediately");
     assert_eq!(store.info().retention, [Retention::RowsPerSeries(PriceTick::DATASET, 3)]);
 }
 
@@ -120,7 +120,7 @@ async fn retention_by_rows_frees_space_in_a_full_store() {
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
     assert_eq!(seconds(&store, 0).await, [T + 18, T + 19]);
     let error = store.insert_ticks(&[tick(1, T)]).await.unwrap_err();
-    assert_eq!(error.code(), "store.memory.full", "another series has no room to make");
+    assert_eq!(error.code(), "store.memory.full", "another series has no record to evict");
 }
 
 #[tokio::test]
@@ -133,13 +133,13 @@ async fn retention_by_age_uses_the_clock() {
     .unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 61), tick(0, T - 60), tick(0, T), tick(1, T - 30)]).await.unwrap();
-    assert_eq!(seconds(&store, 0).await, [T - 60, T], "older than a minute, to the microsecond");
+    assert_eq!(seconds(&store, 0).await, [T - 60, T], "records older than one minute are expired");
     clock.0.store(T + 31, Ordering::SeqCst);
     store.insert_ticks(&[tick(2, T)]).await.unwrap();
     assert_eq!(seconds(&store, 0).await, [T]);
-    assert!(seconds(&store, 1).await.is_empty(), "in series that nobody writes to, too");
+    assert!(seconds(&store, 1).await.is_empty(), "records of other series expire too");
     clock.0.store(T + 1_000, Ordering::SeqCst);
-    assert_eq!(store.rows(), 2, "only an insert removes");
+    assert_eq!(store.rows(), 2, "only an insert removes records");
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(store.rows(), 2, "an empty batch changes nothing");
     store.insert_ticks(&[tick(3, T + 1_000)]).await.unwrap();
@@ -158,11 +158,15 @@ async fn expired_record_needs_no_space() {
     assert_eq!(store.insert_ticks(&batch).await.unwrap().received, 3);
     assert_eq!(seconds(&store, 0).await, [T - 2, T - 1]);
     let query = RangeQuery::new(instrument(0), TimeRange::ALL).descending();
-    assert_eq!(store.ticks(&query).await.unwrap().items[0], corrected, "what follows in the batch is stored");
+    assert_eq!(
+        store.ticks(&query).await.unwrap().items[0],
+        corrected,
+        "the later records of the batch are stored"
+    );
     let list = InstrumentQuery::new(PriceTick::DATASET);
-    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 1, "no empty series is left behind");
+    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 1, "no empty series remains");
     let error = store.insert_ticks(&[tick(1, T - 60)]).await.unwrap_err();
-    assert_eq!(error.code(), "store.memory.full", "one that is to be kept does need room");
+    assert_eq!(error.code(), "store.memory.full", "a record within the retention needs space");
 }
 
 #[tokio::test]
@@ -178,10 +182,10 @@ async fn full_store_first_expires_every_dataset() {
         Quote::new(instrument(0), Timestamp::from_secs(secs).unwrap(), 0, values).unwrap()
     };
     store.insert_quotes(&[quote(T)]).await.unwrap();
-    assert!(seconds(&store, 0).await.is_empty(), "the tick that is too old made room");
+    assert!(seconds(&store, 0).await.is_empty(), "the expired tick was removed");
     assert_eq!(seconds(&store, 1).await, [T + 30]);
     let error = store.insert_quotes(&[quote(T + 1)]).await.unwrap_err();
-    assert_eq!((error.code(), store.rows()), ("store.memory.full", 2), "nothing else goes");
+    assert_eq!((error.code(), store.rows()), ("store.memory.full", 2), "no other record is removed");
 }
 
 #[tokio::test]
@@ -199,7 +203,7 @@ async fn retention_of_one_dataset_does_not_affect_others() {
     );
     store.insert_quotes(&[quote.unwrap()]).await.unwrap();
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
-    assert_eq!(store.rows(), 1, "the tick is years old and the quote is kept");
+    assert_eq!(store.rows(), 1, "the tick is expired and the quote is kept");
 }
 
 #[tokio::test]
@@ -233,7 +237,7 @@ async fn tight_loop_of_ready_calls_yields() {
         tokio::task::yield_now().await;
     }
     looping.abort();
-    assert!(looping.await.unwrap_err().is_cancelled(), "a tight loop sees its cancel");
+    assert!(looping.await.unwrap_err().is_cancelled(), "the loop was cancelled");
     counter.abort();
 }
 
@@ -272,7 +276,7 @@ async fn large_batch_yields_to_readers() {
     assert!(futures::poll!(&mut insert).is_pending());
     assert_eq!(store.rows(), INSERT_SLICE);
     drop(insert);
-    assert_eq!(store.rows(), INSERT_SLICE, "a dropped insert leaves what it wrote");
+    assert_eq!(store.rows(), INSERT_SLICE, "a dropped insert keeps its written records");
     let report = store.insert_ticks(&batch).await.unwrap();
     assert_eq!((report.received, report.duplicates_in_batch, store.rows()), (50_000, 0, 50_000));
 }
@@ -294,10 +298,10 @@ async fn close_waits_for_pending_calls_and_frees_all_records() {
     let mut insert = Box::pin(store.insert_ticks(&batch));
     assert!(futures::poll!(&mut insert).is_pending());
     let mut close = Box::pin(store.close());
-    assert!(futures::poll!(&mut close).is_pending(), "an insert is under way");
+    assert!(futures::poll!(&mut close).is_pending(), "an insert is pending");
     let ping = store.ping().await.unwrap_err();
     assert_eq!((ping.kind(), ping.code()), (ErrorKind::Closed, "store.memory.closed"));
-    assert_eq!(insert.await.unwrap().received, 50_000, "what was under way ends in order");
+    assert_eq!(insert.await.unwrap().received, 50_000, "the pending insert completes");
     close.await.unwrap();
     assert_eq!(store.rows(), 0);
     store.close().await.unwrap();
