@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
+use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
 use futures::future::BoxFuture;
 use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
@@ -339,18 +339,18 @@ async fn too_large_message_fails_and_the_others_are_redriven() {
     assert!(!redriven.is_complete() && redriven.error.is_none());
     assert_eq!(payloads(&messages(&bus, &topic("small")).await), ["payload 2"]);
 
-    let refusing = Layered::new(bus.connect(), RefusesBatches);
+    let refusing = Layered::new(bus.connect(), RejectsBatches);
     let redriven = redrive(&refusing, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
 }
 
 /// Rejects each batch of several messages as too large.
 #[derive(Debug)]
-struct RefusesBatches;
+struct RejectsBatches;
 
-impl Layer for RefusesBatches {
+impl Layer for RejectsBatches {
     fn name(&self) -> &'static str {
-        "RefusesBatches"
+        "RejectsBatches"
     }
 
     fn publish<'a>(
@@ -518,7 +518,7 @@ async fn partition_without_a_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
     let in_first = letter(&rejected(1, "a"), 1).with_partition(0);
     memory.send(&[in_first, letter(&rejected(2, "a"), 1).with_partition(1)]).await.unwrap();
-    let away = Leaderless::new(memory.connect(), 0, usize::MAX);
+    let away = BusWithoutLeader::new(memory.connect(), 0, usize::MAX);
     let listed = dlq::list(&away, Some(&letters()), &Selection::default(), &never).await.unwrap();
     let unread: Vec<_> = listed.unread.iter().map(ToString::to_string).collect();
     assert_eq!(unread, ["crypto-prices.dlq/0 was not read: no leader for 30 s"]);
@@ -528,7 +528,7 @@ async fn partition_without_a_leader_is_named_after_the_wait() {
     assert_eq!((number(&redriven, "redriven"), redriven.unread.len()), (1, 1));
     assert!(!redriven.is_complete());
 
-    let soon = Leaderless::new(memory.connect(), 0, 5);
+    let soon = BusWithoutLeader::new(memory.connect(), 0, 5);
     let redriven = redrive(&soon, &plan).await.unwrap();
     assert!(redriven.is_complete() && !redriven.was_finished);
     assert_eq!(payloads(&messages(&memory, &origin()).await), ["payload 1", "payload 2"]);
@@ -540,7 +540,7 @@ async fn partition_that_loses_its_leader_is_named_after_the_wait() {
     let all: Vec<_> = (0..150).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
     let lost =
-        |until| Layered::new(memory.connect(), LosesLeader::new(TopicPartition::new(letters(), 0), until));
+        |until| Layered::new(memory.connect(), LeaderLoss::new(TopicPartition::new(letters(), 0), until));
     let read = dlq::list(&lost(50), None, &Selection::default(), &never).await.unwrap();
     assert!(read.unread.is_empty());
     let redriven = redrive(&lost(usize::MAX), &plan()).await.unwrap();
@@ -555,7 +555,7 @@ async fn transaction_markers_at_the_end_of_a_partition_are_read() {
     let memory = bus().await;
     let all: Vec<_> = (0..5).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
-    let bus = Layered::new(memory, HoldsMarkers(2));
+    let bus = Layered::new(memory, TransactionMarkers(2));
     let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
     assert!(listed.unread.is_empty());
     assert_eq!(listed.listing().rows()[0][3], 2);

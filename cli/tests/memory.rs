@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
+use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
@@ -506,11 +506,11 @@ async fn replay_continues_after_a_broker_outage() -> Result<()> {
 
 /// Delivers no message, like a partition whose last offsets hold no messages.
 #[derive(Debug)]
-struct Mute;
+struct NoMessages;
 
-impl Layer for Mute {
+impl Layer for NoMessages {
     fn name(&self) -> &'static str {
-        "Mute"
+        "NoMessages"
     }
 
     fn recv<'a>(
@@ -540,7 +540,7 @@ async fn replay_reports_partitions_without_progress() -> Result<()> {
         until: None,
         wait: Duration::from_mins(1),
     };
-    let replayed = replay::run(&Layered::new(memory, Mute), &store, &plan, &never, |_| {}).await?;
+    let replayed = replay::run(&Layered::new(memory, NoMessages), &store, &plan, &never, |_| {}).await?;
     assert_eq!((replayed.stored, replayed.interrupted), (0, false));
     let [unreached] = &replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
     assert_eq!((unreached.position, unreached.end), (Some(0), Some(300)));
@@ -559,7 +559,7 @@ async fn replay_names_a_partition_that_loses_its_leader() -> Result<()> {
         memory.create_topics(&[TopicSpec::new(topic.clone(), 2)?]).await?;
         memory.send_records(&ticks(2_000, 8), None).await?;
         let end = memory.topics().await?[0].partitions[0].high;
-        let bus = Layered::new(memory, LosesLeader::new(partition.clone(), until));
+        let bus = Layered::new(memory, LeaderLoss::new(partition.clone(), until));
         let plan = replay::Plan {
             datasets: Datasets::standard(),
             topic: topic.clone(),
@@ -594,7 +594,7 @@ async fn replay_waits_for_a_leader_and_names_partitions_without_a_leader() -> Re
         memory.send_records(&ticks(300, 8), None).await?;
         let missing = memory.topics().await?[0].partitions[1].high;
         assert!(missing > 0);
-        let bus = Leaderless::new(memory, 1, calls);
+        let bus = BusWithoutLeader::new(memory, 1, calls);
         let plan = replay::Plan {
             topic,
             datasets: Datasets::standard(),
@@ -624,7 +624,7 @@ async fn replay_reads_transaction_markers_at_the_end_of_a_partition() -> Result<
     store.ensure_schema().await?;
     memory.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await?;
     memory.send_records(&ticks(5, 1), None).await?;
-    let bus = Layered::new(memory, HoldsMarkers(2));
+    let bus = Layered::new(memory, TransactionMarkers(2));
     let plan = replay::Plan {
         topic,
         datasets: Datasets::standard(),

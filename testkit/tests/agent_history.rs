@@ -5,7 +5,7 @@
 
 mod agent_rig;
 
-use agent_rig::{at_once, builder, ms, scripted};
+use agent_rig::{builder, immediate_restart, ms, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Running, Stopped};
 use qi_core::agent::{AgentRuntime, ErrorRecord, Observer, Transition};
@@ -13,15 +13,15 @@ use qi_testkit::ManualClock;
 use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
 use tokio::time::sleep;
 
-const FLAPS: usize = 10_000;
+const RESTARTS: usize = 10_000;
 
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_restarts_leave_no_gap_in_the_history() {
-    let mut scripts = vec![Script::run(Step::Err(ErrorKind::Unavailable)); FLAPS];
+    let mut scripts = vec![Script::run(Step::Err(ErrorKind::Unavailable)); RESTARTS];
     scripts.push(Script::run(Step::Ok));
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", scripts);
-    let runtime = builder(&log).agent(spec.restart(at_once())).build().unwrap();
+    let runtime = builder(&log).agent(spec.restart(immediate_restart())).build().unwrap();
     let handle = runtime.handle();
     let mut watch = handle.subscribe("a").unwrap();
     let slow_watcher = tokio::spawn(async move {
@@ -38,9 +38,9 @@ async fn ten_thousand_restarts_leave_no_gap_in_the_history() {
     report.result().unwrap();
     let history = log.of("a");
     legal_history(&history).unwrap();
-    assert_eq!(history.len(), FLAPS * 4 + 4);
-    assert_eq!(calls.count("Cleanup#"), FLAPS + 1);
-    assert_eq!(log.errors("a").len(), FLAPS);
+    assert_eq!(history.len(), RESTARTS * 4 + 4);
+    assert_eq!(calls.count("Cleanup#"), RESTARTS + 1);
+    assert_eq!(log.errors("a").len(), RESTARTS);
 
     let (seen, last) = slow_watcher.await.unwrap();
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "rising");

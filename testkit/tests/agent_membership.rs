@@ -514,9 +514,9 @@ async fn asynchronous_factory_creates_an_agent_or_skips_cleanup() {
 }
 
 /// A resource that records its drop.
-struct Open(Arc<Mutex<bool>>);
+struct DropRecorder(Arc<Mutex<bool>>);
 
-impl Drop for Open {
+impl Drop for DropRecorder {
     fn drop(&mut self) {
         *self.0.lock().unwrap() = true;
     }
@@ -529,7 +529,7 @@ async fn stop_during_an_asynchronous_factory_ends_it() {
         let (log, slot) = (TransitionLog::default(), dropped.clone());
         *slot.lock().unwrap() = false;
         let spec = AgentSpec::new_async("a", move |cx: AgentContext| {
-            let open = Open(slot.clone());
+            let open = DropRecorder(slot.clone());
             async move {
                 if polite {
                     cx.cancelled().await;

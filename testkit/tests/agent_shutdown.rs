@@ -7,7 +7,7 @@ mod agent_rig;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent_rig::{builder, live, ms, scripted};
+use agent_rig::{builder, ms, run_agent, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
 use qi_core::agent::{
@@ -33,7 +33,7 @@ fn at(history: &[Transition], to: AgentStatus) -> qi_core::Timestamp {
 
 #[tokio::test(start_paused = true)]
 async fn stop_during_initialize_is_applied_and_cleaned_up() {
-    let life = live([Script::initialize(Step::WaitForStop)], ms(500), |spec| spec).await;
+    let life = run_agent([Script::initialize(Step::WaitForStop)], ms(500), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Stopping, Stopped]);
     assert_eq!(life.exits(), ["cancelled"]);
     assert_eq!(life.report.shutdown_took, Duration::ZERO);
@@ -41,7 +41,7 @@ async fn stop_during_initialize_is_applied_and_cleaned_up() {
 
 #[tokio::test(start_paused = true)]
 async fn stop_during_backoff_ends_the_agent_immediately() {
-    let life = live([Script::run(Step::Err(ErrorKind::Unavailable))], ms(100), |spec| spec).await;
+    let life = run_agent([Script::run(Step::Err(ErrorKind::Unavailable))], ms(100), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Backoff, Stopped]);
     assert_eq!(life.report.shutdown_took, Duration::ZERO);
     assert!(matches!(life.report.agents[0].last_exit.as_deref(), Some(ExitReason::Error(_))));
@@ -50,7 +50,7 @@ async fn stop_during_backoff_ends_the_agent_immediately() {
 #[tokio::test(start_paused = true)]
 async fn stop_during_cleanup_lets_cleanup_finish() {
     let script = Script::run(Step::Err(ErrorKind::Unavailable)).with_cleanup(Step::after(ms(900), Step::Ok));
-    let life = live([script], ms(100), |spec| spec).await;
+    let life = run_agent([script], ms(100), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
     assert_eq!(life.report.shutdown_took, ms(800));
     assert_eq!(life.report.agents[0].termination, Termination::Orderly);
@@ -60,7 +60,7 @@ async fn stop_during_cleanup_lets_cleanup_finish() {
 #[tokio::test(start_paused = true)]
 async fn agent_that_ignores_the_stop_is_dropped_at_its_stop_timeout() {
     for script in [Script::run(Step::HangIgnoringStop), Script::initialize(Step::HangIgnoringStop)] {
-        let life = live([script], ms(500), |spec| spec.stop_timeout(ms(1_700))).await;
+        let life = run_agent([script], ms(500), |spec| spec.stop_timeout(ms(1_700))).await;
         assert_eq!(life.statuses().last(), Some(&Stopped));
         assert_eq!(life.report.shutdown_took, ms(1_700));
         assert_eq!(life.exits(), ["cancelled"]);
@@ -343,7 +343,7 @@ async fn shutdown_before_the_start_starts_no_agent() {
     assert!(calls.calls().is_empty());
 }
 
-async fn still_cleans_up(calls: CallLog, log: TransitionLog, handle: qi_core::agent::RuntimeHandle) {
+async fn expect_cleanup(calls: CallLog, log: TransitionLog, handle: qi_core::agent::RuntimeHandle) {
     let report = timeout(Duration::from_secs(25), handle.join()).await.unwrap();
     assert_eq!(report.cause, ShutdownCause::Dropped);
     assert_eq!(calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
@@ -357,7 +357,7 @@ async fn dropped_run_until_runs_cleanup() {
     let runtime = builder(&log).agent(spec).build().unwrap();
     let handle = runtime.handle();
     assert!(timeout(ms(100), runtime.run()).await.is_err());
-    still_cleans_up(calls, log, handle).await;
+    expect_cleanup(calls, log, handle).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -258,7 +258,7 @@ async fn commits_of_an_unsubscribed_topic_expire_after_the_retention() {
 }
 
 /// Checks that another task makes progress while `work` never waits, and that `work` can be aborted.
-async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work: F) {
+async fn expect_another_task_to_run<F: Future<Output = ()> + Send + 'static>(work: F) {
     let beats = Arc::new(AtomicUsize::new(0));
     let busy = tokio::spawn(work);
     let beating = tokio::spawn({
@@ -282,14 +282,14 @@ async fn loop_of_ready_calls_yields_and_can_be_aborted() {
     let bus = Arc::new(small().await);
     bus.send(&kilobytes(0..3)).await.unwrap();
     let publisher = bus.clone();
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             publisher.send(&[]).await.unwrap();
         }
     })
     .await;
     let mut reader = bus.subscribe(request("g")).await.unwrap();
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             reader.recv(1, SECOND).await.unwrap();
             reader.seek(&[(at(0), SeekTo::Earliest)]).await.unwrap();
@@ -297,13 +297,13 @@ async fn loop_of_ready_calls_yields_and_can_be_aborted() {
     })
     .await;
     let mut reader = bus.subscribe(request("h")).await.unwrap();
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             reader.assignment().await.unwrap();
         }
     })
     .await;
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             bus.topics().await.unwrap();
         }

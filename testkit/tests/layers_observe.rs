@@ -27,7 +27,7 @@ fn ticks(n: usize) -> Vec<PriceTick> {
     Market::new(MarketConfig::new(1, 2).unwrap()).unwrap().take(n).collect()
 }
 
-fn away() -> Error {
+fn unavailable() -> Error {
     Error::new(ErrorKind::Unavailable, "test.away", "insert")
 }
 
@@ -116,7 +116,7 @@ fn messages_are_counted_by_delivery_state() {
             let timeout = Error::new(ErrorKind::Timeout, "test", "publish");
             Ok(PublishReport::new(vec![
                 delivered(),
-                Err(DeliveryError::not_sent(away())),
+                Err(DeliveryError::not_sent(unavailable())),
                 Err(DeliveryError::unknown(timeout.clone())),
                 Err(DeliveryError::unknown(timeout)),
                 delivered(),
