@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         trials.push(presence::trial(name, backend, words, move || redrive(to)));
     }
     let words = url_of(BROKERS).is_none().then(|| format!("{BROKERS} is not set"));
-    let name = "redpanda::a_principal_with_few_rights_checks_lists_and_replays";
+    let name = "redpanda::restricted_principal_can_check_list_and_replay";
     trials.push(presence::trial(name.to_owned(), "redpanda", words, restricted_principal));
     let words = match (url_of(BROKERS), is_root()) {
         (None, _) => Some(format!("{BROKERS} is not set")),

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     for database in ["timescale", "clickhouse"] {
         for (name, run) in [
             ("twenty_kills_and_poison_lose_no_tick_and_no_dead_letter", kill_processes as fn(&Rig)),
-            ("a_program_outlives_its_broker_and_its_database", kill_servers as fn(&Rig)),
+            ("program_continues_after_broker_and_database_outages", kill_servers as fn(&Rig)),
         ] {
             let trial = move || {
                 run(&Rig::new(database)?);

@@ -13,10 +13,10 @@ fn main() -> ExitCode {
     if arguments.list {
         return conclusion.exit_code();
     }
-    let (unknown, doubles) = resent();
-    println!("{unknown} unknown messages were resent, {doubles} duplicates were found");
-    // Without duplicates, the wrappers with cuts and hangs prove nothing.
-    if conclusion.num_filtered_out == 0 && (unknown == 0 || doubles == 0) {
+    let (unknown, duplicates) = resent();
+    println!("{unknown} unknown messages were resent, {duplicates} duplicates were found");
+    // Without duplicates, the wrappers with lost responses and hangs prove nothing.
+    if conclusion.num_filtered_out == 0 && (unknown == 0 || duplicates == 0) {
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()

@@ -380,7 +380,7 @@ impl Group {
         Some(Batch::new(Vec::new(), Offsets::new(), events))
     }
 
-    /// Applies the target assignment to a member inside `recv`: gives up partitions of other members
+    /// Applies the target assignment to a member inside `recv`: releases partitions of other members
     /// and takes free partitions.
     pub(super) fn apply_target(&mut self, key: u64, topics: &Topics) {
         let Some(member) = self.members.get_mut(&key) else { return };

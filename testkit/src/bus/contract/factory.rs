@@ -57,7 +57,7 @@ pub struct Timing {
 pub trait Connection: Debug + Send + Sync {
     /// Interrupts the connection. The group is not notified: members of this client expire at their session timeout.
     async fn interrupt(&self);
-    /// Restores the connection after a cut.
+    /// Restores the connection after an interruption.
     async fn restore(&self);
 }
 
@@ -66,7 +66,7 @@ pub trait Connection: Debug + Send + Sync {
 pub struct Client {
     /// The bus under test.
     pub bus: Arc<dyn MessageBus>,
-    /// The connection of the client. Checks without [`Capability::ConnectionFaults`] do not cut it.
+    /// The connection of the client. Only checks with [`Capability::ConnectionFaults`] interrupt the connection.
     pub connection: Arc<dyn Connection>,
 }
 

@@ -64,16 +64,16 @@ impl Wrapper {
     };
 
     /// Returns the reason if a check does not apply to this wrapper. Such a check examines the outcome of single
-    /// calls, which cuts and hangs change without a fault of the bus.
+    /// calls, which lost responses and hangs change without a fault of the bus.
     pub(super) fn skip_reason(&self, check: &str) -> Option<&'static str> {
-        let (checks, why) = match self.name {
+        let (checks, reason) = match self.name {
             "full_stack_over_lost_responses" => {
                 (CHECKS_OF_OFFSETS, "the check examines offsets in the log, and duplicates change them")
             }
             "full_stack_over_hangs" => (CHECKS_OF_DURATIONS, "the check measures the duration of a publish"),
             _ => return None,
         };
-        checks.contains(&check).then_some(why)
+        checks.contains(&check).then_some(reason)
     }
 
     /// Returns all wrappers: the pointers, each layer alone, and the stacks.

@@ -63,8 +63,8 @@ async fn round_trip<D: Sample>(context: &TestContext, bus: &dyn MessageBus) -> C
     }
     let encodings = Encoding::ALL.into_iter().flat_map(|encoding| vec![encoding; sent.len()]);
     let sent: Vec<D> = Encoding::ALL.into_iter().flat_map(|_| sent.clone()).collect();
-    let came = batch(context, bus, &topic, sent.len()).await?;
-    for ((message, record), encoding) in came.messages().iter().zip(&sent).zip(encodings) {
+    let received = batch(context, bus, &topic, sent.len()).await?;
+    for ((message, record), encoding) in received.messages().iter().zip(&sent).zip(encodings) {
         let key = Bytes::from(record.series_ref().owner.to_string());
         ensure_eq!(message.key.as_ref(), Some(&key), "the message key");
         let word = |name: &str| message.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
@@ -88,7 +88,7 @@ async fn round_trip<D: Sample>(context: &TestContext, bus: &dyn MessageBus) -> C
             ensure_eq!(Bytes::from(bytes), payload, "the payload of the encoded row");
         }
     }
-    let back = came.decode::<D>();
+    let back = received.decode::<D>();
     ensure!(back.rejected.is_empty(), "records were rejected");
     ensure_eq!(back.records, sent, "the decoded records");
     Ok(())
@@ -135,12 +135,12 @@ async fn symbols_of_exchanges_survive_a_round_trip(context: &TestContext) -> Che
         sent.push(PriceTick::new(format!("alpha:{symbol}").parse()?, time, n, price)?);
     }
     bus.send_records(&sent, Some(&topic)).await?;
-    let came = batch(context, bus, &topic, sent.len()).await?;
-    for (message, tick) in came.messages().iter().zip(&sent) {
+    let received = batch(context, bus, &topic, sent.len()).await?;
+    for (message, tick) in received.messages().iter().zip(&sent) {
         let key = tick.instrument().to_string();
         ensure_eq!(message.key.as_deref(), Some(key.as_bytes()), "the message key");
     }
-    let back = came.decode::<PriceTick>();
+    let back = received.decode::<PriceTick>();
     ensure!(back.rejected.is_empty(), "records were rejected");
     ensure_eq!(back.records, sent, "the decoded records");
     Ok(())
@@ -198,8 +198,8 @@ async fn dead_letters_have_origin_and_error(context: &TestContext) -> CheckResul
     };
     let bad = with(&good(2)?, header::VERSION, "2")?;
     bus.send(&[good(1)?, bad.clone(), good(3)?]).await?;
-    let came = batch(context, &*bus, &topic, 3).await?;
-    let decoded = came.decode::<PriceTick>();
+    let received = batch(context, &*bus, &topic, 3).await?;
+    let decoded = received.decode::<PriceTick>();
     ensure_eq!(decoded.records, [records.tick(1)?, records.tick(3)?], "the decoded records");
     bus.send_dead_letters(&decoded.rejected, &DeadLetters::to(dead.clone())).await?;
     let letters = context.read_all(&*bus, &dead, 1, 1).await?;
@@ -212,7 +212,11 @@ async fn dead_letters_have_origin_and_error(context: &TestContext) -> CheckResul
     let word = |name: &str| letter.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
     ensure_eq!(word(header::ORIGIN_TOPIC), Some(topic.to_string()), "the origin topic");
     ensure_eq!(word(header::ORIGIN_PARTITION).as_deref(), Some("0"), "the origin partition");
-    ensure_eq!(word(header::ORIGIN_OFFSET), Some(came.messages()[1].offset.to_string()), "the origin offset");
+    ensure_eq!(
+        word(header::ORIGIN_OFFSET),
+        Some(received.messages()[1].offset.to_string()),
+        "the origin offset"
+    );
     ensure_eq!(word(header::ERROR_CODE).as_deref(), Some("bus.codec.header"), "the error code");
     ensure!(
         word(header::ERROR).is_some_and(|text| text.contains(header::VERSION)),

@@ -34,7 +34,7 @@ async fn short_outage_causes_no_loss_and_no_duplicates(context: &TestContext) ->
         }
         Ok::<_, Failure>(())
     };
-    let cutting = async {
+    let interrupting = async {
         for _ in 0..3 {
             context.sleep(Duration::from_millis(70)).await;
             client.connection.interrupt().await;
@@ -43,7 +43,7 @@ async fn short_outage_causes_no_loss_and_no_duplicates(context: &TestContext) ->
         }
         Ok::<_, Failure>(())
     };
-    futures::try_join!(sending, cutting)?;
+    futures::try_join!(sending, interrupting)?;
     let mut next = [0, 0];
     for message in context.read_all(&*other, &topic, 2, 1_000).await? {
         let wanted = &mut next[message.partition as usize];
@@ -147,24 +147,24 @@ async fn recv_reports_an_outage_and_continues(context: &TestContext) -> CheckRes
     );
     client.connection.restore().await;
     publish_to_partitions(&*other, &topic, 1, 2).await?;
-    let came = receive_two(context, &mut *reader).await?;
-    ensure_eq!(came, [3, 4], "the offsets after the outage");
+    let arrived = receive_two(context, &mut *reader).await?;
+    ensure_eq!(arrived, [3, 4], "the offsets after the outage");
     Ok(())
 }
 
 /// Receives two messages while the brokers may still be unavailable.
 async fn receive_two(context: &TestContext, reader: &mut dyn qi_core::Subscription) -> CheckResult<Vec<u64>> {
     let deadline = Instant::now() + context.timing().effect_timeout;
-    let mut came = Vec::new();
-    while came.len() < 2 {
+    let mut arrived = Vec::new();
+    while arrived.len() < 2 {
         match reader.recv(10, context.timing().receive_timeout).await {
-            Ok(batch) => came.extend(batch.iter().map(|m| m.offset)),
+            Ok(batch) => arrived.extend(batch.iter().map(|m| m.offset)),
             Err(error) if error.kind() == ErrorKind::Unavailable => context.short_sleep().await,
             Err(error) => return Err(error.into()),
         }
-        ensure!(Instant::now() < deadline, "received only the offsets {came:?}");
+        ensure!(Instant::now() < deadline, "received only the offsets {arrived:?}");
     }
-    Ok(came)
+    Ok(arrived)
 }
 
 async fn short_outage_keeps_the_membership(context: &TestContext) -> CheckResult {
@@ -204,9 +204,9 @@ async fn expired_member_gets_a_new_assignment(context: &TestContext) -> CheckRes
     context.receive(&mut *reader, 4).await?;
     client.connection.interrupt().await;
     let mut next = other.subscribe(context.subscribe_request(&group, &topic)?).await?;
-    let came = context.receive(&mut *next, 4).await?;
+    let received = context.receive(&mut *next, 4).await?;
     let here = TopicPartition::new(topic.clone(), 0);
-    next.commit(&[(here, came[1].offset)].into_iter().collect()).await?;
+    next.commit(&[(here, received[1].offset)].into_iter().collect()).await?;
     client.connection.restore().await;
     next.close().await?;
     let deadline = Instant::now() + context.timing().effect_timeout;

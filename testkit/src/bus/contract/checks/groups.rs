@@ -65,7 +65,7 @@ async fn takeover_before_the_first_commit_redelivers(context: &TestContext) -> C
     let latest = context.subscribe_request(&group, &topic)?.with_offset_reset(OffsetReset::Latest);
     let mut first = bus.subscribe(latest.clone()).await?;
     publish_to_partitions(&*bus, &topic, 2, 3).await?;
-    let came = context.receive(&mut *first, 6).await?;
+    let arrived = context.receive(&mut *first, 6).await?;
     // The first member received messages and committed nothing. The next member must receive them too, and must
     // not resolve `Latest` again.
     first.close().await?;
@@ -76,7 +76,7 @@ async fn takeover_before_the_first_commit_redelivers(context: &TestContext) -> C
         places.sort_unstable();
         places
     };
-    ensure_eq!(places(&again), places(&came), "the redelivered offsets");
+    ensure_eq!(places(&again), places(&arrived), "the redelivered offsets");
     context.expect_no_message(&mut *second).await
 }
 
@@ -121,11 +121,11 @@ async fn committed_messages_are_not_redelivered(context: &TestContext) -> CheckR
 }
 
 async fn expired_session_releases_partitions(context: &TestContext) -> CheckResult {
-    let (dying, living) = (context.client().await?, context.bus().await?);
-    let topic = context.create_topic(&*living, 2).await?;
-    publish_to_partitions(&*living, &topic, 2, 10).await?;
+    let (interrupted, other) = (context.client().await?, context.bus().await?);
+    let topic = context.create_topic(&*other, 2).await?;
+    publish_to_partitions(&*other, &topic, 2, 10).await?;
     let group = context.new_group()?;
-    let mut first = dying.bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
+    let mut first = interrupted.bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let batch = context.receive(&mut *first, 20).await?;
     let zero = TopicPartition::new(topic.clone(), 0);
     let fifth = batch
@@ -134,20 +134,20 @@ async fn expired_session_releases_partitions(context: &TestContext) -> CheckResu
         .nth(4)
         .ok_or_else(|| Failure::new("received fewer than five messages of partition 0"))?;
     first.commit(&[(zero, fifth.offset)].into_iter().collect()).await?;
-    dying.connection.interrupt().await;
+    interrupted.connection.interrupt().await;
     let began = Instant::now();
     let mut consumers = Consumers::new(context);
-    consumers.join(&*living, context.subscribe_request(&group, &topic)?).await?;
+    consumers.join(&*other, context.subscribe_request(&group, &topic)?).await?;
     consumers.receive_until(16).await?;
     consumers.wait_until_balanced(2).await?;
-    let came = &consumers.members[0].received;
-    ensure_eq!(came.len(), 16, "the number of uncommitted messages");
+    let arrived = &consumers.members[0].received;
+    ensure_eq!(arrived.len(), 16, "the number of uncommitted messages");
     ensure!(
         began.elapsed() < context.timing().session_timeout * 4,
         "the partitions were released after {:?}",
         began.elapsed()
     );
-    let first_of_zero = came.iter().find(|m| m.partition == 0).map(text);
+    let first_of_zero = arrived.iter().find(|m| m.partition == 0).map(text);
     ensure_eq!(first_of_zero.as_deref(), Some("0#4"), "the first uncommitted message of partition 0");
     drop(first);
     Ok(())
@@ -177,7 +177,7 @@ async fn exceeded_max_poll_interval_releases_partitions(context: &TestContext) -
     let committed = slow.members[0].sub.commit(&held).await?;
     ensure!(committed.stored.is_empty(), "offsets of revoked partitions were stored: {:?}", committed.stored);
     ensure_eq!(committed.lost.len(), 2, "the number of lost partitions");
-    // The slow member polls again, receives the event, and gets its share again.
+    // The slow member polls again, receives the event, and gets a partition again.
     let deadline = Instant::now() + context.timing().effect_timeout;
     loop {
         slow.poll_all().await?;
@@ -189,8 +189,8 @@ async fn exceeded_max_poll_interval_releases_partitions(context: &TestContext) -
         }
         ensure!(Instant::now() < deadline, "the expired member got no partition: {here:?} and {there:?}");
     }
-    let told = slow.members[0].events.contains(&SubscriptionEvent::MaxPollIntervalExceeded);
-    ensure!(told, "the event MaxPollIntervalExceeded is missing");
+    let reported = slow.members[0].events.contains(&SubscriptionEvent::MaxPollIntervalExceeded);
+    ensure!(reported, "the event MaxPollIntervalExceeded is missing");
     publish_to_partitions(&*bus, &topic, 2, 1).await?;
     slow.poll_all().await?;
     Ok(())
@@ -207,18 +207,18 @@ async fn static_member_keeps_its_partitions(context: &TestContext) -> CheckResul
     consumers.join(&*bus, request("one")?).await?;
     consumers.join(&*bus, request("two")?).await?;
     consumers.wait_until_balanced(4).await?;
-    let mut leaver = consumers.members.remove(0);
-    let (had, epoch) = (leaver.owned().await?, consumers.members[0].sub.assignment().await?.epoch);
-    leaver.sub.close().await?;
+    let mut departing = consumers.members.remove(0);
+    let (had, epoch) = (departing.owned().await?, consumers.members[0].sub.assignment().await?.epoch);
+    departing.sub.close().await?;
     consumers.poll_all().await?;
     consumers.join(&*bus, request("one")?).await?;
     consumers.wait_until_balanced(4).await?;
     ensure_eq!(consumers.members[1].owned().await?, had, "the partitions after the restart");
     ensure_eq!(consumers.members[0].sub.assignment().await?.epoch, epoch, "the epoch of the other member");
     // When the session of a closed static member passes, the other members take over.
-    let mut leaver = consumers.members.remove(1);
-    leaver.sub.close().await?;
-    let closed = leaver.sub.assignment().await.err();
+    let mut departing = consumers.members.remove(1);
+    departing.sub.close().await?;
+    let closed = departing.sub.assignment().await.err();
     ensure_eq!(closed.map(|e| e.kind()), Some(ErrorKind::Closed), "the error after close");
     consumers.wait_until_balanced(4).await
 }

@@ -241,7 +241,7 @@ async fn pause_stops_only_the_paused_partition(context: &TestContext) -> CheckRe
     let topic = context.create_topic(&*bus, 3).await?;
     publish_to_partitions(&*bus, &topic, 3, 10).await?;
     let mut reader = context.subscribe(&*bus, &topic).await?;
-    // Messages of the paused partition may already be in a buffer. They are held back too.
+    // Messages of the paused partition may already be in a buffer. They are not delivered either.
     context.receive(&mut *reader, 3).await?;
     let before = reader.assignment().await?;
     let behind = before.partitions.iter().find(|p| p.lag > 0).map(|p| p.partition.clone());
@@ -249,9 +249,9 @@ async fn pause_stops_only_the_paused_partition(context: &TestContext) -> CheckRe
     let held = before.partitions.iter().filter(|p| p.partition == paused).map(|p| p.lag).sum::<u64>();
     reader.pause(std::slice::from_ref(&paused)).await?;
     let others = usize::try_from(before.lag() - held).unwrap_or(usize::MAX);
-    let came = context.receive(&mut *reader, others).await?;
+    let arrived = context.receive(&mut *reader, others).await?;
     ensure!(
-        came.iter().all(|m| m.partition != paused.partition),
+        arrived.iter().all(|m| m.partition != paused.partition),
         "received a message of the paused partition"
     );
     bus.publish_one(&message_in_partition(&topic, paused.partition, 10)).await?;
@@ -260,12 +260,12 @@ async fn pause_stops_only_the_paused_partition(context: &TestContext) -> CheckRe
     let flags: Vec<_> = now.partitions.iter().map(|p| p.paused == (p.partition == paused)).collect();
     ensure!(flags.iter().all(|right| *right), "the assignment does not show the paused partition");
     reader.resume(std::slice::from_ref(&paused)).await?;
-    let came = context.receive(&mut *reader, usize::try_from(held).unwrap_or(0) + 1).await?;
+    let arrived = context.receive(&mut *reader, usize::try_from(held).unwrap_or(0) + 1).await?;
     ensure!(
-        came.iter().all(|m| m.partition == paused.partition),
+        arrived.iter().all(|m| m.partition == paused.partition),
         "received a message of another partition after resume"
     );
-    ensure!(came.is_sorted_by_key(|m| m.offset), "the messages are not ordered by offset");
+    ensure!(arrived.is_sorted_by_key(|m| m.offset), "the messages are not ordered by offset");
     context.expect_no_message(&mut *reader).await
 }
 
@@ -295,28 +295,28 @@ async fn deleted_position_is_reset_and_reported(context: &TestContext) -> CheckR
         let request = context.subscribe_request(&group, &topic)?.with_offset_reset(offset_reset);
         let mut reader = bus.subscribe(request).await?;
         publish_to_partitions(&*bus, &topic, 1, 10).await?;
-        // The pause and the seek empty the reader's buffer, so that it holds no messages that the trim removes.
+        // The pause and the seek empty the reader's buffer, so that it holds no messages that `delete_records` removes.
         reader.pause(&[at(&topic, 0)]).await?;
         reader.seek(&[(at(&topic, 0), SeekTo::Offset(2))]).await?;
         context.delete_records(&at(&topic, 0), 6).await?;
         reader.resume(&[at(&topic, 0)]).await?;
         let wanted = SubscriptionEvent::Reset { partition: at(&topic, 0), from: 2, to: goes_on };
         let deadline = Instant::now() + context.timing().effect_timeout;
-        let mut came = Vec::new();
+        let mut arrived = Vec::new();
         loop {
             let batch = reader.recv(10, context.timing().receive_timeout).await?;
-            came.extend(batch.iter().map(|m| m.offset));
+            arrived.extend(batch.iter().map(|m| m.offset));
             if batch.events().contains(&wanted) {
                 break;
             }
-            ensure!(Instant::now() < deadline, "no event {wanted:?}; received offsets {came:?}");
+            ensure!(Instant::now() < deadline, "no event {wanted:?}; received offsets {arrived:?}");
         }
         bus.publish_one(&message_in_partition(&topic, 0, 10)).await?;
-        while came.last() != Some(&10) {
-            ensure!(Instant::now() < deadline, "the subscription does not continue: {came:?}");
-            came.extend(reader.recv(10, context.timing().receive_timeout).await?.iter().map(|m| m.offset));
+        while arrived.last() != Some(&10) {
+            ensure!(Instant::now() < deadline, "the subscription does not continue: {arrived:?}");
+            arrived.extend(reader.recv(10, context.timing().receive_timeout).await?.iter().map(|m| m.offset));
         }
-        ensure_eq!(came, (goes_on..=10).collect::<Vec<_>>(), "the offsets with {offset_reset:?}");
+        ensure_eq!(arrived, (goes_on..=10).collect::<Vec<_>>(), "the offsets with {offset_reset:?}");
     }
     Ok(())
 }
@@ -360,17 +360,17 @@ async fn reader_without_group_reports_a_deleted_position(context: &TestContext) 
     reader.seek(&[(at(&topic, 0), SeekTo::Offset(2))]).await?;
     context.delete_records(&at(&topic, 0), 6).await?;
     reader.resume(&[at(&topic, 0)]).await?;
-    let (mut came, mut told) = (Vec::new(), Vec::new());
+    let (mut received, mut reported) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + context.timing().effect_timeout;
-    while came.last() != Some(&9) {
-        ensure!(Instant::now() < deadline, "the subscription does not continue: {came:?}");
+    while received.last() != Some(&9) {
+        ensure!(Instant::now() < deadline, "the subscription does not continue: {received:?}");
         let batch = reader.recv(10, context.timing().receive_timeout).await?;
-        told.extend(batch.events().to_vec());
-        came.extend(batch.iter().map(|m| m.offset));
+        reported.extend(batch.events().to_vec());
+        received.extend(batch.iter().map(|m| m.offset));
     }
-    ensure_eq!(came, [6, 7, 8, 9], "the remaining messages");
+    ensure_eq!(received, [6, 7, 8, 9], "the remaining messages");
     ensure_eq!(
-        told,
+        reported,
         [SubscriptionEvent::Reset { partition: at(&topic, 0), from: 2, to: 6 }],
         "the reset events"
     );
@@ -406,14 +406,14 @@ async fn late_commit_does_not_undo_a_reset(context: &TestContext) -> CheckResult
     reader.resume(&[at(&topic, 0)]).await?;
     let wanted = SubscriptionEvent::Reset { partition: at(&topic, 0), from: 3, to: 6 };
     let deadline = Instant::now() + context.timing().effect_timeout;
-    let mut came = Vec::new();
+    let mut arrived = Vec::new();
     loop {
         let batch = reader.recv(1, context.timing().receive_timeout).await?;
-        came.extend(batch.iter().map(|m| m.offset));
+        arrived.extend(batch.iter().map(|m| m.offset));
         if batch.events().contains(&wanted) {
             break;
         }
-        ensure!(Instant::now() < deadline, "no event {wanted:?}; received offsets {came:?}");
+        ensure!(Instant::now() < deadline, "no event {wanted:?}; received offsets {arrived:?}");
     }
     let committed = reader.commit(&positions(&topic, 3)).await?;
     ensure!(committed.lost.is_empty(), "the commit reports lost partitions");

@@ -225,16 +225,16 @@ async fn events_report_gained_and_lost_partitions(context: &TestContext) -> Chec
     consumers.join(&*bus, context.subscribe_request(&group, &topic)?).await?;
     consumers.wait_until_balanced(4).await?;
     let after = consumers.members[0].owned().await?;
-    let mut told = before.clone();
+    let mut reported = before.clone();
     for event in &consumers.members[0].events {
         if let SubscriptionEvent::AssignmentChanged { gained, lost } = event {
             for partition in lost {
-                told.remove(partition);
+                reported.remove(partition);
             }
-            told.extend(gained.iter().cloned());
+            reported.extend(gained.iter().cloned());
         }
     }
-    ensure_eq!(told, after, "the partitions according to the events after {before:?}");
+    ensure_eq!(reported, after, "the partitions according to the events after {before:?}");
     ensure!(consumers.members[0].sub.assignment().await?.epoch > epoch, "the epoch did not increase");
     Ok(())
 }
@@ -267,8 +267,8 @@ async fn revocation_ends_the_pause(context: &TestContext) -> CheckResult {
         (0, 3),
         "the messages of the paused member and the other member"
     );
-    let mut leaver = consumers.members.remove(1);
-    leaver.sub.close().await?;
+    let mut departing = consumers.members.remove(1);
+    departing.sub.close().await?;
     consumers.wait_until_balanced(2).await?;
     consumers.receive_until(3).await?;
     ensure!(

@@ -288,13 +288,13 @@ async fn small_receive_buffer_delivers_all_messages(context: &TestContext) -> Ch
         let mut reader = bus.subscribe(request).await?;
         let all = context.receive(&mut *reader, batch.len()).await?;
         for partition in [0, 1] {
-            let came: Vec<_> = all
+            let received: Vec<_> = all
                 .iter()
                 .filter(|m| m.partition == partition)
                 .map(qi_core::bus::ReceivedMessage::size)
                 .collect();
             ensure_eq!(
-                came,
+                received,
                 sizes,
                 "the message sizes in partition {partition} with a buffer of {bytes} bytes"
             );
@@ -345,7 +345,7 @@ async fn other_topics_continue_after_a_deletion(context: &TestContext) -> CheckR
     for outcome in bus.delete_topics(std::slice::from_ref(&deleted)).await? {
         outcome.result?;
     }
-    let told = |batch: &Batch| {
+    let reported = |batch: &Batch| {
         let events = batch.events().iter();
         events.filter(|n| matches!(n, SubscriptionEvent::TopicDeleted { topic } if *topic == deleted)).count()
     };
@@ -355,22 +355,22 @@ async fn other_topics_continue_after_a_deletion(context: &TestContext) -> CheckR
         ensure!(Instant::now() < deadline, "no event TopicDeleted");
         let batch = reader.recv(10, context.timing().receive_timeout).await?;
         ensure!(batch.is_empty(), "received messages of the deleted topic");
-        events += told(&batch);
+        events += reported(&batch);
     }
     // A commit of a batch from before the deletion stores the positions of the other topic.
     let committed = reader.commit(&positions).await?;
     let stored: Vec<_> = committed.stored.iter().filter(|(p, _)| p.topic == kept).map(|(_, at)| at).collect();
     ensure_eq!(stored, [2, 2], "the stored offsets of the other topic");
     bus.send(&[message_in_partition(&kept, 0, 2), message_in_partition(&kept, 1, 2)]).await?;
-    let mut came = Vec::new();
-    while came.len() < 2 {
+    let mut arrived = Vec::new();
+    while arrived.len() < 2 {
         ensure!(Instant::now() < deadline, "the other topic does not continue");
         let batch = reader.recv(10, context.timing().receive_timeout).await?;
-        events += told(&batch);
-        came.extend(batch.iter().map(text));
+        events += reported(&batch);
+        arrived.extend(batch.iter().map(text));
     }
-    came.sort();
-    ensure_eq!(came, ["0#2", "1#2"], "the messages of the other topic");
+    arrived.sort();
+    ensure_eq!(arrived, ["0#2", "1#2"], "the messages of the other topic");
     ensure_eq!(events, 1, "the number of TopicDeleted events");
     let lag = reader.assignment().await?.lag();
     ensure_eq!(lag, 0, "the lag");
