@@ -401,7 +401,7 @@ async fn duplicate_remains_until_its_letter_is_published() {
         assert!(failed.error.is_some() && numbers(&failed).is_empty());
         // Retention removes the dead letter, or also its copy, before the bus is available again.
         memory.delete_records(&TopicPartition::new(letters(), 0), removed).unwrap();
-        away.enable(false);
+        away.set_enabled(false);
         let redriven = redrive(&bus, &plan).await.unwrap();
         assert!(redriven.is_complete());
         assert_eq!(number(&redriven, "redriven"), 2 - removed);

@@ -284,7 +284,7 @@ async fn check_with_failing_calls_leaves_no_data() {
     memory.ensure_schema().await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
     for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::LostResponse)] {
-        chaos.next(operation, fault);
+        chaos.inject_next(operation, fault);
         let mut findings = check::Findings::default();
         findings.writing("store memory", &store).await;
         let shown = findings.listing().render(Format::Csv);
@@ -500,7 +500,7 @@ async fn replay_continues_after_a_broker_outage() -> Result<()> {
     };
     let (stopped, ()) = tokio::join!(replay::run(&bus, &store, &plan, &stop, |_| {}), stopping);
     assert!(stopped?.interrupted);
-    away.enable(false);
+    away.set_enabled(false);
     Ok(())
 }
 

@@ -81,8 +81,8 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-fn runtime(pace: ClockMode) -> std::io::Result<Runtime> {
-    match pace {
+fn runtime(mode: ClockMode) -> std::io::Result<Runtime> {
+    match mode {
         ClockMode::Paused => Builder::new_current_thread().enable_time().start_paused(true).build(),
         ClockMode::Real => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
     }

@@ -94,7 +94,8 @@ impl Group {
     /// Applies the session timeouts and maximum poll intervals.
     pub(super) fn expire(&mut self, session_timeout: Duration, max_poll_interval: Duration) {
         let now = Instant::now();
-        self.members.retain(|_, member| member.disconnected_since.is_none_or(|since| since + session > now));
+        self.members
+            .retain(|_, member| member.disconnected_since.is_none_or(|since| since + session_timeout > now));
         for member in self.members.values_mut().filter(|member| !member.expired) {
             if member.last_poll + max_poll_interval <= now {
                 member.remove_all_partitions();
