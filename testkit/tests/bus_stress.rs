@@ -1,5 +1,5 @@
-//! Seeded stress tests of the memory bus under the full stack, on paused time. No message is lost, and only messages in an
-//! unknown state are duplicated.
+//! Seeded stress tests of the memory bus under the full stack, on paused time. No message is lost, and only messages in
+//! an unknown state are duplicated.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;

@@ -258,7 +258,10 @@ impl Drop for MemorySubscription {
     /// Leaves the group like `close`, without waiting.
     fn drop(&mut self) {
         if !self.closed && !self.client.is_closed() {
-            tracing::debug!(group = %self.member_ref.group, "subscription dropped without close; uncommitted messages will be redelivered");
+            tracing::debug!(
+                group = %self.member_ref.group,
+                "subscription dropped without close; uncommitted messages will be redelivered"
+            );
         }
         self.end();
     }

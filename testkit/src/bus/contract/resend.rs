@@ -14,9 +14,9 @@ use qi_core::bus::{
 use qi_core::layer::Layer;
 use tokio::time::Instant;
 
-/// A layer that resends messages that a lost response or a time limit left in an unknown state, as a caller with delivery
-/// guarantees must do. It hides the resulting duplicates. A duplicate of a message that was never in an unknown
-/// state fails the check.
+/// A layer that resends messages that a lost response or a time limit left in an unknown state, as a caller with
+/// delivery guarantees must do. It hides the resulting duplicates. A duplicate of a message that was never in an
+/// unknown state fails the check.
 #[derive(Debug)]
 pub(super) struct Resend {
     name: [HeaderName; 1],

@@ -11,15 +11,18 @@ use super::expect::{CheckResult, Failure, expect_same_rows};
 use super::{Sample, TestContext, promises};
 
 promises! { "administration";
-    once instruments_are_ordered_by_bytes: "instruments are ordered by the bytes of the exchange, then of the symbol",
-    once instruments_belong_to_their_dataset: "each dataset lists its own instruments with the times of the first and last record",
+    once instruments_are_ordered_by_bytes:
+        "instruments are ordered by the bytes of the exchange, then of the symbol",
+    once instruments_belong_to_their_dataset:
+        "each dataset lists its own instruments with the times of the first and last record",
     once instruments_need_a_record: "an instrument without records is not listed",
     once instruments_are_filtered_by_exchange_and_paged: "the list can be filtered by exchange and is paged",
     every deletion_is_half_open: "a deletion includes the start and excludes the end",
     every deletion_leaves_other_series: "a deletion affects only the selected series",
     every deletion_may_select_all_series: "a deletion may select all series",
     once deletion_leaves_other_intervals: "a deletion of bars affects only their interval",
-    every deleted_records_can_be_inserted_again: "deleted records can be inserted again, also the identical batch",
+    every deleted_records_can_be_inserted_again:
+        "deleted records can be inserted again, also the identical batch",
     every deletion_is_idempotent: "a repeated deletion, or a deletion of unknown records, succeeds",
     every purge_cutoff_is_exact: "a purge removes the records before the cutoff, to the microsecond",
     every purged_batch_can_be_inserted_again: "purged records can be inserted again",

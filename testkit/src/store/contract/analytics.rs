@@ -19,7 +19,8 @@ promises! { "analytics";
     once sma_matches_hand_computed_values: "the mean of the last close prices, rounded once",
     once gaps_match_hand_computed_ranges: "the ranges without bars",
     once gaps_end_with_the_last_open_time: "a range that ends inside a bucket expects the bar of that bucket",
-    once filled_bars_match_hand_computed_bars: "flat bars between bars, none before the first or after the last bar",
+    once filled_bars_match_hand_computed_bars:
+        "flat bars between bars, none before the first or after the last bar",
     once movers_match_a_hand_computed_ranking: "the instruments with the largest gains and losses",
     once equal_movers_are_ordered_by_instrument: "equal changes are ordered by instrument",
     once chunked_insert_writes_all_records: "a long batch is split and written completely",

@@ -13,24 +13,29 @@ use crate::store::model::reference_bars;
 promises! { "bars";
     once bar_matches_a_hand_computed_bar: "open, high, low, close, volumes and count of one bar",
     once tick_on_the_boundary_opens_the_next_bar: "a bucket excludes its end",
-    once open_and_close_are_ordered_by_seq: "open and close follow (ts, seq), also after a correction of a tick with equal ts",
+    once open_and_close_are_ordered_by_seq:
+        "open and close follow (ts, seq), also after a correction of a tick with equal ts",
     once empty_bucket_has_no_bar: "a bucket without ticks has no bar",
-    once partially_covered_bucket_is_computed_completely: "a bar that opens in the range is computed from its complete bucket",
+    once partially_covered_bucket_is_computed_completely:
+        "a bar that opens in the range is computed from its complete bucket",
     once weeks_begin_on_monday: "a week begins on Monday",
-    once every_interval_works_at_the_limits_of_time: "every interval works from the first to the last valid time",
+    once every_interval_works_at_the_limits_of_time:
+        "every interval works from the first to the last valid time",
     once late_tick_changes_its_bar: "late and corrected ticks change derived bars immediately",
     once deleted_tick_changes_its_bar: "a deleted tick no longer counts in its bar",
     once repeated_batch_counts_once: "a repeated batch counts once",
     once unknown_volume_is_not_zero: "volume is the sum of the known quantities, None if none is known",
     once quote_volume_is_exact: "100.5 x 2.25 = 226.125",
-    once halves_round_away_from_zero: "a quote volume is summed exactly and rounded once, half away from zero",
+    once halves_round_away_from_zero:
+        "a quote volume is summed exactly and rounded once, half away from zero",
     once sum_of_1e20_is_out_of_range: "a sum of 1e20 fails with OutOfRange, one unit less does not",
     once overflow_fails_only_its_own_page: "a sum out of range fails only the page of its bar",
     once stored_bar_is_replaced_by_its_final_form: "a stored bar is replaced by its final form",
     once stored_bars_are_independent_of_ticks: "stored bars are independent of ticks",
     once pages_cross_gaps: "pages of derived bars equal the full result, in both directions, across gaps",
     once resume_stays_before_an_open_bar: "resume stays before a bar that the end of the range cuts",
-    once descending_resume_stays_before_an_open_bar: "in descending order, resume stays before the open bar, which is the first bar",
+    once descending_resume_stays_before_an_open_bar:
+        "in descending order, resume stays before the open bar, which is the first bar",
     once stored_bars_resample_exactly: "stored bars resample into coarser bars exactly",
 }
 

@@ -14,9 +14,11 @@ use crate::store::rows::records_of;
 promises! { "datasets";
     every every_column_keeps_its_values: "values of every type are read from their own column",
     every absent_values_stay_absent: "an absent value is read as absent; zero and the empty text are not",
-    every level_lists_keep_every_level: "lists of levels are complete and in order, including the empty and the longest list",
+    every level_lists_keep_every_level:
+        "lists of levels are complete and in order, including the empty and the longest list",
     once named_series_are_ordered_by_bytes: "series by name are listed in byte order for any characters",
-    every unregistered_dataset_is_rejected: "a dataset that the store was not opened with is rejected with SchemaMismatch",
+    every unregistered_dataset_is_rejected:
+        "a dataset that the store was not opened with is rejected with SchemaMismatch",
 }
 
 /// Returns the rows of a series in the order of their times.

@@ -11,7 +11,8 @@ use super::factory::SECRET;
 use super::{Sample, TestContext, promises};
 
 promises! { "errors";
-    once errors_name_the_called_method: "the operation of an error is the called method, through every wrapper",
+    once errors_name_the_called_method:
+        "the operation of an error is the called method, through every wrapper",
     once errors_have_kind_code_operation_and_backend: "a rejected call has kind, code, operation and backend",
     once info_names_the_backend_and_its_limits: "info returns the backend and its limits without I/O",
     once secrets_are_never_shown: "no password in Debug, Display, info, errors or their sources",

@@ -8,9 +8,12 @@ use super::expect::{CheckResult, expect_same, expect_same_rows, expect_true};
 use super::{Sample, TestContext, promises};
 
 promises! { "latest";
-    every latest_returns_one_record_per_series: "the newest record of each series, in the order of the series",
-    tied highest_seq_of_one_time_is_latest: "of records of one time, the record with the highest seq is the latest",
-    every series_without_records_is_omitted: "a series without records is omitted; without any records the page is empty",
+    every latest_returns_one_record_per_series:
+        "the newest record of each series, in the order of the series",
+    tied highest_seq_of_one_time_is_latest:
+        "of records of one time, the record with the highest seq is the latest",
+    every series_without_records_is_omitted:
+        "a series without records is omitted; without any records the page is empty",
     every as_of_is_inclusive: "as_of includes records known at that time, and no later records",
     once as_of_uses_the_close_time_of_bars: "as_of uses the close time of a bar",
     once latest_bar_has_the_requested_interval: "the latest bar has the requested interval",
@@ -18,7 +21,8 @@ promises! { "latest";
     every corrected_latest_record_is_returned: "a corrected latest record is returned immediately",
     every previous_record_is_latest_after_a_deletion: "after a deletion the previous record is the latest",
     every repeated_owner_is_returned_once: "an owner selected twice is returned once",
-    bulk old_latest_record_is_found_among_newer_series: "a series whose last record is years old is found among newer series",
+    bulk old_latest_record_is_found_among_newer_series:
+        "a series whose last record is years old is found among newer series",
     every pages_are_ordered_by_series: "latest is paged in the order of the series",
     once single_record_methods_return_the_latest: "the methods for one series return its latest record",
 }

@@ -14,12 +14,15 @@ use super::{Sample, TestContext, promises};
 use crate::store::rows::records_of;
 
 promises! { "precision";
-    every decimals_are_stored_exactly: "20 integer digits with 18 places and a sign in every decimal column and level",
+    every decimals_are_stored_exactly:
+        "20 integer digits with 18 places and a sign in every decimal column and level",
     every times_are_kept_to_the_microsecond: "times are stored to the microsecond",
     every first_and_last_time_are_stored: "the first and the last valid time are stored",
-    once longest_names_and_all_characters_are_stored: "the longest names and every allowed character are stored",
+    once longest_names_and_all_characters_are_stored:
+        "the longest names and every allowed character are stored",
     once symbols_are_kept_byte_for_byte: "symbols are stored, distinguished and ordered by their bytes",
-    once values_outside_the_domain_are_rejected: "19 decimal places, 1e20, a price of zero and invalid names are rejected",
+    once values_outside_the_domain_are_rejected:
+        "19 decimal places, 1e20, a price of zero and invalid names are rejected",
 }
 
 /// Decimals at the bounds of the domain, and with all decimal places, with and without a sign.

@@ -18,16 +18,23 @@ promises! { "read";
     every ascending_is_oldest_first: "ascending is oldest first",
     every descending_is_newest_first: "descending is the same records, newest first",
     tied records_of_one_time_are_ordered_by_seq: "records of one time are ordered by seq, in both directions",
-    bulk pages_equal_the_full_scan: "pages of 1, 2, 7 and 1,000 records equal the full scan, in both directions",
-    tied page_boundary_within_one_time_loses_nothing: "a page boundary between records of one time loses and repeats no record",
+    bulk pages_equal_the_full_scan:
+        "pages of 1, 2, 7 and 1,000 records equal the full scan, in both directions",
+    tied page_boundary_within_one_time_loses_nothing:
+        "a page boundary between records of one time loses and repeats no record",
     every last_full_page_has_no_next: "the page with the last record has no next page",
     bulk page_holds_up_to_10000_records: "a page holds up to 10,000 records",
-    every cursor_sees_records_inserted_after_it: "records inserted after a cursor are returned, records before it are not",
-    every cursor_survives_deletion_of_its_record: "a cursor continues after its record, even if the record is deleted",
-    every cursor_of_another_query_is_rejected: "a cursor of another series, range or order fails with InvalidInput",
-    once cursor_of_another_dataset_is_rejected: "a cursor of another dataset or method fails with InvalidInput",
+    every cursor_sees_records_inserted_after_it:
+        "records inserted after a cursor are returned, records before it are not",
+    every cursor_survives_deletion_of_its_record:
+        "a cursor continues after its record, even if the record is deleted",
+    every cursor_of_another_query_is_rejected:
+        "a cursor of another series, range or order fails with InvalidInput",
+    once cursor_of_another_dataset_is_rejected:
+        "a cursor of another dataset or method fails with InvalidInput",
     every cursor_is_valid_for_another_limit: "a cursor is valid for another limit",
-    every resume_returns_later_records: "every page, even an empty one, has a resume cursor that returns later records",
+    every resume_returns_later_records:
+        "every page, even an empty one, has a resume cursor that returns later records",
     every limit_must_be_1_to_10000: "limits 0 and 10,001 are rejected, 1 and 10,000 are accepted",
     every stream_equals_its_pages: "the stream returns the records of the pages in order",
 }

@@ -18,14 +18,18 @@ promises! { "schema";
     every missing_schema_is_rejected: "calls before ensure_schema fail with SchemaMismatch",
     once bars_and_stats_need_a_schema: "derived_bars and stats before ensure_schema fail with SchemaMismatch",
     once plan_schema_changes_nothing: "plan_schema lists the steps of ensure_schema and changes nothing",
-    once added_column_reads_as_absent: "ensure_schema adds an optional column, which is absent in older records",
+    once added_column_reads_as_absent:
+        "ensure_schema adds an optional column, which is absent in older records",
     once enumeration_accepts_appended_variants: "ensure_schema adds variants at the end of an enumeration",
-    once older_declaration_continues_to_work: "a program with a prefix of the stored columns continues to work",
-    once incompatible_declaration_is_rejected: "any other difference of a declaration is rejected and changes nothing",
+    once older_declaration_continues_to_work:
+        "a program with a prefix of the stored columns continues to work",
+    once incompatible_declaration_is_rejected:
+        "any other difference of a declaration is rejected and changes nothing",
     once newer_schema_is_rejected: "a schema of a later version is rejected",
     once unreachable_server_is_retryable: "a server that does not respond is Unavailable, which is retryable",
     once ping_needs_no_schema: "ping succeeds before and after ensure_schema",
-    every closed_store_rejects_every_call: "after close every call fails with Closed, and close is idempotent",
+    every closed_store_rejects_every_call:
+        "after close every call fails with Closed, and close is idempotent",
 }
 
 async fn ensure_schema_is_idempotent_and_keeps_the_data<D: Sample>(context: &TestContext) -> CheckResult {

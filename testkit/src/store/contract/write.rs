@@ -18,22 +18,30 @@ promises! { "write";
     bulk large_batch_is_stored: "a batch of 25,000 ticks (2,500 other records) is stored completely",
     every repeated_batch_changes_nothing: "a repeated batch changes nothing",
     every last_write_wins: "a write that starts after an acknowledged write replaces all its fields",
-    every rewriting_an_earlier_value_takes_effect: "after writes of A, B and A, the store returns A: no deduplication by content",
-    every last_duplicate_in_a_batch_wins: "within a batch the last record of a key wins, and duplicates are counted",
+    every rewriting_an_earlier_value_takes_effect:
+        "after writes of A, B and A, the store returns A: no deduplication by content",
+    every last_duplicate_in_a_batch_wins:
+        "within a batch the last record of a key wins, and duplicates are counted",
     tied seq_distinguishes_records_of_one_time: "seq distinguishes records of one time",
     every same_time_in_two_series_is_two_records: "the same time in two series is two records",
-    once same_symbol_on_two_exchanges_is_two_instruments: "the same symbol on two exchanges is two instruments",
+    once same_symbol_on_two_exchanges_is_two_instruments:
+        "the same symbol on two exchanges is two instruments",
     bulk batch_may_span_150_months: "one batch may span 150 months",
     bulk batch_may_span_4000_days: "4,000 daily records of one series in one batch",
     every unsorted_batch_is_read_in_order: "a batch may have any order",
     every late_record_is_read_in_order: "a record older than all others is read in order",
-    every concurrent_writers_of_one_key_leave_one_value: "concurrent writers of one key leave exactly one of the values, never a mixture",
-    every concurrent_writers_of_separate_keys_lose_nothing: "concurrent writers of separate keys lose nothing",
-    every writers_in_opposite_orders_do_not_deadlock: "writers of the same keys in opposite orders do not deadlock",
+    every concurrent_writers_of_one_key_leave_one_value:
+        "concurrent writers of one key leave exactly one of the values, never a mixture",
+    every concurrent_writers_of_separate_keys_lose_nothing:
+        "concurrent writers of separate keys lose nothing",
+    every writers_in_opposite_orders_do_not_deadlock:
+        "writers of the same keys in opposite orders do not deadlock",
     every acknowledged_write_is_readable: "the next read returns an acknowledged write",
     every retry_completes_a_partial_write: "a retry after a partial write completes the batch",
-    bulk dropped_insert_leaves_complete_records: "an insert dropped at any point leaves only complete records",
-    bulk batch_above_max_batch_is_rejected: "a batch above max_batch fails with InvalidInput and writes nothing",
+    bulk dropped_insert_leaves_complete_records:
+        "an insert dropped at any point leaves only complete records",
+    bulk batch_above_max_batch_is_rejected:
+        "a batch above max_batch fails with InvalidInput and writes nothing",
 }
 
 async fn empty_batch_writes_nothing<D: Sample>(context: &TestContext) -> CheckResult {

@@ -1,8 +1,8 @@
 //! The records of one series in order: sorted chunks, and a tail for records in ascending order.
 //!
 //! A record that is newer than its series is appended to the tail without a search. A late record is inserted into a
-//! chunk of at most [`CHUNK_CAPACITY`] records, which is found through a tree of chunks. No order of arrival takes quadratic time.
-//! The oldest records are removed by chunks. Neighbouring records of a batch are copied in one call.
+//! chunk of at most [`CHUNK_CAPACITY`] records, which is found through a tree of chunks. No order of arrival takes
+//! quadratic time. The oldest records are removed by chunks. Neighbouring records of a batch are copied in one call.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

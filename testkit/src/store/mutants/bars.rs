@@ -17,7 +17,8 @@ use super::ticks_of_batch;
 use crate::store::model::reference_bars;
 
 faults! {
-    CutByTheRange: "a bar is computed from the part of its bucket in the range" => "bars::partially_covered_bucket_is_computed_completely",
+    CutByTheRange: "a bar is computed from the part of its bucket in the range"
+        => "bars::partially_covered_bucket_is_computed_completely",
     NoneAsZero: "an unknown volume is zero" => "bars::unknown_volume_is_not_zero",
     EmptyBars: "an empty bucket has a flat bar" => "bars::empty_bucket_has_no_bar",
     WrappingSums: "a sum beyond the limit wraps" => "bars::sum_of_1e20_is_out_of_range",
@@ -27,10 +28,13 @@ faults! {
     FloatVolume: "a quote volume is computed as a float" => "bars::quote_volume_is_exact",
     AddsUpWrites: "repeated writes are added up" => "bars::repeated_batch_counts_once",
     StaleBars: "a bar is computed once and cached" => "bars::late_tick_changes_its_bar",
-    CloseByWriteOrder: "ticks of one time are ordered by write time" => "bars::open_and_close_are_ordered_by_seq",
-    StoredForDerived: "stored bars are returned as derived bars" => "bars::stored_bars_are_independent_of_ticks",
+    CloseByWriteOrder: "ticks of one time are ordered by write time"
+        => "bars::open_and_close_are_ordered_by_seq",
+    StoredForDerived: "stored bars are returned as derived bars"
+        => "bars::stored_bars_are_independent_of_ticks",
     ResumePassesOpenBars: "resume passes an open bar" => "bars::resume_stays_before_an_open_bar",
-    ResumesAfterTheOldest: "in descending order, resume considers only the last bar" => "bars::descending_resume_stays_before_an_open_bar",
+    ResumesAfterTheOldest: "in descending order, resume considers only the last bar"
+        => "bars::descending_resume_stays_before_an_open_bar",
     StopsAtAGap: "a page of bars ends at the first gap" => "bars::pages_cross_gaps",
     StatsOfZeroes: "statistics without ticks count zero trades" => "analytics::stats_without_ticks_are_none",
 }

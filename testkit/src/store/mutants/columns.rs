@@ -10,13 +10,17 @@ use super::faults;
 use super::writes::altered;
 
 faults! {
-    SwapsColumns: "two neighbouring columns of one type are swapped" => "datasets::every_column_keeps_its_values",
+    SwapsColumns: "two neighbouring columns of one type are swapped"
+        => "datasets::every_column_keeps_its_values",
     AbsentIsTheDefault: "an absent value is read as a value" => "datasets::absent_values_stay_absent",
     DefaultIsAbsent: "a zero is read as absent" => "datasets::absent_values_stay_absent",
-    LosesTheFiftiethLevel: "a side of a book loses its fiftieth level" => "datasets::level_lists_keep_every_level",
-    LosesTheLastLevel: "a full list of levels loses its last level" => "datasets::level_lists_keep_every_level",
+    LosesTheFiftiethLevel: "a side of a book loses its fiftieth level"
+        => "datasets::level_lists_keep_every_level",
+    LosesTheLastLevel: "a full list of levels loses its last level"
+        => "datasets::level_lists_keep_every_level",
     SortsLevels: "a list of levels is sorted" => "datasets::level_lists_keep_every_level",
-    TakesAnyDataset: "a dataset that is not registered is accepted" => "datasets::unregistered_dataset_is_rejected",
+    TakesAnyDataset: "a dataset that is not registered is accepted"
+        => "datasets::unregistered_dataset_is_rejected",
 }
 
 #[derive(Debug, Default)]

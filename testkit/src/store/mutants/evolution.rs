@@ -15,11 +15,14 @@ use super::writes::altered;
 use crate::store::contract::{MemoryFactory, StoreFactory, TestStore};
 
 faults! { on Evolving;
-    TakesEveryDifference: "accepts every difference of a declaration" => "schema::incompatible_declaration_is_rejected",
+    TakesEveryDifference: "accepts every difference of a declaration"
+        => "schema::incompatible_declaration_is_rejected",
     AddedIsTheDefault: "an added column has a default" => "schema::added_column_reads_as_absent",
     LosesAddedValues: "loses the values of an added column" => "schema::added_column_reads_as_absent",
-    SortsTheNames: "renumbers the variants of an enumeration" => "schema::enumeration_accepts_appended_variants",
-    RefusesOlderVersions: "rejects a program whose schema needs no change" => "schema::older_declaration_continues_to_work",
+    SortsTheNames: "renumbers the variants of an enumeration"
+        => "schema::enumeration_accepts_appended_variants",
+    RefusesOlderVersions: "rejects a program whose schema needs no change"
+        => "schema::older_declaration_continues_to_work",
     PlansForEver: "plans existing steps again" => "schema::added_column_reads_as_absent",
 }
 

@@ -1,7 +1,8 @@
 //! Faulty stores, and the check that must detect each of them.
 //!
 //! A suite proves nothing until it fails on a faulty store. Each mutant breaks one promise in the way a real adapter
-//! could. [`Mutant::verify_detection`] runs the named check, which must fail on the mutant and pass on the correct store.
+//! could. [`Mutant::verify_detection`] runs the named check, which must fail on the mutant and pass on the correct
+//! store.
 
 mod bars;
 mod columns;

@@ -19,22 +19,28 @@ use crate::store::rows::pick;
 faults! {
     InclusiveEnd: "a range includes its end" => "read::range_end_is_exclusive",
     ExclusiveStart: "a range excludes its start" => "read::range_start_is_inclusive",
-    WrongTieOrder: "records of one time are in the opposite order" => "read::records_of_one_time_are_ordered_by_seq",
+    WrongTieOrder: "records of one time are in the opposite order"
+        => "read::records_of_one_time_are_ordered_by_seq",
     SeqAsText: "seq is ordered as text" => "read::records_of_one_time_are_ordered_by_seq",
     IgnoresDescending: "descending is ascending" => "read::descending_is_newest_first",
-    CursorSkipsTies: "a cursor skips the other records of its time" => "read::page_boundary_within_one_time_loses_nothing",
+    CursorSkipsTies: "a cursor skips the other records of its time"
+        => "read::page_boundary_within_one_time_loses_nothing",
     PageDropsItsLast: "a full page drops its last record" => "read::pages_equal_the_full_scan",
     EndsEarly: "the second page is always the last one" => "read::pages_equal_the_full_scan",
-    PagesByOffset: "a cursor is a record count instead of a sort key" => "read::cursor_sees_records_inserted_after_it",
-    TakesForeignCursors: "a cursor of another query starts from the beginning" => "read::cursor_of_another_query_is_rejected",
+    PagesByOffset: "a cursor is a record count instead of a sort key"
+        => "read::cursor_sees_records_inserted_after_it",
+    TakesForeignCursors: "a cursor of another query starts from the beginning"
+        => "read::cursor_of_another_query_is_rejected",
     ErrorAsEmpty: "an error is returned as an empty page" => "schema::missing_schema_is_rejected",
     UnknownIsAnError: "an unknown instrument is an error" => "read::unknown_series_returns_an_empty_page",
     AsOfExclusive: "as_of excludes its time" => "latest::as_of_is_inclusive",
     IgnoresAsOf: "the latest snapshot ignores as_of" => "latest::as_of_is_inclusive",
     BarsByOpenTime: "as_of uses the open time of bars" => "latest::as_of_uses_the_close_time_of_bars",
     LastWrittenIsLatest: "the last written tick is the latest" => "latest::late_insert_is_not_the_latest",
-    LooksBackAWeek: "latest reads only the newest week" => "latest::old_latest_record_is_found_among_newer_series",
-    OrdersByName: "instruments are ordered by their displayed name" => "administration::instruments_are_ordered_by_bytes",
+    LooksBackAWeek: "latest reads only the newest week"
+        => "latest::old_latest_record_is_found_among_newer_series",
+    OrdersByName: "instruments are ordered by their displayed name"
+        => "administration::instruments_are_ordered_by_bytes",
     NeverForgets: "lists an instrument without records" => "administration::instruments_need_a_record",
 }
 

@@ -18,20 +18,27 @@ faults! {
     LosesTheLastRow: "loses the last row of a batch" => "write::large_batch_is_stored",
     FirstWinsInBatch: "the first duplicate in a batch wins" => "write::last_duplicate_in_a_batch_wins",
     FirstWriteWins: "the first write of a key wins" => "write::last_write_wins",
-    SkipsWhatItHasSeen: "skips a batch that was written before" => "write::rewriting_an_earlier_value_takes_effect",
-    MixesWriters: "concurrent writers leave fields of both" => "write::concurrent_writers_of_one_key_leave_one_value",
+    SkipsWhatItHasSeen: "skips a batch that was written before"
+        => "write::rewriting_an_earlier_value_takes_effect",
+    MixesWriters: "concurrent writers leave fields of both"
+        => "write::concurrent_writers_of_one_key_leave_one_value",
     IgnoresMaxBatch: "accepts a batch above max_batch" => "write::batch_above_max_batch_is_rejected",
-    KeyWithoutSeq: "stores one record per time regardless of seq" => "write::seq_distinguishes_records_of_one_time",
+    KeyWithoutSeq: "stores one record per time regardless of seq"
+        => "write::seq_distinguishes_records_of_one_time",
     ForgetsTheSize: "loses the size of the ask" => "write::one_record_is_stored",
     FewDigits: "stores fifteen digits of a price" => "precision::decimals_are_stored_exactly",
     Milliseconds: "stores times to the millisecond" => "precision::times_are_kept_to_the_microsecond",
     NeedsNoSchema: "creates the schema at the first write" => "schema::missing_schema_is_rejected",
-    EmptiesItself: "ensure_schema removes the records" => "schema::ensure_schema_is_idempotent_and_keeps_the_data",
+    EmptiesItself: "ensure_schema removes the records"
+        => "schema::ensure_schema_is_idempotent_and_keeps_the_data",
     IgnoresClose: "accepts calls after close" => "schema::closed_store_rejects_every_call",
     DeletesTheEnd: "includes the end of the range in a deletion" => "administration::deletion_is_half_open",
-    DeletesEveryInterval: "deletes the bars of every interval" => "administration::deletion_leaves_other_intervals",
-    Tombstones: "hides records inserted after a deletion" => "administration::deleted_records_can_be_inserted_again",
-    PurgesToTheSecond: "truncates the cutoff of a purge to the second" => "administration::purge_cutoff_is_exact",
+    DeletesEveryInterval: "deletes the bars of every interval"
+        => "administration::deletion_leaves_other_intervals",
+    Tombstones: "hides records inserted after a deletion"
+        => "administration::deleted_records_can_be_inserted_again",
+    PurgesToTheSecond: "truncates the cutoff of a purge to the second"
+        => "administration::purge_cutoff_is_exact",
     PurgesTheQuotes: "a purge of ticks also removes quotes" => "administration::purge_leaves_other_datasets",
 }
 
