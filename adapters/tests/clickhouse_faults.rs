@@ -205,7 +205,7 @@ async fn parts_in_total(server: Server) {
     .await;
 }
 
-/// The adapter's inserts have no such limit (`write::a_batch_over_150_months`), so the insert is custom SQL. Its error
+/// The adapter's inserts have no such limit (`write::batch_may_span_150_months`), so the insert is custom SQL. Its error
 /// text distinguishes the two meanings of code 252.
 async fn partitions(server: Server) {
     with_store(

@@ -264,11 +264,11 @@ async fn bus_spans_have_a_kind_and_an_error() {
         let message = || Message::new(topic.clone(), "x");
         let _report = bus.publish(&[message()], PublishOptions::NONE).await?;
         let mut reader = bus.subscribe(SubscribeRequest::new("g".parse()?, [topic.clone()])?).await?;
-        chaos.next(Operation::Recv, Fault::Error);
+        chaos.inject_next(Operation::Recv, Fault::Error);
         assert!(reader.recv(1, Duration::from_secs(1)).await.is_err());
         let batch = reader.recv(1, Duration::from_secs(1)).await?;
         reader.commit(batch.offsets()).await?;
-        chaos.next(Operation::Seek, Fault::Error);
+        chaos.inject_next(Operation::Seek, Fault::Error);
         assert!(reader.seek(&[]).await.is_err());
         Ok(())
     })

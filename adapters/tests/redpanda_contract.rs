@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::Arguments;
-use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
+use qi_testkit::bus::contract::{BusFactory, Wrapper, trials};
 use redpanda_rig::Brokers;
 use servers::with_long_tests;
 
@@ -16,6 +16,6 @@ fn main() -> ExitCode {
     // Most of the time of a trial is spent waiting for brokers.
     arguments.test_threads = arguments.test_threads.or(Some(8));
     let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda());
-    let wrappings = with_long_tests([Wrapping::PLAIN, Wrapping::FULL_STACK], [Wrapping::ARC_DYN]);
-    libtest_mimic::run(&arguments, trials(&brokers, &wrappings)).exit_code()
+    let wrappers = with_long_tests([Wrapper::PLAIN, Wrapper::FULL_STACK], [Wrapper::ARC_DYN]);
+    libtest_mimic::run(&arguments, trials(&brokers, &wrappers)).exit_code()
 }

@@ -21,7 +21,7 @@ use qi_core::bus::{
     ReceivedMessage, SeekTo, SubscribeRequest, Subscription, SubscriptionEvent, TopicName, TopicPartition,
 };
 use qi_core::{ErrorKind, RetryAdvice};
-use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
+use qi_testkit::bus::contract::{BusFactory, Wrapper, trials};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCoordinator;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     // Most of the time of a trial is spent waiting for joins.
     arguments.test_threads = arguments.test_threads.or(Some(6));
     let mock: Arc<dyn BusFactory> = Arc::new(MockFactory);
-    let mut all = trials(&mock, &[Wrapping::PLAIN]);
+    let mut all = trials(&mock, &[Wrapper::PLAIN]);
     all.extend([
         fault("transient_produce_errors_lose_and_duplicate_nothing", |context| {
             Box::pin(transient_produce_errors(context))

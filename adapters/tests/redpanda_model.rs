@@ -28,5 +28,5 @@ fn main() {
 
 /// Returns timing in which dead members are removed soon, and members that take turns may be silent for a long time.
 fn extend_timing(timing: Timing) -> Timing {
-    Timing { session: Duration::from_secs(5), max_poll_interval: Duration::from_mins(3), ..timing }
+    Timing { session_timeout: Duration::from_secs(5), max_poll_interval: Duration::from_mins(3), ..timing }
 }

@@ -15,11 +15,11 @@ use qi_core::bus::{
 use qi_core::{
     Clock as _, Error, ErrorKind, MessageBus, Result, ResultExt as _, Subscription, SystemClock, Timestamp,
 };
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection, Timing};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-use super::NoWire;
+use super::FixedConnection;
 
 pub(crate) type Cluster = MockCluster<'static, DefaultProducerContext>;
 type ClusterTask = Box<dyn FnOnce(&Cluster) + Send>;
@@ -136,15 +136,15 @@ impl BusFactory for MockFactory {
     }
 
     /// The mock stores no times, cannot describe or delete topics, and does not list groups.
-    fn provides(&self) -> &'static [Need] {
+    fn capabilities(&self) -> &'static [Capability] {
         &[]
     }
 
-    fn pace(&self) -> Pace {
-        Pace::Real
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Real
     }
 
-    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+    async fn create_env(&self) -> Result<Box<dyn BusEnv>> {
         let mock = tokio::task::spawn_blocking(|| Mock::start(2)).await.permanent("test.rig", "rig")?;
         Ok(Box::new(MockEnv(mock)))
     }
@@ -158,7 +158,7 @@ impl MockEnv {
         let mut config = self.0.config();
         change(&mut config);
         let bus = MockBus { bus: RedpandaBus::open(config)?, mock: self.0.clone() };
-        Ok(Client { bus: Arc::new(bus), wire: Arc::new(NoWire) as Arc<dyn Wire> })
+        Ok(Client { bus: Arc::new(bus), connection: Arc::new(FixedConnection) as Arc<dyn Connection> })
     }
 }
 
@@ -172,11 +172,11 @@ impl BusEnv for MockEnv {
         self.client(|_| {})
     }
 
-    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client> {
         self.client(|config| (config.buffer_bytes, config.max_message_bytes) = (bytes, bytes / 2))
     }
 
-    async fn trim(&self, _: &TopicPartition, _: u64) -> Result<()> {
+    async fn delete_records(&self, _: &TopicPartition, _: u64) -> Result<()> {
         Err(Error::new(ErrorKind::Unsupported, "mock.trim", "trim"))
     }
 
@@ -186,10 +186,10 @@ impl BusEnv for MockEnv {
 
     fn timing(&self) -> Timing {
         Timing {
-            session: Duration::from_secs(4),
+            session_timeout: Duration::from_secs(4),
             max_poll_interval: Duration::from_secs(8),
-            short: Duration::from_millis(250),
-            eventually: Duration::from_mins(1),
+            receive_timeout: Duration::from_millis(250),
+            effect_timeout: Duration::from_mins(1),
         }
     }
 

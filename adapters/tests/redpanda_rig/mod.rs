@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::TopicPartition;
 use qi_core::{Clock as _, MessageBus, Result, ResultExt as _, SystemClock, Timestamp};
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection, Timing};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -37,7 +37,7 @@ pub(crate) struct Brokers {
 struct BrokerFeatures {
     /// The ports of all brokers, if all brokers are on this machine.
     ports: Option<Vec<u16>>,
-    provides: &'static [Need],
+    provides: &'static [Capability],
 }
 
 impl Brokers {
@@ -80,11 +80,23 @@ impl Brokers {
     }
 
     fn detect_features(&self) -> BrokerFeatures {
-        const REMOTE: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime];
-        const LOCAL: &[Need] =
-            &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults];
-        const LOCAL_WITH_RETENTION: &[Need] =
-            &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults, Need::Retention];
+        const REMOTE: &[Capability] =
+            &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes];
+        const LOCAL: &[Capability] = &[
+            Capability::Admin,
+            Capability::Groups,
+            Capability::Coordinator,
+            Capability::OffsetsForTimes,
+            Capability::ConnectionFaults,
+        ];
+        const LOCAL_WITH_RETENTION: &[Capability] = &[
+            Capability::Admin,
+            Capability::Groups,
+            Capability::Coordinator,
+            Capability::OffsetsForTimes,
+            Capability::ConnectionFaults,
+            Capability::Retention,
+        ];
         let consumer: BaseConsumer = self.client().create().unwrap();
         let metadata = consumer.fetch_metadata(None, Duration::from_secs(30)).unwrap();
         let is_local = metadata.brokers().iter().all(|broker| broker.host() == wire::HOST);
@@ -147,15 +159,15 @@ impl BusFactory for Brokers {
         self.addresses.is_none().then(|| "QI_KAFKA_BROKERS is not set".to_owned())
     }
 
-    fn provides(&self) -> &'static [Need] {
+    fn capabilities(&self) -> &'static [Capability] {
         self.features().provides
     }
 
-    fn pace(&self) -> Pace {
-        Pace::Real
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Real
     }
 
-    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+    async fn create_env(&self) -> Result<Box<dyn BusEnv>> {
         let brokers = self.clone();
         let ports = tokio::task::spawn_blocking(move || brokers.features().ports.clone()).await;
         let cleanup_bus = RedpandaBus::open(self.config())?;
@@ -180,17 +192,17 @@ struct BrokersEnv {
 
 impl BrokersEnv {
     async fn client(&self, change: impl FnOnce(&mut RedpandaConfig)) -> Result<Client> {
-        let (wire, addresses): (Arc<dyn Wire>, _) = match &self.ports {
+        let (connection, addresses): (Arc<dyn Connection>, _) = match &self.ports {
             Some(ports) => {
                 let (proxies, addresses) = Proxies::of(ports).await.permanent("test.rig", "rig")?;
                 (Arc::new(proxies), addresses)
             }
-            None => (Arc::new(NoWire), self.brokers.addresses().to_owned()),
+            None => (Arc::new(FixedConnection), self.brokers.addresses().to_owned()),
         };
         let mut config = config(&addresses);
         config.request_timeout = self.brokers.request_timeout;
         change(&mut config);
-        Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), wire })
+        Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), connection })
     }
 }
 
@@ -236,11 +248,11 @@ impl BusEnv for BrokersEnv {
         self.client(|_| {}).await
     }
 
-    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client> {
         self.client(|config| (config.buffer_bytes, config.max_message_bytes) = (bytes, bytes / 2)).await
     }
 
-    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+    async fn delete_records(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> =
             self.brokers.client().create().permanent("test.rig", "rig")?;
         let mut list = TopicPartitionList::new();
@@ -261,10 +273,10 @@ impl BusEnv for BrokersEnv {
     fn timing(&self) -> Timing {
         Timing {
             // Longer than the detection of unreachable brokers.
-            session: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(10),
             max_poll_interval: Duration::from_secs(12),
-            short: Duration::from_millis(250),
-            eventually: Duration::from_mins(1),
+            receive_timeout: Duration::from_millis(250),
+            effect_timeout: Duration::from_mins(1),
         }
     }
 
@@ -284,10 +296,10 @@ impl BusEnv for BrokersEnv {
 
 /// The connections to remote brokers, which cannot be cut.
 #[derive(Debug)]
-pub(crate) struct NoWire;
+pub(crate) struct FixedConnection;
 
 #[async_trait]
-impl Wire for NoWire {
-    async fn cut(&self) {}
-    async fn mend(&self) {}
+impl Connection for FixedConnection {
+    async fn interrupt(&self) {}
+    async fn restore(&self) {}
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use qi_testkit::bus::contract::Wire;
+use qi_testkit::bus::contract::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,12 +47,12 @@ impl Proxies {
 }
 
 #[async_trait]
-impl Wire for Proxies {
-    async fn cut(&self) {
+impl Connection for Proxies {
+    async fn interrupt(&self) {
         self.cut.send_replace(true);
     }
 
-    async fn mend(&self) {
+    async fn restore(&self) {
         self.cut.send_replace(false);
     }
 }
