@@ -16,7 +16,7 @@ pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore> {
         roots.add(certificate).map_err(invalid)?;
     }
     if roots.is_empty() {
-        return Err(invalid("the file of authorities holds no certificate"));
+        return Err(invalid("the file of certificate authorities contains no certificate"));
     }
     Ok(roots)
 }

@@ -68,8 +68,8 @@ impl DatasetDurations {
             }
             let full_hours = value.subsec_nanos() == 0 && value.as_secs().is_multiple_of(3_600);
             if !full_hours || value.is_zero() || *value > Self::MAX {
-                let most = duration::format(Self::MAX);
-                let rule = format!("must be a number of full hours from 1h to {most}");
+                let max = duration::format(Self::MAX);
+                let rule = format!("must be a number of full hours from 1h to {max}");
                 return Err(rules.refuse(&key, shown, rule));
             }
         }

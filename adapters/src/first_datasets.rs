@@ -18,7 +18,7 @@ mod tests {
 
     /// If an extension of a built-in dataset breaks this test, change the test and keep the fixture.
     #[test]
-    fn they_are_the_first_datasets_of_the_library() {
+    fn recorded_lines_match_the_built_in_datasets() {
         let lines = super::lines();
         let datasets = Datasets::standard();
         assert_eq!(lines.len(), 4);

@@ -65,25 +65,25 @@ fn decode<R: Record>(message: &ReceivedMessage) {
     };
     for encoding in Encoding::ALL {
         let encoded = encode_message(&encoding, &record, None).unwrap();
-        let mut again = ReceivedMessage::new(encoded.topic, 0, 0);
-        (again.payload, again.headers) = (encoded.payload, encoded.headers);
-        assert_eq!(decode_message::<R>(&again).unwrap(), record);
+        let mut decoded = ReceivedMessage::new(encoded.topic, 0, 0);
+        (decoded.payload, decoded.headers) = (encoded.payload, encoded.headers);
+        assert_eq!(decode_message::<R>(&decoded).unwrap(), record);
     }
 }
 
 /// Parses domain values from text.
 pub fn texts(bytes: &[u8]) {
-    fn same<T: std::str::FromStr + ToString + PartialEq + std::fmt::Debug>(text: &str) {
+    fn check_round_trip<T: std::str::FromStr + ToString + PartialEq + std::fmt::Debug>(text: &str) {
         if let Ok(value) = text.parse::<T>() {
             assert_eq!(value.to_string().parse::<T>().ok(), Some(value));
         }
     }
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    same::<Decimal>(text);
-    same::<Timestamp>(text);
-    same::<Instrument>(text);
-    same::<Interval>(text);
-    same::<Scope>(text);
+    check_round_trip::<Decimal>(text);
+    check_round_trip::<Timestamp>(text);
+    check_round_trip::<Instrument>(text);
+    check_round_trip::<Interval>(text);
+    check_round_trip::<Scope>(text);
 }
 
 /// Builds a configuration. The TOML text ends at the first NUL. Each line after the NUL is an environment variable in
@@ -101,7 +101,7 @@ pub fn configuration(bytes: &[u8]) {
 /// Decodes rows of each built-in dataset, and of a dataset with every column type.
 #[cfg(feature = "clickhouse")]
 pub fn row_binary(bytes: &[u8]) {
-    static EVERY: std::sync::LazyLock<Dataset> = std::sync::LazyLock::new(|| {
+    static ALL_COLUMN_TYPES: std::sync::LazyLock<Dataset> = std::sync::LazyLock::new(|| {
         let column = |name, ty, optional| Column { name, ty, optional };
         let types = [
             ColumnType::Decimal,
@@ -135,7 +135,7 @@ pub fn row_binary(bytes: &[u8]) {
         })
         .unwrap()
     });
-    for dataset in Datasets::standard().iter().chain([*EVERY]) {
+    for dataset in Datasets::standard().iter().chain([*ALL_COLUMN_TYPES]) {
         crate::clickhouse::fuzz_row_binary(dataset, bytes);
     }
 }
@@ -164,10 +164,10 @@ fn open<Q: Paged>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q, resume: im
 
 /// Seals a sort key as the query would. The seal is an FNV-1a hash without a secret key. It starts from the
 /// hash of the query.
-fn sealed(scope: &str, place: &str) -> String {
+fn sealed(scope: &str, sort_key: &str) -> String {
     let digits: String = scope.chars().filter(char::is_ascii_digit).collect();
-    let seal = place.bytes().fold(digits.parse::<u64>().unwrap(), |hash, byte| {
+    let seal = sort_key.bytes().fold(digits.parse::<u64>().unwrap(), |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    format!("1{seal:016x}{place}")
+    format!("1{seal:016x}{sort_key}")
 }

@@ -71,7 +71,7 @@ mod tests {
 
     #[cfg(feature = "redpanda")]
     #[test]
-    fn a_host_that_is_learned_later_is_warned_of_once() {
+    fn the_warning_is_logged_once_for_a_later_host() {
         let given = |warning: &PasswordWarning| warning.done.load(Ordering::Relaxed);
         let warning = PasswordWarning::new("redpanda", true);
         warning.check(["127.0.0.1", "localhost"].into_iter());
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_told_from_others() {
+    fn loopback_hosts_are_recognised() {
         for host in ["localhost", "LocalHost.", "127.0.0.1", "127.9.8.7", "::1", "[::1]", "::ffff:127.0.0.1"]
         {
             assert!(is_loopback(host), "{host}");
@@ -96,7 +96,7 @@ mod tests {
 
     #[cfg(any(feature = "clickhouse", feature = "redpanda"))]
     #[test]
-    fn an_authority_has_a_host() {
+    fn the_host_of_an_authority_has_no_port() {
         for (authority, host) in [
             ("db:9092", "db"),
             (" db:1 ", "db"),

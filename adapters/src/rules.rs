@@ -18,11 +18,11 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Rejects a number outside `least..=most`.
-    pub(super) fn within(&self, key: &str, value: u64, least: u64, most: u64) -> Result<()> {
-        if (least..=most).contains(&value) {
+    pub(super) fn within(&self, key: &str, value: u64, min: u64, max: u64) -> Result<()> {
+        if (min..=max).contains(&value) {
             return Ok(());
         }
-        Err(self.refuse(key, value, format_args!("must lie from {least} to {most}")))
+        Err(self.refuse(key, value, format_args!("must lie from {min} to {max}")))
     }
 
     /// Rejects a duration outside `least..=most`.
@@ -30,14 +30,14 @@ impl Rules {
         &self,
         key: &str,
         value: Duration,
-        least: Duration,
-        most: Duration,
+        min: Duration,
+        max: Duration,
     ) -> Result<()> {
-        if (least..=most).contains(&value) {
+        if (min..=max).contains(&value) {
             return Ok(());
         }
-        let (least, most) = (duration::format(least), duration::format(most));
-        let rule = format_args!("must lie from {least} to {most}");
+        let (min, max) = (duration::format(min), duration::format(max));
+        let rule = format_args!("must lie from {min} to {max}");
         Err(self.refuse(key, duration::format(value), rule))
     }
 

@@ -30,7 +30,7 @@ fn folder_with(parent: &Path, name: &str, mode: u32) -> PathBuf {
 }
 
 #[test]
-fn a_folder_that_others_own_can_write_or_can_replace_is_refused() {
+fn an_unsafe_folder_is_rejected() {
     if !is_root() {
         return;
     }
@@ -66,7 +66,7 @@ fn a_folder_that_others_own_can_write_or_can_replace_is_refused() {
 }
 
 #[test]
-fn a_new_folder_is_for_its_owner_to_write_alone() {
+fn a_new_folder_is_writable_only_by_its_owner() {
     if !is_root() {
         return;
     }

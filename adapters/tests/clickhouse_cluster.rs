@@ -49,7 +49,7 @@ impl Request {
 }
 
 /// Returns the response of a server that has no database at first, one old partition and no rows.
-fn answer(request: &Request, made: &[Request]) -> Vec<u8> {
+fn response(request: &Request, made: &[Request]) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     let made = |start: &str| made.iter().any(|request| request.body.starts_with(start));
     match request.body.as_str() {
@@ -66,7 +66,7 @@ fn answer(request: &Request, made: &[Request]) -> Vec<u8> {
     }
 }
 
-async fn recorded(log: &Mutex<Vec<Request>>) -> Vec<Request> {
+async fn recorded_requests(log: &Mutex<Vec<Request>>) -> Vec<Request> {
     // The log is complete after all responses.
     tokio::task::yield_now().await;
     std::mem::take(&mut *log.lock().unwrap())
@@ -79,7 +79,7 @@ fn lines(requests: &[Request]) -> Vec<&str> {
 
 #[tokio::test]
 #[allow(clippy::too_many_lines, reason = "one history of a cluster")]
-async fn every_change_goes_to_all_nodes() {
+async fn every_schema_change_runs_on_all_nodes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut config = ClickHouseConfig::from_url(format!("http://{}", listener.local_addr().unwrap()));
     let log = Arc::<Mutex<Vec<Request>>>::default();
@@ -91,7 +91,7 @@ async fn every_change_goes_to_all_nodes() {
             let Some(request) = Request::read(&mut client).await else { continue };
             seen.push(request.clone());
             let (status, body) = if seen.iter().any(|request| request.body.starts_with("CREATE DATABASE")) {
-                ("200 OK", answer(&request, &seen))
+                ("200 OK", response(&request, &seen))
             } else {
                 ("404 Not Found", b"Code: 81. DB::Exception: Database qi does not exist.".to_vec())
             };
@@ -107,13 +107,13 @@ async fn every_change_goes_to_all_nodes() {
     let store = ClickHouseStore::open(config).unwrap();
 
     let planned = store.plan_schema().await.unwrap();
-    assert_eq!(lines(&recorded(&log).await), [""; 0], "a plan changes nothing");
+    assert_eq!(lines(&recorded_requests(&log).await), [""; 0], "a plan changes nothing");
     store.ensure_schema().await.unwrap();
-    let requests = recorded(&log).await;
+    let requests = recorded_requests(&log).await;
     let made = lines(&requests);
     assert_eq!(made, planned);
     assert_eq!(made[0], "CREATE DATABASE IF NOT EXISTS `qi` ON CLUSTER 'main'");
-    assert!(!requests[1].address.contains("database="), "a database that is not there cannot be named");
+    assert!(!requests[1].address.contains("database="), "the request must not name a missing database");
     assert_eq!(made.len(), 1 + 1 + 2 * 4 + 1 + 1);
     for (at, table) in ["ticks", "quotes", "bars", "snapshots"].into_iter().enumerate() {
         let (local, front) = (made[2 + 2 * at], made[3 + 2 * at]);
@@ -148,7 +148,7 @@ async fn every_change_goes_to_all_nodes() {
     let time = Timestamp::from_secs(1_700_000_000).unwrap();
     let tick = PriceTick::new("x:Y".parse().unwrap(), time, 1, "1.5".parse().unwrap()).unwrap();
     store.insert_ticks(&[tick]).await.unwrap();
-    let requests = recorded(&log).await;
+    let requests = recorded_requests(&log).await;
     let insert = requests.iter().find(|request| request.address.contains("query=INSERT")).unwrap();
     assert!(insert.address.contains("query=INSERT+INTO+m_ticks+%28exchange"), "{}", insert.address);
     for setting in [
@@ -163,7 +163,7 @@ async fn every_change_goes_to_all_nodes() {
     }
 
     store.ticks(&RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL)).await.unwrap();
-    let requests = recorded(&log).await;
+    let requests = recorded_requests(&log).await;
     assert!(
         requests[0].body.contains("FROM m_ticks FINAL") && requests[0].has("select_sequential_consistency=1")
     );
@@ -172,7 +172,7 @@ async fn every_change_goes_to_all_nodes() {
     let range = TimeRange::new(time, Timestamp::MAX).unwrap();
     store.delete_range(&DeleteQuery::ticks(these, range)).await.unwrap();
     store.purge_before(PriceTick::DATASET, time).await.unwrap();
-    let requests = recorded(&log).await;
+    let requests = recorded_requests(&log).await;
     assert_eq!(
         lines(&requests),
         [

@@ -4,10 +4,10 @@ mod clickhouse_rig;
 mod servers;
 
 use clickhouse_rig::Server;
-use qi_testkit::store::contract::{Suite, Wrapping};
-use servers::brief_or_long;
+use qi_testkit::store::contract::{Suite, Wrapper};
+use servers::with_long_tests;
 
 fn main() {
-    let wrappings = brief_or_long([Wrapping::PLAIN, Wrapping::FULL_STACK_OVER_CHAOS], [Wrapping::FULL_STACK]);
-    Suite::new().on(Server::clickhouse(), wrappings).at_once(4).main();
+    let wrappers = with_long_tests([Wrapper::PLAIN, Wrapper::FULL_STACK_OVER_CHAOS], [Wrapper::FULL_STACK]);
+    Suite::new().on(Server::clickhouse(), wrappers).at_once(4).main();
 }

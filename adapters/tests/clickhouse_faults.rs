@@ -22,17 +22,17 @@ fn main() {
     let server = Server::clickhouse();
     let trials = vec![
         trial(&server, "a_wrong_password_is_unauthorized", wrong_password),
-        trial(&server, "an_unknown_database_is_configuration", unknown_database),
-        trial(&server, "an_unknown_setting_is_configuration", unknown_setting),
-        trial(&server, "an_unknown_cluster_is_configuration", unknown_cluster),
-        trial(&server, "a_query_that_takes_too_long_is_a_timeout", timeout),
-        trial(&server, "a_query_beyond_its_own_memory_is_not_retried", memory),
-        trial(&server, "too_many_parts_pass", parts),
-        trial(&server, "too_many_parts_in_all_partitions_pass_too", parts_in_total),
-        trial(&server, "too_many_partitions_is_told_from_too_many_parts", partitions),
-        trial(&server, "requests_beyond_the_limit_wait_and_are_overloaded", busy),
-        spare_trial(&server, "a_server_killed_in_the_middle_of_an_insert", killed_in_insert),
-        spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills),
+        trial(&server, "an_unknown_database_is_a_config_error", unknown_database),
+        trial(&server, "an_unknown_setting_is_a_config_error", unknown_setting),
+        trial(&server, "an_unknown_cluster_is_a_config_error", unknown_cluster),
+        trial(&server, "a_slow_query_is_a_timeout", timeout),
+        trial(&server, "a_query_over_its_memory_limit_is_not_retried", memory),
+        trial(&server, "too_many_parts_is_retryable", parts),
+        trial(&server, "too_many_parts_in_total_is_retryable", parts_in_total),
+        trial(&server, "too_many_partitions_is_not_retryable", partitions),
+        trial(&server, "requests_over_the_limit_wait_and_are_overloaded", busy),
+        spare_trial(&server, "a_server_is_killed_during_an_insert", killed_in_insert),
+        spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -167,7 +167,7 @@ async fn parts(server: Server) {
                     break;
                 }
             }
-            let (part, error) = refused.expect("parts that nobody merges");
+            let (part, error) = refused.expect("parts without merges");
             let error = expect::<()>(Err(error), ErrorKind::Overloaded, true);
             assert_eq!(error.code(), "store.clickhouse.parts");
             store.client().query_raw(&format!("SYSTEM START MERGES {prefix}ticks")).execute().await.unwrap();
@@ -205,7 +205,7 @@ async fn parts_in_total(server: Server) {
     .await;
 }
 
-/// The adapter's inserts have no such limit (`write::a_batch_over_150_months`), so the insert is custom SQL. Its error
+/// The adapter's inserts have no such limit (`write::batch_may_span_150_months`), so the insert is custom SQL. Its error
 /// text distinguishes the two meanings of code 252.
 async fn partitions(server: Server) {
     with_store(
@@ -263,10 +263,10 @@ async fn killed_in_insert(server: Server, spare: Spare) {
         async move { store.insert_ticks(&batch).await }
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let spare = spare.ordered("kill").await;
+    let spare = spare.run_action("kill").await;
     expect(write.await.unwrap(), ErrorKind::Unavailable, true);
     expect(store.ping().await, ErrorKind::Unavailable, true);
-    let spare = spare.ordered("start").await;
+    let spare = spare.run_action("start").await;
     store.wait_ready(Duration::from_secs(20)).await.unwrap();
     store.insert_ticks(&batch).await.unwrap();
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();
@@ -307,9 +307,9 @@ async fn five_kills(server: Server, spare: Spare) {
                 while written.load(Ordering::Relaxed) < total * kill / 7 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                spare = spare.ordered("kill").await;
+                spare = spare.run_action("kill").await;
                 tokio::time::sleep(Duration::from_millis(200)).await;
-                spare = spare.ordered("start").await;
+                spare = spare.run_action("start").await;
             }
             spare
         }
@@ -318,7 +318,7 @@ async fn five_kills(server: Server, spare: Spare) {
         writer.unwrap();
     }
     let spare = killer.await.unwrap();
-    assert!(failures.load(Ordering::Relaxed) >= 5, "the kills were felt");
+    assert!(failures.load(Ordering::Relaxed) >= 5, "the kills caused no error");
     for task in 0..TASKS {
         let name = format!("x:T{task}");
         let query = RangeQuery::new(name.parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();

@@ -41,25 +41,29 @@ fn main() {
     let server = Server::clickhouse();
     #[cfg_attr(not(feature = "timescale"), expect(unused_mut, reason = "one more with the other adapter"))]
     let mut trials = vec![
-        trial(&server, "eight_processes_make_one_schema_in_a_new_database", eight_processes),
-        trial(&server, "the_columns_are_those_of_the_code", columns),
-        trial(&server, "a_column_of_another_type_refuses_the_rows", other_type),
-        trial(&server, "the_names_of_the_codes_are_the_servers_own", codes),
-        trial(&server, "ages_are_ttls_that_can_change", ages),
-        trial(&server, "an_age_that_ends_after_2106_removes_nothing", far_ages),
-        trial(&server, "a_database_may_be_a_number", numbered),
-        trial(&server, "a_table_that_remembers_blocks_hides_no_batch", blocks),
-        trial(&server, "a_profile_that_breaks_answers_off_is_overruled", overruled),
-        trial(&server, "the_latest_beside_deletions_is_never_absent", latest_beside_deletions),
-        trial(&server, "the_latest_few_of_many_take_few_requests", few_of_many),
-        trial(&server, "the_latest_of_many_is_that_of_each", latest_of_many),
-        trial(&server, "the_latest_of_many_that_ended_long_ago", latest_of_ended),
-        trial(&server, "the_statements_of_the_guide_run", guide),
-        trial(&server, "a_purge_drops_whole_partitions", purge),
-        trial(&server, "close_waits_for_what_is_under_way", close_drains),
-        trial(&server, "dropped_writes_leave_whole_records_or_none", dropped_writes),
-        trial(&server, "a_user_s_own_sql_has_the_client", own_sql),
-        spare_trial(&server, "the_development_server_reads_no_file_outside_its_folder", confined),
+        trial(&server, "eight_processes_create_one_schema_in_a_new_database", eight_processes),
+        trial(&server, "the_table_columns_match_the_code", columns),
+        trial(&server, "a_column_of_another_type_rejects_rows", other_type),
+        trial(&server, "error_code_names_match_the_server", codes),
+        trial(&server, "retention_is_a_changeable_ttl", ages),
+        trial(&server, "a_retention_beyond_2106_removes_nothing", retention_beyond_2106),
+        trial(&server, "a_database_name_may_be_a_number", numeric_database_name),
+        trial(&server, "block_deduplication_hides_no_batch", blocks),
+        trial(&server, "a_profile_with_overflow_mode_break_is_overridden", overridden_profile),
+        trial(&server, "latest_during_deletions_is_never_absent", latest_during_deletions),
+        trial(&server, "latest_of_few_owners_takes_few_requests", latest_of_few),
+        trial(&server, "latest_of_many_owners_equals_latest_of_each", latest_of_many),
+        trial(&server, "latest_of_many_inactive_owners", latest_of_inactive),
+        trial(&server, "the_documented_statements_run", guide),
+        trial(&server, "a_purge_drops_entire_partitions", purge),
+        trial(&server, "close_waits_for_calls_in_progress", close_drains),
+        trial(&server, "dropped_writes_leave_no_partial_records", dropped_writes),
+        trial(&server, "custom_sql_uses_the_client", custom_sql),
+        spare_trial(
+            &server,
+            "the_development_server_reads_no_file_outside_its_folder",
+            files_of_development_server,
+        ),
         spare_trial(&server, "the_grants_of_the_hardening_page_are_enough", grants),
     ];
     #[cfg(feature = "timescale")]
@@ -243,7 +247,7 @@ async fn ages(server: Server) {
 }
 
 /// A TTL of the server ends in 2106 and wraps to 1970.
-async fn far_ages(server: Server) {
+async fn retention_beyond_2106(server: Server) {
     let change = |config: &mut ClickHouseConfig| config.retention.set("ticks", Duration::from_hours(48));
     with_store(&server, change, async |store, config| {
         let far = [4_295_000_000, 5_680_281_600, 9_214_646_399].map(|secs| {
@@ -266,7 +270,7 @@ async fn far_ages(server: Server) {
     .await;
 }
 
-async fn numbered(server: Server) {
+async fn numeric_database_name(server: Server) {
     let database = format!("{}", std::process::id());
     let mut config = server.config("");
     config.database.clone_from(&database);
@@ -314,7 +318,7 @@ async fn blocks(server: Server) {
 }
 
 /// With such a setting in a user's profile, exceeding a limit silently truncates the result.
-async fn overruled(server: Server) {
+async fn overridden_profile(server: Server) {
     with_store(
         &server,
         |config| {
@@ -348,7 +352,7 @@ async fn overruled(server: Server) {
 }
 
 /// Deletes the newest ticks one at a time. An older tick then becomes the latest.
-async fn latest_beside_deletions(server: Server) {
+async fn latest_during_deletions(server: Server) {
     with_store(
         &server,
         |_| (),
@@ -369,26 +373,26 @@ async fn latest_beside_deletions(server: Server) {
             let mut asked = 0;
             while !deletes.is_finished() {
                 let latest = store.latest_tick(&instrument).await.unwrap();
-                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at question {asked}");
+                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at query {asked}");
                 asked += 1;
             }
             deletes.await.unwrap();
-            assert!(asked > 20, "{asked} questions beside the deletions");
+            assert!(asked > 20, "{asked} queries during the deletions");
         },
     )
     .await;
 }
 
 /// A proxy between a store and an HTTP server that counts the requests.
-struct Counter {
+struct CountingProxy {
     listener: TcpListener,
     upstream: String,
     requests: Arc<AtomicUsize>,
 }
 
-impl Counter {
+impl CountingProxy {
     /// Returns the proxy, and the URL of the server through the proxy.
-    async fn before(url: &str) -> (Self, String) {
+    async fn in_front_of(url: &str) -> (Self, String) {
         let (scheme, rest) = url.split_once("://").unwrap();
         assert_eq!(scheme, "http", "requests are counted where they are not encrypted");
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -427,11 +431,11 @@ impl Counter {
 }
 
 /// The maximum number of requests for one page. One request per instrument would be three thousand requests.
-const FEW: usize = 100;
+const MAX_REQUESTS: usize = 100;
 
 /// Only the last of three thousand instruments has bars of the interval.
-async fn few_of_many(server: Server) {
-    let (counter, url) = Counter::before(server.url()).await;
+async fn latest_of_few(server: Server) {
+    let (counter, url) = CountingProxy::in_front_of(server.url()).await;
     let requests = counter.requests.clone();
     let counting = tokio::spawn(counter.run());
     with_store(
@@ -464,27 +468,27 @@ async fn few_of_many(server: Server) {
             assert!(asked() > 0, "the counter counts");
             let query = LatestBarsQuery::new(Interval::D1, Selection::All).with_limit(1).unwrap();
             assert_eq!(store.latest_bars(&query).await.unwrap().items, bars[3_000..]);
-            assert_few(asked());
+            assert_few_requests(asked());
             let before = Timestamp::from_secs(1_700_000_000).unwrap();
             let query = LatestQuery::new(Selection::All).as_of(before).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
-            assert_few(asked());
+            assert_few_requests(asked());
             let absent = (0..3_000).map(|n| format!("x:B{n:04}").parse().unwrap());
             let named = Selection::only(absent.chain(["x:Z".parse().unwrap()])).unwrap();
             let query = LatestQuery::new(named).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
-            assert_few(asked());
+            assert_few_requests(asked());
             let all = LatestQuery::new(Selection::All).with_limit(10_000).unwrap();
             assert!(store.latest_ticks(&all).await.unwrap().items == batch);
-            assert_few(asked());
+            assert_few_requests(asked());
         },
     )
     .await;
     counting.abort();
 }
 
-fn assert_few(requests: usize) {
-    assert!((1..=FEW).contains(&requests), "{requests} requests");
+fn assert_few_requests(requests: usize) {
+    assert!((1..=MAX_REQUESTS).contains(&requests), "{requests} requests");
 }
 
 /// Many instruments are requested in one query, which searches the newest days first. Some have only older ticks, some
@@ -540,7 +544,7 @@ async fn latest_of_many(server: Server) {
 }
 
 /// Twenty instruments with 120,000 ticks each, and another instrument with a tick years later.
-async fn latest_of_ended(server: Server) {
+async fn latest_of_inactive(server: Server) {
     with_store(
         &server,
         |_| (),
@@ -589,7 +593,7 @@ async fn purge(server: Server) {
             assert_eq!(before, ["202311", "202312", "202401", "202402", "202403", "202404"]);
             let cutoff = Timestamp::from_secs(1_706_000_000).unwrap();
             store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
-            assert_eq!(partitions().await, before[2..], "whole months are dropped");
+            assert_eq!(partitions().await, before[2..], "entire months are dropped");
             let left: Vec<_> = batch.into_iter().filter(|tick| tick.ts() >= cutoff).collect();
             assert!(stored(&store, "x:Y").await == left, "and the rest goes to the microsecond");
         },
@@ -637,20 +641,20 @@ async fn dropped_writes(server: Server) {
             write.abort();
             cut += u32::from(write.await.is_err());
         }
-        assert!(cut >= 8, "{cut} of 20 were dropped under way");
+        assert!(cut >= 8, "{cut} of 20 were dropped in progress");
         // Every permit is free again, and every record is complete.
         futures::future::try_join_all((0..3).map(|_| store.ping())).await.unwrap();
         let some = stored(&store, "x:Y").await;
         let whole: std::collections::HashMap<u64, &PriceTick> =
             batch.iter().map(|tick| (tick.seq(), tick)).collect();
-        assert!(some.iter().all(|tick| whole.get(&tick.seq()) == Some(&tick)), "records are whole");
+        assert!(some.iter().all(|tick| whole.get(&tick.seq()) == Some(&tick)), "records are complete");
         store.insert_ticks(&batch).await.unwrap();
         assert!(stored(&store, "x:Y").await == batch);
     })
     .await;
 }
 
-async fn own_sql(server: Server) {
+async fn custom_sql(server: Server) {
     with_store(
         &server,
         |_| (),
@@ -695,7 +699,7 @@ mod difference {
 }
 
 /// Returns the result of a query, or the text of its error.
-async fn ask(store: &ClickHouseStore, query: &str) -> Result<String, String> {
+async fn query_text(store: &ClickHouseStore, query: &str) -> Result<String, String> {
     let client = store.client().clone().with_setting("http_max_tries", "1");
     let rows = async { client.query_raw(query).fetch_bytes("TabSeparated")?.collect().await };
     let rows = rows.await.map_err(|error: clickhouse::error::Error| error.to_string())?;
@@ -704,7 +708,7 @@ async fn ask(store: &ClickHouseStore, query: &str) -> Result<String, String> {
 
 /// The development server cannot access the machine's files and other external sources of SQL. A real server restricts
 /// this access with `user_files_path` and grants.
-async fn confined(server: Server, spare: Spare) {
+async fn files_of_development_server(server: Server, spare: Spare) {
     let store = ClickHouseStore::open(server.config("")).unwrap();
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "secret").unwrap();
@@ -727,7 +731,7 @@ async fn confined(server: Server, spare: Spare) {
         &format!("SELECT * FROM remote('{address}', system.one)"),
         &format!("SELECT * FROM s3('http://{address}/bucket/key', 'LineAsString')"),
     ] {
-        let answer = ask(&store, attempt).await;
+        let answer = query_text(&store, attempt).await;
         assert!(answer.is_err(), "{attempt}: {answer:?}");
     }
     // The server accepts these statements, but finds nothing.
@@ -739,13 +743,14 @@ async fn confined(server: Server, spare: Spare) {
             "qi.words",
         ),
     ] {
-        let _ = ask(&store, create).await;
-        let answer = ask(&store, &format!("SELECT * FROM {read}")).await;
+        let _ = query_text(&store, create).await;
+        let answer = query_text(&store, &format!("SELECT * FROM {read}")).await;
         assert!(answer.is_err(), "{create}: {answer:?}");
     }
     // A written file is placed in the folder of the server.
     let stray = format!("/tmp/{}", namespace());
-    let _ = ask(&store, &format!("INSERT INTO FUNCTION file('{stray}', 'CSV', 'a UInt8') VALUES (1)")).await;
+    let _ = query_text(&store, &format!("INSERT INTO FUNCTION file('{stray}', 'CSV', 'a UInt8') VALUES (1)"))
+        .await;
     assert!(!std::path::Path::new(&stray).exists());
     // The process has no capabilities, and no group except its own.
     let port = address.rsplit_once(':').unwrap().1;
@@ -762,7 +767,7 @@ async fn confined(server: Server, spare: Spare) {
 }
 
 /// Returns the statements of a role in `docs/hardening.md`, in the form of the development server.
-fn granted(role: &str) -> Vec<String> {
+fn grants_of_role(role: &str) -> Vec<String> {
     let page = include_str!("../../docs/hardening.md");
     let (_, block) = page.split_once("-- ClickHouse: ").expect("the page has the statements");
     let of_role = format!(" TO {role};");
@@ -776,13 +781,13 @@ async fn restart(spare: Spare, grants: &[String]) -> Spare {
     // The development server uses the database name in the address for `USE`, unlike a real server.
     std::fs::write(file.path(), format!("{}\nGRANT SHOW DATABASES ON default.*", grants.join("\n"))).unwrap();
     let path = file.path().display().to_string();
-    spare.ordered("stop").await.ordered(format!("start {path}")).await
+    spare.run_action("stop").await.run_action(format!("start {path}")).await
 }
 
 async fn grants(server: Server, spare: Spare) {
-    let migration = granted("qi_migration");
-    let runtime = granted("qi_runtime");
-    let reader = granted("qi_reader");
+    let migration = grants_of_role("qi_migration");
+    let runtime = grants_of_role("qi_runtime");
+    let reader = grants_of_role("qi_reader");
     assert!(migration.len() > 1 && runtime.len() > 1 && reader.len() == 1, "the page has its grants");
     let ages = |config: &mut ClickHouseConfig| config.retention.set("ticks", FIFTY_YEARS);
     let open = |change: &dyn Fn(&mut ClickHouseConfig)| {
@@ -791,7 +796,7 @@ async fn grants(server: Server, spare: Spare) {
         ClickHouseStore::open(config).unwrap()
     };
     // The migration role creates the database and the schema, and later changes a retention.
-    ask(&open(&|_| ()), "DROP DATABASE qi SYNC").await.unwrap();
+    query_text(&open(&|_| ()), "DROP DATABASE qi SYNC").await.unwrap();
     let spare = restart(spare, &migration).await;
     let store = open(&|_| ());
     store.ensure_schema().await.unwrap();
@@ -814,7 +819,7 @@ async fn grants(server: Server, spare: Spare) {
         "ALTER TABLE qi.ticks DROP COLUMN side",
         "CREATE TABLE qi.x (a UInt8) ENGINE = Memory",
     ] {
-        let answer = ask(&store, statement).await;
+        let answer = query_text(&store, statement).await;
         assert!(
             answer.as_ref().is_err_and(|error| error.contains("ACCESS_DENIED")),
             "{statement}: {answer:?}"

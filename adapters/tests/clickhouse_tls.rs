@@ -24,8 +24,8 @@ use tokio_rustls::TlsAcceptor;
 fn main() {
     let server = Server::clickhouse();
     let trials = vec![
-        trial(&server, "an_authority_of_ones_own_is_trusted_when_it_is_named", named),
-        trial(&server, "what_is_not_trusted_is_refused", refused),
+        trial(&server, "a_configured_certificate_authority_is_trusted", named),
+        trial(&server, "untrusted_certificates_are_rejected", refused),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

@@ -18,24 +18,25 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// The reaction of the server to a request.
 #[derive(Debug, Clone)]
-enum Turn {
+enum Reaction {
     /// Reads the entire request and sends these bytes.
-    Answer(Vec<u8>),
+    Respond(Vec<u8>),
     /// Sends these bytes after the headers, and disconnects without reading the rest.
-    Early(Vec<u8>),
+    RespondEarly(Vec<u8>),
     /// Disconnects without a response.
-    Gone,
+    Disconnect,
 }
 
-/// Starts a server that takes the turns in order, each on a separate connection. It repeats the last turn indefinitely.
-async fn server(turns: Vec<Turn>) -> ClickHouseStore {
+/// Starts a server that performs the reactions in order, each on a separate connection. It repeats the last reaction
+/// indefinitely.
+async fn server(reactions: Vec<Reaction>) -> ClickHouseStore {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         for n in 0.. {
             let (client, _) = listener.accept().await.unwrap();
-            let turn = turns[n.min(turns.len() - 1)].clone();
-            tokio::spawn(serve(client, turn));
+            let reaction = reactions[n.min(reactions.len() - 1)].clone();
+            tokio::spawn(serve(client, reaction));
         }
     });
     let mut config = ClickHouseConfig::from_url(format!("http://qi:qi@127.0.0.1:{port}"));
@@ -43,7 +44,7 @@ async fn server(turns: Vec<Turn>) -> ClickHouseStore {
     ClickHouseStore::open(config).unwrap()
 }
 
-async fn serve(mut client: TcpStream, turn: Turn) {
+async fn serve(mut client: TcpStream, reaction: Reaction) {
     let mut seen = Vec::new();
     let head = loop {
         if let Some(at) = seen.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -53,21 +54,21 @@ async fn serve(mut client: TcpStream, turn: Turn) {
             return;
         }
     };
-    let whole = |seen: &[u8]| {
+    let is_complete = |seen: &[u8]| {
         let body = seen.len() - head.len() - 4;
         match head.split("content-length: ").nth(1) {
             Some(rest) => body >= rest.lines().next().unwrap().trim().parse().unwrap(),
             None => seen.ends_with(b"\r\n0\r\n\r\n"),
         }
     };
-    match turn {
-        Turn::Gone => (),
-        Turn::Early(bytes) => {
+    match reaction {
+        Reaction::Disconnect => (),
+        Reaction::RespondEarly(bytes) => {
             let _ = client.write_all(&bytes).await;
             let _ = client.shutdown().await;
         }
-        Turn::Answer(bytes) => {
-            while !whole(&seen) {
+        Reaction::Respond(bytes) => {
+            while !is_complete(&seen) {
                 if client.read_buf(&mut seen).await.unwrap_or(0) == 0 {
                     return;
                 }
@@ -78,7 +79,7 @@ async fn serve(mut client: TcpStream, turn: Turn) {
     }
 }
 
-fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+fn response(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len());
     [head.as_bytes(), body].concat()
@@ -106,17 +107,17 @@ fn ticks(count: u64) -> Vec<PriceTick> {
 }
 
 /// Returns the error of a page of ticks for this response.
-async fn read(turn: Turn) -> Error {
-    let store = server(vec![turn]).await;
+async fn read(reaction: Reaction) -> Error {
+    let store = server(vec![reaction]).await;
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     let result = tokio::time::timeout(Duration::from_secs(10), store.ticks(&query)).await.unwrap();
-    let error = result.expect_err("no page comes of such an answer");
+    let error = result.expect_err("the page must fail");
     let stats = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
-    store.stats(&stats).await.expect_err("nor figures");
+    store.stats(&stats).await.expect_err("the statistics must fail");
     error
 }
 
-fn of(error: &Error) -> (ErrorKind, &str, bool) {
+fn kind_code_retry(error: &Error) -> (ErrorKind, &str, bool) {
     (error.kind(), error.code(), error.retry().is_retryable())
 }
 
@@ -129,9 +130,9 @@ fn row(seq: u64, full: bool) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_good_answer_is_a_page() {
+async fn a_valid_response_is_a_page() {
     let rows = [row(1, false), row(2, false)].concat();
-    let store = server(vec![Turn::Answer(streamed("", &[&rows], false))]).await;
+    let store = server(vec![Reaction::Respond(streamed("", &[&rows], false))]).await;
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     assert_eq!(store.ticks(&query).await.unwrap().items, ticks(3)[1..]);
 }
@@ -139,19 +140,20 @@ async fn a_good_answer_is_a_page() {
 /// The walk along the key and the rows are read at different times. A page that became short in between is not
 /// necessarily the last page.
 #[tokio::test]
-async fn a_page_that_was_deleted_from_under_way_is_read_again() {
+async fn a_page_with_concurrent_deletions_is_read_again() {
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL).with_limit(2).unwrap();
-    let rows = |rows: &[Vec<u8>]| Turn::Answer(streamed("", &[&rows.concat()], false));
+    let rows = |rows: &[Vec<u8>]| Reaction::Respond(streamed("", &[&rows.concat()], false));
     let [short, whole, last] =
         [&[row(1, true)][..], &[row(1, true), row(2, true), row(3, true)], &[row(1, false)]].map(rows);
     // The retries are limited.
     let error = server(vec![short.clone()]).await.ticks(&query).await.unwrap_err();
-    assert_eq!(of(&error), (ErrorKind::Conflict, "store.clickhouse.changing", true));
+    assert_eq!(kind_code_retry(&error), (ErrorKind::Conflict, "store.clickhouse.changing", true));
     let store = server(vec![short, whole.clone()]).await;
     let page = store.ticks(&query).await.unwrap();
     assert!(page.items == ticks(3)[1..] && page.next.is_some());
     // All rows of the page were deleted, but further rows follow.
-    let (none, more) = (Turn::Answer(streamed("", &[], false)), Turn::Answer(streamed("", &[&[1]], false)));
+    let (none, more) =
+        (Reaction::Respond(streamed("", &[], false)), Reaction::Respond(streamed("", &[&[1]], false)));
     let store = server(vec![none.clone(), more, whole]).await;
     let page = store.ticks(&query).await.unwrap();
     assert!(page.items == ticks(3)[1..] && page.next.is_some());
@@ -163,47 +165,56 @@ async fn a_page_that_was_deleted_from_under_way_is_read_again() {
 }
 
 #[tokio::test]
-async fn an_error_in_the_middle_of_an_answer_is_an_error() {
+async fn an_error_inside_a_response_is_an_error() {
     let text = "Code: 159. DB::Exception: Timeout exceeded: elapsed 9 s. (TIMEOUT_EXCEEDED) (version 25.8.2.29 (official build))\n";
     let rows = row(1, false);
     let after = streamed("", &[&rows, text.as_bytes()], false);
-    assert_eq!(of(&read(Turn::Answer(after)).await), (ErrorKind::Timeout, "store.clickhouse.timeout", true));
+    assert_eq!(
+        kind_code_retry(&read(Reaction::Respond(after)).await),
+        (ErrorKind::Timeout, "store.clickhouse.timeout", true)
+    );
     // The format since version 25.11.
     let tag = "rnywyenlaeqynhmu";
     let tagged = format!("\r\n__exception__\r\n{tag}\r\n{text}{} {tag}\r\n__exception__\r\n", text.len());
     let after =
         streamed(&format!("X-ClickHouse-Exception-Tag: {tag}\r\n"), &[&rows, tagged.as_bytes()], false);
-    assert_eq!(of(&read(Turn::Answer(after)).await), (ErrorKind::Timeout, "store.clickhouse.timeout", true));
-    // Only the header contains the code.
-    let header = answer("500 Internal Server Error", "X-ClickHouse-Exception-Code: 60\r\n", b"");
     assert_eq!(
-        of(&read(Turn::Answer(header)).await),
+        kind_code_retry(&read(Reaction::Respond(after)).await),
+        (ErrorKind::Timeout, "store.clickhouse.timeout", true)
+    );
+    // Only the header contains the code.
+    let header = response("500 Internal Server Error", "X-ClickHouse-Exception-Code: 60\r\n", b"");
+    assert_eq!(
+        kind_code_retry(&read(Reaction::Respond(header)).await),
         (ErrorKind::SchemaMismatch, "store.clickhouse.no_table", false)
     );
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_is_no_shorter_page() {
+async fn a_truncated_response_is_an_error() {
     let rows = row(1, false);
-    for turn in [
-        Turn::Gone,
-        Turn::Answer(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()),
-        Turn::Answer(streamed("", &[&rows], true)),
-        Turn::Answer(answer("200 OK", "", &rows).split_last_chunk::<20>().unwrap().0.to_vec()),
+    for reaction in [
+        Reaction::Disconnect,
+        Reaction::Respond(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()),
+        Reaction::Respond(streamed("", &[&rows], true)),
+        Reaction::Respond(response("200 OK", "", &rows).split_last_chunk::<20>().unwrap().0.to_vec()),
     ] {
-        assert_eq!(of(&read(turn).await), (ErrorKind::Unavailable, "store.clickhouse.network", true));
+        assert_eq!(
+            kind_code_retry(&read(reaction).await),
+            (ErrorKind::Unavailable, "store.clickhouse.network", true)
+        );
     }
     // Complete as an HTTP response, but truncated within a row.
     let part = streamed("", &[&rows[..30]], false);
     assert_eq!(
-        of(&read(Turn::Answer(part)).await),
+        kind_code_retry(&read(Reaction::Respond(part)).await),
         (ErrorKind::CorruptData, "store.clickhouse.value", false)
     );
     for encoding in ["lz4", "gzip", "zstd"] {
         let packed = streamed(&format!("Content-Encoding: {encoding}\r\n"), &[&rows], false);
-        let error = read(Turn::Answer(packed)).await;
+        let error = read(Reaction::Respond(packed)).await;
         assert_eq!(
-            of(&error),
+            kind_code_retry(&error),
             (ErrorKind::Unavailable, "store.clickhouse.decompression", true),
             "{encoding}"
         );
@@ -211,17 +222,23 @@ async fn an_answer_that_is_cut_is_no_shorter_page() {
 }
 
 #[tokio::test]
-async fn what_is_no_clickhouse_is_told_from_it() {
+async fn another_http_server_is_rejected() {
     let page = b"<html><head><title>502 Bad Gateway</title></head><body>Error Code: 502. Code: 60. Sorry.</body></html>";
-    let error = read(Turn::Answer(answer("502 Bad Gateway", "Content-Type: text/html\r\n", page))).await;
-    assert_eq!(of(&error), (ErrorKind::Unavailable, "store.clickhouse.response", true), "{}", error.report());
-    let error = read(Turn::Answer(answer("200 OK", "Content-Type: text/html\r\n", page))).await;
-    assert_eq!(of(&error), (ErrorKind::CorruptData, "store.clickhouse.value", false));
-    let error = read(Turn::Answer(b"220 smtp.example.com ready\r\n".to_vec())).await;
+    let error =
+        read(Reaction::Respond(response("502 Bad Gateway", "Content-Type: text/html\r\n", page))).await;
+    assert_eq!(
+        kind_code_retry(&error),
+        (ErrorKind::Unavailable, "store.clickhouse.response", true),
+        "{}",
+        error.report()
+    );
+    let error = read(Reaction::Respond(response("200 OK", "Content-Type: text/html\r\n", page))).await;
+    assert_eq!(kind_code_retry(&error), (ErrorKind::CorruptData, "store.clickhouse.value", false));
+    let error = read(Reaction::Respond(b"220 smtp.example.com ready\r\n".to_vec())).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     // A server that accepts every request has stored nothing.
     for body in [&b""[..], page] {
-        let store = server(vec![Turn::Answer(answer("200 OK", "", body))]).await;
+        let store = server(vec![Reaction::Respond(response("200 OK", "", body))]).await;
         let result: Result<_> = store.insert_ticks(&ticks(10)).await;
         let error = result.expect_err("nobody has these ticks");
         assert_eq!(error.kind(), ErrorKind::CorruptData, "{}", error.report());
@@ -229,15 +246,15 @@ async fn what_is_no_clickhouse_is_told_from_it() {
 }
 
 #[tokio::test]
-async fn an_insert_that_is_refused_under_way_is_told_why() {
+async fn an_insert_rejected_early_returns_the_server_error() {
     let text = b"Code: 60. DB::Exception: Table qi.ticks does not exist. (UNKNOWN_TABLE) (version 25.8.2.29 (official build))\n";
-    let refusal = answer("404 Not Found", "X-ClickHouse-Exception-Code: 60\r\n", text);
+    let refusal = response("404 Not Found", "X-ClickHouse-Exception-Code: 60\r\n", text);
     for count in [1, 300_000] {
-        let probe = Turn::Answer(answer("200 OK", "", &1_u64.to_le_bytes()));
-        let store = server(vec![probe, Turn::Early(refusal.clone())]).await;
+        let probe = Reaction::Respond(response("200 OK", "", &1_u64.to_le_bytes()));
+        let store = server(vec![probe, Reaction::RespondEarly(refusal.clone())]).await;
         let error = store.insert_ticks(&ticks(count)).await.unwrap_err();
         assert_eq!(
-            of(&error),
+            kind_code_retry(&error),
             (ErrorKind::SchemaMismatch, "store.clickhouse.no_table", false),
             "{count}: {}",
             error.report()
@@ -274,7 +291,7 @@ fn chunk(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
+async fn an_error_page_is_bounded_and_truncated() {
     const MIB: usize = 1024 * 1024;
     let text = "Code: 60. DB::Exception: Table qi.ticks does not exist. (UNKNOWN_TABLE) é".repeat(100_000);
     let exception = "X-ClickHouse-Exception-Code: 60\r\n";
@@ -282,11 +299,11 @@ async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
     let missing = (ErrorKind::SchemaMismatch, "store.clickhouse.no_table", false);
     // Several MiB with a length, both with and without the header of the code.
     for headers in ["", exception] {
-        let error = read(Turn::Answer(answer("404 Not Found", headers, text.as_bytes()))).await;
-        assert_eq!(of(&error), missing, "{}", error.report());
+        let error = read(Reaction::Respond(response("404 Not Found", headers, text.as_bytes()))).await;
+        assert_eq!(kind_code_retry(&error), missing, "{}", error.report());
         let source = error.find_source::<clickhouse::error::Error>().unwrap().to_string();
         assert!(
-            source.len() < 8 * 1024 && source.ends_with("(cut after 4096 bytes)"),
+            source.len() < 8 * 1024 && source.ends_with("(truncated after 4096 bytes)"),
             "{} bytes",
             source.len()
         );
@@ -308,30 +325,31 @@ async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
         ),
     ] {
         let (store, sent) = endless(&head, part).await;
-        assert_eq!(of(&store.ticks(&query).await.unwrap_err()), missing);
+        assert_eq!(kind_code_retry(&store.ticks(&query).await.unwrap_err()), missing);
         assert!(sent.await.unwrap() * 64 * 1024 < 32 * MIB, "what fits into the buffers of the sockets");
     }
     // The error page of a proxy.
     let page = "<html>".repeat(MIB);
     let error =
-        read(Turn::Answer(answer("502 Bad Gateway", "Content-Type: text/html\r\n", page.as_bytes()))).await;
-    assert_eq!(of(&error), (ErrorKind::Unavailable, "store.clickhouse.response", true));
+        read(Reaction::Respond(response("502 Bad Gateway", "Content-Type: text/html\r\n", page.as_bytes())))
+            .await;
+    assert_eq!(kind_code_retry(&error), (ErrorKind::Unavailable, "store.clickhouse.response", true));
     assert!(error.find_source::<clickhouse::error::Error>().unwrap().to_string().len() < 8 * 1024);
 }
 
 #[tokio::test]
-async fn an_answer_without_an_end_is_an_error() {
+async fn an_endless_response_is_an_error() {
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     let too_large = (ErrorKind::CorruptData, "store.clickhouse.answer_too_large", false);
     let part = chunk(&row(1, false).repeat(10_000));
     let (store, sent) = endless(head, part.clone()).await;
-    assert_eq!(of(&store.ticks(&query).await.unwrap_err()), too_large);
+    assert_eq!(kind_code_retry(&store.ticks(&query).await.unwrap_err()), too_large);
     assert!(sent.await.unwrap() > 0);
     // The same applies to a statement that returns no rows.
     let (store, _sent) = endless(head, part).await;
     let error = store.delete_range(&DeleteQuery::ticks(Selection::All, TimeRange::ALL)).await.unwrap_err();
-    assert_eq!(of(&error), too_large);
+    assert_eq!(kind_code_retry(&error), too_large);
 }
 
 /// Starts a server that responds to statements by their text, and logs the address and the text of each request. It
@@ -378,7 +396,7 @@ fn is_insert(address: &str) -> bool {
 }
 
 #[tokio::test]
-async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
+async fn a_reconnect_queries_deduplicate_insert_again() {
     // True if the server knows the setting.
     let knows = Arc::new(AtomicBool::new(false));
     // True if the server is upgraded between the query and the insert.
@@ -390,13 +408,13 @@ async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
             if upgrade.swap(false, Ordering::SeqCst) {
                 now.fetch_xor(true, Ordering::SeqCst);
             }
-            return answer("200 OK", "", &count.to_le_bytes());
+            return response("200 OK", "", &count.to_le_bytes());
         }
         if address.contains("deduplicate_insert=disable") && !now.load(Ordering::SeqCst) {
             let text = b"Code: 115. DB::Exception: Setting deduplicate_insert is unknown. (UNKNOWN_SETTING)";
-            return answer("404 Not Found", "X-ClickHouse-Exception-Code: 115\r\n", text);
+            return response("404 Not Found", "X-ClickHouse-Exception-Code: 115\r\n", text);
         }
-        answer("200 OK", "", b"")
+        response("200 OK", "", b"")
     })
     .await;
     let store = ClickHouseStore::open(config).unwrap();
@@ -422,7 +440,7 @@ async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
 }
 
 #[tokio::test]
-async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
+async fn a_rejected_setting_is_queried_again_on_the_same_connection() {
     let knows = Arc::new(AtomicBool::new(true));
     let now = knows.clone();
     let kept = |status: &str, headers: &str, body: &[u8]| {
@@ -467,7 +485,7 @@ async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
 }
 
 #[tokio::test]
-async fn no_request_names_another_database_than_the_configured_one() {
+async fn every_request_uses_the_configured_database() {
     let (created, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let (config, log) = scripted(move |address, body| {
         if body.starts_with("CREATE DATABASE") {
@@ -476,18 +494,18 @@ async fn no_request_names_another_database_than_the_configured_one() {
             done.store(true, Ordering::SeqCst);
         } else if !address.contains("database=qi") || !created.load(Ordering::SeqCst) {
             let text = b"Code: 81. DB::Exception: Database does not exist. (UNKNOWN_DATABASE)";
-            return answer("404 Not Found", "X-ClickHouse-Exception-Code: 81\r\n", text);
+            return response("404 Not Found", "X-ClickHouse-Exception-Code: 81\r\n", text);
         }
         match body {
-            sql if sql.contains("system.settings") => answer("200 OK", "", &1_u64.to_le_bytes()),
+            sql if sql.contains("system.settings") => response("200 OK", "", &1_u64.to_le_bytes()),
             sql if sql.contains("qi_migrations FINAL") && done.load(Ordering::SeqCst) => {
-                answer("200 OK", "", &1_u64.to_le_bytes())
+                response("200 OK", "", &1_u64.to_le_bytes())
             }
             sql if sql.contains("system.columns") && done.load(Ordering::SeqCst) => {
-                answer("200 OK", "", &clickhouse_fake::columns("", &[("", true)]))
+                response("200 OK", "", &clickhouse_fake::columns("", &[("", true)]))
             }
-            sql if sql.contains("version()") => answer("200 OK", "", b"\x0626.9.1"),
-            _ => answer("200 OK", "", b""),
+            sql if sql.contains("version()") => response("200 OK", "", b"\x0626.9.1"),
+            _ => response("200 OK", "", b""),
         }
     })
     .await;
@@ -507,10 +525,10 @@ async fn no_request_names_another_database_than_the_configured_one() {
 }
 
 #[tokio::test]
-async fn sequential_consistency_is_the_users_where_there_is_no_cluster() {
+async fn sequential_consistency_is_configurable_without_a_cluster() {
     let (mut config, log) = scripted(|_, body| {
         let answered: &[u8] = if body.contains("system.settings") { &[0; 8] } else { b"" };
-        answer("200 OK", "", answered)
+        response("200 OK", "", answered)
     })
     .await;
     config.settings.insert("select_sequential_consistency".to_owned(), "1".to_owned());

@@ -26,7 +26,7 @@ fn refused(toml: &str, variables: impl IntoIterator<Item = (&'static str, &'stat
 }
 
 #[tokio::test]
-async fn nothing_at_all_is_memory_with_all_layers() {
+async fn an_empty_configuration_uses_memory_with_all_layers() {
     let config = build("", NONE).unwrap();
     let (store, bus) = (config.open_store().await.unwrap(), config.open_bus().await.unwrap());
     assert_eq!((store.info().backend, bus.info().backend), ("memory", "memory"));
@@ -40,7 +40,7 @@ async fn nothing_at_all_is_memory_with_all_layers() {
 }
 
 #[tokio::test]
-async fn opening_does_nothing_unless_the_schema_is_wanted() {
+async fn open_creates_the_schema_only_with_auto_schema() {
     use qi_core::PriceTick;
     use qi_core::store::{InstrumentQuery, PriceStoreExt as _};
     let query = InstrumentQuery::new(PriceTick::DATASET);
@@ -51,7 +51,7 @@ async fn opening_does_nothing_unless_the_schema_is_wanted() {
 }
 
 #[test]
-fn all_backends_may_stand_in_one_file_and_one_word_swaps_them() {
+fn one_key_selects_among_all_backends_of_a_file() {
     let file = "
         [store]
         backend = \"memory\"
@@ -70,7 +70,7 @@ fn all_backends_may_stand_in_one_file_and_one_word_swaps_them() {
 }
 
 #[tokio::test]
-async fn a_backend_that_cannot_be_opened_says_why() {
+async fn an_unavailable_backend_is_a_config_error() {
     let open = async |word| {
         let config = Config::builder().variables([("QI__STORE__BACKEND", word)]).build().unwrap();
         config.open_store().await.unwrap_err()
@@ -105,7 +105,7 @@ async fn a_backend_that_cannot_be_opened_says_why() {
 }
 
 #[test]
-fn an_unknown_key_names_the_nearest_one_and_where_it_stood() {
+fn an_unknown_key_is_rejected_with_the_nearest_key() {
     for (toml, message) in [
         ("[stroe]", "unknown key `stroe`; did you mean `store`?"),
         ("[store]\nbakcend = \"memory\"", "unknown key `store.bakcend`; did you mean `store.backend`?"),
@@ -155,7 +155,7 @@ fn an_unknown_key_names_the_nearest_one_and_where_it_stood() {
 }
 
 #[test]
-fn a_key_like_no_other_is_answered_with_the_list() {
+fn an_unknown_key_without_a_similar_key_lists_all_keys() {
     let error = refused("[store.retry]\nzzz = 1", NONE);
     assert!(error.message().unwrap().contains("known here: enabled, max_attempts, "), "{error}");
 }
@@ -198,7 +198,7 @@ async fn the_environment_overrides_the_file_by_full_path() {
 }
 
 #[tokio::test]
-async fn a_backend_of_ones_own_has_its_section_checked_when_it_is_opened() {
+async fn a_registered_backend_validates_its_section_on_open() {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Mongo {
@@ -227,7 +227,7 @@ async fn a_backend_of_ones_own_has_its_section_checked_when_it_is_opened() {
 }
 
 #[test]
-fn a_name_that_is_taken_or_is_a_key_cannot_be_registered() {
+fn a_reserved_backend_name_is_rejected() {
     for name in [
         "memory",
         "timescale",
@@ -248,7 +248,7 @@ fn a_name_that_is_taken_or_is_a_key_cannot_be_registered() {
 }
 
 #[test]
-fn a_value_that_does_not_fit_names_its_key_and_origin() {
+fn an_invalid_value_is_rejected_with_its_key_and_origin() {
     for (toml, key) in [
         ("[store.memory]\nmax_rows = \"many\"", "store.memory.max_rows"),
         ("[store.memory]\nmax_rows = -1", "store.memory.max_rows"),
@@ -276,7 +276,7 @@ fn a_value_that_does_not_fit_names_its_key_and_origin() {
 }
 
 #[test]
-fn one_key_in_two_cases_is_refused_whatever_the_order() {
+fn variables_that_differ_only_in_case_are_rejected() {
     let (upper, lower) = (("QI__STORE__BACKEND", "memory"), ("QI__STORE__backend", "timescale"));
     for pair in [[upper, lower], [lower, upper]] {
         let error = refused("", pair);
@@ -285,14 +285,14 @@ fn one_key_in_two_cases_is_refused_whatever_the_order() {
 }
 
 #[test]
-fn broken_toml_names_the_line_and_quotes_nothing() {
+fn a_syntax_error_names_the_line_without_its_text() {
     let error = refused("[store]\nbackend = \"memory\"\nurl = \"postgres://a:secret@b\" oops", NONE);
     assert_eq!((error.code(), error.context_value("line")), ("config.syntax", Some("3")));
     assert!(!error.report().contains("secret"), "{}", error.report());
 }
 
 #[test]
-fn a_file_is_read_and_a_missing_one_is_said() {
+fn a_file_is_read_and_a_missing_file_is_rejected() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "[store]\nbackend = \"clickhouse\"").unwrap();
     let config = Config::builder().file(file.path()).build().unwrap();
@@ -302,7 +302,7 @@ fn a_file_is_read_and_a_missing_one_is_said() {
 }
 
 #[tokio::test]
-async fn layers_are_configured_and_can_be_omitted() {
+async fn layers_can_be_disabled() {
     let file = "
         [store.retry]
         enabled = false
@@ -321,7 +321,7 @@ async fn layers_are_configured_and_can_be_omitted() {
 }
 
 #[tokio::test]
-async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
+async fn the_environment_overrides_a_rate_limit_of_the_file() {
     use qi_core::PriceTick;
     use qi_core::store::{InstrumentQuery, PriceStoreExt as _};
     let file = "
@@ -342,7 +342,7 @@ async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
 }
 
 #[test]
-fn a_layer_value_outside_its_range_is_refused_with_its_key_value_and_rule() {
+fn an_out_of_range_layer_value_is_rejected() {
     let permits = "must lie from 1 to 2305843009213693951";
     let rate = "must lie from 0.001 to 1000000 calls per second";
     for (section, field, value, shown, rule) in [
@@ -381,7 +381,7 @@ fn a_layer_value_outside_its_range_is_refused_with_its_key_value_and_rule() {
 }
 
 #[tokio::test]
-async fn a_publish_limit_below_twice_the_delivery_timeout_of_the_bus_is_refused() {
+async fn a_publish_timeout_below_twice_the_delivery_timeout_is_rejected() {
     let memory = "[bus.memory]\ndelivery_timeout = \"1s\"\n[bus.timeout]\npublish";
     let error = build(&format!("{memory} = \"1999ms\""), NONE).unwrap().open_bus().await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "config.value"));
@@ -428,7 +428,7 @@ mod timescale {
     }
 
     #[tokio::test]
-    async fn a_url_that_cannot_be_read_is_refused_and_shows_no_secret() {
+    async fn an_invalid_url_is_rejected_without_its_secret() {
         for url in [
             "postgres://qi:SECRET@host:no-port/qi",
             "postgres://qi:SECRET@[::1/qi",
@@ -450,7 +450,7 @@ mod timescale {
     }
 
     #[test]
-    fn a_password_without_quotes_is_not_shown() {
+    fn an_unquoted_password_is_not_shown() {
         for value in ["4711471147", "-4711471147", "4711471147.5", "[4711471147]"] {
             for key in ["url", "password"] {
                 let file = format!("[store.timescale]\n{key} = {value}");
@@ -463,7 +463,7 @@ mod timescale {
     }
 
     #[tokio::test]
-    async fn every_bound_is_checked_before_anything_is_opened() {
+    async fn out_of_range_values_are_rejected_before_open() {
         for (section, key) in [
             ("", "store.timescale.url"),
             ("host = \"h\"\nschema = \"Caps\"", "store.timescale.schema"),
@@ -499,7 +499,7 @@ mod timescale {
     }
 
     #[tokio::test]
-    async fn postgres_is_the_adapter_without_the_extension() {
+    async fn postgres_is_the_timescale_adapter_without_the_extension() {
         let file = "[store]\nbackend = \"postgres\"\n[store.postgres]\nurl = \"postgres://a:first@one:1/x\"\n\
                     hypertables = \"off\"\n[store.timescale]\nurl = \"postgres://b:first@other:1/x\"";
         let variables = [("QI__STORE__POSTGRES__HOST", "two")];
@@ -529,7 +529,7 @@ mod timescale {
     }
 
     #[tokio::test]
-    async fn fields_replace_parts_of_the_url_and_the_environment_replaces_fields() {
+    async fn fields_override_the_url_and_the_environment_overrides_fields() {
         let file = "[store]\nbackend = \"timescale\"\n[store.timescale]\n\
                     url = \"postgres://a:first@one:1/x\"\nport = 2\nretention.ticks = \"48h\"";
         let variables = [
@@ -563,7 +563,7 @@ struct FundingRate {
 }
 
 #[tokio::test]
-async fn a_program_gives_its_datasets_to_every_store() {
+async fn every_store_accepts_the_datasets_of_the_program() {
     use qi_core::Datasets;
     use qi_core::PriceStoreExt as _;
     let datasets = Datasets::standard().with::<FundingRate>().unwrap();
@@ -598,7 +598,7 @@ async fn a_program_gives_its_datasets_to_every_store() {
 /// `qi copy` uses the text to determine whether its progress belongs to these two stores.
 #[cfg(feature = "clickhouse")]
 #[tokio::test]
-async fn a_clickhouse_store_shows_which_tables_it_uses() {
+async fn the_display_of_a_clickhouse_store_names_its_tables() {
     let file = "[store]\nbackend = \"clickhouse\"\n[store.clickhouse]\nurl = \"http://one:1\"";
     let shown = async |variables: &[(&'static str, &'static str)]| {
         build(file, variables.iter().copied()).unwrap().open_store().await.unwrap().to_string()
@@ -622,7 +622,7 @@ mod redpanda {
     }
 
     #[tokio::test]
-    async fn every_bound_is_checked_before_anything_is_connected() {
+    async fn out_of_range_values_are_rejected_before_connecting() {
         for (section, key) in [
             ("", "bus.redpanda.brokers"),
             ("brokers = \"\"", "bus.redpanda.brokers"),
@@ -662,7 +662,7 @@ mod redpanda {
     }
 
     #[tokio::test]
-    async fn words_that_there_are_not_are_refused_by_name() {
+    async fn unknown_enumeration_values_are_rejected() {
         for (section, word) in [
             ("brokers = \"a:1\"\nprofile = \"fast\"", "fast"),
             ("brokers = \"a:1\"\ncompression = \"brotli\"", "brotli"),
@@ -675,7 +675,7 @@ mod redpanda {
     }
 
     #[tokio::test]
-    async fn what_is_compiled_in_opens_without_brokers_and_shows_no_secret() {
+    async fn a_bus_opens_without_brokers_and_shows_no_secret() {
         let section = "brokers = \"a:1, b:2,[::1]:3\"\nprofile = \"low-latency\"\n\
                        sasl.mechanism = \"plain\"\nsasl.username = \"u\"\nsasl.password = \"hunter2\"\n\
                        properties.\"ssl.key.pem\" = \"hunter3\"\nproperties.\"linger.ms\" = 0.5";
@@ -710,7 +710,7 @@ mod redpanda {
     }
 
     #[tokio::test]
-    async fn kafka_is_the_same_adapter_with_a_section_of_its_own() {
+    async fn kafka_is_the_redpanda_adapter_with_its_own_section() {
         let file = "[bus]\nbackend = \"kafka\"\n[bus.kafka]\nbrokers = \"one:1\"\n[bus.redpanda]\nbrokers = \"two:2\"";
         let bus = build(file, NONE).unwrap().open_bus().await.unwrap();
         assert_eq!(bus.info().backend, "redpanda");
@@ -724,7 +724,7 @@ mod redpanda {
     }
 
     #[tokio::test]
-    async fn encryption_that_is_not_compiled_in_names_its_feature() {
+    async fn encryption_without_its_feature_is_rejected() {
         for section in [
             "tls.enabled = true",
             "sasl = { mechanism = \"scram-sha-256\", username = \"u\", password = \"p\" }",
@@ -738,7 +738,7 @@ mod redpanda {
     }
 
     #[tokio::test]
-    async fn the_environment_replaces_what_the_file_says() {
+    async fn the_environment_overrides_the_file() {
         let file = "[bus]\nbackend = \"redpanda\"\n[bus.redpanda]\nbrokers = \"a:1\"\n[bus.timeout]\nenabled = false";
         let variables = [
             ("QI__BUS__REDPANDA__BROKERS", "b:2"),

@@ -10,12 +10,12 @@ use cap::Cap;
 use qi_adapters::fuzzing;
 
 #[global_allocator]
-static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
+static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
 
 /// Prevents other tests from running concurrently, because allocations are counted per process.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_memory_count() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The bytes that a decoder may allocate for any input, and for each byte of the input.
@@ -39,7 +39,7 @@ impl Random {
 }
 
 /// Significant parts of the formats: lengths and counts at their limits, signs, and syntax characters.
-const PARTS: [&[u8]; 24] = [
+const FRAGMENTS: [&[u8]; 24] = [
     &[0],
     &[0xFF],
     &[0x7F],
@@ -75,7 +75,7 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
             0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
             1 => drop(bytes.drain(at..end)),
             2 => bytes.truncate(at),
-            3 => drop(bytes.splice(at..end, random.pick(&PARTS).iter().copied())),
+            3 => drop(bytes.splice(at..end, random.pick(&FRAGMENTS).iter().copied())),
             4 => {
                 let copy = bytes[at..end].to_vec();
                 let to = random.below(bytes.len() + 1);
@@ -94,9 +94,9 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Prints the input of a panic.
-struct Shown<'a>(&'a [u8]);
+struct PrintOnPanic<'a>(&'a [u8]);
 
-impl Drop for Shown<'_> {
+impl Drop for PrintOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("input: {}", self.0.escape_ascii());
@@ -109,22 +109,22 @@ fn run(target: fn(&[u8]), seeds: &[Vec<u8>]) {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let mutations = (0..runs).map(|_| mutate(&mut random, seeds));
     for input in seeds.iter().cloned().chain(mutations) {
-        let shown = Shown(&input);
-        let before = MEMORY.total_allocated();
+        let shown = PrintOnPanic(&input);
+        let before = ALLOCATOR.total_allocated();
         target(shown.0);
-        let allocated = MEMORY.total_allocated() - before;
+        let allocated = ALLOCATOR.total_allocated() - before;
         assert!(allocated <= ALLOWED_BYTES + ALLOWED_PER_BYTE * input.len(), "{allocated} bytes");
     }
 }
 
-fn words(seeds: &[&str]) -> Vec<Vec<u8>> {
+fn text_seeds(seeds: &[&str]) -> Vec<Vec<u8>> {
     seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect()
 }
 
 #[test]
-fn any_message_is_decoded_or_refused() {
-    let _alone = alone();
-    let mut seeds = words(&[
+fn any_message_is_decoded_or_rejected() {
+    let _guard = lock_memory_count();
+    let mut seeds = text_seeds(&[
         r#"{"instrument":"a:B","ts":1,"seq":1,"price":"1.5","quantity":"2","side":"buy"}"#,
         r#"{"instrument":"a:B","ts":1,"seq":1,"bid_price":"1.5","ask_size":"0.000000000000000001"}"#,
         r#"{"instrument":"a:B","interval":"1m","open_time":60000000,"open":"1","high":"2","low":"1","close":"2","volume":"3","count":4}"#,
@@ -145,8 +145,8 @@ fn any_message_is_decoded_or_refused() {
 }
 
 #[test]
-fn any_text_is_a_value_of_the_domain_or_refused() {
-    let _alone = alone();
+fn any_text_is_parsed_or_rejected() {
+    let _guard = lock_memory_count();
     let seeds = [
         "1.5",
         "-99999999999999999999.999999999999999999",
@@ -157,12 +157,12 @@ fn any_text_is_a_value_of_the_domain_or_refused() {
         "exchange:kraken",
         "global",
     ];
-    run(fuzzing::texts, &words(&seeds));
+    run(fuzzing::texts, &text_seeds(&seeds));
 }
 
 #[test]
-fn any_configuration_is_accepted_or_refused() {
-    let _alone = alone();
+fn any_configuration_is_accepted_or_rejected() {
+    let _guard = lock_memory_count();
     let files = [
         include_str!("../../examples/config/timescale.toml"),
         include_str!("../../examples/config/clickhouse.toml"),
@@ -170,7 +170,7 @@ fn any_configuration_is_accepted_or_refused() {
         "\0QI__STORE__TIMESCALE__PASSWORD=12345\nQI__BUS__REDPANDA__BROKERS=a:1,b:2\nQI__STORE__MEMORY__MAX_ROWS=1_000",
         "[bus.redpanda.properties]\n\"socket.timeout.ms\" = 1000\n[bus.topics.crypto-prices]\npartitions = 3\n",
     ];
-    let mut seeds = words(&files);
+    let mut seeds = text_seeds(&files);
     // Too large for a mutation. An environment variable has at most 128 KiB on Linux.
     for nested in [
         "[".repeat(10_000),
@@ -187,16 +187,16 @@ fn any_configuration_is_accepted_or_refused() {
 }
 
 #[test]
-fn any_cursor_is_opened_or_refused() {
-    let _alone = alone();
+fn any_cursor_is_opened_or_rejected() {
+    let _guard = lock_memory_count();
     let seeds =
         ["s", "p1700000000000000.7", "t-62135596800000000", "ibinance:BTC-USDT", "cglobal", "casset:BTC"];
-    run(fuzzing::cursors, &words(&seeds));
+    run(fuzzing::cursors, &text_seeds(&seeds));
 }
 
 #[test]
-fn any_numeric_is_decoded_or_refused() {
-    let _alone = alone();
+fn any_numeric_is_decoded_or_rejected() {
+    let _guard = lock_memory_count();
     let forms: [&[u16]; 6] = [
         &[0, 0, 0, 18],
         &[1, 0, 0x4000, 18, 1],
@@ -210,8 +210,8 @@ fn any_numeric_is_decoded_or_refused() {
 }
 
 #[test]
-fn any_rows_are_decoded_or_refused() {
-    let _alone = alone();
+fn any_rows_are_decoded_or_rejected() {
+    let _guard = lock_memory_count();
     let time = 1_700_000_040_000_000_i64.to_le_bytes();
     let one = 1_000_000_000_000_000_000_i128.to_le_bytes();
     let (seq, none) = (7_u64.to_le_bytes(), [1_u8]);
@@ -224,8 +224,8 @@ fn any_rows_are_decoded_or_refused() {
 }
 
 #[test]
-fn any_assignment_is_decoded_or_refused() {
-    let _alone = alone();
+fn any_assignment_is_decoded_or_rejected() {
+    let _guard = lock_memory_count();
     let seed = [
         &[0, 1, 0, 0, 0, 2][..],
         &[0, 1, b'b', 0, 0, 0, 1, 0, 0, 0, 7],

@@ -116,7 +116,7 @@ async fn one_trace_goes_from_the_producer_over_the_bus_into_the_store() {
     let commit = named(&spans, "commit");
     let process = named(&spans, "process crypto-prices");
     assert_eq!(commit.parent_span_id, process.span_context.span_id());
-    assert!(process.parent_span_is_remote, "it came over the bus");
+    assert!(process.parent_span_is_remote, "the parent is remote");
 
     let kinds = chain.map(|name| named(&spans, name).span_kind.clone());
     assert_eq!(kinds, [SpanKind::Internal, SpanKind::Producer, SpanKind::Consumer, SpanKind::Client]);
@@ -138,7 +138,7 @@ async fn one_trace_goes_from_the_producer_over_the_bus_into_the_store() {
 }
 
 #[tokio::test]
-async fn a_batch_of_several_traces_is_linked_to_each() {
+async fn a_batch_links_to_the_trace_of_each_message() {
     let spans = collected(async {
         let program = Program::open().await?;
         for seed in 1..=3 {
@@ -162,7 +162,7 @@ async fn a_batch_of_several_traces_is_linked_to_each() {
 }
 
 #[tokio::test]
-async fn a_call_that_fails_is_marked_with_its_code() {
+async fn a_failed_call_has_its_error_code() {
     let spans = collected(async {
         let config = Config::builder().build()?;
         let store = config.open_store().await?;
@@ -212,7 +212,7 @@ async fn published_on(headers: &[(&str, &[u8])]) -> (SpanData, Vec<(String, usiz
 const TRACE: &[u8] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 #[tokio::test]
-async fn a_long_tracestate_of_somebody_else_is_not_passed_on() {
+async fn a_long_foreign_tracestate_is_not_forwarded() {
     let long = format!("a={}", "x".repeat(500_000));
     let many = (0..10_000).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
     for state in [long, many] {
@@ -227,7 +227,7 @@ async fn a_long_tracestate_of_somebody_else_is_not_passed_on() {
 }
 
 #[tokio::test]
-async fn a_traceparent_that_is_none_begins_a_trace() {
+async fn an_invalid_traceparent_starts_a_new_trace() {
     let long = [b"00-".as_slice(), &b"a".repeat(100_000)].concat();
     let hostile: [&[u8]; 6] = [
         b"",
@@ -258,17 +258,17 @@ async fn traced(backend: &'static str) -> Result<(Layered<ChaosBus<MemoryBus>, T
 }
 
 #[tokio::test]
-async fn spans_of_a_bus_say_what_they_are_and_what_went_wrong() {
+async fn bus_spans_have_a_kind_and_an_error() {
     let spans = collected(async {
         let (bus, chaos, topic) = traced("redpanda").await?;
         let message = || Message::new(topic.clone(), "x");
         let _report = bus.publish(&[message()], PublishOptions::NONE).await?;
         let mut reader = bus.subscribe(SubscribeRequest::new("g".parse()?, [topic.clone()])?).await?;
-        chaos.next(Operation::Recv, Fault::Error);
+        chaos.inject_next(Operation::Recv, Fault::Error);
         assert!(reader.recv(1, Duration::from_secs(1)).await.is_err());
         let batch = reader.recv(1, Duration::from_secs(1)).await?;
         reader.commit(batch.offsets()).await?;
-        chaos.next(Operation::Seek, Fault::Error);
+        chaos.inject_next(Operation::Seek, Fault::Error);
         assert!(reader.seek(&[]).await.is_err());
         Ok(())
     })
@@ -291,7 +291,7 @@ async fn spans_of_a_bus_say_what_they_are_and_what_went_wrong() {
 }
 
 #[tokio::test]
-async fn a_publish_of_which_a_part_fails_is_marked() {
+async fn a_partially_failed_publish_is_marked() {
     let spans = collected(async {
         let (bus, _, topic) = traced("memory").await?;
         let batch = [Message::new(topic.clone(), "x"), Message::new(topic, "x").with_partition(9)];
@@ -305,7 +305,7 @@ async fn a_publish_of_which_a_part_fails_is_marked() {
 }
 
 #[tokio::test]
-async fn timescale_is_called_postgresql() {
+async fn timescale_spans_have_the_system_postgresql() {
     let spans = collected(async {
         let store = Layered::new(qi_testkit::store::MemoryStore::default(), Traced::new("timescale"));
         store.ping().await.map(drop)
@@ -315,7 +315,7 @@ async fn timescale_is_called_postgresql() {
 }
 
 #[tokio::test]
-async fn a_batch_of_many_traces_is_linked_to_no_more_than_64_and_hangs_on_no_span_of_the_reader() {
+async fn a_batch_links_to_at_most_64_traces_and_has_no_parent() {
     let spans = collected(async {
         let (bus, _, topic) = traced("memory").await?;
         // Some messages have no context.

@@ -93,7 +93,7 @@ async fn timescale_warns_unless_encryption_is_required() {
 }
 
 #[test]
-fn clickhouse_warns_of_http() {
+fn clickhouse_warns_about_http() {
     let open = |url: String| move || ClickHouseStore::open(ClickHouseConfig::from_url(url));
     for host in ["db.example.com", "10.0.0.1", "fe80::1"] {
         let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
@@ -112,7 +112,7 @@ fn clickhouse_warns_of_http() {
 }
 
 #[tokio::test]
-async fn redpanda_warns_of_each_broker_that_is_elsewhere() {
+async fn redpanda_warns_about_remote_brokers() {
     let open = |brokers: &str, mechanism, tls: bool| {
         let mut config = RedpandaConfig::from_brokers(brokers);
         config.sasl.mechanism = mechanism;
@@ -133,7 +133,7 @@ async fn redpanda_warns_of_each_broker_that_is_elsewhere() {
 }
 
 #[test]
-fn properties_that_disable_verification_are_refused() {
+fn properties_that_disable_verification_are_rejected() {
     for (property, refused, taken) in [
         ("enable.ssl.certificate.verification", &["false", "0", "f", "no"][..], &["true", "True", "1"][..]),
         ("ssl.endpoint.identification.algorithm", &["none", "NONE", ""], &["https"]),

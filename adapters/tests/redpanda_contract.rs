@@ -7,15 +7,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::Arguments;
-use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
+use qi_testkit::bus::contract::{BusFactory, Wrapper, trials};
 use redpanda_rig::Brokers;
-use servers::brief_or_long;
+use servers::with_long_tests;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Most of the time of a trial is spent waiting for brokers.
     arguments.test_threads = arguments.test_threads.or(Some(8));
     let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda());
-    let wrappings = brief_or_long([Wrapping::PLAIN, Wrapping::FULL_STACK], [Wrapping::ARC_DYN]);
-    libtest_mimic::run(&arguments, trials(&brokers, &wrappings)).exit_code()
+    let wrappers = with_long_tests([Wrapper::PLAIN, Wrapper::FULL_STACK], [Wrapper::ARC_DYN]);
+    libtest_mimic::run(&arguments, trials(&brokers, &wrappers)).exit_code()
 }

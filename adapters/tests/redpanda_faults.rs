@@ -26,7 +26,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
 use redpanda_rig::tools::{table, tool};
 use redpanda_rig::{Brokers, config};
-use servers::{Spare, broken_trial, namespace, spare_trial, trial};
+use servers::{Spare, namespace, spare_trial, trial, trial_on};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const READER: &str = "QI_TEST_READER";
 
 fn main() {
     if let Ok(told) = std::env::var(READER) {
-        reader_that_dies(&told);
+        child_reader(&told);
         return;
     }
     let brokers = Brokers::redpanda();
@@ -43,35 +43,37 @@ fn main() {
     // Most of the time of a trial is spent waiting for brokers to start and stop.
     arguments.test_threads = arguments.test_threads.or(Some(4));
     let trials: Vec<Trial> = vec![
-        broken_trial(&brokers, "cluster", "a_cluster_without_one_and_two_of_its_nodes", nodes_lost),
-        broken_trial(&brokers, "cluster", "the_coordinator_of_a_group_dies", coordinator_dies),
-        spare_trial(&brokers, "a_broker_killed_in_the_middle_of_100_000_messages", killed_in_the_middle),
-        spare_trial(&brokers, "a_broker_away_for_longer_than_the_delivery_timeout", away_for_long),
-        spare_trial(&brokers, "a_broker_away_for_longer_than_the_session", away_while_receiving),
-        spare_trial(&brokers, "nothing_reachable_at_the_start", nothing_reachable),
-        spare_trial(&brokers, "close_and_drop_without_a_broker", ends_without_a_broker),
-        spare_trial(&brokers, "retention_removes_what_a_slow_reader_has_not_read", retention),
-        trial(&brokers, "a_reader_killed_between_write_and_commit", reader_killed),
-        trial(&brokers, "a_stuck_reader_is_passed_over_and_comes_back", |b| stuck(b, None)),
-        trial(&brokers, "a_stuck_static_member_is_passed_over_and_comes_back", |b| stuck(b, Some("one"))),
-        trial(&brokers, "members_without_partitions_leave_in_the_middle_of_a_rebalance", idle_members),
+        trial_on(&brokers, "cluster", "a_cluster_loses_one_node_and_two_nodes", nodes_lost),
+        trial_on(&brokers, "cluster", "a_group_coordinator_is_killed", killed_coordinator),
+        spare_trial(&brokers, "a_broker_is_killed_during_100_000_messages", killed_broker),
+        spare_trial(&brokers, "a_broker_is_down_beyond_the_delivery_timeout", down_beyond_delivery_timeout),
+        spare_trial(&brokers, "a_broker_is_down_beyond_the_session_timeout", down_beyond_session_timeout),
+        spare_trial(&brokers, "no_broker_is_reachable_at_the_start", no_broker_reachable),
+        spare_trial(&brokers, "close_and_drop_without_a_broker", close_and_drop_without_broker),
+        spare_trial(&brokers, "retention_removes_unread_messages", retention),
+        trial(&brokers, "a_reader_killed_between_write_and_commit", killed_reader),
+        trial(&brokers, "a_stuck_reader_loses_its_partitions_and_rejoins", |b| stuck_reader(b, None)),
+        trial(&brokers, "a_stuck_static_member_loses_its_partitions_and_rejoins", |b| {
+            stuck_reader(b, Some("one"))
+        }),
+        trial(&brokers, "members_without_partitions_leave_during_a_rebalance", idle_members),
         trial(&brokers, "transaction_markers_and_aborted_messages_leave_no_lag", markers),
         trial(
             &brokers,
-            "aborted_messages_before_an_open_transaction_leave_a_lag_until_it_ends",
+            "aborted_messages_before_an_open_transaction_count_as_lag",
             aborted_before_an_open_transaction,
         ),
         trial(&brokers, "compacted_gaps_leave_no_lag", compacted),
         trial(&brokers, "a_zstd_batch_of_more_than_100_mb_is_read", large_zstd_batch),
-        trial(&brokers, "an_unreadable_batch_becomes_a_dead_letter_and_stops_no_partition", unreadable_batch),
-        trial(&brokers, "a_batch_of_2_6_gb_is_skipped_within_seconds", large_bomb),
-        trial(&brokers, "a_readable_batch_between_two_unreadable_ones_is_read", good_between_bombs),
+        trial(&brokers, "an_unreadable_batch_becomes_a_dead_letter", unreadable_batch),
+        trial(&brokers, "a_batch_of_2_6_gb_is_skipped_within_seconds", large_unreadable_batch),
+        trial(&brokers, "a_readable_batch_between_two_unreadable_ones_is_read", readable_between_unreadable),
         trial(&brokers, "batches_that_only_java_can_decompress_become_dead_letters", other_codecs),
-        trial(&brokers, "a_gzip_batch_of_300_mb_is_read", gzip_bomb),
-        trial(&brokers, "a_dead_letter_topic_that_is_deleted_is_created_again", deleted_dead_letters),
-        trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
-        trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
-        trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
+        trial(&brokers, "a_gzip_batch_of_300_mb_is_read", large_gzip_batch),
+        trial(&brokers, "a_deleted_dead_letter_topic_is_created_again", deleted_dead_letters),
+        trial(&brokers, "transaction_markers_in_two_topics_leave_no_lag", markers_of_two_topics),
+        trial(&brokers, "an_invalid_header_name_stops_no_reader", header_names),
+        trial(&brokers, "topics_are_listed_during_deletions", list_during_deletions),
     ];
     libtest_mimic::run(&arguments, trials).exit()
 }
@@ -87,7 +89,7 @@ fn spec(partitions: u32) -> TopicSpec {
 }
 
 /// Sends messages in a transaction of another program and leaves the transaction open.
-fn begin(
+fn send_in_open_transaction(
     brokers: &Brokers,
     topic: &TopicName,
     partition: i32,
@@ -133,10 +135,10 @@ async fn large_zstd_batch(brokers: Brokers) {
     let mut reader =
         bus.open_reader(ReaderRequest::new(from).unwrap().with_max_buffered_bytes(4 << 20)).await.unwrap();
     let deadline = Instant::now() + 60 * SECOND;
-    let mut came = 0;
-    while came <= MESSAGES {
-        assert!(Instant::now() < deadline, "only {came} messages came");
-        came += reader.recv(10, SECOND).await.unwrap().len();
+    let mut received = 0;
+    while received <= MESSAGES {
+        assert!(Instant::now() < deadline, "{received} messages received");
+        received += reader.recv(10, SECOND).await.unwrap().len();
     }
     reader.close().await.unwrap();
 }
@@ -267,7 +269,7 @@ async fn skip_unreadable(
     ((bad, good), longest.max(last.elapsed()))
 }
 
-async fn large_bomb(brokers: Brokers) {
+async fn large_unreadable_batch(brokers: Brokers) {
     const RECORDS: u64 = 2_600;
     let bus = open(&brokers, |_| {});
     let topic = create(&bus, spec(2)).await;
@@ -275,12 +277,12 @@ async fn large_bomb(brokers: Brokers) {
     let bomb = RawBatch::zeros(Codec::Zstd, RECORDS.try_into().unwrap(), 1_000_000).unwrap();
     assert_eq!(produce(&brokers, &topic, &bomb).await, 1);
     bus.send(&[Message::new(topic.clone(), "2").with_partition(0)]).await.unwrap();
-    let (came, longest) = skip_unreadable(&bus, &topic, RECORDS + 2, 60 * SECOND).await;
-    assert_eq!(came, (vec![(1, RECORDS)], vec![0, RECORDS + 1]));
+    let (received, longest) = skip_unreadable(&bus, &topic, RECORDS + 2, 60 * SECOND).await;
+    assert_eq!(received, (vec![(1, RECORDS)], vec![0, RECORDS + 1]));
     assert!(longest < 15 * SECOND, "the other partition waited for {longest:?}");
 }
 
-async fn good_between_bombs(brokers: Brokers) {
+async fn readable_between_unreadable(brokers: Brokers) {
     let bus = open(&brokers, |config| {
         config.properties.insert("receive.message.max.bytes".to_owned(), "2000000".into());
         config.properties.insert("fetch.max.bytes".to_owned(), "1000000".into());
@@ -293,8 +295,8 @@ async fn good_between_bombs(brokers: Brokers) {
         produce(&brokers, &topic, &bomb).await;
     }
     bus.send(&[Message::new(topic.clone(), "2").with_partition(0)]).await.unwrap();
-    let (came, _) = skip_unreadable(&bus, &topic, 902, 60 * SECOND).await;
-    assert_eq!(came, (vec![(0, 299), (301, 600), (601, 900)], vec![300, 901]));
+    let (received, _) = skip_unreadable(&bus, &topic, 902, 60 * SECOND).await;
+    assert_eq!(received, (vec![(0, 299), (301, 600), (601, 900)], vec![300, 901]));
 }
 
 async fn other_codecs(brokers: Brokers) {
@@ -309,16 +311,16 @@ async fn other_codecs(brokers: Brokers) {
         produce(&brokers, &topic, &batch).await;
     }
     bus.send(&[Message::new(topic.clone(), "1").with_partition(0)]).await.unwrap();
-    let (came, _) = skip_unreadable(&bus, &topic, 13, 60 * SECOND).await;
-    assert_eq!(came, (vec![(3, 5), (9, 11)], vec![0, 1, 2, 6, 7, 8, 12]));
+    let (received, _) = skip_unreadable(&bus, &topic, 13, 60 * SECOND).await;
+    assert_eq!(received, (vec![(3, 5), (9, 11)], vec![0, 1, 2, 6, 7, 8, 12]));
 }
 
-async fn gzip_bomb(brokers: Brokers) {
+async fn large_gzip_batch(brokers: Brokers) {
     let bus = open(&brokers, |_| {});
     let topic = create(&bus, spec(2)).await;
     produce(&brokers, &topic, &RawBatch::zeros(Codec::Gzip, 300, 1_000_000).unwrap()).await;
-    let (came, _) = skip_unreadable(&bus, &topic, 300, 60 * SECOND).await;
-    assert_eq!(came, (vec![], (0..300).collect()));
+    let (received, _) = skip_unreadable(&bus, &topic, 300, 60 * SECOND).await;
+    assert_eq!(received, (vec![], (0..300).collect()));
 }
 
 async fn deleted_dead_letters(brokers: Brokers) {
@@ -359,14 +361,14 @@ async fn deleted_dead_letters(brokers: Brokers) {
 
 /// Sends messages in a transaction and ends the transaction, which writes a marker. Readers see nothing of an aborted
 /// transaction.
-fn transact(
+fn send_in_transaction(
     brokers: &Brokers,
     topic: &TopicName,
     partition: i32,
     numbers: std::ops::Range<usize>,
     commits: bool,
 ) {
-    let producer = begin(brokers, topic, partition, numbers);
+    let producer = send_in_open_transaction(brokers, topic, partition, numbers);
     if commits {
         producer.commit_transaction(30 * SECOND).unwrap();
     } else {
@@ -387,15 +389,15 @@ async fn drain(bus: &RedpandaBus, sub: &mut dyn Subscription, group: &str) -> Ve
         if groups[0].lag() == Some(0) && sub.assignment().await.unwrap().lag() == 0 {
             return all;
         }
-        assert!(Instant::now() < deadline, "{} messages came: {groups:?}", all.len());
+        assert!(Instant::now() < deadline, "{} messages received: {groups:?}", all.len());
     }
 }
 
 async fn markers(brokers: Brokers) {
     let bus = open(&brokers, |_| {});
     let topic = create(&bus, spec(3)).await;
-    transact(&brokers, &topic, 0, 0..10, true);
-    transact(&brokers, &topic, 1, 0..10, false);
+    send_in_transaction(&brokers, &topic, 0, 0..10, true);
+    send_in_transaction(&brokers, &topic, 1, 0..10, false);
     let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
     let mut numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
     assert_eq!(numbers, (0..10).collect::<Vec<_>>());
@@ -403,7 +405,7 @@ async fn markers(brokers: Brokers) {
     let behind: Vec<_> =
         (0..3).map(|p| Message::new(topic.clone(), (10 + p).to_string()).with_partition(p)).collect();
     bus.send(&behind).await.unwrap();
-    transact(&brokers, &topic, 2, 0..5, false);
+    send_in_transaction(&brokers, &topic, 2, 0..5, false);
     numbers = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [10, 11, 12]);
@@ -415,8 +417,8 @@ async fn markers(brokers: Brokers) {
 async fn aborted_before_an_open_transaction(brokers: Brokers) {
     let bus = open(&brokers, |_| {});
     let topic = create(&bus, spec(1)).await;
-    let aborted = begin(&brokers, &topic, 0, 0..5);
-    let open_one = begin(&brokers, &topic, 0, 5..8);
+    let aborted = send_in_open_transaction(&brokers, &topic, 0, 0..5);
+    let open_one = send_in_open_transaction(&brokers, &topic, 0, 5..8);
     aborted.abort_transaction(30 * SECOND).unwrap();
     let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
     let query = GroupQuery::one(GroupId::new(topic.as_str()).unwrap());
@@ -435,9 +437,9 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
     }
     open_one.commit_transaction(30 * SECOND).unwrap();
     let numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
-    assert_eq!(numbers, [5, 6, 7], "nothing of the open transaction was passed over");
+    assert_eq!(numbers, [5, 6, 7], "no message of the open transaction was skipped");
     // An aborted transaction leaves no lag either.
-    let open_one = begin(&brokers, &topic, 0, 8..11);
+    let open_one = send_in_open_transaction(&brokers, &topic, 0, 8..11);
     let lag = bus.groups(&query).await.unwrap()[0].lag();
     assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
     open_one.abort_transaction(30 * SECOND).unwrap();
@@ -481,21 +483,21 @@ async fn markers_of_two_topics(brokers: Brokers) {
     let group = GroupId::new(first.as_str()).unwrap();
     let request = SubscribeRequest::new(group, [first.clone(), second.clone()]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
-    let mut came = Vec::new();
+    let mut received = Vec::new();
     for round in 0..6 {
         // One topic ends with a marker, while the other topic receives messages in the partition with the same number.
         let (marked, other) = if round % 2 == 0 { (&first, &second) } else { (&second, &first) };
         let numbers = round * 10..round * 10 + 5;
-        transact(&brokers, marked, 0, numbers.clone(), round % 3 != 0);
+        send_in_transaction(&brokers, marked, 0, numbers.clone(), round % 3 != 0);
         let batch: Vec<_> = (round * 10 + 5..round * 10 + 10)
             .map(|n| Message::new(other.clone(), n.to_string()).with_partition(0))
             .collect();
         bus.send(&batch).await.unwrap();
         if round % 2 == 1 {
-            came.extend(drain(&bus, &mut *sub, first.as_str()).await);
+            received.extend(drain(&bus, &mut *sub, first.as_str()).await);
         }
     }
-    let mut numbers: Vec<_> = came.iter().map(number).collect();
+    let mut numbers: Vec<_> = received.iter().map(number).collect();
     numbers.sort_unstable();
     let wanted: Vec<_> = (0..60).filter(|n| n % 10 >= 5 || (n / 10) % 3 != 0).collect();
     assert_eq!(numbers, wanted);
@@ -516,10 +518,10 @@ async fn header_names(brokers: Brokers) {
         .unwrap()
         .unwrap();
     bus.send(&[numbered(&topic, 2)]).await.unwrap();
-    let came = all_of(&bus, &topic).await;
-    assert_eq!(came.len(), 3);
-    assert_eq!(came.iter().map(|m| m.headers_unreadable).collect::<Vec<_>>(), [false, true, false]);
-    assert_eq!(came[1].headers.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(), ["good"]);
+    let received = all_of(&bus, &topic).await;
+    assert_eq!(received.len(), 3);
+    assert_eq!(received.iter().map(|m| m.headers_unreadable).collect::<Vec<_>>(), [false, true, false]);
+    assert_eq!(received[1].headers.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(), ["good"]);
 }
 
 /// Returns a request for a member of the group with the name of the topic.
@@ -534,7 +536,7 @@ fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind) -> Error {
     error
 }
 
-async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
+async fn killed_broker(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 100_000;
     let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_mins(1));
     let topic = create(&bus, spec(6)).await;
@@ -545,10 +547,10 @@ async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
     let sending = counter.send_all(&bus, &topic, COUNT);
     let killing = async {
         counter.reached(COUNT / 3).await;
-        let spare = spare.ordered("kill").await;
+        let spare = spare.run_action("kill").await;
         counter.hold.store(0, Ordering::Relaxed);
         assert!(counter.acknowledged.load(Ordering::Relaxed) < COUNT, "it was killed too late");
-        spare.ordered("start").await
+        spare.run_action("start").await
     };
     let reading = follow(&mut *sub, COUNT, 120 * SECOND);
     let ((), spare, read) = tokio::join!(sending, killing, reading);
@@ -563,7 +565,7 @@ async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-async fn away_for_long(brokers: Brokers, spare: Spare) {
+async fn down_beyond_delivery_timeout(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 40_000;
     let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_millis(1500));
     let topic = create(&bus, spec(6)).await;
@@ -575,10 +577,10 @@ async fn away_for_long(brokers: Brokers, spare: Spare) {
         let mut spare = spare;
         for part in 1..=2 {
             counter.reached(COUNT * part / 3).await;
-            spare = spare.ordered("kill").await;
+            spare = spare.run_action("kill").await;
             counter.hold.store(if part == 1 { COUNT * 5 / 6 } else { 0 }, Ordering::Relaxed);
             tokio::time::sleep(3 * SECOND).await;
-            spare = spare.ordered("start").await;
+            spare = spare.run_action("start").await;
         }
         spare
     };
@@ -593,7 +595,7 @@ async fn away_for_long(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-async fn away_while_receiving(brokers: Brokers, spare: Spare) {
+async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
     let session = 3 * SECOND;
     let bus = open(&brokers, |config| {
         (config.delivery_timeout, config.commit_timeout) = (Duration::from_secs(30), Duration::from_secs(2));
@@ -611,12 +613,12 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
             committed.merge(&sub.commit(batch.offsets()).await.unwrap().stored);
         }
     }
-    let spare = spare.ordered("kill").await;
+    let spare = spare.run_action("kill").await;
     // Without the broker, `assignment` and `commit` fail within their timeouts.
     let owned = sub.assignment();
     let began = Instant::now();
     expect(owned.await, ErrorKind::Unavailable);
-    assert!(began.elapsed() < 4 * SECOND, "asking for the assignment took {:?}", began.elapsed());
+    assert!(began.elapsed() < 4 * SECOND, "assignment took {:?}", began.elapsed());
     let began = Instant::now();
     let error = sub.commit(&committed).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{}", error.report());
@@ -636,13 +638,13 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
         }
         assert!(asked.elapsed() < 2 * SECOND, "a recv of half a second took {:?}", asked.elapsed());
     }
-    assert!(refused >= 5, "the broker is away, and recv said so {refused} times");
-    let spare = spare.ordered("start").await;
+    assert!(refused >= 5, "recv returned {refused} errors while the broker was down");
+    let spare = spare.run_action("start").await;
     counter.send(&bus, &topic, (300..400).collect()).await;
     let distinct = |got: &[ReceivedMessage]| got.iter().map(number).collect::<BTreeSet<_>>().len();
     let deadline = Instant::now() + 40 * SECOND;
     while distinct(&got) < 400 {
-        assert!(Instant::now() < deadline, "{} messages came", distinct(&got));
+        assert!(Instant::now() < deadline, "{} messages received", distinct(&got));
         match sub.recv(50, SECOND).await {
             Ok(batch) => got.extend(batch.iter().cloned()),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report()),
@@ -653,7 +655,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     for message in &got {
         let place = TopicPartition::new(topic.clone(), message.partition);
         let before = committed.get(&place).is_some_and(|next| message.offset < next);
-        assert!(known.insert(number(message)) || !before, "{message:?} was committed and came again");
+        assert!(known.insert(number(message)) || !before, "{message:?} was committed but received again");
     }
     assert_ordered(&got);
     let assignment = sub.assignment().await.unwrap();
@@ -665,8 +667,8 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-async fn nothing_reachable(brokers: Brokers, spare: Spare) {
-    let spare = spare.ordered("kill").await;
+async fn no_broker_reachable(brokers: Brokers, spare: Spare) {
+    let spare = spare.run_action("kill").await;
     let limit = SECOND;
     let bus = open(&brokers, |config| config.request_timeout = Duration::from_secs(1));
     let began = Instant::now();
@@ -706,7 +708,7 @@ async fn nothing_reachable(brokers: Brokers, spare: Spare) {
         let bus = bus.clone();
         async move { bus.wait_ready(60 * SECOND).await }
     });
-    let spare = spare.ordered("start").await;
+    let spare = spare.run_action("start").await;
     ready.await.unwrap().unwrap();
     create(&bus, new).await;
     bus.send(&batch).await.unwrap();
@@ -716,7 +718,7 @@ async fn nothing_reachable(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-async fn ends_without_a_broker(brokers: Brokers, spare: Spare) {
+async fn close_and_drop_without_broker(brokers: Brokers, spare: Spare) {
     const OPEN: usize = 50;
     let change = |config: &mut RedpandaConfig| {
         (config.delivery_timeout, config.close_timeout) =
@@ -737,7 +739,7 @@ async fn ends_without_a_broker(brokers: Brokers, spare: Spare) {
     let mut request = member(&topic, 6 * SECOND, 60 * SECOND);
     request.group = group;
     let dropped_sub = dropped.subscribe(request).await.unwrap();
-    let spare = spare.ordered("kill").await;
+    let spare = spare.run_action("kill").await;
     let publish = |bus: &Arc<RedpandaBus>| {
         let (bus, topic) = (bus.clone(), topic.clone());
         tokio::spawn(async move {
@@ -812,7 +814,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
     let (mut got, mut resets) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + 20 * SECOND;
     while got.last() != Some(&304) {
-        assert!(Instant::now() < deadline, "{got:?} came, and {resets:?}");
+        assert!(Instant::now() < deadline, "received {got:?}, resets {resets:?}");
         let batch = sub.recv(100, SECOND).await.unwrap();
         resets.extend(batch.events().iter().filter_map(|event| match event {
             SubscriptionEvent::Reset { from, to, .. } => Some((*from, *to)),
@@ -820,7 +822,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
         }));
         got.extend(batch.iter().map(|message| message.offset));
     }
-    let [(from, to)] = resets[..] else { panic!("{resets:?}, and {got:?} came") };
+    let [(from, to)] = resets[..] else { panic!("resets {resets:?}, received {got:?}") };
     assert!((5..300).contains(&from) && (300..=304).contains(&to), "{from} to {to}");
     assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
     // With `OffsetReset::Error`, `recv` returns an error.
@@ -841,13 +843,13 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     let counter = Arc::new(Counter::default());
     counter.send(&bus, &topic, (0..500).collect()).await;
     // The bus continues to work without one node.
-    let spare = spare.ordered("kill 1").await;
+    let spare = spare.run_action("kill 1").await;
     for n in (500..1_500).step_by(100) {
         counter.send(&bus, &topic, (n..n + 100).collect()).await;
     }
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
     // Without two nodes, no message is acknowledged.
-    let spare = spare.ordered("kill 2").await;
+    let spare = spare.run_action("kill 2").await;
     let hasty = open(&brokers, |config| config.delivery_timeout = Duration::from_secs(4));
     let batch: Vec<_> = (1_500..1_600).map(|n| numbered(&topic, n)).collect();
     let mut doubtful = BTreeMap::new();
@@ -862,7 +864,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
             }
         }
     }
-    let spare = spare.ordered("start").await;
+    let spare = spare.run_action("start").await;
     counter.send(&bus, &topic, (1_500..2_000).collect()).await;
     let log = all_of(&bus, &topic).await;
     let mut times: BTreeMap<usize, usize> = BTreeMap::new();
@@ -885,7 +887,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-async fn coordinator_dies(brokers: Brokers, spare: Spare) {
+async fn killed_coordinator(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 20_000;
     let bus = open(&brokers, |config| {
         (config.delivery_timeout, config.commit_timeout) = (Duration::from_mins(1), Duration::from_secs(20));
@@ -911,13 +913,13 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     };
     let killing = async {
         counter.reached(COUNT / 5).await;
-        spare.ordered(format!("kill {first}")).await
+        spare.run_action(format!("kill {first}")).await
     };
     let reading = async {
         let (mut seen, mut events) = (Vec::new(), Vec::new());
         let deadline = Instant::now() + 90 * SECOND;
         while seen.len() < COUNT {
-            assert!(Instant::now() < deadline, "{} messages came", seen.len());
+            assert!(Instant::now() < deadline, "{} messages received", seen.len());
             // No failure of the coordinator is an error for `recv`, so the loop of a writer continues.
             let batch = sub.recv(500, SECOND).await.unwrap();
             seen.extend(batch.iter().cloned());
@@ -942,7 +944,7 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
 
 /// Runs in a separate process: writes received messages to the output, commits three batches, receives a fourth batch,
 /// and waits to be killed.
-fn reader_that_dies(told: &str) {
+fn child_reader(told: &str) {
     let [addresses, topic, group] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -974,7 +976,7 @@ fn reader_that_dies(told: &str) {
     });
 }
 
-async fn reader_killed(brokers: Brokers) {
+async fn killed_reader(brokers: Brokers) {
     const COUNT: usize = 1_000;
     let bus = open(&brokers, |_| {});
     let topic = create(&bus, spec(3)).await;
@@ -1011,18 +1013,18 @@ async fn reader_killed(brokers: Brokers) {
     let mut got = Vec::new();
     let deadline = Instant::now() + 40 * SECOND;
     while got.len() < wanted.len() {
-        assert!(Instant::now() < deadline, "{} of {} messages came", got.len(), wanted.len());
+        assert!(Instant::now() < deadline, "{} of {} messages received", got.len(), wanted.len());
         got.extend(sub.recv(500, SECOND).await.unwrap().iter().map(|m| (m.partition, m.offset)));
     }
     got.extend(sub.recv(500, SECOND).await.unwrap().iter().map(|m| (m.partition, m.offset)));
     // Exactly the uncommitted messages are redelivered, each once.
     assert_eq!((got.len(), got.into_iter().collect::<BTreeSet<_>>()), (wanted.len(), wanted));
     sub.close().await.unwrap();
-    clear(&bus, topic).await;
+    delete_topic(&bus, topic).await;
 }
 
 /// Deletes the topic of a trial on shared brokers, and closes the bus.
-async fn clear(bus: &RedpandaBus, topic: TopicName) {
+async fn delete_topic(bus: &RedpandaBus, topic: TopicName) {
     bus.delete_topics(&[topic]).await.unwrap();
     bus.close().await.unwrap();
 }
@@ -1057,7 +1059,7 @@ async fn idle_members(brokers: Brokers) {
     bus.close().await.unwrap();
 }
 
-async fn stuck(brokers: Brokers, name: Option<&str>) {
+async fn stuck_reader(brokers: Brokers, name: Option<&str>) {
     let (session, max_poll_interval) = (3 * SECOND, 4 * SECOND);
     let (bus, other) = (open(&brokers, |_| {}), open(&brokers, |_| {}));
     let topic = create(&bus, spec(4)).await;
@@ -1110,13 +1112,13 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
         .iter()
         .any(|n| matches!(n, SubscriptionEvent::AssignmentChanged { gained, .. } if !gained.is_empty()));
     assert!(gained, "it has partitions again: {events:?}");
-    assert!(got.iter().all(|n| *n >= 400), "what was committed meanwhile came to it: {got:?}");
+    assert!(got.iter().all(|n| *n >= 400), "the member received committed messages: {got:?}");
     // Together, the members have received all messages.
     let mut all = shared.into_inner().unwrap();
     all.extend(got);
     let deadline = Instant::now() + 20 * SECOND;
     while all.len() < next - 400 {
-        assert!(Instant::now() < deadline, "{} of {} messages came", all.len(), next - 400);
+        assert!(Instant::now() < deadline, "{} of {} messages received", all.len(), next - 400);
         for sub in [&mut one, &mut two] {
             all.extend(sub.recv(100, SECOND / 4).await.unwrap().iter().map(number));
         }
@@ -1124,10 +1126,10 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
     one.close().await.unwrap();
     two.close().await.unwrap();
     other.close().await.unwrap();
-    clear(&bus, topic).await;
+    delete_topic(&bus, topic).await;
 }
 
-async fn listed_while_deleted(brokers: Brokers) {
+async fn list_during_deletions(brokers: Brokers) {
     let bus = open(&brokers, |config| config.request_timeout = Duration::from_secs(20));
     let kept = create(&bus, spec(2)).await;
     let churn = async {
@@ -1148,5 +1150,5 @@ async fn listed_while_deleted(brokers: Brokers) {
         () = churn => {}
         () = listing => {}
     }
-    clear(&bus, kept).await;
+    delete_topic(&bus, kept).await;
 }

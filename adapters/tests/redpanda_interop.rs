@@ -28,17 +28,21 @@ use servers::{Spare, namespace, spare_trial};
 const SECOND: Duration = Duration::from_secs(1);
 
 fn main() {
-    let brokers = Brokers::redpanda().patient();
+    let brokers = Brokers::redpanda().with_long_timeout();
     let trials = vec![
-        tool_trial(&brokers, "what_kafkas_producer_writes_is_read_here", written_there),
-        tool_trial(&brokers, "what_is_written_here_kafkas_consumer_prints", written_here),
-        tool_trial(&brokers, "keys_go_where_the_java_client_puts_them", partitions_of_keys),
-        tool_trial(&brokers, "topics_are_as_kafkas_tools_see_them", topics),
-        tool_trial(&brokers, "a_topic_that_kafkas_tool_made_is_known_and_compared", topic_made_there),
-        tool_trial(&brokers, "groups_are_as_kafkas_tools_see_them", groups),
-        tool_trial(&brokers, "commits_that_kafkas_tool_sets_are_where_members_begin", commits_set_there),
+        tool_trial(&brokers, "messages_of_the_kafka_producer_are_received", messages_of_kafka_producer),
+        tool_trial(
+            &brokers,
+            "published_messages_are_read_by_the_kafka_consumer",
+            messages_for_kafka_consumer,
+        ),
+        tool_trial(&brokers, "keys_map_to_the_partitions_of_the_java_client", partitions_of_keys),
+        tool_trial(&brokers, "topics_match_the_kafka_tools", topics),
+        tool_trial(&brokers, "a_topic_of_the_kafka_tools_is_compared", topic_of_kafka_tool),
+        tool_trial(&brokers, "groups_match_the_kafka_tools", groups),
+        tool_trial(&brokers, "members_start_at_commits_of_the_kafka_tools", commits_of_kafka_tool),
         spare_trial(&brokers, "a_group_of_the_consumer_protocol_is_not_described", consumer_protocol),
-        tool_trial(&brokers, "an_open_transaction_of_a_group_holds_up_no_question", open_transaction),
+        tool_trial(&brokers, "an_open_transaction_delays_no_group_query", open_transaction),
         tool_trial(&brokers, "a_gzip_batch_of_zeros_becomes_a_truncated_dead_letter", gzip_of_zeros),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
@@ -77,7 +81,7 @@ async fn drain(reader: &mut dyn Subscription, count: usize) -> Vec<ReceivedMessa
     let mut all = Vec::new();
     let deadline = tokio::time::Instant::now() + 30 * SECOND;
     while all.len() < count {
-        assert!(tokio::time::Instant::now() < deadline, "{} of {count} messages came", all.len());
+        assert!(tokio::time::Instant::now() < deadline, "{} of {count} messages received", all.len());
         all.extend(reader.recv(1_000, SECOND).await.unwrap().into_messages());
     }
     assert!(reader.recv(1, SECOND / 4).await.unwrap().is_empty(), "more than {count} messages");
@@ -100,7 +104,7 @@ fn bytes(text: &str) -> Option<Bytes> {
 /// The text that the console tools print for a null.
 const NULL: &str = "NULL";
 
-async fn written_there(brokers: Brokers) {
+async fn messages_of_kafka_producer(brokers: Brokers) {
     with_topic(&brokers, 3, async |bus, topic| {
         let before = now();
         let lines = [
@@ -156,7 +160,7 @@ fn now() -> Timestamp {
     Timestamp::from_millis(qi_core::SystemClock.now().as_millis_floor()).unwrap()
 }
 
-async fn written_here(brokers: Brokers) {
+async fn messages_for_kafka_consumer(brokers: Brokers) {
     with_topic(&brokers, 3, async |bus, topic| {
         let new = |key: Option<&str>, payload: Option<&str>, pairs: &[(&str, Option<&str>)]| {
             let mut message = Message::tombstone(topic.clone());
@@ -318,7 +322,7 @@ async fn info_of(bus: &dyn MessageBus, topic: &TopicName) -> TopicInfo {
 }
 
 /// Returns every setting of a topic, as printed by Kafka's tool.
-async fn settings_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<String, String> {
+async fn kafka_tool_settings(brokers: &Brokers, topic: &TopicName) -> BTreeMap<String, String> {
     let options = format!("--describe --entity-type topics --entity-name {topic} --all");
     let printed = tool(brokers, "kafka.admin.ConfigCommand", &options, "").await;
     let settings = printed.lines().filter_map(|line| {
@@ -329,7 +333,10 @@ async fn settings_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<String
 }
 
 /// Returns the partitions of a topic as reported by Kafka's tool: leader, replicas and in-sync replicas.
-async fn partitions_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<u32, (i32, Vec<i32>, Vec<i32>)> {
+async fn kafka_tool_partitions(
+    brokers: &Brokers,
+    topic: &TopicName,
+) -> BTreeMap<u32, (i32, Vec<i32>, Vec<i32>)> {
     let printed = tool(brokers, "TopicCommand", &format!("--describe --topic {topic}"), "").await;
     let numbers = |text: &str| text.split(',').map(|n| n.trim().parse().unwrap()).collect::<Vec<i32>>();
     let partitions = printed.lines().filter(|line| line.contains("Leader: ")).map(|line| {
@@ -343,7 +350,7 @@ async fn partitions_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<u32,
 }
 
 /// Returns the low or the high watermarks of a topic, as printed by Kafka's tool.
-async fn offsets_there(brokers: &Brokers, topic: &TopicName, time: &str) -> BTreeMap<u32, u64> {
+async fn kafka_tool_offsets(brokers: &Brokers, topic: &TopicName, time: &str) -> BTreeMap<u32, u64> {
     let printed = tool(brokers, "GetOffsetShell", &format!("--topic {topic} --time {time}"), "").await;
     let offsets = printed.lines().filter_map(|line| {
         let mut fields = line.rsplit(':');
@@ -358,15 +365,15 @@ async fn assert_same_topic(brokers: &Brokers, info: &TopicInfo) {
     let partitions = info.partitions.iter();
     let ours: BTreeMap<_, _> =
         partitions.map(|p| (p.id, (p.leader.unwrap(), p.replicas.clone(), p.in_sync.clone()))).collect();
-    assert_eq!(ours, partitions_there(brokers, &info.name).await);
-    assert_eq!(info.settings, Some(settings_there(brokers, &info.name).await));
-    for (time, ours) in [("-2", edges(info, |p| p.low)), ("-1", edges(info, |p| p.high))] {
-        assert_eq!(ours, offsets_there(brokers, &info.name, time).await, "offsets at {time}");
+    assert_eq!(ours, kafka_tool_partitions(brokers, &info.name).await);
+    assert_eq!(info.settings, Some(kafka_tool_settings(brokers, &info.name).await));
+    for (time, ours) in [("-2", watermarks(info, |p| p.low)), ("-1", watermarks(info, |p| p.high))] {
+        assert_eq!(ours, kafka_tool_offsets(brokers, &info.name, time).await, "offsets at {time}");
     }
 }
 
-fn edges(info: &TopicInfo, edge: fn(&qi_core::bus::PartitionInfo) -> u64) -> BTreeMap<u32, u64> {
-    info.partitions.iter().map(|p| (p.id, edge(p))).collect()
+fn watermarks(info: &TopicInfo, watermark: fn(&qi_core::bus::PartitionInfo) -> u64) -> BTreeMap<u32, u64> {
+    info.partitions.iter().map(|p| (p.id, watermark(p))).collect()
 }
 
 async fn topics(brokers: Brokers) {
@@ -396,11 +403,11 @@ async fn topics(brokers: Brokers) {
     assert_eq!(info.partitions.iter().map(|p| p.high).sum::<u64>(), 40);
     bus.delete_topics(std::slice::from_ref(&topic)).await.unwrap();
     let listed = tool(&brokers, "TopicCommand", "--list", "").await;
-    assert!(!listed.lines().any(|line| line == topic.as_str()), "deleted here, and still there");
+    assert!(!listed.lines().any(|line| line == topic.as_str()), "the group exists after its deletion");
     bus.close().await.unwrap();
 }
 
-async fn topic_made_there(brokers: Brokers) {
+async fn topic_of_kafka_tool(brokers: Brokers) {
     let bus = RedpandaBus::open(brokers.config()).unwrap();
     let topic = TopicName::new(namespace()).unwrap();
     let options = format!("--create --topic {topic} --partitions 4 --config retention.ms=86400000");
@@ -540,7 +547,7 @@ async fn delete_group(brokers: &Brokers, group: &GroupId) {
     tool(brokers, "consumer.group.ConsumerGroupCommand", &options, "").await;
 }
 
-async fn commits_set_there(brokers: Brokers) {
+async fn commits_of_kafka_tool(brokers: Brokers) {
     with_topic(&brokers, 2, async |bus, topic| {
         let group = GroupId::new(topic.as_str()).unwrap();
         let batch: Vec<_> =
@@ -637,7 +644,7 @@ async fn consumer_protocol(brokers: Brokers, spare: Spare) {
                     );
                     break;
                 }
-                assert!(tokio::time::Instant::now() < deadline, "a group with a member is called unknown");
+                assert!(tokio::time::Instant::now() < deadline, "an active group is reported as unknown");
                 tokio::time::sleep(SECOND / 5).await;
             }
         };

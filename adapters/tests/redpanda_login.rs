@@ -27,12 +27,13 @@ const PASSWORD: &str = "a-secret-of-this-test";
 
 fn main() {
     let brokers = Brokers::redpanda();
-    let mut trials = vec![spare_trial(&brokers, "a_password_lets_in_and_a_wrong_one_does_not", plain)];
+    let mut trials = vec![spare_trial(&brokers, "sasl_plain_accepts_only_the_correct_password", plain)];
     if cfg!(feature = "redpanda-tls") {
-        trials.push(spare_trial(&brokers, "a_challenge_lets_in_who_knows_the_password", scram));
-        trials.push(spare_trial(&brokers, "certificates_are_checked_on_both_sides", certificates));
+        trials.push(spare_trial(&brokers, "sasl_scram_accepts_only_the_correct_password", scram));
+        trials.push(spare_trial(&brokers, "mutual_tls_verifies_both_certificates", certificates));
     } else {
-        for name in ["a_challenge_lets_in_who_knows_the_password", "certificates_are_checked_on_both_sides"] {
+        for name in ["sasl_scram_accepts_only_the_correct_password", "mutual_tls_verifies_both_certificates"]
+        {
             trials.push(Trial::ignorable_test(format!("redpanda/{name}"), || {
                 Ok(Completion::ignored_with("needs the feature redpanda-tls"))
             }));
@@ -43,7 +44,7 @@ fn main() {
 
 /// The listeners of a broker in addition to its plain listener.
 #[derive(Debug)]
-struct Doors {
+struct Listeners {
     /// The listener with passwords.
     passwords: String,
     /// The listener with a certificate of the broker.
@@ -53,7 +54,7 @@ struct Doors {
     folder: TempDir,
 }
 
-impl Doors {
+impl Listeners {
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -62,17 +63,17 @@ impl Doors {
 }
 
 /// Restarts the broker with listeners that require authentication or encryption.
-async fn with_doors(spare: Spare, authority: &Authority) -> (Spare, Doors) {
+async fn with_listeners(spare: Spare, authority: &Authority) -> (Spare, Listeners) {
     // All three ports are held until each listener has a port, because a released port may be assigned again.
     let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [passwords, encrypted, mutual] =
         held.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
     drop(held);
-    let doors = Doors { passwords, encrypted, mutual, folder: tempfile::tempdir().unwrap() };
+    let listeners = Listeners { passwords, encrypted, mutual, folder: tempfile::tempdir().unwrap() };
     let (cert, key) = authority.sign("127.0.0.1", "a broker");
-    let server = doors.file("server.pem", &format!("{key}{cert}"));
-    let trusted = doors.file("ca.pem", &authority.1);
-    let settings = doors.file(
+    let server = listeners.file("server.pem", &format!("{key}{cert}"));
+    let trusted = listeners.file("ca.pem", &authority.1);
+    let settings = listeners.file(
         "settings",
         &format!(
             "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PASSWORD:SASL_PLAINTEXT,\
@@ -87,11 +88,13 @@ async fn with_doors(spare: Spare, authority: &Authority) -> (Spare, Doors) {
              listener.name.mutual.ssl.client.auth=required\n"
         ),
     );
-    let listeners =
-        format!("PASSWORD://{},ENCRYPTED://{},MUTUAL://{}", doors.passwords, doors.encrypted, doors.mutual);
-    let spare = spare.ordered("kill").await;
-    let spare = spare.ordered(format!("start {listeners} {settings}")).await;
-    (spare, doors)
+    let addresses = format!(
+        "PASSWORD://{},ENCRYPTED://{},MUTUAL://{}",
+        listeners.passwords, listeners.encrypted, listeners.mutual
+    );
+    let spare = spare.run_action("kill").await;
+    let spare = spare.run_action(format!("start {addresses} {settings}")).await;
+    (spare, listeners)
 }
 
 const SECURITY: &str = "org.apache.kafka.common.security";
@@ -119,7 +122,7 @@ impl Authority {
 }
 
 /// Asserts that a client with this configuration can perform all operations.
-async fn let_in(config: RedpandaConfig) {
+async fn assert_accepted(config: RedpandaConfig) {
     let bus = RedpandaBus::open(config).unwrap();
     bus.ping().await.unwrap();
     let topic = TopicName::new(namespace()).unwrap();
@@ -133,30 +136,30 @@ async fn let_in(config: RedpandaConfig) {
 }
 
 /// Asserts that every call with this configuration fails soon with this kind, and that no error contains a secret.
-async fn refused(config: RedpandaConfig, kind: ErrorKind) {
+async fn assert_rejected(config: RedpandaConfig, kind: ErrorKind) {
     let shown = format!("{config:?}");
     assert!(!shown.contains(PASSWORD), "{shown}");
     let bus = RedpandaBus::open(config).unwrap();
-    let told = |error: Error, began: Instant| {
+    let assert_failure = |error: Error, started: Instant| {
         assert_eq!(error.kind(), kind, "{}", error.report());
-        let took = began.elapsed();
-        assert!(took < Duration::from_secs(6), "it took {took:?}: {}", error.report());
+        let elapsed = started.elapsed();
+        assert!(elapsed < Duration::from_secs(6), "the call took {elapsed:?}: {}", error.report());
         let shown = format!("{error:?} {}", error.report());
         assert!(!shown.contains(PASSWORD), "{shown}");
     };
-    let began = Instant::now();
-    told(bus.ping().await.unwrap_err(), began);
+    let started = Instant::now();
+    assert_failure(bus.ping().await.unwrap_err(), started);
     let topic = TopicName::new(namespace()).unwrap();
-    let began = Instant::now();
+    let started = Instant::now();
     let report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await.unwrap();
     let failure = report.into_outcomes().pop().unwrap().unwrap_err();
     assert_eq!(failure.state, DeliveryState::NotSent);
-    told(failure.error, began);
+    assert_failure(failure.error, started);
     let group = GroupId::new(topic.as_str()).unwrap();
-    let began = Instant::now();
-    told(bus.subscribe(SubscribeRequest::new(group, [topic]).unwrap()).await.unwrap_err(), began);
-    let began = Instant::now();
-    told(bus.topics().await.unwrap_err(), began);
+    let started = Instant::now();
+    assert_failure(bus.subscribe(SubscribeRequest::new(group, [topic]).unwrap()).await.unwrap_err(), started);
+    let started = Instant::now();
+    assert_failure(bus.topics().await.unwrap_err(), started);
     bus.close().await.unwrap();
 }
 
@@ -169,19 +172,20 @@ fn with_password(address: &str, mechanism: SaslMechanism, user: &str, password: 
 }
 
 async fn plain(_: Brokers, spare: Spare) {
-    let (spare, doors) = with_doors(spare, &Authority::new()).await;
-    let plain =
-        |user: &str, password: &str| with_password(&doors.passwords, SaslMechanism::Plain, user, password);
-    let_in(plain("alice", PASSWORD)).await;
-    refused(plain("alice", &format!("{PASSWORD}?")), ErrorKind::Unauthorized).await;
-    refused(plain("mallory", PASSWORD), ErrorKind::Unauthorized).await;
+    let (spare, listeners) = with_listeners(spare, &Authority::new()).await;
+    let plain = |user: &str, password: &str| {
+        with_password(&listeners.passwords, SaslMechanism::Plain, user, password)
+    };
+    assert_accepted(plain("alice", PASSWORD)).await;
+    assert_rejected(plain("alice", &format!("{PASSWORD}?")), ErrorKind::Unauthorized).await;
+    assert_rejected(plain("mallory", PASSWORD), ErrorKind::Unauthorized).await;
     // Without a login, the broker closes the connection without a reason.
-    refused(config(&doors.passwords), ErrorKind::Unavailable).await;
+    assert_rejected(config(&listeners.passwords), ErrorKind::Unavailable).await;
     drop(spare);
 }
 
 async fn scram(brokers: Brokers, spare: Spare) {
-    let (spare, doors) = with_doors(spare, &Authority::new()).await;
+    let (spare, listeners) = with_listeners(spare, &Authority::new()).await;
     for (mechanism, word) in
         [(SaslMechanism::ScramSha256, "SCRAM-SHA-256"), (SaslMechanism::ScramSha512, "SCRAM-SHA-512")]
     {
@@ -191,39 +195,43 @@ async fn scram(brokers: Brokers, spare: Spare) {
              --entity-name {user}"
         );
         tool(&brokers, "kafka.admin.ConfigCommand", &options, "").await;
-        let_in(with_password(&doors.passwords, mechanism, &user, PASSWORD)).await;
+        assert_accepted(with_password(&listeners.passwords, mechanism, &user, PASSWORD)).await;
         let wrong = format!("{PASSWORD}?");
-        refused(with_password(&doors.passwords, mechanism, &user, &wrong), ErrorKind::Unauthorized).await;
+        assert_rejected(
+            with_password(&listeners.passwords, mechanism, &user, &wrong),
+            ErrorKind::Unauthorized,
+        )
+        .await;
     }
     drop(spare);
 }
 
 async fn certificates(_: Brokers, spare: Spare) {
     let (ours, foreign) = (Authority::new(), Authority::new());
-    let (spare, doors) = with_doors(spare, &ours).await;
-    let (known, unknown) = (doors.file("known.pem", &ours.1), doors.file("unknown.pem", &foreign.1));
+    let (spare, listeners) = with_listeners(spare, &ours).await;
+    let (known, unknown) = (listeners.file("known.pem", &ours.1), listeners.file("unknown.pem", &foreign.1));
     let encrypted = |address: &str, authority: &str| {
         let mut config = config(address);
         config.tls.enabled = true;
         config.tls.root_cert = Some(authority.to_owned());
         config
     };
-    let_in(encrypted(&doors.encrypted, &known)).await;
-    refused(encrypted(&doors.encrypted, &unknown), ErrorKind::Unavailable).await;
+    assert_accepted(encrypted(&listeners.encrypted, &known)).await;
+    assert_rejected(encrypted(&listeners.encrypted, &unknown), ErrorKind::Unavailable).await;
     // The certificate is valid only for 127.0.0.1.
-    let elsewhere = doors.encrypted.replace("127.0.0.1", "localhost");
-    refused(encrypted(&elsewhere, &known), ErrorKind::Unavailable).await;
-    refused(config(&doors.encrypted), ErrorKind::Unavailable).await;
+    let elsewhere = listeners.encrypted.replace("127.0.0.1", "localhost");
+    assert_rejected(encrypted(&elsewhere, &known), ErrorKind::Unavailable).await;
+    assert_rejected(config(&listeners.encrypted), ErrorKind::Unavailable).await;
     // Certificates of both sides.
     let by = |authority: &Authority, name: &str| {
         let (cert, key) = authority.sign("client", name);
-        let mut config = encrypted(&doors.mutual, &known);
-        config.tls.client_cert = Some(doors.file(&format!("{name}.pem"), &cert));
-        config.tls.client_key = Some(doors.file(&format!("{name}.key"), &key));
+        let mut config = encrypted(&listeners.mutual, &known);
+        config.tls.client_cert = Some(listeners.file(&format!("{name}.pem"), &cert));
+        config.tls.client_key = Some(listeners.file(&format!("{name}.key"), &key));
         config
     };
-    let_in(by(&ours, "a-client")).await;
-    refused(by(&foreign, "a-stranger"), ErrorKind::Unavailable).await;
-    refused(encrypted(&doors.mutual, &known), ErrorKind::Unavailable).await;
+    assert_accepted(by(&ours, "a-client")).await;
+    assert_rejected(by(&foreign, "a-stranger"), ErrorKind::Unavailable).await;
+    assert_rejected(encrypted(&listeners.mutual, &known), ErrorKind::Unavailable).await;
     drop(spare);
 }

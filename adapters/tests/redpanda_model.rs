@@ -13,11 +13,13 @@ use qi_testkit::presence;
 use redpanda_rig::Brokers;
 
 fn main() {
-    let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda().patient());
+    let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda().with_long_timeout());
     let name = "redpanda/leaves_what_memory_leaves_over_64_histories".to_owned();
     let compared = presence::trial(name, "redpanda", brokers.absent(), move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(check_traces(brokers, 64, 16, pace)).map_err(|failure| failure.to_string())?;
+        runtime
+            .block_on(check_traces(brokers, 64, 16, extend_timing))
+            .map_err(|failure| failure.to_string())?;
         Ok(Completion::Completed)
     });
     let trials: Vec<Trial> = vec![compared];
@@ -25,6 +27,6 @@ fn main() {
 }
 
 /// Returns timing in which dead members are removed soon, and members that take turns may be silent for a long time.
-fn pace(timing: Timing) -> Timing {
-    Timing { session: Duration::from_secs(5), max_poll_interval: Duration::from_mins(3), ..timing }
+fn extend_timing(timing: Timing) -> Timing {
+    Timing { session_timeout: Duration::from_secs(5), max_poll_interval: Duration::from_mins(3), ..timing }
 }

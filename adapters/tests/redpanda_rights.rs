@@ -51,8 +51,8 @@ async fn with_authorizer(spare: Spare) -> (Spare, String) {
          super.users=User:ANONYMOUS\n"
     );
     std::fs::write(&settings, text).unwrap();
-    let spare = spare.ordered("kill").await;
-    let spare = spare.ordered(format!("start PASSWORD://{address} {}", settings.display())).await;
+    let spare = spare.run_action("kill").await;
+    let spare = spare.run_action(format!("start PASSWORD://{address} {}", settings.display())).await;
     (spare, address)
 }
 
@@ -78,7 +78,7 @@ fn spec(text: &str) -> TopicSpec {
 }
 
 /// Repeats a query until a change of the permissions has reached the broker.
-async fn until<T>(mut ask: impl AsyncFnMut() -> Result<T>, done: impl Fn(&T) -> bool) -> T {
+async fn wait_until<T>(mut ask: impl AsyncFnMut() -> Result<T>, done: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let answer = ask().await.unwrap();
@@ -107,7 +107,7 @@ async fn topics(brokers: Brokers, spare: Spare) {
     allow(&brokers, "writer", "--topic other-visible --operation Describe").await;
 
     let bus = bus_of(&address, "writer");
-    let found = until(async || bus.topics().await, |found| found.len() == 3).await;
+    let found = wait_until(async || bus.topics().await, |found| found.len() == 3).await;
     assert_eq!(visible(&found), [("other-visible", false), ("qi-prices", true), ("qi-quotes", true)]);
     assert!(found.iter().all(|info| info.partitions.len() == 2));
 
@@ -153,7 +153,7 @@ async fn topics(brokers: Brokers, spare: Spare) {
     let nobody = bus_of(&address, "nobody");
     assert_eq!(visible(&nobody.topics().await.unwrap()), []);
     let created = async || Ok(nobody.create_topics(&[spec("qi-new")]).await?.remove(0).result.is_ok());
-    assert!(until(created, |created| *created).await);
+    assert!(wait_until(created, |created| *created).await);
     let again = nobody.create_topics(&[spec("qi-new")]).await.unwrap().remove(0).result;
     assert_eq!(again.unwrap_err().kind(), ErrorKind::Unauthorized);
     assert!(root.topics().await.unwrap().iter().any(|info| info.name == name("qi-new")));
@@ -164,7 +164,7 @@ async fn topics(brokers: Brokers, spare: Spare) {
 }
 
 /// Returns the state of each group, its topics, and its lag.
-fn shown(groups: &[GroupInfo]) -> BTreeMap<&str, (GroupState, Vec<&str>, Option<u64>)> {
+fn summary(groups: &[GroupInfo]) -> BTreeMap<&str, (GroupState, Vec<&str>, Option<u64>)> {
     let shown = groups.iter().map(|info| {
         let topics = info.partitions.iter().map(|p| p.partition.topic.as_str()).collect();
         (info.id.as_str(), (info.state, topics, info.lag()))
@@ -202,27 +202,31 @@ async fn groups(brokers: Brokers, spare: Spare) {
     let watcher = bus_of(&address, "watcher");
     let query = |groups| GroupQuery::new(groups);
     let all = query(Selection::All);
-    let found = until(async || watcher.groups(&all).await, |found| !found.is_empty()).await;
+    let found = wait_until(async || watcher.groups(&all).await, |found| !found.is_empty()).await;
     let ours = ("ours", (GroupState::Stable, vec!["seen"], Some(0)));
-    assert_eq!(shown(&found), BTreeMap::from([ours.clone()]), "only groups that may be described are listed");
+    assert_eq!(
+        summary(&found),
+        BTreeMap::from([ours.clone()]),
+        "only groups that may be described are listed"
+    );
 
     // The permission to describe the cluster lists the groups of other principals, but does not describe them.
     allow(&brokers, "watcher", "--cluster --operation Describe").await;
-    let found = until(async || watcher.groups(&all).await, |found| found.len() == 3).await;
+    let found = wait_until(async || watcher.groups(&all).await, |found| found.len() == 3).await;
     let hidden = (GroupState::Hidden, vec![], None);
     let wanted = BTreeMap::from([ours.clone(), ("theirs", hidden.clone()), ("modern", hidden.clone())]);
-    assert_eq!(shown(&found), wanted);
+    assert_eq!(summary(&found), wanted);
     let named = query(Selection::only(["ours", "theirs"].map(|id| GroupId::new(id).unwrap())).unwrap());
     for _ in 0..2 {
         let found = watcher.groups(&named).await.unwrap();
-        assert_eq!(shown(&found), BTreeMap::from([ours.clone(), ("theirs", hidden.clone())]));
+        assert_eq!(summary(&found), BTreeMap::from([ours.clone(), ("theirs", hidden.clone())]));
     }
     allow(&brokers, "watcher", "--group modern --operation Describe").await;
     let modern = query(Selection::one(GroupId::new("modern").unwrap()));
     let described = |found: &Vec<GroupInfo>| found.iter().all(|info| info.state == GroupState::NotDescribed);
-    let found = until(async || watcher.groups(&modern).await, described).await;
+    let found = wait_until(async || watcher.groups(&modern).await, described).await;
     let not_described = (GroupState::NotDescribed, vec!["seen"], None);
-    assert_eq!(shown(&found), BTreeMap::from([("modern", not_described)]));
+    assert_eq!(summary(&found), BTreeMap::from([("modern", not_described)]));
     assert_eq!(found[0].partitions[0].lag, Some(0));
 
     // A topic named in the query must be visible.

@@ -13,7 +13,7 @@ use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::MessageBus;
 use qi_core::bus::{TopicName, TopicSpec};
-use qi_testkit::bus::contract::{BusFactory, Wrapping, storm, trials};
+use qi_testkit::bus::contract::{BusFactory, Wrapper, stress_test, trials};
 use qi_testkit::presence;
 use redpanda_rig::Brokers;
 
@@ -25,9 +25,9 @@ fn main() -> ExitCode {
     let factory: Arc<dyn BusFactory> = Arc::new(brokers.clone());
     // This trial closes the bus during a single call. If a fault holds back a part of that call, the part is not in
     // flight, and `close` has nothing to drain.
-    let of_one_call = |name: &str| name.ends_with("life::close_drains");
-    let all =
-        trials(&factory, &[Wrapping::FULL_STACK_OVER_CHAOS, Wrapping::FULL_STACK_OVER_CUTS]).into_iter();
+    let of_one_call = |name: &str| name.ends_with("lifecycle::close_waits_for_pending_publishes");
+    let all = trials(&factory, &[Wrapper::FULL_STACK_OVER_CHAOS, Wrapper::FULL_STACK_OVER_LOST_RESPONSES])
+        .into_iter();
     let mut all: Vec<_> = all
         .map(|trial| {
             let ignored = of_one_call(trial.name());
@@ -35,12 +35,12 @@ fn main() -> ExitCode {
         })
         .collect();
     let absent = brokers.absent();
-    let name = "redpanda/storm::nothing_is_lost_and_doubles_were_unknown".to_owned();
-    all.push(presence::trial(name, "redpanda", absent, move || weather(&brokers)));
+    let name = "redpanda/storm::no_message_is_lost_and_duplicates_were_unknown".to_owned();
+    all.push(presence::trial(name, "redpanda", absent, move || publish_storm(&brokers)));
     libtest_mimic::run(&arguments, all).exit_code()
 }
 
-fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
+fn publish_storm(brokers: &Brokers) -> Result<Completion, Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut config = brokers.config();
@@ -53,13 +53,14 @@ fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
             outcome.result?;
         }
         let limit = Duration::from_secs(3);
-        let storm = storm(bus.clone(), &topic, name.parse()?, 2_000, 7, limit).await;
-        let _gone = bus.delete_topics(&[topic]).await?;
+        let report = stress_test(bus.clone(), &topic, name.parse()?, 2_000, 7, limit).await;
+        let _deleted = bus.delete_topics(&[topic]).await?;
         bus.close().await?;
-        let storm = storm?;
-        if storm.doubled > 0 && storm.doubled <= storm.unknown {
+        let report = report?;
+        if report.duplicates > 0 && report.duplicates <= report.unknown {
             return Ok(Completion::Completed);
         }
-        Err(format!("it was no storm: {storm}").into())
+        Err(format!("the stress test produced no duplicate, or more than its unknown messages: {report}")
+            .into())
     })
 }

@@ -32,20 +32,24 @@ use timescale_rig::{Server, drop_schema};
 fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
-        trials.push(trial(&server, "every_column_type_there_and_back", every_type));
-        trials.push(trial(&server, "a_dataset_of_names", names));
-        trials.push(trial(&server, "a_key_without_values", keys_alone));
-        trials.push(trial(&server, "other_datasets_are_refused_before_any_io", unregistered));
-        trials.push(trial(&server, "an_optional_column_is_added_and_an_older_version_goes_on", added_column));
-        trials.push(trial(&server, "other_changes_are_refused", refused_changes));
-        trials.push(trial(&server, "an_enumeration_grows", grown_enumeration));
-        trials.push(trial(&server, "a_built_in_dataset_grows_too", grown_ticks));
-        trials.push(trial(&server, "two_versions_make_one_schema", two_versions));
-        trials.push(trial(&server, "the_database_of_version_0_1_is_taken_as_it_is", first_version));
-        trials.push(trial(&server, "the_plan_is_what_is_run", plan));
-        trials.push(trial(&server, "what_others_made_or_changed_is_refused", changed_by_hand));
+        trials.push(trial(&server, "every_column_type_round_trips", every_type));
+        trials.push(trial(&server, "a_dataset_has_named_series", names));
+        trials.push(trial(&server, "a_dataset_has_no_value_columns", no_value_columns));
+        trials.push(trial(&server, "unregistered_datasets_are_rejected_before_io", unregistered));
+        trials.push(trial(&server, "an_optional_column_is_added_while_an_older_version_runs", added_column));
+        trials.push(trial(&server, "other_changes_are_rejected", rejected_changes));
+        trials.push(trial(&server, "an_enumeration_gains_names", extended_enumeration));
+        trials.push(trial(&server, "a_built_in_dataset_gains_columns", extended_ticks));
+        trials.push(trial(&server, "two_versions_create_one_schema", two_versions));
+        trials.push(trial(&server, "a_version_0_1_database_is_accepted", first_version));
+        trials.push(trial(&server, "the_plan_matches_the_executed_statements", plan));
+        trials.push(trial(&server, "foreign_and_manually_changed_tables_are_rejected", manually_changed));
     }
-    trials.push(trial(&Server::timescale(), "chunks_and_ages_of_a_dataset", chunks_and_ages));
+    trials.push(trial(
+        &Server::timescale(),
+        "a_dataset_has_a_chunk_interval_and_a_retention",
+        chunks_and_ages,
+    ));
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
@@ -123,8 +127,8 @@ fn level(price: &str, quantity: &str) -> Level {
     Level { price: price.parse().unwrap(), quantity: quantity.parse().unwrap() }
 }
 
-const MOST: &str = "99999999999999999999.999999999999999999";
-const LEAST: &str = "-99999999999999999999.999999999999999999";
+const MAX_DECIMAL: &str = "99999999999999999999.999999999999999999";
+const MIN_DECIMAL: &str = "-99999999999999999999.999999999999999999";
 
 fn everything(n: u64) -> Everything {
     let odd = n % 2 == 1;
@@ -132,7 +136,7 @@ fn everything(n: u64) -> Everything {
         instrument: "x:Y".parse().unwrap(),
         time: time(n / 3 * 86_400),
         n,
-        select: decimal(if odd { MOST } else { "-0.000000000000000001" }),
+        select: decimal(if odd { MAX_DECIMAL } else { "-0.000000000000000001" }),
         key: if odd { i64::MAX.cast_unsigned() } else { n },
         t: if odd { i64::MIN } else { i64::MAX },
         x: odd,
@@ -140,9 +144,14 @@ fn everything(n: u64) -> Everything {
         mood: if odd { Mood::Wild } else { Mood::Calm },
         at: if odd { Timestamp::MIN } else { Timestamp::MAX },
         every: if odd { Interval::M1 } else { Interval::W1 },
-        bids: Levels::new(if odd { vec![] } else { vec![level(MOST, "0"), level("1.50", MOST)] }).unwrap(),
+        bids: Levels::new(if odd {
+            vec![]
+        } else {
+            vec![level(MAX_DECIMAL, "0"), level("1.50", MAX_DECIMAL)]
+        })
+        .unwrap(),
         asks: Levels::new(vec![level("0.000000000000000001", "2"); 50]).unwrap(),
-        a: odd.then(|| decimal(LEAST)),
+        a: odd.then(|| decimal(MIN_DECIMAL)),
         b: odd.then_some(0),
         c: odd.then_some(-1),
         d: odd.then_some(false),
@@ -314,7 +323,7 @@ async fn names(server: Server) {
     .await;
 }
 
-async fn keys_alone(server: Server) {
+async fn no_value_columns(server: Server) {
     let datasets = Datasets::none().with::<Heartbeat>().unwrap();
     with_store(
         &server,
@@ -476,7 +485,7 @@ async fn added_column(server: Server) {
     .await;
 }
 
-async fn refused_changes(server: Server) {
+async fn rejected_changes(server: Server) {
     let text = |max| ColumnType::Text { max };
     let mood = |names| ColumnType::Enumeration(names);
     let stored = [
@@ -521,7 +530,7 @@ async fn refused_changes(server: Server) {
                 assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{error}");
                 let message = error.report();
                 assert!(message.contains(what), "{message} names {what}");
-                assert!(message.contains("give the dataset a new name"), "{message} says what to do");
+                assert!(message.contains("give the dataset a new name"), "no advice in: {message}");
             }
             store.close().await.unwrap();
         }
@@ -531,7 +540,7 @@ async fn refused_changes(server: Server) {
     .await;
 }
 
-async fn grown_enumeration(server: Server) {
+async fn extended_enumeration(server: Server) {
     let of = |names| version(&[column("mood", ColumnType::Enumeration(names), false)]);
     let (old, new) = (of(&["calm", "wild"]), of(&["calm", "wild", "mad"]));
     with_config(&server, |config| async move {
@@ -557,7 +566,7 @@ async fn grown_enumeration(server: Server) {
 }
 
 /// The ticks of a later version of the library.
-async fn grown_ticks(server: Server) {
+async fn extended_ticks(server: Server) {
     let ticks = PriceTick::DATASET;
     let mut columns = ticks.values().to_vec();
     columns.push(column("fee", DECIMAL, true));
@@ -684,7 +693,7 @@ async fn first_version(server: Server) {
         assert!(store.plan_schema().await.unwrap().is_empty());
         let report = store.ensure_schema().await.unwrap();
         assert_eq!((report.version, report.applied.is_empty()), (2, true), "{report:?}");
-        assert_eq!(files().await, before, "nothing was made or written again");
+        assert_eq!(files().await, before, "no statement was executed again");
         let name: Instrument = "x:Y".parse().unwrap();
         let tick = store.latest_tick(&name).await.unwrap().unwrap();
         assert_eq!((tick.ts(), tick.seq(), tick.side()), (time(0), 7, Some(Side::Sell)));
@@ -740,7 +749,7 @@ async fn plan(server: Server) {
     .await;
 }
 
-async fn changed_by_hand(server: Server) {
+async fn manually_changed(server: Server) {
     let server = &server;
     let refused = |store: TimescaleStore, what: &'static str| async move {
         for answer in [store.plan_schema().await.map(drop), store.ensure_schema().await.map(drop)] {
@@ -753,21 +762,21 @@ async fn changed_by_hand(server: Server) {
     let dataset = version(&[column("rate", DECIMAL, false)]);
     let foreign = "CREATE TABLE funding (instrument_id int, ts timestamptz, rate numeric)";
     for (made, change, what) in [
-        (false, foreign, "no dataset of this library made it"),
-        (true, "DROP TABLE funding CASCADE", "is gone"),
-        (
-            true,
-            "UPDATE qi_datasets SET text = 'rate integer' WHERE line = 1",
-            "line 1 of the dataset funding",
-        ),
-        (true, "DELETE FROM qi_datasets WHERE line = 0", "line 1 of the dataset funding"),
+        (false, foreign, "no dataset of this library created it"),
+        (true, "DROP TABLE funding CASCADE", "table funding: is missing"),
+        (true, "UPDATE qi_datasets SET text = 'rate integer' WHERE line = 1", "line 1 of dataset funding"),
+        (true, "DELETE FROM qi_datasets WHERE line = 0", "line 1 of dataset funding"),
         (
             true,
             "DROP VIEW funding_view; ALTER TABLE funding ALTER rate TYPE text",
-            "has the type text, not numeric",
+            "has type text, expected numeric",
         ),
-        (true, "ALTER TABLE funding RENAME rate TO price", "the column rate of the table funding is missing"),
-        (true, "DROP VIEW ticks_view; ALTER TABLE ticks ALTER side SET NOT NULL", "does not take NULL"),
+        (true, "ALTER TABLE funding RENAME rate TO price", "table funding: column rate is missing"),
+        (
+            true,
+            "DROP VIEW ticks_view; ALTER TABLE ticks ALTER side SET NOT NULL",
+            "is NOT NULL, expected nullable",
+        ),
     ] {
         with_config(server, |config| async move {
             let store =

@@ -16,7 +16,7 @@ use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::layer::{Retry, RetryConfig};
 use qi_core::store::{RangeQuery, StatsQuery};
 use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
-use servers::{Spare, Tested as _, namespace, spare_trial, trial};
+use servers::{Spare, TestServer as _, namespace, spare_trial, trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use timescale_rig::{Server, drop_schema};
 
@@ -24,17 +24,17 @@ fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
         trials.push(trial(&server, "a_wrong_password_is_unauthorized", wrong_password));
-        trials.push(trial(&server, "an_unknown_database_is_configuration", unknown_database));
-        trials.push(trial(&server, "a_role_without_rights_is_unauthorized", no_rights));
-        trials.push(trial(&server, "a_lock_that_is_held_is_a_timeout", lock_timeout));
-        trials.push(trial(&server, "a_statement_that_takes_too_long_is_a_timeout", statement_timeout));
+        trials.push(trial(&server, "an_unknown_database_is_a_config_error", unknown_database));
+        trials.push(trial(&server, "a_role_without_rights_is_unauthorized", missing_permissions));
+        trials.push(trial(&server, "a_held_lock_is_a_timeout", lock_timeout));
+        trials.push(trial(&server, "a_slow_statement_is_a_timeout", statement_timeout));
         trials.push(trial(&server, "a_read_only_server_is_unavailable", read_only));
-        trials.push(trial(&server, "a_pool_without_a_free_slot_is_overloaded", pool_exhausted));
-        trials.push(trial(&server, "terminated_connections_are_unavailable_and_pass", terminated));
+        trials.push(trial(&server, "an_exhausted_pool_is_overloaded", pool_exhausted));
+        trials.push(trial(&server, "terminated_connections_are_unavailable_and_replaced", terminated));
         trials.push(spare_trial(&server, "a_failover_closes_the_pooled_connections", failover));
-        trials.push(spare_trial(&server, "a_server_killed_in_the_middle_of_a_copy", killed_in_copy));
-        trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_passes_with_room", disk_full));
-        trials.push(spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills));
+        trials.push(spare_trial(&server, "a_server_is_killed_during_a_copy", killed_in_copy));
+        trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_recovers", disk_full));
+        trials.push(spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -91,7 +91,7 @@ async fn unknown_database(server: Server) {
     expect(store.ping().await, ErrorKind::Config, false);
 }
 
-async fn no_rights(server: Server) {
+async fn missing_permissions(server: Server) {
     let role = namespace();
     let mut root = PgConnection::connect(server.url()).await.unwrap();
     let create = AssertSqlSafe(format!("CREATE ROLE {role} LOGIN PASSWORD 'pw'"));
@@ -208,12 +208,12 @@ async fn pool_exhausted(server: Server) {
 
 /// A proxy that routes new connections to a changeable address. Established connections stay.
 #[derive(Clone)]
-struct Switch {
+struct SwitchableProxy {
     port: u16,
     target: Arc<std::sync::Mutex<String>>,
 }
 
-impl Switch {
+impl SwitchableProxy {
     async fn new(target: &str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -232,7 +232,7 @@ impl Switch {
         Self { port, target }
     }
 
-    fn lead_to(&self, target: &str) {
+    fn switch_to(&self, target: &str) {
         target.clone_into(&mut self.target.lock().unwrap());
     }
 }
@@ -244,7 +244,7 @@ fn authority(url: &str) -> String {
 }
 
 /// Fills the pool with connections to the current server, using inserts that wait for one lock.
-async fn warm(server: &Server, store: &Arc<dyn PriceStore>, name: &str, connections: usize) {
+async fn fill_pool(server: &Server, store: &Arc<dyn PriceStore>, name: &str, connections: usize) {
     let mut inserts = Vec::new();
     while_locked(server, "qi", async {
         inserts.extend((0..connections).map(|_| {
@@ -295,7 +295,7 @@ async fn failover(server: Server, first: Spare) {
     const CONNECTIONS: usize = 6;
     let kind = server.kind().to_owned();
     let (second, url) = tokio::task::spawn_blocking(move || Spare::start(&kind).unwrap()).await.unwrap();
-    let servers = [server.clone(), server.clone().at(url)];
+    let servers = [server.clone(), server.clone().with_address(url)];
     for server in &servers {
         let store = TimescaleStore::open(server.config("qi")).unwrap();
         store.ensure_schema().await.unwrap();
@@ -303,7 +303,7 @@ async fn failover(server: Server, first: Spare) {
         store.close().await.unwrap();
     }
     let addresses = servers.each_ref().map(|server| authority(server.url()));
-    let switch = Switch::new(&addresses[0]).await;
+    let switch = SwitchableProxy::new(&addresses[0]).await;
     let open = |name: &str| {
         let mut config = server.config("qi");
         config.host = Some("127.0.0.1".to_owned());
@@ -319,20 +319,20 @@ async fn failover(server: Server, first: Spare) {
     let retries: Arc<dyn PriceStore> = Arc::new(Retry::new(open("retries"), RetryConfig::default()));
     // The old primary stays up and becomes read-only. Its sessions stay open.
     for (store, name) in [(&bare, "bare"), (&retries, "retries")] {
-        warm(&servers[0], store, name, CONNECTIONS).await;
+        fill_pool(&servers[0], store, name, CONNECTIONS).await;
     }
     set_read_only(&servers[0], true).await;
-    switch.lead_to(&addresses[1]);
+    switch.switch_to(&addresses[1]);
     let batches: Vec<_> = (1..=20).map(|n| ticks("x:Y", n * 10, 10)).collect();
     let mut failed = 0;
     for batch in &batches {
         while let Err(error) = bare.insert_ticks(batch).await {
             assert_eq!(error.code(), "store.timescale.read_only", "{}", error.report());
             failed += 1;
-            assert!(failed <= 1, "only the first call meets the old primary");
+            assert!(failed <= 1, "only the first call reaches the old primary");
         }
     }
-    assert_eq!(failed, 1, "the first call met the old primary");
+    assert_eq!(failed, 1, "the first call reached the old primary");
     for batch in &batches {
         retries.insert_ticks(batch).await.unwrap();
     }
@@ -340,11 +340,11 @@ async fn failover(server: Server, first: Spare) {
     assert_eq!(stored, [1, 201], "the new primary has every tick");
     // The new primary dies, and the old primary takes over.
     for (store, name) in [(&bare, "bare"), (&retries, "retries")] {
-        warm(&servers[1], store, name, CONNECTIONS).await;
+        fill_pool(&servers[1], store, name, CONNECTIONS).await;
     }
     set_read_only(&servers[0], false).await;
-    let second = second.ordered("kill").await;
-    switch.lead_to(&addresses[0]);
+    let second = second.run_action("kill").await;
+    switch.switch_to(&addresses[0]);
     for store in [&bare, &retries] {
         for batch in &batches {
             store.insert_ticks(batch).await.unwrap();
@@ -385,7 +385,7 @@ async fn terminated(server: Server) {
             }
         }
         done.store(true, Ordering::Relaxed);
-        assert!(killer.await.unwrap() > 0 && failed > 0, "connections were terminated, and it was seen");
+        assert!(killer.await.unwrap() > 0 && failed > 0, "terminated connections caused no error");
         let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
         assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), 200_000);
     })
@@ -404,10 +404,10 @@ async fn killed_in_copy(server: Server, spare: Spare) {
         async move { store.insert_ticks(&batch).await }
     });
     tokio::time::sleep(Duration::from_millis(150)).await;
-    let spare = spare.ordered("kill").await;
+    let spare = spare.run_action("kill").await;
     expect(write.await.unwrap(), ErrorKind::Unavailable, true);
     expect(store.ping().await, ErrorKind::Unavailable, true);
-    let spare = spare.ordered("start").await;
+    let spare = spare.run_action("start").await;
     store.wait_ready(Duration::from_secs(20)).await.unwrap();
     store.insert_ticks(&batch).await.unwrap();
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
@@ -418,7 +418,8 @@ async fn killed_in_copy(server: Server, spare: Spare) {
 }
 
 async fn disk_full(server: Server, spare: Spare) {
-    let (folder, spare) = tokio::task::spawn_blocking(move || (spare.order("disk 8m"), spare)).await.unwrap();
+    let (folder, spare) =
+        tokio::task::spawn_blocking(move || (spare.run_action_blocking("disk 8m"), spare)).await.unwrap();
     let store = TimescaleStore::open(server.config("qi")).unwrap();
     store.ensure_schema().await.unwrap();
     let mut root = PgConnection::connect(server.url()).await.unwrap();
@@ -435,7 +436,7 @@ async fn disk_full(server: Server, spare: Spare) {
             Ok(_) => written += 10_000,
             Err(error) => break error,
         }
-        assert!(written < 1_000_000, "8 MiB hold no million ticks");
+        assert!(written < 1_000_000, "one million ticks exceed 8 MiB");
     };
     assert!(written > 0, "{}", error.report());
     let error = expect::<()>(Err(error), ErrorKind::Unavailable, false);
@@ -443,7 +444,7 @@ async fn disk_full(server: Server, spare: Spare) {
     // Existing records can be read, and small writes fail in the same way.
     let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     assert!(store.stats(&query).await.unwrap().unwrap().count() >= written);
-    let spare = spare.ordered("disk 256m").await;
+    let spare = spare.run_action("disk 256m").await;
     // With free space, the same batch is inserted without further intervention.
     store.insert_ticks(&ticks("x:Y", written, 10_000)).await.unwrap();
     assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), written + 10_000);
@@ -492,9 +493,9 @@ async fn five_kills(server: Server, spare: Spare) {
                     }
                     tokio::time::sleep(Duration::from_millis(40)).await;
                 }
-                spare = spare.ordered("kill").await;
+                spare = spare.run_action("kill").await;
                 tokio::time::sleep(Duration::from_millis(200)).await;
-                spare = spare.ordered("start").await;
+                spare = spare.run_action("start").await;
             }
             spare
         }

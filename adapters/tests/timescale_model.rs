@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use qi_testkit::presence;
-use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapping};
+use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapper};
 use qi_testkit::store::model::{cases, check_differences, check_evolutions, check_histories};
 use timescale_rig::Server;
 
@@ -23,12 +23,12 @@ fn main() {
             })
         };
         trials.push(trial("equals_the_model_over_random_histories", |server| {
-            check_histories(server, Wrapping::PLAIN, cases(32)).map_err(|failure| failure.to_string())
+            check_histories(server, Wrapper::PLAIN, cases(32)).map_err(|failure| failure.to_string())
         }));
-        trials.push(trial("takes_random_evolutions", |server| {
+        trials.push(trial("random_schema_evolutions_succeed", |server| {
             check_evolutions(server, cases(12)).map_err(|failure| failure.to_string())
         }));
-        trials.push(trial("gives_the_pages_and_cursors_of_the_memory_store", |server| {
+        trials.push(trial("pages_and_cursors_equal_the_memory_store", |server| {
             let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
             check_differences(server, &memory, cases(32)).map_err(|failure| failure.to_string())
         }));

@@ -37,33 +37,33 @@ fn main() {
     tracing::subscriber::set_global_default(tracing_subscriber::registry()).expect("it is the first");
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
-        trials.push(trial(&server, "eight_processes_make_one_schema_in_a_new_database", eight_processes));
-        trials.push(trial(&server, "a_changed_step_is_refused", changed_step));
-        trials.push(trial(&server, "a_role_of_rows_needs_no_more_than_the_guide_grants", role_of_rows));
-        trials.push(trial(&server, "the_roles_of_the_hardening_page_are_enough", hardened));
-        trials.push(trial(&server, "the_statements_of_the_guide_run", guide));
-        trials.push(trial(&server, "close_waits_for_what_is_under_way", close_drains));
-        trials.push(trial(&server, "dropped_writes_leave_nothing_behind", dropped_writes));
+        trials.push(trial(&server, "eight_processes_create_one_schema_in_a_new_database", eight_processes));
+        trials.push(trial(&server, "a_changed_step_is_rejected", changed_step));
+        trials.push(trial(&server, "the_documented_grants_suffice_for_rows", role_for_rows));
+        trials.push(trial(&server, "the_roles_of_the_hardening_page_are_enough", hardening_roles));
+        trials.push(trial(&server, "the_documented_statements_run", guide));
+        trials.push(trial(&server, "close_waits_for_calls_in_progress", close_drains));
+        trials.push(trial(&server, "dropped_writes_leave_no_rows", dropped_writes));
         trials.push(trial(&server, "a_stream_holds_no_connection_between_pages", paused_stream));
         trials.push(trial(&server, "a_replay_does_not_grow_the_table", replay));
         trials.push(trial(&server, "repeats_among_new_records_are_replaced", repeats_among_new));
         trials.push(trial(&server, "concurrent_writers_of_the_same_records_succeed", same_records));
-        trials.push(trial(&server, "a_schema_that_was_made_again_is_met_anew", made_again));
-        trials.push(trial(&server, "connections_of_own_sql_count_as_in_use", own_sql));
-        trials.push(trial(&server, "more_names_than_are_kept_in_memory_are_stored", many_names));
-        trials.push(trial(&server, "stats_beside_deletions_are_whole_or_none", stats_race));
+        trials.push(trial(&server, "a_recreated_schema_clears_the_cache", recreated_schema));
+        trials.push(trial(&server, "connections_of_custom_sql_count_as_in_use", custom_sql));
+        trials.push(trial(&server, "more_names_than_the_cache_holds_are_stored", many_names));
+        trials.push(trial(&server, "stats_during_deletions_are_consistent", stats_during_deletions));
     }
     let server = Server::timescale();
-    trials.push(trial(&server, "a_first_schema_beside_writers_is_whole", first_schema));
-    trials.push(trial(&server, "chunks_of_an_older_shorter_interval_are_few_at_a_time", shorter_chunks));
+    trials.push(trial(&server, "the_first_schema_is_created_atomically", first_schema));
+    trials.push(trial(&server, "chunks_of_a_shorter_older_interval_are_read_in_parts", shorter_chunks));
     trials.push(trial(&server, "a_late_record_opens_few_chunks", late_record));
-    trials.push(trial(&server, "purges_beside_writers_and_readers_end_in_no_lasting_error", purge_race));
-    trials.push(trial(&server, "chunks_are_listed_and_dropped_whole", chunks));
-    trials.push(trial(&server, "a_changed_chunk_interval_is_for_new_chunks", chunk_interval));
-    trials.push(trial(&server, "tables_with_data_become_hypertables_by_hand_alone", conversion));
-    trials.push(trial(&server, "ages_are_policies_of_the_community_edition", ages));
+    trials.push(trial(&server, "purges_beside_writers_and_readers_cause_no_permanent_error", purge_race));
+    trials.push(trial(&server, "chunks_are_listed_and_dropped", chunks));
+    trials.push(trial(&server, "a_changed_chunk_interval_applies_to_new_chunks", chunk_interval));
+    trials.push(trial(&server, "tables_with_rows_become_hypertables_only_manually", conversion));
+    trials.push(trial(&server, "retention_policies_need_the_community_edition", ages));
     trials.push(columnstore_trial(&server));
-    trials.push(way_trial(&server));
+    trials.push(write_path_trial(&server));
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
@@ -134,7 +134,7 @@ async fn eight_processes(server: Server) {
         steps.extend(said.lines().map(str::to_owned));
     }
     let makers = steps.iter().filter(|step| *step == "1 tables").count();
-    assert_eq!(makers, 1, "one of the eight made the tables: {steps:?}");
+    assert_eq!(makers, 1, "exactly one process creates the tables: {steps:?}");
     sql(server.url(), &format!("DROP DATABASE {database} WITH (FORCE)")).await;
 }
 
@@ -162,13 +162,13 @@ async fn changed_step(server: Server) {
             sqlx::query(change).execute(store.pool()).await.unwrap();
             let error = store.ensure_schema().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
-            assert!(error.to_string().contains("another text"), "{error}");
+            assert!(error.to_string().contains("checksum mismatch"), "{error}");
         },
     )
     .await;
 }
 
-async fn role_of_rows(server: Server) {
+async fn role_for_rows(server: Server) {
     let role = namespace();
     with_store(
         &server,
@@ -220,7 +220,7 @@ fn step(comment: &str, names: &str, schema: &str, database: &str) -> String {
         .replace("qi_", &format!("{names}_"))
 }
 
-async fn hardened(server: Server) {
+async fn hardening_roles(server: Server) {
     let (names, schema) = (namespace(), namespace());
     let (base, database) = server.url().rsplit_once('/').unwrap();
     let address = base.rsplit_once('@').unwrap().1;
@@ -362,11 +362,11 @@ async fn dropped_writes(server: Server) {
             write.abort();
             cut += u32::from(write.await.is_err());
         }
-        assert!(cut >= 10, "{cut} of 30 were dropped under way");
+        assert!(cut >= 10, "{cut} of 30 were dropped in progress");
         // Every slot of the pool is free again, and every record is complete.
         futures::future::try_join_all((0..3).map(|_| store.ping())).await.unwrap();
         let some = stored(&store, "x:Y").await;
-        assert!(some.iter().all(|tick| batch.contains(tick)), "records are whole");
+        assert!(some.iter().all(|tick| batch.contains(tick)), "records are complete");
         store.insert_ticks(&batch).await.unwrap();
         assert!(stored(&store, "x:Y").await == batch);
         // The server has also detected it: no statement is running, and no transaction is open.
@@ -611,7 +611,7 @@ fn tick_of(instrument: &str, secs: i64, seq: u64) -> PriceTick {
 
 /// Ids of instruments are cached in memory. They belong to other instruments after a schema was
 /// dropped and created again.
-async fn made_again(server: Server) {
+async fn recreated_schema(server: Server) {
     with_store(
         &server,
         |_| (),
@@ -647,7 +647,7 @@ fn server_schema(store: &TimescaleStore) -> String {
     shown.rsplit_once("schema ").unwrap().1.trim_end_matches(')').to_owned()
 }
 
-async fn own_sql(server: Server) {
+async fn custom_sql(server: Server) {
     let change = |config: &mut TimescaleConfig| {
         config.pool.max_connections = 1;
         config.pool.acquire_timeout = Duration::from_millis(300);
@@ -687,7 +687,7 @@ async fn many_names(server: Server) {
     .await;
 }
 
-async fn stats_race(server: Server) {
+async fn stats_during_deletions(server: Server) {
     with_store(
         &server,
         |_| (),
@@ -871,7 +871,7 @@ async fn chunks(server: Server) {
             let names = |chunks: &[qi_adapters::timescale::ChunkInfo]| -> Vec<String> {
                 chunks.iter().map(|chunk| chunk.name.clone()).collect()
             };
-            assert_eq!(names(&after), names(&before[3..]), "whole chunks are dropped");
+            assert_eq!(names(&after), names(&before[3..]), "entire chunks are dropped");
             let left: Vec<_> = batch.into_iter().filter(|tick| tick.ts() >= cutoff).collect();
             assert!(stored(&store, "x:Y").await == left, "and the rest goes to the microsecond");
             let elsewhere = store.chunks(Quote::DATASET).await.unwrap();
@@ -1048,20 +1048,20 @@ async fn sizes(store: &TimescaleStore) -> Vec<u64> {
 }
 
 /// Recorders of metrics and spans are local to a thread, so this trial runs on a single thread.
-fn way_trial(server: &Server) -> Trial {
+fn write_path_trial(server: &Server) -> Trial {
     let owned = server.clone();
     presence::trial(
         "timescale/metrics_and_spans_say_which_way_a_write_went".to_owned(),
         "timescale",
         server.absent(),
         move || {
-            way::check(&owned)?;
+            write_path::check(&owned)?;
             Ok(Completion::Completed)
         },
     )
 }
 
-mod way {
+mod write_path {
     use std::sync::{Arc, Mutex};
 
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -1077,15 +1077,15 @@ mod way {
 
     /// The recorded values of `way`, in order.
     #[derive(Clone, Default)]
-    struct Ways(Arc<Mutex<Vec<String>>>);
+    struct PathRecorder(Arc<Mutex<Vec<String>>>);
 
-    impl<S: tracing::Subscriber> Layer<S> for Ways {
+    impl<S: tracing::Subscriber> Layer<S> for PathRecorder {
         fn on_record(&self, _: &span::Id, values: &span::Record<'_>, _: Context<'_, S>) {
             values.record(&mut self.clone());
         }
     }
 
-    impl Visit for Ways {
+    impl Visit for PathRecorder {
         fn record_str(&mut self, field: &Field, value: &str) {
             if field.name() == "way" {
                 self.0.lock().unwrap().push(value.to_owned());
@@ -1096,9 +1096,9 @@ mod way {
 
     pub(super) fn check(server: &Server) -> Result<(), libtest_mimic::Failed> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (ways, recorder) = (Ways::default(), DebuggingRecorder::new());
-        let figures = recorder.snapshotter();
-        let subscriber = Registry::default().with(ways.clone());
+        let (paths, recorder) = (PathRecorder::default(), DebuggingRecorder::new());
+        let snapshotter = recorder.snapshotter();
+        let subscriber = Registry::default().with(paths.clone());
         tracing::subscriber::with_default(subscriber, || {
             metrics::with_local_recorder(&recorder, || {
                 runtime.block_on(with_store(
@@ -1134,11 +1134,11 @@ mod way {
             });
         });
         assert_eq!(
-            *ways.0.lock().unwrap(),
+            *paths.0.lock().unwrap(),
             ["merge", "copy", "merge", "copy", "merge", "merge", "copy_then_merge"]
         );
         // A snapshot resets the metrics, so only one snapshot is taken.
-        let all = figures.snapshot().into_vec();
+        let all = snapshotter.snapshot().into_vec();
         let counted = |name: &str, way: &str| -> u64 {
             let mine = all.iter().filter(|(key, ..)| {
                 let labels: Vec<_> = key.key().labels().map(|l| (l.key(), l.value())).collect();
@@ -1161,7 +1161,7 @@ mod way {
         };
         assert!(gauge("qi_timescale_connections_open") >= 1.0);
         for left in ["qi_timescale_connections_in_use", "qi_timescale_connections_limit"] {
-            assert!(gauge(left).abs() < f64::EPSILON, "{left}: nothing is under way, and no store is left");
+            assert!(gauge(left).abs() < f64::EPSILON, "{left}: all connections are released");
         }
         Ok(())
     }

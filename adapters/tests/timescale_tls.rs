@@ -19,7 +19,7 @@ use timescale_rig::Server;
 
 fn main() {
     let trials = [Server::timescale(), Server::postgres()]
-        .map(|server| spare_trial(&server, "each_mode_demands_what_it_says", modes));
+        .map(|server| spare_trial(&server, "each_tls_mode_is_enforced", modes));
     libtest_mimic::run(&Arguments::from_args(), trials.into()).exit()
 }
 

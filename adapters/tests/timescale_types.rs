@@ -21,11 +21,11 @@ use timescale_rig::{Server, drop_schema};
 fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
-        trials.push(trial(&server, "the_columns_are_those_of_the_code", columns));
-        trials.push(trial(&server, "values_there_and_back", values));
-        trials.push(trial(&server, "random_decimals_are_what_the_server_reads", decimals));
-        trials.push(trial(&server, "foreign_values_are_refused", foreign));
-        trials.push(trial(&server, "records_of_the_views", records));
+        trials.push(trial(&server, "the_table_columns_match_the_code", columns));
+        trials.push(trial(&server, "values_round_trip", values));
+        trials.push(trial(&server, "random_decimals_match_the_server", decimals));
+        trials.push(trial(&server, "values_outside_the_domain_are_rejected", foreign));
+        trials.push(trial(&server, "records_are_read_from_the_views", records));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -72,7 +72,7 @@ where
     assert_eq!(back, value);
 }
 
-fn greatest() -> Decimal {
+fn max_decimal() -> Decimal {
     Decimal::from_units(10_i128.pow(38) - 1).unwrap()
 }
 
@@ -81,7 +81,7 @@ async fn values(store: TimescaleStore) {
     {
         round_trip(&store, Decimal::from_units(units).unwrap()).await;
     }
-    round_trip(&store, Price::new(greatest()).unwrap()).await;
+    round_trip(&store, Price::new(max_decimal()).unwrap()).await;
     round_trip(&store, Quantity::ZERO).await;
     for time in [Timestamp::MIN, Timestamp::MAX_RECORD, Timestamp::MAX] {
         round_trip(&store, time).await;
@@ -103,7 +103,7 @@ async fn values(store: TimescaleStore) {
         .await
         .unwrap();
     assert_eq!(none, None);
-    let prices = vec![Pg(Price::from_units(1).unwrap()), Pg(Price::new(greatest()).unwrap())];
+    let prices = vec![Pg(Price::from_units(1).unwrap()), Pg(Price::new(max_decimal()).unwrap())];
     let back: Vec<Pg<Price>> = sqlx::query_scalar("SELECT x FROM unnest($1) x")
         .bind(&prices[..])
         .fetch_all(store.pool())

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ratio_is_the_median_of_pairs_and_outliers_do_not_move_it() {
+    fn the_ratio_is_a_robust_median() {
         let ms = Duration::from_millis;
         let mut ours = [10, 10, 900, 10, 10, 10].map(ms).into_iter();
         let mut rival = [20, 20, 20, 20, 1, 20].map(ms).into_iter();

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_quotes_what_must_be() {
+    fn csv_quotes_special_characters() {
         assert_eq!(listing().render(Format::Csv), "name,count\n\"a,\"\"b\"\"\",7\n,\n");
     }
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_lets_nobody_write_to_the_terminal() {
+    fn tables_escape_control_characters() {
         let mut listing = Listing::new(["name"]);
         listing.push([text("one\u{1b}[31m\rtwo\nthree\u{9b}")]);
         let table = listing.render(Format::Table);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_shows_nothing_as_a_dash() {
+    fn tables_show_absent_values_as_a_dash() {
         let table = listing().render(Format::Table);
         assert!(table.contains("name") && table.contains(" 7 ") && table.contains(" - "), "{table}");
     }

@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reset_moves_the_place_beyond_the_messages_before_it() {
+    fn a_reset_skips_the_messages_before_it() {
         let partition = TopicPartition::new(TopicName::new("t").unwrap(), 0);
         for (next, expected) in [(5, 9), (12, 12)] {
             let positions = [(partition.clone(), next)].into_iter().collect();

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checksum_heeds_every_byte_and_no_order() {
+    fn a_checksum_depends_on_every_byte_but_not_on_the_order() {
         let of = |texts: &[&str]| {
             let mut checksum = Checksum::default();
             for text in texts {

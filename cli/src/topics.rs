@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_of_two_answers_never_wrap() {
+    fn offset_differences_saturate() {
         let partitions = vec![PartitionInfo::new(0, 9, 4), PartitionInfo::new(1, 2, 5)];
         let listing = topic_rows(&[TopicInfo::new(topic(), partitions)]);
         let row = &listing.rows()[0];

@@ -14,7 +14,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn check_of_an_empty_memory_is_exit_code_1_and_says_what_to_do() {
+fn check_of_an_empty_memory_store_exits_with_code_1_and_a_hint() {
     let out = run(&["check"]);
     let shown = text(&out.stdout);
     assert_eq!(out.status.code(), Some(1), "{shown}");
@@ -36,7 +36,7 @@ fn migrate_and_topics_work_in_each_format() {
 }
 
 #[test]
-fn a_backend_that_is_away_is_exit_code_1_without_secrets() {
+fn unavailable_backend_exits_with_code_1_and_shows_no_secrets() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     // No server listens on the discard port.
     let url = "postgres://qi:SECRET@127.0.0.1:9/qi";
@@ -49,7 +49,7 @@ fn a_backend_that_is_away_is_exit_code_1_without_secrets() {
 }
 
 #[test]
-fn a_password_over_a_plaintext_connection_is_warned_of_and_ordinary_commands_are_quiet() {
+fn only_a_password_over_a_plaintext_connection_causes_a_warning() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     // The name is not a loopback address, and no server listens there.
     let url = "postgres://qi:SECRET@0.0.0.0:9/qi?sslmode=disable";
@@ -68,7 +68,7 @@ fn a_password_over_a_plaintext_connection_is_warned_of_and_ordinary_commands_are
 }
 
 #[test]
-fn wrong_usage_and_configuration_are_exit_code_2() {
+fn invalid_usage_and_configuration_exit_with_code_2() {
     for (arguments, why) in [
         (vec!["--config", "/does/not/exist", "check"], "/does/not/exist"),
         (vec!["frobnicate"], "frobnicate"),
@@ -92,7 +92,7 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
 }
 
 #[test]
-fn dead_letter_commands_without_letters_and_topics_have_their_exit_codes() {
+fn dead_letter_commands_without_letters_or_topics_have_defined_exit_codes() {
     let list = run(&["dlq", "list", "--format", "csv"]);
     assert_eq!(list.status.code(), Some(0), "{}", text(&list.stderr));
     assert_eq!(text(&list.stdout), "dead letter topic,origin topic,code,letters,copies,first,last\n");

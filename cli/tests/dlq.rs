@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
+use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
 use futures::future::BoxFuture;
 use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
@@ -117,7 +117,7 @@ fn payloads(messages: &[ReceivedMessage]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn list_counts_letters_and_copies_by_topic_origin_and_code() {
+async fn list_counts_letters_and_duplicates_by_topic_origin_and_code() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let mut of_quotes = rejected(1, "bus.codec.json");
     of_quotes.message.topic = topic("crypto-quotes");
@@ -165,7 +165,7 @@ async fn list_counts_letters_and_copies_by_topic_origin_and_code() {
 }
 
 #[tokio::test]
-async fn the_list_is_bounded_whatever_codes_a_producer_invents() {
+async fn list_is_bounded_for_any_number_of_error_codes() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let all: Vec<_> = (0..10_050)
         .map(|n| {
@@ -183,7 +183,7 @@ async fn the_list_is_bounded_whatever_codes_a_producer_invents() {
 }
 
 #[tokio::test]
-async fn show_orders_by_time_and_escapes_what_a_producer_wrote() {
+async fn show_orders_by_time_and_escapes_producer_text() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let mut hostile = rejected(7, "bus.codec.json");
     hostile.message.payload = Some("\u{1b}[2J\u{9b}\n".repeat(1_000).into());
@@ -222,7 +222,7 @@ async fn show_orders_by_time_and_escapes_what_a_producer_wrote() {
 }
 
 #[tokio::test]
-async fn redrive_publishes_the_message_without_the_headers_of_the_letter() {
+async fn redrive_publishes_the_message_without_the_dead_letter_headers() {
     let bus = bus().await;
     bus.send(&[letter(&rejected(1, "a"), 1), letter(&rejected(2, "b"), 2)]).await.unwrap();
     let dry = redrive(&bus, &Plan { dry_run: true, ..plan() }).await.unwrap();
@@ -247,7 +247,7 @@ async fn redrive_publishes_the_message_without_the_headers_of_the_letter() {
 }
 
 #[tokio::test]
-async fn redrive_skips_and_counts_what_it_must_not_publish() {
+async fn redrive_skips_and_counts_unpublishable_letters() {
     let bus = bus().await;
     let truncated = DeadLetters::default().letter(&rejected(2, "a"), 0).unwrap();
     let with_redrives = |offset, redrives: &'static str| {
@@ -293,7 +293,7 @@ async fn redrive_skips_and_counts_what_it_must_not_publish() {
         ("failed", 1),
     ];
     assert_eq!(numbers(&redriven), wanted.map(|(name, number)| (name.to_owned(), number)));
-    assert!(!redriven.is_complete(), "one has failed");
+    assert!(!redriven.is_complete(), "one redrive failed");
     assert!(
         redriven.counts.failures[0].contains("crypto-prices.dlq/")
             && redriven.counts.failures[0].contains("deleted")
@@ -312,7 +312,7 @@ async fn redrive_skips_and_counts_what_it_must_not_publish() {
 }
 
 #[tokio::test]
-async fn a_target_that_makes_a_loop_is_refused() {
+async fn redrive_target_that_causes_a_loop_is_rejected() {
     let bus = bus().await;
     for to in ["crypto-prices.dlq", "crypto-quotes.dlq", "absent.dlq"] {
         let error = redrive(&bus, &Plan { to: Some(topic(to)), ..plan() }).await.unwrap_err();
@@ -327,7 +327,7 @@ async fn a_target_that_makes_a_loop_is_refused() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_fails_and_the_others_are_redriven() {
+async fn too_large_message_fails_and_the_others_are_redriven() {
     let bus = bus().await;
     let small = TopicSpec::new(topic("small"), 1).unwrap().with_max_message_bytes(1_000);
     bus.create_topics(&[small]).await.unwrap();
@@ -339,18 +339,18 @@ async fn a_message_that_is_too_large_fails_and_the_others_are_redriven() {
     assert!(!redriven.is_complete() && redriven.error.is_none());
     assert_eq!(payloads(&messages(&bus, &topic("small")).await), ["payload 2"]);
 
-    let refusing = Layered::new(bus.connect(), RefusesBatches);
+    let refusing = Layered::new(bus.connect(), RejectsBatches);
     let redriven = redrive(&refusing, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
 }
 
 /// Rejects each batch of several messages as too large.
 #[derive(Debug)]
-struct RefusesBatches;
+struct RejectsBatches;
 
-impl Layer for RefusesBatches {
+impl Layer for RejectsBatches {
     fn name(&self) -> &'static str {
-        "RefusesBatches"
+        "RejectsBatches"
     }
 
     fn publish<'a>(
@@ -369,17 +369,17 @@ impl Layer for RefusesBatches {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_publish_that_fails_for_a_while_is_repeated_and_unknown_outcomes_are_counted() {
+async fn transient_publish_failures_are_retried_and_unknown_outcomes_are_counted() {
     let (memory, chaos) = (bus().await, Chaos::seeded(1));
     let all: Vec<_> = (0..50).map(|offset| letter(&rejected(offset, "a"), 1)).collect();
     memory.send(&all).await.unwrap();
     let bus = Layered::new(memory.connect(), chaos.clone());
-    chaos.next(Operation::Publish, Fault::Error);
+    chaos.inject_next(Operation::Publish, Fault::Error);
     let redriven = redrive(&bus, &plan()).await.unwrap();
     assert_eq!((number(&redriven, "redriven"), redriven.counts.may_be_twice), (50, 0));
     assert_eq!(messages(&memory, &origin()).await.len(), 50, "each once");
 
-    chaos.next(Operation::Publish, Fault::Cut);
+    chaos.inject_next(Operation::Publish, Fault::LostResponse);
     let redriven = redrive(&bus, &plan()).await.unwrap();
     assert_eq!(number(&redriven, "redriven"), 50);
     let twice = usize::try_from(redriven.counts.may_be_twice).unwrap();
@@ -388,7 +388,7 @@ async fn a_publish_that_fails_for_a_while_is_repeated_and_unknown_outcomes_are_c
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_is_kept_for_the_next_run_while_its_letter_is_not_published() {
+async fn duplicate_remains_until_its_letter_is_published() {
     for removed in [1, 2] {
         let folder = tempfile::tempdir().unwrap();
         let (plan, _) = with_progress(&folder);
@@ -400,8 +400,8 @@ async fn a_copy_is_kept_for_the_next_run_while_its_letter_is_not_published() {
         let failed = redrive(&bus, &plan).await.unwrap();
         assert!(failed.error.is_some() && numbers(&failed).is_empty());
         // Retention removes the dead letter, or also its copy, before the bus is available again.
-        memory.trim(&TopicPartition::new(letters(), 0), removed).unwrap();
-        away.enable(false);
+        memory.delete_records(&TopicPartition::new(letters(), 0), removed).unwrap();
+        away.set_enabled(false);
         let redriven = redrive(&bus, &plan).await.unwrap();
         assert!(redriven.is_complete());
         assert_eq!(number(&redriven, "redriven"), 2 - removed);
@@ -409,12 +409,12 @@ async fn a_copy_is_kept_for_the_next_run_while_its_letter_is_not_published() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_is_killed_before_its_first_publish_keeps_its_end() {
+async fn run_killed_before_its_first_publish_keeps_its_end_offsets() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, _) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(1));
     memory.send(&[letter(&rejected(1, "a"), 1)]).await.unwrap();
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let bus = Layered::new(memory.connect(), chaos);
     let killed = tokio::time::timeout(Duration::from_secs(1), redrive(&bus, &plan)).await;
     assert!(killed.is_err());
@@ -429,7 +429,7 @@ fn with_progress(folder: &tempfile::TempDir) -> (Plan, PathBuf) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
+async fn interrupted_redrive_continues_without_duplicates() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, path) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(3));
@@ -447,7 +447,7 @@ async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
 
     // Then the brokers are unavailable in the middle of a batch for more than a minute, so it is published in part.
     for _ in 0..100 {
-        chaos.next(Operation::Publish, Fault::Error);
+        chaos.inject_next(Operation::Publish, Fault::Error);
     }
     let failed = redrive(&bus, &plan).await.unwrap();
     assert_eq!(failed.error.as_ref().map(Error::kind), Some(ErrorKind::Unavailable));
@@ -457,7 +457,7 @@ async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
 
     // New dead letters belong to another run, for example redriven messages that failed again.
     memory.send(&[letter(&rejected(5_000, "a"), 1)]).await.unwrap();
-    chaos.enable(false);
+    chaos.set_enabled(false);
     let published = AtomicU64::new(0);
     let never = CancellationToken::new();
     let rest = dlq::redrive(&bus, &plan, &never, |n| published.store(n, Ordering::Relaxed)).await.unwrap();
@@ -486,7 +486,7 @@ async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_topic_of_the_same_name_with_fewer_messages_is_refused() {
+async fn recreated_topic_with_fewer_messages_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, _) = with_progress(&folder);
     let bus = bus().await;
@@ -498,7 +498,7 @@ async fn a_topic_of_the_same_name_with_fewer_messages_is_refused() {
 }
 
 #[tokio::test]
-async fn an_equal_offset_of_a_topic_that_was_created_again_is_no_copy() {
+async fn equal_offset_in_a_recreated_topic_is_not_a_duplicate() {
     let bus = bus().await;
     let mut later = rejected(1, "a");
     later.message.timestamp = Some(time(-50));
@@ -514,11 +514,11 @@ async fn an_equal_offset_of_a_topic_that_was_created_again_is_no_copy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_partition_without_a_leader_is_waited_for_and_then_named() {
+async fn partition_without_a_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
     let in_first = letter(&rejected(1, "a"), 1).with_partition(0);
     memory.send(&[in_first, letter(&rejected(2, "a"), 1).with_partition(1)]).await.unwrap();
-    let away = Leaderless::new(memory.connect(), 0, usize::MAX);
+    let away = BusWithoutLeader::new(memory.connect(), 0, usize::MAX);
     let listed = dlq::list(&away, Some(&letters()), &Selection::default(), &never).await.unwrap();
     let unread: Vec<_> = listed.unread.iter().map(ToString::to_string).collect();
     assert_eq!(unread, ["crypto-prices.dlq/0 was not read: no leader for 30 s"]);
@@ -528,19 +528,19 @@ async fn a_partition_without_a_leader_is_waited_for_and_then_named() {
     assert_eq!((number(&redriven, "redriven"), redriven.unread.len()), (1, 1));
     assert!(!redriven.is_complete());
 
-    let soon = Leaderless::new(memory.connect(), 0, 5);
+    let soon = BusWithoutLeader::new(memory.connect(), 0, 5);
     let redriven = redrive(&soon, &plan).await.unwrap();
     assert!(redriven.is_complete() && !redriven.was_finished);
     assert_eq!(payloads(&messages(&memory, &origin()).await), ["payload 1", "payload 2"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_is_lost_in_the_middle_is_waited_for_and_its_partition_is_named() {
+async fn partition_that_loses_its_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
     let all: Vec<_> = (0..150).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
     let lost =
-        |until| Layered::new(memory.connect(), LosesLeader::new(TopicPartition::new(letters(), 0), until));
+        |until| Layered::new(memory.connect(), LeaderLoss::new(TopicPartition::new(letters(), 0), until));
     let read = dlq::list(&lost(50), None, &Selection::default(), &never).await.unwrap();
     assert!(read.unread.is_empty());
     let redriven = redrive(&lost(usize::MAX), &plan()).await.unwrap();
@@ -555,14 +555,14 @@ async fn transaction_markers_at_the_end_of_a_partition_are_read() {
     let memory = bus().await;
     let all: Vec<_> = (0..5).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
-    let bus = Layered::new(memory, HoldsMarkers(2));
+    let bus = Layered::new(memory, TransactionMarkers(2));
     let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
     assert!(listed.unread.is_empty());
     assert_eq!(listed.listing().rows()[0][3], 2);
 }
 
 #[tokio::test]
-async fn a_writer_stores_redriven_messages_and_a_poison_message_ends_after_three_redrives() {
+async fn redriven_messages_are_stored_and_a_poison_message_stops_after_three_redrives() {
     let (bus, store) = (bus().await, MemoryStore::default());
     store.ensure_schema().await.unwrap();
     let tick: PriceTick = Market::new(MarketConfig::new(7, 1).unwrap()).unwrap().next().unwrap();

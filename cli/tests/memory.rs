@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
+use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
@@ -29,7 +29,7 @@ use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::mock::MockBus;
-use qi_testkit::store::{KeepConfig, MemoryStore, MemoryStoreConfig, RetentionConfig};
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig, RetentionConfig, RetentionRule};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -75,7 +75,7 @@ fn cell(row: &[Value], at: usize) -> String {
 }
 
 #[tokio::test]
-async fn copy_takes_every_dataset_and_proves_it() {
+async fn copy_copies_and_verifies_every_dataset() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let copy = Copy::new(source, target.clone(), everything());
     let outcome = copy.run().await.unwrap();
@@ -102,7 +102,7 @@ async fn copy_takes_every_dataset_and_proves_it() {
 }
 
 #[tokio::test]
-async fn a_difference_is_found_whether_of_count_or_of_value() {
+async fn copy_detects_differences_in_counts_and_values() {
     let (source, target) = (full().await, full().await);
     let mut extra = ticks(1, 2).remove(0);
     extra = PriceTick::new(extra.instrument().clone(), extra.ts(), 999, extra.price()).unwrap();
@@ -113,7 +113,7 @@ async fn a_difference_is_found_whether_of_count_or_of_value() {
 }
 
 #[tokio::test]
-async fn an_interrupted_copy_goes_on_where_it_was() {
+async fn interrupted_copy_continues_from_its_progress() {
     let folder = tempfile::tempdir().unwrap();
     let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
@@ -122,8 +122,8 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
 
     // The second page fails after it was written.
     let fails = Copy::new(source.clone(), failing.clone(), plan.clone());
-    chaos.next(Operation::Insert, Fault::Delay);
-    chaos.next(Operation::Insert, Fault::Cut);
+    chaos.inject_next(Operation::Insert, Fault::Delay);
+    chaos.inject_next(Operation::Insert, Fault::LostResponse);
     assert_eq!(fails.run().await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(fails.copied.load(std::sync::atomic::Ordering::Relaxed), 10_000);
 
@@ -151,7 +151,7 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_series_that_differs_is_copied_again_by_the_same_command() {
+async fn differing_series_is_copied_again_by_the_same_command() {
     let folder = tempfile::tempdir().unwrap();
     let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
@@ -162,22 +162,22 @@ async fn a_series_that_differs_is_copied_again_by_the_same_command() {
     let late = PriceTick::new(first.instrument().clone(), first.ts(), 999, first.price()).unwrap();
     source.insert_ticks(&[late]).await.unwrap();
     assert!(!run().await.is_equal(), "nothing was to be copied, and the comparison finds it");
-    assert!(run().await.is_equal(), "so now it is");
+    assert!(run().await.is_equal(), "the second check succeeds");
 }
 
 #[tokio::test]
-async fn progress_touches_no_file_of_another_name() {
+async fn progress_changes_no_other_file() {
     let folder = tempfile::tempdir().unwrap();
     let mine = folder.path().join("copy.new");
     std::fs::write(&mine, "mine").unwrap();
     let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
     assert!(Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap().is_equal());
     assert_eq!(std::fs::read_to_string(mine).unwrap(), "mine");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "temporary files remain");
 }
 
 #[tokio::test]
-async fn progress_follows_no_planted_link() {
+async fn progress_follows_no_symbolic_link() {
     let folder = tempfile::tempdir().unwrap();
     let (mine, path) = (folder.path().join("mine"), folder.path().join("copy.json"));
     std::fs::write(&mine, "mine").unwrap();
@@ -192,7 +192,7 @@ async fn progress_follows_no_planted_link() {
 }
 
 #[tokio::test]
-async fn a_progress_that_is_broken_is_refused() {
+async fn corrupt_progress_file_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy.json");
     let plan = Plan { progress: Some(path.clone()), ..everything() };
@@ -200,19 +200,19 @@ async fn a_progress_that_is_broken_is_refused() {
         std::fs::write(&path, broken).unwrap();
         let copy = Copy::new(full().await, Arc::new(MemoryStore::default()), plan.clone());
         assert_eq!(copy.run().await.unwrap_err().code(), "copy.progress", "{broken}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "it is left as it was");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "the file is unchanged");
     }
 }
 
 #[tokio::test]
-async fn an_instrument_that_the_source_does_not_have_is_an_error() {
+async fn instrument_missing_in_the_source_is_an_error() {
     let plan = Plan { instruments: BTreeSet::from(["sim:TYPO".parse().unwrap()]), ..everything() };
     let error = Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap_err();
     assert_eq!((error.kind(), error.context_value("instrument")), (ErrorKind::NotFound, Some("sim:TYPO")));
 }
 
 #[tokio::test]
-async fn only_what_is_asked_for_is_copied() {
+async fn copy_is_limited_to_the_selection() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let plan = Plan {
         datasets: vec![PriceTick::DATASET, Bar::DATASET],
@@ -227,7 +227,7 @@ async fn only_what_is_asked_for_is_copied() {
 }
 
 #[tokio::test]
-async fn check_names_what_is_missing_and_migrate_makes_it() {
+async fn check_names_missing_objects_and_migrate_creates_them() {
     let (store, bus): (Arc<dyn PriceStore>, Arc<dyn MessageBus>) =
         (Arc::new(MemoryStore::default()), Arc::new(MemoryBus::default()));
     let catalogue = TopicCatalogue::standard().unwrap();
@@ -263,8 +263,9 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
 }
 
 #[tokio::test]
-async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
-    let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age(Duration::from_hours(24)));
+async fn check_writes_a_current_tick_to_a_store_with_retention() {
+    let retention =
+        RetentionConfig::default().with_rule("ticks", RetentionRule::by_age(Duration::from_hours(24)));
     let config = MemoryStoreConfig::default().with_retention(retention);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
     store.ensure_schema().await.unwrap();
@@ -278,12 +279,12 @@ async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
 }
 
 #[tokio::test]
-async fn a_check_that_may_not_read_leaves_nothing_behind() {
+async fn check_with_failing_calls_leaves_no_data() {
     let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
     memory.ensure_schema().await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
-    for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::Cut)] {
-        chaos.next(operation, fault);
+    for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::LostResponse)] {
+        chaos.inject_next(operation, fault);
         let mut findings = check::Findings::default();
         findings.writing("store memory", &store).await;
         let shown = findings.listing().render(Format::Csv);
@@ -291,7 +292,7 @@ async fn a_check_that_may_not_read_leaves_nothing_behind() {
         let left = query::latest(&*memory, PriceTick::DATASET, vec![], None, 10).await.unwrap();
         assert!(left.rows().is_empty(), "{operation}: the tick is still there");
     }
-    chaos.next(Operation::DeleteRange, Fault::Error);
+    chaos.inject_next(Operation::DeleteRange, Fault::Error);
     let mut findings = check::Findings::default();
     findings.writing("store memory", &store).await;
     let shown = findings.listing().render(Format::Csv);
@@ -299,7 +300,7 @@ async fn a_check_that_may_not_read_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_topic_with_other_partitions_is_found_by_both() {
+async fn check_and_migrate_detect_a_different_partition_count() {
     let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
     let mut other = TopicCatalogue::standard().unwrap();
     other.get_mut(&TopicName::new("crypto-prices").unwrap()).unwrap().partitions = 3;
@@ -313,7 +314,7 @@ async fn a_topic_with_other_partitions_is_found_by_both() {
 }
 
 #[tokio::test]
-async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command() {
+async fn hidden_settings_and_groups_fail_no_command() {
     let catalogue = TopicCatalogue::standard().unwrap();
     let specs = catalogue.specs().unwrap();
     let mut bus = MockBus::new();
@@ -326,7 +327,7 @@ async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command()
     });
     bus.expect_create_topics().returning(|specs| {
         let existed = || Ok(TopicState::Existed { differs: vec![], settings_hidden: true });
-        Ok(specs.iter().map(|spec| TopicOutcome { topic: spec.name.clone(), result: existed() }).collect())
+        Ok(specs.iter().map(|spec| TopicOutcome::new(spec.name.clone(), existed())).collect())
     });
     let partitions = |spec: &TopicSpec| (0..spec.partitions).map(|id| PartitionInfo::new(id, 0, 0)).collect();
     let topics: Vec<_> =
@@ -419,7 +420,7 @@ async fn queries_show_every_dataset() {
 }
 
 #[tokio::test]
-async fn a_dry_run_shows_what_is_missing_and_changes_nothing() {
+async fn dry_run_shows_missing_objects_and_changes_nothing() {
     let (store, bus) = (MemoryStore::default(), MemoryBus::default());
     let catalogue = TopicCatalogue::standard().unwrap();
     for _ in 0..2 {
@@ -464,14 +465,14 @@ async fn topics_and_lag_are_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
+async fn replay_continues_after_a_broker_outage() -> Result<()> {
     let memory = MemoryBus::default();
     let topic = a_topic(&memory).await;
     memory.send_records(&ticks(3_000, 5), None).await?;
     let chaos = Chaos::seeded(1);
     for fault in [Fault::Error, Fault::Delay, Fault::Error, Fault::Error] {
-        chaos.next(Operation::Recv, fault);
-        chaos.next(Operation::Assignment, fault);
+        chaos.inject_next(Operation::Recv, fault);
+        chaos.inject_next(Operation::Assignment, fault);
     }
     let bus = Layered::new(memory, chaos.clone());
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
@@ -499,17 +500,17 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
     };
     let (stopped, ()) = tokio::join!(replay::run(&bus, &store, &plan, &stop, |_| {}), stopping);
     assert!(stopped?.interrupted);
-    away.enable(false);
+    away.set_enabled(false);
     Ok(())
 }
 
 /// Delivers no message, like a partition whose last offsets hold no messages.
 #[derive(Debug)]
-struct Mute;
+struct NoMessages;
 
-impl Layer for Mute {
+impl Layer for NoMessages {
     fn name(&self) -> &'static str {
-        "Mute"
+        "NoMessages"
     }
 
     fn recv<'a>(
@@ -526,7 +527,7 @@ impl Layer for Mute {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Result<()> {
+async fn replay_reports_partitions_without_progress() -> Result<()> {
     let memory = MemoryBus::default();
     let topic = a_topic(&memory).await;
     memory.send_records(&ticks(300, 1), None).await?;
@@ -539,7 +540,7 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
         until: None,
         wait: Duration::from_mins(1),
     };
-    let replayed = replay::run(&Layered::new(memory, Mute), &store, &plan, &never, |_| {}).await?;
+    let replayed = replay::run(&Layered::new(memory, NoMessages), &store, &plan, &never, |_| {}).await?;
     assert_eq!((replayed.stored, replayed.interrupted), (0, false));
     let [unreached] = &replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
     assert_eq!((unreached.position, unreached.end), (Some(0), Some(300)));
@@ -547,7 +548,7 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_partition() -> Result<()> {
+async fn replay_names_a_partition_that_loses_its_leader() -> Result<()> {
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
     let topic = TopicName::new("crypto-prices")?;
@@ -558,7 +559,7 @@ async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_pa
         memory.create_topics(&[TopicSpec::new(topic.clone(), 2)?]).await?;
         memory.send_records(&ticks(2_000, 8), None).await?;
         let end = memory.topics().await?[0].partitions[0].high;
-        let bus = Layered::new(memory, LosesLeader::new(partition.clone(), until));
+        let bus = Layered::new(memory, LeaderLoss::new(partition.clone(), until));
         let plan = replay::Plan {
             datasets: Datasets::standard(),
             topic: topic.clone(),
@@ -581,7 +582,7 @@ async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_pa
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Result<()> {
+async fn replay_waits_for_a_leader_and_names_partitions_without_a_leader() -> Result<()> {
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
     for calls in [10, usize::MAX] {
@@ -593,7 +594,7 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
         memory.send_records(&ticks(300, 8), None).await?;
         let missing = memory.topics().await?[0].partitions[1].high;
         assert!(missing > 0);
-        let bus = Leaderless::new(memory, 1, calls);
+        let bus = BusWithoutLeader::new(memory, 1, calls);
         let plan = replay::Plan {
             topic,
             datasets: Datasets::standard(),
@@ -617,13 +618,13 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_reads_transaction_markers_at_the_end_of_a_partition() -> Result<()> {
+async fn replay_reads_transaction_markers_at_the_end_of_a_partition() -> Result<()> {
     let (memory, store, topic) =
         (MemoryBus::default(), MemoryStore::default(), TopicName::new("crypto-prices")?);
     store.ensure_schema().await?;
     memory.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await?;
     memory.send_records(&ticks(5, 1), None).await?;
-    let bus = Layered::new(memory, HoldsMarkers(2));
+    let bus = Layered::new(memory, TransactionMarkers(2));
     let plan = replay::Plan {
         topic,
         datasets: Datasets::standard(),
@@ -638,7 +639,7 @@ async fn a_replay_reads_transaction_markers_at_the_end_of_a_partition() -> Resul
 }
 
 #[tokio::test]
-async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
+async fn replay_with_an_end_before_its_start_is_rejected() {
     let bus = MemoryBus::default();
     let topic = a_topic(&bus).await;
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
@@ -650,7 +651,7 @@ async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
 }
 
 #[tokio::test]
-async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Result<()> {
+async fn replay_stores_records_and_names_undecodable_messages() -> Result<()> {
     let bus = MemoryBus::default();
     let topic = a_topic(&bus).await;
     let ticks = ticks(3_000, 5);
@@ -698,7 +699,7 @@ async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_ends_an_import_within_bad_lines() {
+async fn stop_request_ends_an_import_within_bad_lines() {
     const LINES: usize = 3_000_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.csv");

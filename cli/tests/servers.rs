@@ -47,8 +47,8 @@ fn main() -> ExitCode {
         trials.push(presence::trial(name, backend, words, move || redrive(to)));
     }
     let words = url_of(BROKERS).is_none().then(|| format!("{BROKERS} is not set"));
-    let name = "redpanda::a_principal_with_few_rights_checks_lists_and_replays";
-    trials.push(presence::trial(name.to_owned(), "redpanda", words, few_rights));
+    let name = "redpanda::restricted_principal_can_check_list_and_replay";
+    trials.push(presence::trial(name.to_owned(), "redpanda", words, restricted_principal));
     let words = match (url_of(BROKERS), is_root()) {
         (None, _) => Some(format!("{BROKERS} is not set")),
         (_, false) => Some("brokers that are killed need root".to_owned()),
@@ -194,13 +194,13 @@ fn number_of_ticks() -> usize {
 }
 
 /// The tables and configuration of one trial in both databases.
-struct Place {
+struct Namespace {
     name: String,
     variables: Vec<(String, String)>,
     runtime: Runtime,
 }
 
-impl Place {
+impl Namespace {
     fn new(from: &str) -> Self {
         let name = format!("c_{}_{from}", std::process::id());
         let mut variables = vec![
@@ -238,7 +238,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Namespace {
     fn drop(&mut self) {
         let (schema, prefix) = (self.name.clone(), self.name.clone());
         let [timescale, clickhouse] = VARIABLES.map(|(_, variable)| url_of(variable).unwrap_or_default());
@@ -267,10 +267,10 @@ fn distinct(ticks: usize) -> Result<Vec<PriceTick>, Failed> {
 /// Publishes ticks and one invalid message to a new topic, and replays the topic twice.
 fn replay(to: &str) -> Result<Completion, Failed> {
     const TICKS: usize = 20_000;
-    let place = Place::new(&format!("replay_{to}"));
-    let config = Config::builder().variables(place.variables.clone()).build()?;
-    let topic = TopicName::new(&place.name)?;
-    let bus = place.runtime.block_on(async {
+    let namespace = Namespace::new(&format!("replay_{to}"));
+    let config = Config::builder().variables(namespace.variables.clone()).build()?;
+    let topic = TopicName::new(&namespace.name)?;
+    let bus = namespace.runtime.block_on(async {
         let bus = config.open_bus().await?;
         for outcome in bus.create_topics(&[TopicSpec::new(topic.clone(), 3)?]).await? {
             outcome.result?;
@@ -282,7 +282,8 @@ fn replay(to: &str) -> Result<Completion, Failed> {
     let run = || -> Result<(), Failed> {
         let since = ["--since", "2000-01-01T00:00:00Z"];
         for _ in 0..2 {
-            let out = place.qi(&["replay", "--store", to, "--topic", &place.name]).args(since).output()?;
+            let out =
+                namespace.qi(&["replay", "--store", to, "--topic", &namespace.name]).args(since).output()?;
             let said = String::from_utf8_lossy(&out.stderr).into_owned();
             let wanted = format!("{TICKS} records stored, 1 messages were none");
             if out.status.code() != Some(1) || !said.contains(&wanted) || !said.contains("bus.codec") {
@@ -292,7 +293,7 @@ fn replay(to: &str) -> Result<Completion, Failed> {
         Ok(())
     };
     let outcome = run();
-    let stored = place.runtime.block_on(async {
+    let stored = namespace.runtime.block_on(async {
         let _gone = bus.delete_topics(std::slice::from_ref(&topic)).await?;
         bus.close().await?;
         let store = config.open_store_as(to).await?;
@@ -316,13 +317,13 @@ fn replay(to: &str) -> Result<Completion, Failed> {
 /// makes Apache Kafka decompress all of it in its heap, and ends a broker with a small heap.
 fn replay_bombs(to: &str) -> Result<Completion, Failed> {
     const TICKS: usize = 100;
-    let place = Place::new(&format!("bomb_{to}"));
-    let config = Config::builder().variables(place.variables.clone()).build()?;
-    let topic = TopicName::new(&place.name)?;
+    let namespace = Namespace::new(&format!("bomb_{to}"));
+    let config = Config::builder().variables(namespace.variables.clone()).build()?;
+    let topic = TopicName::new(&namespace.name)?;
     let ticks = distinct(TICKS)?;
     let brokers = url_of(BROKERS).unwrap_or_default();
     let bomb = RawBatch::zeros(Codec::Zstd, 2_600, 1_000_000)?.encode()?;
-    let bus = place.runtime.block_on(async {
+    let bus = namespace.runtime.block_on(async {
         let bus = config.open_bus().await?;
         for outcome in bus.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await? {
             outcome.result?;
@@ -330,15 +331,15 @@ fn replay_bombs(to: &str) -> Result<Completion, Failed> {
         // Publishing waits for the leader.
         bus.publish_one(&Message::new(topic.clone(), "no record")).await?;
         for ticks in ticks.chunks(TICKS / 2) {
-            kafka::produce(brokers.split(',').next().unwrap_or_default(), &place.name, 0, &bomb)?;
+            kafka::produce(brokers.split(',').next().unwrap_or_default(), &namespace.name, 0, &bomb)?;
             bus.send_records(ticks, Some(&topic)).await?;
         }
         Ok::<_, Failed>(bus)
     })?;
-    let arguments = ["replay", "--store", to, "--topic", &place.name, "--since", "2000-01-01T00:00:00Z"];
+    let arguments = ["replay", "--store", to, "--topic", &namespace.name, "--since", "2000-01-01T00:00:00Z"];
     let began = Instant::now();
-    let out = place.qi(&arguments).output()?;
-    let _gone = place.runtime.block_on(async {
+    let out = namespace.qi(&arguments).output()?;
+    let _gone = namespace.runtime.block_on(async {
         bus.delete_topics(std::slice::from_ref(&topic)).await?;
         bus.close().await
     })?;
@@ -354,7 +355,7 @@ fn replay_bombs(to: &str) -> Result<Completion, Failed> {
 }
 
 /// A broker of `scripts/backends` with a listener for a user with a password. Dropping the value removes the broker.
-struct Guarded {
+struct SecuredBroker {
     name: String,
     /// The address of the administrator.
     plain: String,
@@ -364,7 +365,7 @@ struct Guarded {
 
 const PASSWORD: &str = "a-secret-of-this-test";
 
-impl Guarded {
+impl SecuredBroker {
     /// Starts a broker. Returns None if the machine does not support this.
     fn start() -> Result<Option<Self>, Failed> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -435,7 +436,7 @@ impl Guarded {
     }
 }
 
-impl Drop for Guarded {
+impl Drop for SecuredBroker {
     fn drop(&mut self) {
         let _ = script(&["spare", "redpanda", &self.name, "remove"]);
     }
@@ -455,8 +456,8 @@ fn printed(out: &std::process::Output) -> Result<String, Failed> {
 }
 
 /// Runs every command that needs no right to create topics, on a cluster with topics and groups of other users.
-fn few_rights() -> Result<Completion, Failed> {
-    let Some(broker) = Guarded::start()? else {
+fn restricted_principal() -> Result<Completion, Failed> {
+    let Some(broker) = SecuredBroker::start()? else {
         return presence::absent("redpanda", "this machine can start no broker".to_owned());
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -508,13 +509,13 @@ fn few_rights() -> Result<Completion, Failed> {
 /// Lets a writer reject every tenth message because of its type, and stores these messages after a redrive.
 fn redrive(to: &str) -> Result<Completion, Failed> {
     const TICKS: usize = 2_000;
-    let place = Place::new(&format!("redrive_{to}"));
-    let config = Config::builder().variables(place.variables.clone()).build()?;
-    let topic = TopicName::new(&place.name)?;
+    let namespace = Namespace::new(&format!("redrive_{to}"));
+    let config = Config::builder().variables(namespace.variables.clone()).build()?;
+    let topic = TopicName::new(&namespace.name)?;
     let letters = DeadLetters::default().topic_for(&topic)?;
     let both = [topic.clone(), letters];
-    let bus = place.runtime.block_on(config.open_bus())?;
-    let outcome = place.runtime.block_on(async {
+    let bus = namespace.runtime.block_on(config.open_bus())?;
+    let outcome = namespace.runtime.block_on(async {
         let store = config.open_store_as(to).await?;
         store.ensure_schema().await?;
         let specs = [TopicSpec::new(both[0].clone(), 3)?, TopicSpec::new(both[1].clone(), 2)?];
@@ -531,21 +532,21 @@ fn redrive(to: &str) -> Result<Completion, Failed> {
             messages.push(message);
         }
         bus.send(&messages).await?;
-        let group = GroupId::new(&place.name)?;
+        let group = GroupId::new(&namespace.name)?;
         let mut reader = bus.subscribe(SubscribeRequest::new(group, [topic.clone()])?).await?;
         write(&*bus, &*store, &mut *reader, TICKS, false).await?;
         let progress = tempfile::tempdir()?;
         let file = progress.path().join("redrive.json").display().to_string();
         let redrive =
-            ["dlq", "redrive", "--topic", &place.name, "--code", "bus.codec.header", "--progress", &file];
-        let list = ["dlq", "list", "--topic", &place.name, "--format", "csv"];
+            ["dlq", "redrive", "--topic", &namespace.name, "--code", "bus.codec.header", "--progress", &file];
+        let list = ["dlq", "list", "--topic", &namespace.name, "--format", "csv"];
         let row = format!("{},{topic},bus.codec.header,{},0,", both[1], TICKS / 10);
         for (arguments, on_stdout, on_stderr) in [
             (&list[..], row.as_str(), ""),
             (&redrive[..], &(TICKS / 10).to_string(), ""),
             (&redrive[..], "redriven", "has finished"),
         ] {
-            let out = place.qi(arguments).output()?;
+            let out = namespace.qi(arguments).output()?;
             let (shown, said) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
             if out.status.code() != Some(0) || !shown.contains(on_stdout) || !said.contains(on_stderr) {
                 return Err(Failed::from(format!("{arguments:?}: {}: {shown} {said}", out.status)));
@@ -563,7 +564,7 @@ fn redrive(to: &str) -> Result<Completion, Failed> {
             Err(format!("{stored} are stored").into())
         }
     });
-    place.runtime.block_on(async {
+    namespace.runtime.block_on(async {
         let _gone = bus.delete_topics(&both).await?;
         bus.close().await?;
         Ok::<_, Failed>(())
@@ -583,7 +584,7 @@ async fn write(
     while processed < messages {
         let mut batch = reader.recv(1_000, Duration::from_secs(10)).await?;
         if batch.is_empty() && batch.events().is_empty() {
-            return Err(format!("{processed} of {messages} messages came").into());
+            return Err(format!("received {processed} of {messages} messages").into());
         }
         if is_fixed {
             batch.messages_mut().iter_mut().for_each(|message| message.headers.remove(header::TYPE));
@@ -598,8 +599,8 @@ async fn write(
 }
 
 fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
-    let (place, folder, ticks) = (Place::new(from), tempfile::tempdir()?, number_of_ticks());
-    place.fill(from, ticks)?;
+    let (namespace, folder, ticks) = (Namespace::new(from), tempfile::tempdir()?, number_of_ticks());
+    namespace.fill(from, ticks)?;
     let progress = folder.path().join("progress.json");
     let progress = progress.display().to_string();
     let arguments = [
@@ -619,14 +620,14 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
         let text = std::fs::read_to_string(&progress).unwrap_or_default();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let places = json["series"].as_object().into_iter().flat_map(|all| all.values());
-        places.filter_map(|place| place["records"].as_u64()).sum()
+        places.filter_map(|row| row["records"].as_u64()).sum()
     };
     // The copy is killed after a third and after two thirds of the ticks, at arbitrary points.
     for thirds in 1..=2 {
-        let mut child = place.qi(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut child = namespace.qi(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         while copied() < (ticks * thirds / 3) as u64 {
             if let Some(status) = child.try_wait()? {
-                return Err(format!("it ended before it could be killed: {status}").into());
+                return Err(format!("the process ended before the kill: {status}").into());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -634,7 +635,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
         child.wait()?;
     }
     let before = copied();
-    let out = place.qi(&arguments).output()?;
+    let out = namespace.qi(&arguments).output()?;
     let complaint = String::from_utf8_lossy(&out.stderr).into_owned();
     if out.status.code() != Some(0) {
         return Err(format!("{}: {complaint}\n{}", out.status, String::from_utf8_lossy(&out.stdout)).into());
@@ -646,7 +647,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     }
     // With a TTL, the server removes the old tick of the check at its insert.
     let retention = [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS", "24h")];
-    let check = place.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
+    let check = namespace.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();
     if store.len() != 4 || store.iter().any(|line| line.contains("FAILED")) {

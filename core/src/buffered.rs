@@ -102,9 +102,9 @@ impl BufferedConfig {
 
     fn check(self) -> Result<Self> {
         let Self { max_records, max_bytes, max_delay: _ } = self;
-        let most = u32::MAX as usize;
+        let max = u32::MAX as usize;
         for (field, value) in [("max_records", max_records), ("max_bytes", max_bytes)] {
-            if !(1..=most.min(Semaphore::MAX_PERMITS)).contains(&value) {
+            if !(1..=max.min(Semaphore::MAX_PERMITS)).contains(&value) {
                 return Err(Error::invalid("buffered.config", field, value, "must lie from 1 to 4294967295"));
             }
         }
@@ -134,12 +134,12 @@ impl BufferedConfig {
 pub struct Buffered<R, S: BatchSink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
-    room: Arc<Semaphore>,
+    byte_permits: Arc<Semaphore>,
     /// Permits for the records in the channel. They bound the channel instead of its capacity, because a semaphore can
     /// be closed while a caller waits for it without being polled; a full channel cannot.
-    places: Arc<Semaphore>,
+    record_permits: Arc<Semaphore>,
     /// Notifies the worker that a caller waits for space, so that the worker writes its current batch.
-    crowded: Arc<Notify>,
+    space_wanted: Arc<Notify>,
     closing: AtomicBool,
     sender: mpsc::UnboundedSender<Command<R, S::Answer>>,
     /// The result of the worker, after it has ended.
@@ -158,9 +158,9 @@ struct Entry<R, A> {
     record: R,
     bytes: usize,
     answer: oneshot::Sender<Result<A>>,
-    room: OwnedSemaphorePermit,
+    byte_permits: OwnedSemaphorePermit,
     /// Released when the record leaves the channel.
-    place: Option<OwnedSemaphorePermit>,
+    record_permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A future of the result of one record. It may be dropped.
@@ -171,7 +171,7 @@ impl<A> Future for Receipt<A> {
     type Output = Result<A>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<A>> {
-        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or_else(|_| Err(worker_gone("receipt"))))
+        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or_else(|_| Err(worker_ended("receipt"))))
     }
 }
 
@@ -190,13 +190,27 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
         let (config, sink) = (config.check()?, Arc::new(sink));
         let (sender, receiver) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
-        let crowded = Arc::new(Notify::new());
-        let worker =
-            Worker { sink: Arc::clone(&sink), config, receiver, crowded: Arc::clone(&crowded), failed: None };
+        let space_wanted = Arc::new(Notify::new());
+        let worker = Worker {
+            sink: Arc::clone(&sink),
+            config,
+            receiver,
+            space_wanted: Arc::clone(&space_wanted),
+            failed: None,
+        };
         tokio::spawn(async move { end.send_replace(Some(worker.run().await)) });
-        let room = Arc::new(Semaphore::new(config.max_bytes));
-        let places = Arc::new(Semaphore::new(config.max_records));
-        Ok(Self { sink, config, room, places, crowded, closing: AtomicBool::new(false), sender, ended })
+        let byte_permits = Arc::new(Semaphore::new(config.max_bytes));
+        let record_permits = Arc::new(Semaphore::new(config.max_records));
+        Ok(Self {
+            sink,
+            config,
+            byte_permits,
+            record_permits,
+            space_wanted,
+            closing: AtomicBool::new(false),
+            sender,
+            ended,
+        })
     }
 
     fn check_open(&self, operation: &'static str) -> Result<()> {
@@ -207,8 +221,8 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
     }
 
     /// Returns the reason for a rejected command: the buffer is closed, or the worker has ended early.
-    fn refused(&self, operation: &'static str) -> Error {
-        self.check_open(operation).err().unwrap_or_else(|| worker_gone(operation))
+    fn rejection(&self, operation: &'static str) -> Error {
+        self.check_open(operation).err().unwrap_or_else(|| worker_ended(operation))
     }
 
     /// Adds a record, and waits while the buffer is full. If the future is dropped early, the record is not added.
@@ -218,19 +232,19 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
     pub async fn add(&self, record: R) -> Result<Receipt<S::Answer>> {
         self.check_open("add")?;
         let bytes = self.sink.size(&record);
-        let share = u32::try_from(bytes.clamp(1, self.config.max_bytes)).unwrap_or(u32::MAX);
+        let count = u32::try_from(bytes.clamp(1, self.config.max_bytes)).unwrap_or(u32::MAX);
         let closed = |_| Error::closed("buffered.closed", "add");
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(closed)?;
-        let room = if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(share) {
-            room
+        let record_permit = Arc::clone(&self.record_permits).acquire_owned().await.map_err(closed)?;
+        let byte_permits = if let Ok(permits) = Arc::clone(&self.byte_permits).try_acquire_many_owned(count) {
+            permits
         } else {
-            self.crowded.notify_one();
-            let room = Arc::clone(&self.room).acquire_many_owned(share).await;
-            room.map_err(closed)?
+            self.space_wanted.notify_one();
+            let permits = Arc::clone(&self.byte_permits).acquire_many_owned(count).await;
+            permits.map_err(closed)?
         };
         let (answer, receipt) = oneshot::channel();
-        let entry = Entry { record, bytes, answer, room, place: Some(place) };
-        self.sender.send(Command::Record(entry)).map_err(|_| self.refused("add"))?;
+        let entry = Entry { record, bytes, answer, byte_permits, record_permit: Some(record_permit) };
+        self.sender.send(Command::Record(entry)).map_err(|_| self.rejection("add"))?;
         Ok(Receipt(receipt))
     }
 
@@ -241,12 +255,12 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
     /// `Closed` after [`Buffered::close`].
     pub async fn flush(&self, limit: Duration) -> Result<()> {
         self.check_open("flush")?;
-        let (done, waits) = oneshot::channel();
+        let (done, outcome) = oneshot::channel();
         let flush = async {
-            self.sender.send(Command::Flush(done)).map_err(|_| self.refused("flush"))?;
-            waits.await.unwrap_or_else(|_| Err(worker_gone("flush")))
+            self.sender.send(Command::Flush(done)).map_err(|_| self.rejection("flush"))?;
+            outcome.await.unwrap_or_else(|_| Err(worker_ended("flush")))
         };
-        timeout(limit, flush).await.unwrap_or_else(|_| Err(late("flush", limit)))
+        timeout(limit, flush).await.unwrap_or_else(|_| Err(timed_out("flush", limit)))
     }
 
     /// Rejects further records, writes all buffered records, and waits for the result. Every call waits for the same
@@ -257,44 +271,44 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
     /// another call waits for the rest.
     pub async fn close(&self, limit: Duration) -> Result<()> {
         self.closing.store(true, Ordering::Release);
-        self.room.close();
-        self.places.close();
+        self.byte_permits.close();
+        self.record_permits.close();
         let mut ended = self.ended.clone();
         let drained = async {
             // A worker that has ended needs no command.
             let _ = self.sender.send(Command::Close);
             match ended.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
-                Err(_) => Err(worker_gone("close")),
+                Err(_) => Err(worker_ended("close")),
             }
         };
-        timeout(limit, drained).await.unwrap_or_else(|_| Err(late("close", limit)))
+        timeout(limit, drained).await.unwrap_or_else(|_| Err(timed_out("close", limit)))
     }
 }
 
-fn late(operation: &'static str, limit: Duration) -> Error {
+fn timed_out(operation: &'static str, limit: Duration) -> Error {
     Error::new(ErrorKind::Timeout, "buffered.timeout", operation).with_context("limit_ms", limit.as_millis())
 }
 
 /// Returns the error of an ended worker. The worker ends early only if the sink panics or the runtime is dropped.
-fn worker_gone(operation: &'static str) -> Error {
+fn worker_ended(operation: &'static str) -> Error {
     Error::new(ErrorKind::Internal, "buffered.worker", operation)
-        .with_message("the task behind the buffer has ended; whether the record was written is unknown")
+        .with_message("buffer task ended; the outcome of the record is unknown")
 }
 
 struct Worker<R, S: BatchSink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
     receiver: mpsc::UnboundedReceiver<Command<R, S::Answer>>,
-    crowded: Arc<Notify>,
+    space_wanted: Arc<Notify>,
     /// The first failure since the last flush.
     failed: Option<Error>,
 }
 
 /// The reason why a batch ended before it was full.
-enum EndedBy {
+enum BatchEnd {
     Flush(oneshot::Sender<Result<()>>),
-    Nothing,
+    Other,
 }
 
 impl<R: Send + Sync + 'static, S: BatchSink<R>> Worker<R, S> {
@@ -305,9 +319,9 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Worker<R, S> {
                 Command::Close => self.receiver.close(),
                 Command::Flush(done) => self.flushed(done),
                 Command::Record(first) => {
-                    let (batch, ended_by) = self.collect(first).await;
+                    let (batch, end) = self.collect(first).await;
                     self.write(batch).await;
-                    if let EndedBy::Flush(done) = ended_by {
+                    if let BatchEnd::Flush(done) = end {
                         self.flushed(done);
                     }
                 }
@@ -325,54 +339,56 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Worker<R, S> {
 
     /// Collects a batch that begins with `first`. The batch ends when it is full or has waited `max_delay`, or when a
     /// caller flushes or waits for space.
-    async fn collect(&mut self, mut first: Entry<R, S::Answer>) -> (Vec<Entry<R, S::Answer>>, EndedBy) {
+    async fn collect(&mut self, mut first: Entry<R, S::Answer>) -> (Vec<Entry<R, S::Answer>>, BatchEnd) {
         let deadline = later(self.config.max_delay);
-        first.place = None;
+        first.record_permit = None;
         let mut bytes = first.bytes;
         let mut batch = vec![first];
         while batch.len() < self.config.max_records && bytes < self.config.max_bytes {
             let command = tokio::select! {
                 biased;
                 command = self.receiver.recv() => command,
-                () = self.crowded.notified() => break,
+                () = self.space_wanted.notified() => break,
                 () = sleep_until(deadline) => break,
             };
             match command {
                 Some(Command::Record(mut entry)) => {
-                    entry.place = None;
+                    entry.record_permit = None;
                     bytes += entry.bytes;
                     batch.push(entry);
                 }
-                Some(Command::Flush(done)) => return (batch, EndedBy::Flush(done)),
+                Some(Command::Flush(done)) => return (batch, BatchEnd::Flush(done)),
                 // Records that are still in the channel arrive without delay.
                 Some(Command::Close) => self.receiver.close(),
                 None => break,
             }
         }
-        (batch, EndedBy::Nothing)
+        (batch, BatchEnd::Other)
     }
 
     async fn write(&mut self, batch: Vec<Entry<R, S::Answer>>) {
-        let (records, waiting): (Vec<R>, Vec<_>) =
-            batch.into_iter().map(|Entry { record, answer, room, .. }| (record, (answer, room))).unzip();
+        let (records, waiting): (Vec<R>, Vec<_>) = batch
+            .into_iter()
+            .map(|Entry { record, answer, byte_permits, .. }| (record, (answer, byte_permits)))
+            .unzip();
         let answers = match self.sink.write(&records).await {
             Ok(answers) if answers.len() == records.len() => answers,
             Ok(answers) => {
                 let error = Error::new(ErrorKind::Internal, "buffered.answers", "write")
-                    .with_message("the sink must answer for every record")
+                    .with_message("the sink must return one result for each record")
                     .with_context("records", records.len())
                     .with_context("answers", answers.len());
                 records.iter().map(|_| Err(error.clone())).collect()
             }
             Err(error) => records.iter().map(|_| Err(error.clone())).collect(),
         };
-        for ((answer_to, room), answer) in waiting.into_iter().zip(answers) {
+        for ((answer_to, byte_permits), answer) in waiting.into_iter().zip(answers) {
             if let (None, Err(error)) = (&self.failed, &answer) {
                 self.failed = Some(error.clone());
             }
             // If the receipt was dropped, `flush` returns the failure.
             let _ = answer_to.send(answer);
-            drop(room);
+            drop(byte_permits);
         }
     }
 }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::redact::MAX_CONTEXT_CHARS;
-use crate::redact::{names_secret, tidy};
+use crate::redact::{names_secret, redact};
 
 /// The result of every operation of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -247,7 +247,7 @@ impl Error {
     /// Sets the message, a sentence for people.
     #[must_use]
     pub fn with_message(self, message: impl fmt::Display) -> Self {
-        self.edit(|e| e.message = Some(tidy(&message.to_string())))
+        self.edit(|e| e.message = Some(redact(&message.to_string())))
     }
 
     /// Adds a key and a value to the context. The value is cut to [`MAX_CONTEXT_CHARS`], and credentials in URLs are
@@ -256,7 +256,7 @@ impl Error {
     pub fn with_context(self, key: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Self {
         self.edit(|e| {
             let key = key.into();
-            let value = if names_secret(&key) { "***".to_owned() } else { tidy(&value.to_string()) };
+            let value = if names_secret(&key) { "***".to_owned() } else { redact(&value.to_string()) };
             e.context.push((key, value));
         })
     }
@@ -388,7 +388,7 @@ impl Error {
         std::iter::successors(first, |error| error.source()).take(MAX_SOURCES).map(|source| {
             match source.downcast_ref::<Self>() {
                 Some(error) => error.to_string(),
-                None => tidy(&source.to_string()),
+                None => redact(&source.to_string()),
             }
         })
     }
@@ -494,7 +494,7 @@ mod tests {
 
     /// Checks the "retry" column of the table in `docs/errors.md`, row by row.
     #[test]
-    fn every_kind_has_its_row() {
+    fn every_kind_has_a_name_and_advice() {
         use RetryAdvice::{Backoff, Never};
         let rows = [
             (ErrorKind::InvalidInput, "invalid_input", Never),
@@ -522,14 +522,14 @@ mod tests {
     }
 
     #[test]
-    fn conflict_with_other_partitions_is_final_although_its_kind_is_not() {
+    fn retry_advice_overrides_the_default_of_the_kind() {
         let error = Error::new(ErrorKind::Conflict, "bus.topic.partitions", "create_topics")
             .with_retry(RetryAdvice::Never);
         assert!(!error.retry().is_retryable());
     }
 
     #[test]
-    fn result_ext_states_the_retry_advice_and_keeps_the_source() {
+    fn result_ext_sets_the_retry_advice_and_keeps_the_source() {
         let reset = || Err::<(), _>(std::io::Error::other("connection reset"));
         let retryable = reset().retryable("feed.http", "poll").unwrap_err();
         let permanent = reset().permanent("feed.http", "poll").unwrap_err();
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn result_ext_states_the_retry_advice_of_an_error_of_this_type_too() {
+    fn result_ext_sets_the_retry_advice_of_qi_errors() {
         let inner = Err::<(), _>(Error::new(ErrorKind::Config, "inner", "open"));
         let error = inner.retryable("outer", "poll").unwrap_err();
         assert_eq!((error.code(), error.retry()), ("outer", RetryAdvice::Backoff));
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn exhaustion_changes_nothing_else() {
+    fn exhaustion_adds_only_context() {
         let plain = Error::new(ErrorKind::Unavailable, "c", "op").with_context("k", "v");
         let spent = plain.clone().with_exhausted(5);
         assert_eq!((plain.exhausted(), spent.exhausted()), (None, Some(5)));
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_names_a_secret_is_hidden() {
+    fn name_and_value_pairs_of_secrets_are_hidden() {
         let error = Error::new(ErrorKind::Config, "c", "open")
             .with_context("db_Password", "hunter2")
             .with_context("dsn", "host=h password=hunter2 user=u")
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_cut_and_escaped() {
+    fn context_values_are_truncated_and_escaped() {
         let error = Error::invalid("domain.symbol", "symbol", "x\n".repeat(5_000), "is too long");
         let value = error.context_value("value").unwrap();
         assert!(value.chars().count() <= MAX_CONTEXT_CHARS * 2 && value.ends_with('…'), "{value}");
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn cloning_shares_and_editing_a_clone_leaves_the_other_alone() {
+    fn editing_a_clone_does_not_change_the_original() {
         let one = Error::new(ErrorKind::Timeout, "c", "op");
         let two = one.clone().with_backend("memory");
         assert_eq!((one.backend(), two.backend()), (None, Some("memory")));

@@ -44,11 +44,11 @@ type Round = Shared<BoxFuture<'static, (Instant, Vec<BackendHealth>)>>;
 #[derive(Debug)]
 struct Backend {
     name: String,
-    port: Asked,
+    port: BackendPort,
 }
 
 #[derive(Debug)]
-enum Asked {
+enum BackendPort {
     Store(Arc<dyn PriceStore>),
     Bus(Arc<dyn MessageBus>),
 }
@@ -116,14 +116,14 @@ impl Health {
     /// Adds a store under a name that the program chooses.
     #[must_use]
     pub fn store(mut self, name: impl Into<String>, store: Arc<dyn PriceStore>) -> Self {
-        self.backends.push(Arc::new(Backend { name: name.into(), port: Asked::Store(store) }));
+        self.backends.push(Arc::new(Backend { name: name.into(), port: BackendPort::Store(store) }));
         self
     }
 
     /// Adds a bus under a name that the program chooses.
     #[must_use]
     pub fn bus(mut self, name: impl Into<String>, bus: Arc<dyn MessageBus>) -> Self {
-        self.backends.push(Arc::new(Backend { name: name.into(), port: Asked::Bus(bus) }));
+        self.backends.push(Arc::new(Backend { name: name.into(), port: BackendPort::Bus(bus) }));
         self
     }
 
@@ -207,8 +207,8 @@ impl Health {
 impl Backend {
     async fn ask(&self, limit: Duration) -> BackendHealth {
         let (port, backend) = match &self.port {
-            Asked::Store(store) => (Port::Store, store.info().backend),
-            Asked::Bus(bus) => (Port::Bus, bus.info().backend),
+            BackendPort::Store(store) => (Port::Store, store.info().backend),
+            BackendPort::Bus(bus) => (Port::Bus, bus.info().backend),
         };
         let answer = timeout(limit, self.ping()).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Timeout, "health.timeout", "ping")
@@ -241,12 +241,12 @@ impl Backend {
     fn ping(&self) -> BoxFuture<'_, Result<(Duration, Option<String>)>> {
         Box::pin(async move {
             Ok(match &self.port {
-                Asked::Store(store) => {
+                BackendPort::Store(store) => {
                     let status = store.ping().await?;
                     let version = status.version.map(|text| text.chars().take(MAX_CONTEXT_CHARS).collect());
                     (status.round_trip, version)
                 }
-                Asked::Bus(bus) => (bus.ping().await?.round_trip, None),
+                BackendPort::Bus(bus) => (bus.ping().await?.round_trip, None),
             })
         })
     }

@@ -1,17 +1,54 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
 //!
-//! A *port* is a trait that separates programs from implementations: [`PriceStore`] for price storage, [`MessageBus`]
-//! for messaging, and [`Agent`] for long-running tasks. Adapters in other crates implement stores and buses.
-//! Applications implement agents, and an [`AgentRuntime`] runs them.
+//! This crate has no backend. Programs are written against its traits, and the crate `qi_adapters` opens the backends
+//! that a configuration selects.
 //!
-//! # Where to start
-//! - Store and read records: [`PriceStore`] and [`PriceStoreExt`]. Single records: [`Buffered`].
-//! - Publish and consume messages: [`MessageBus`] and [`Subscription`]. From a topic into a store: [`Ingest`].
-//! - Long-running tasks: [`Agent`] and [`AgentRuntime`].
-//! - Your own records: [`record`].
-//! - Backends and configuration: the crate `qi_adapters`. Tests without servers: the crate `qi_testkit`.
+//! # A first program
+//! The function stores a tick and reads it back. Every [`PriceStore`] accepts it.
 //!
-//! The folder `docs/` of the repository has the contracts and guides.
+//! ```
+//! use qi_core::prelude::*;
+//!
+//! async fn store_and_read(store: &dyn PriceStore) -> Result<()> {
+//!     store.ensure_schema().await?;
+//!     let instrument = Instrument::from_static("binance:BTC-USDT");
+//!     let tick = PriceTick::new(instrument.clone(), Timestamp::now(), 1, "39432.48".parse()?)?;
+//!     store.insert_ticks(&[tick.clone()]).await?;
+//!
+//!     let query = RangeQuery::new(instrument, TimeRange::since(tick.ts())).with_limit(100)?;
+//!     assert_eq!(store.ticks(&query).await?.items, [tick]);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Concepts
+//! - A **port** is a trait that separates programs from implementations: [`PriceStore`] for price storage,
+//!   [`MessageBus`] and [`Subscription`] for messaging, and [`Agent`] for long-running tasks. Adapters implement stores
+//!   and buses. Applications implement agents, and an [`AgentRuntime`] runs them.
+//! - A **record** is one row of a **dataset**. Nine datasets are built in, such as [`PriceTick`] and [`Bar`].
+//!   `#[derive(Record)]` declares your own: see [`record`].
+//! - The **series** and the **sort key** of a record are its key. The series is usually an [`Instrument`]. The sort key
+//!   is the time and a sequence number. A write replaces the record with the same key.
+//! - An answer is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all pages.
+//! - A **layer** adds retries, time limits, concurrency limits, metrics or traces to a port: see [`layer`].
+//! - An [`Error`] has a kind, a stable code and advice on retries.
+//!
+//! # Where to continue
+//! | task | start with |
+//! | --- | --- |
+//! | store and read records | [`PriceStore`], [`PriceStoreExt`]; single records: [`Buffered`] |
+//! | read bars | [`PriceStoreExt::bars`] (stored), [`PriceStore::derived_bars`] (computed from ticks) |
+//! | publish and consume messages | [`MessageBus`], [`MessageBusExt`], [`Subscription`] |
+//! | move a topic into a store | [`Ingest`] |
+//! | write a long-running task | [`Agent`], [`AgentRuntime`] |
+//! | check the health of a program | [`health`] |
+//! | open backends from a configuration | the crate `qi_adapters` |
+//! | test without servers | the crate `qi_testkit` |
+//!
+//! # New versions
+//! Structs and enums that may get fields or variants are `#[non_exhaustive]`. A method that a port gets later has a
+//! default body, so existing adapters and agents still compile. The default is built from the other methods, or returns
+//! an `Unsupported` error.
 
 // The derive macros refer to this crate as `qi_core`, also from inside this crate.
 extern crate self as qi_core;
@@ -51,3 +88,77 @@ pub use ingest::{Ingest, IngestConfig, IngestProgress};
 pub use operation::{Operation, OperationClass, Port};
 pub use record::{Dataset, Record};
 pub use store::{PriceStore, PriceStoreExt};
+
+// The types of other crates in public signatures, so that callers need not depend on these crates.
+#[doc(no_inline)]
+pub use async_trait::async_trait;
+#[doc(no_inline)]
+pub use bytes::Bytes;
+#[doc(no_inline)]
+pub use fastrand::Rng;
+#[doc(no_inline)]
+pub use futures::{future::BoxFuture, stream::BoxStream};
+#[doc(no_inline)]
+pub use tokio_util::sync::CancellationToken;
+#[doc(no_inline)]
+pub use tracing::Span;
+
+/// The items that most programs over the ports need. Import all of them with `use qi_core::prelude::*`.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use qi_core::prelude::*;
+///
+/// struct Writer {
+///     bus: Arc<dyn MessageBus>,
+///     subscription: Box<dyn Subscription>,
+///     store: Arc<dyn PriceStore>,
+/// }
+///
+/// #[async_trait]
+/// impl Agent for Writer {
+///     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+///         let wait = Duration::from_secs(1);
+///         while let Some(batch) = cx.until_cancelled(self.subscription.recv(1_000, wait)).await {
+///             let batch = batch?;
+///             let decoded = batch.decode::<PriceTick>();
+///             self.store.insert_ticks(&decoded.records).await?;
+///             self.bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
+///             self.subscription.commit(batch.offsets()).await?;
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
+pub mod prelude {
+    #[doc(no_inline)]
+    pub use crate::agent::{
+        Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, RestartPolicy, agent_fn,
+    };
+    #[doc(no_inline)]
+    pub use crate::bus::{
+        DeadLetters, GroupId, Message, MessageBus, MessageBusExt, OffsetReset, SubscribeRequest,
+        Subscription, TopicName,
+    };
+    #[doc(no_inline)]
+    pub use crate::datasets::{
+        Bar, BarValues, BookSnapshot, Datasets, FundingRate, Liquidation, MarkPrice, MarketSnapshot,
+        OpenInterest, PriceTick, Quote, QuoteValues, SnapshotValues,
+    };
+    #[doc(no_inline)]
+    pub use crate::domain::{
+        Decimal, Exchange, Instrument, Interval, Percent, Price, Provider, Quantity, Scope, Selection, Side,
+        Symbol, TimeRange, Timestamp,
+    };
+    #[doc(no_inline)]
+    pub use crate::store::{
+        BarQuery, BarSource, LatestBarsQuery, LatestQuery, Order, PriceStore, PriceStoreExt, RangeQuery,
+        StatsQuery,
+    };
+    #[doc(no_inline)]
+    pub use crate::{
+        Buffered, BufferedConfig, Dataset, Error, ErrorKind, Ingest, IngestConfig, Record, Result, ResultExt,
+        async_trait,
+    };
+}

@@ -38,14 +38,14 @@ const SCHEMES: [&str; 8] =
 
 /// Truncates a text to [`MAX_CONTEXT_CHARS`], escapes control characters, and hides credentials in URLs and
 /// the values of secret keys.
-pub(crate) fn tidy(value: &str) -> String {
+pub(crate) fn redact(value: &str) -> String {
     let end = value.floor_char_boundary(MAX_SEARCHED_BYTES);
     let mut hidden = hide_all(&value[..end], end < value.len());
     // Hidden parts stay hidden, so an escape inside a secret cannot end it.
     if let Some(plain) = unescaped(&hidden) {
-        let again = hide_all(&plain, false);
-        if again != plain {
-            hidden = again;
+        let hidden_twice = hide_all(&plain, false);
+        if hidden_twice != plain {
+            hidden = hidden_twice;
         }
     }
     let mut out = String::with_capacity(hidden.len().min(MAX_CONTEXT_CHARS));
@@ -72,14 +72,14 @@ fn hide_all(text: &str, cut: bool) -> String {
 
 /// Returns whether a key names a secret: `db_Password`, `api-key`, `sasl.password`, `db_pass`.
 pub(crate) fn names_secret(key: &str) -> bool {
-    let word = letters(key);
+    let word = alphanumeric(key);
     SECRETS.iter().any(|secret| word.contains(secret))
         || matches!(&*word, "pass" | "requirepass")
         || ["_pass", "-pass", ".pass", "Pass", "_PASS"].iter().any(|end| key.ends_with(end))
 }
 
 /// Returns the letters and digits of a key in lower case.
-fn letters(key: &str) -> String {
+fn alphanumeric(key: &str) -> String {
     key.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
@@ -204,12 +204,12 @@ fn hide_values(text: &str) -> Cow<'_, str> {
 fn paired_values(text: &str) -> Vec<(usize, usize)> {
     /// The first member of a pair whose other member was not found yet.
     #[derive(Clone, Copy)]
-    enum Half {
+    enum PairMember {
         Name { is_secret: bool },
         Value(usize, usize),
     }
     let mut found = Vec::new();
-    let mut scopes: Vec<Option<Half>> = vec![None];
+    let mut scopes: Vec<Option<PairMember>> = vec![None];
     let mut at = 0;
     while let Some(key) = next_key(text, at) {
         for c in text[at..key.start].chars() {
@@ -222,7 +222,7 @@ fn paired_values(text: &str) -> Vec<(usize, usize)> {
             }
         }
         at = key.end;
-        let word = letters(&text[key.clone()]);
+        let word = alphanumeric(&text[key.clone()]);
         let is_value = word.ends_with("value") || matches!(&*word, "val" | "given" | "v");
         let is_name = word.ends_with("name")
             || matches!(
@@ -249,12 +249,12 @@ fn paired_values(text: &str) -> Vec<(usize, usize)> {
         let is_nested = |at: usize| searched[at..].starts_with(['{', '[', '(']);
         let value = |at: usize| (scopes.len() <= 16 || !is_nested(at)).then(|| secret(searched, at));
         let range = element(searched, &key).or_else(|| assigned(searched, key.end).and_then(value));
-        let (Some((from, to)), Some(half)) = (range, scopes.last_mut()) else { continue };
+        let (Some((from, to)), Some(pending)) = (range, scopes.last_mut()) else { continue };
         if is_value {
-            match half.take() {
-                Some(Half::Name { is_secret: true }) => found.push((from, to)),
-                Some(Half::Name { is_secret: false }) => {}
-                _ => *half = Some(Half::Value(from, to)),
+            match pending.take() {
+                Some(PairMember::Name { is_secret: true }) => found.push((from, to)),
+                Some(PairMember::Name { is_secret: false }) => {}
+                _ => *pending = Some(PairMember::Value(from, to)),
             }
             // The search also covers pairs inside the value.
             if !text[from..].starts_with(['{', '[', '(']) {
@@ -262,10 +262,10 @@ fn paired_values(text: &str) -> Vec<(usize, usize)> {
             }
         } else {
             let is_secret = names_secret(&text[from..to]);
-            match half.take() {
-                Some(Half::Value(from, to)) if is_secret => found.push((from, to)),
-                Some(Half::Value(..)) => {}
-                _ => *half = Some(Half::Name { is_secret }),
+            match pending.take() {
+                Some(PairMember::Value(from, to)) if is_secret => found.push((from, to)),
+                Some(PairMember::Value(..)) => {}
+                _ => *pending = Some(PairMember::Name { is_secret }),
             }
         }
     }
@@ -281,7 +281,7 @@ fn skip(text: &str, from: usize, wanted: impl Fn(char) -> bool) -> usize {
 }
 
 /// Returns the end of white space, which may be escaped in JSON inside JSON.
-fn blanks(text: &str, from: usize) -> usize {
+fn skip_white_space(text: &str, from: usize) -> usize {
     let mut at = skip(text, from, char::is_whitespace);
     while let Some(escaped) = text[at..].strip_prefix('\\') {
         let escaped = escaped.trim_start_matches('\\');
@@ -316,12 +316,12 @@ fn assigned(text: &str, key_end: usize) -> Option<usize> {
     }
     let space = skip(text, end, char::is_whitespace);
     let separator = ["=>", "->", ":=", "==", "=", ":"].iter().find(|s| text[space..].starts_with(**s))?;
-    let value = blanks(text, space + separator.len());
+    let value = skip_white_space(text, space + separator.len());
     // The value is a YAML block.
     if text[value..].starts_with(['|', '>']) {
         let block = skip(text, value + 1, |c| c.is_ascii_digit() || matches!(c, '+' | '-'));
-        if blanks(text, block) > block && !text[block..].starts_with(' ') {
-            return Some(blanks(text, block));
+        if skip_white_space(text, block) > block && !text[block..].starts_with(' ') {
+            return Some(skip_white_space(text, block));
         }
     }
     Some(value)
@@ -333,11 +333,11 @@ fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
         return Some(value);
     }
     let (at, name) = (key.end, &text[key.clone()]);
-    let blank = blanks(text, at);
+    let blank = skip_white_space(text, at);
     let end = if blank > at { at } else { skip(text, at, is_quote_or_escape) };
-    let space = blanks(text, end);
+    let space = skip_white_space(text, end);
     if text[space..].starts_with(',') {
-        let next = blanks(text, space + 1);
+        let next = skip_white_space(text, space + 1);
         let before = text[..key.start].trim_end_matches(is_quote_or_escape).trim_end();
         let first = before.ends_with(['[', '(', '{']);
         // `["password","x"]`, `["psql","--password","x"]`. A list without quotes is a pair if it has two elements.
@@ -352,7 +352,7 @@ fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
         return None;
     }
     // `password(x)`, but not `password(s)` and `passwords[0]`; `Password { inner: "x" }`
-    let word = letters(name);
+    let word = alphanumeric(name);
     let is_last = word.ends_with("pass") || SECRETS.iter().any(|secret| word.ends_with(secret));
     let braced = text[space..].starts_with('{') && !word.ends_with("token");
     if is_last && (text[at..].starts_with(['(', '[', '{']) || braced) {
@@ -376,16 +376,16 @@ fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
     }
     // `password is x`, `PASSWORD TO 'x'`
     if ["is", "was", "to", "as"].iter().any(|verb| next.eq_ignore_ascii_case(verb)) {
-        let value = blanks(text, space + next.len());
+        let value = skip_white_space(text, space + next.len());
         let quoted =
             next.len() == 2 && !next.eq_ignore_ascii_case("is") && text[value..].starts_with(is_quote);
         return (quoted || looks_secret(next_word(text, value), &word)).then_some(value);
     }
     // `PASSWORD x`. An ordinary sentence has neither a digit nor a key in capital letters here.
-    let shouts = name.len() > 3 && !name.contains(|c: char| c.is_ascii_lowercase());
+    let is_upper_case = name.len() > 3 && !name.contains(|c: char| c.is_ascii_lowercase());
     let ordinary = PROSE.contains(&format!(" {} ", next.to_ascii_lowercase())) || next.is_empty();
     let is_secret = looks_secret(next, &word)
-        || (!ordinary && !word.ends_with("token") && (shouts || after_login(&text[..key.start])));
+        || (!ordinary && !word.ends_with("token") && (is_upper_case || after_login(&text[..key.start])));
     is_secret.then_some(space)
 }
 
@@ -422,7 +422,7 @@ fn bare_scheme(text: &str, key: &Range<usize>) -> Option<usize> {
     if !["bearer", "basic"].iter().any(|scheme| name.eq_ignore_ascii_case(scheme)) {
         return None;
     }
-    let value = blanks(text, skip(text, key.end, |c| c.is_whitespace() || matches!(c, ':' | '=')));
+    let value = skip_white_space(text, skip(text, key.end, |c| c.is_whitespace() || matches!(c, ':' | '=')));
     let word = next_word(text, value);
     let is_token = value > key.end && (looks_secret(word, "token") || word.len() >= 20);
     is_token.then_some(value)
@@ -431,7 +431,7 @@ fn bare_scheme(text: &str, key: &Range<usize>) -> Option<usize> {
 /// Returns the start of the value in `IDENTIFIED BY 'x'` and `IDENTIFIED WITH sha256_hash BY 'x' SALT 'y'`.
 fn identified_by(text: &str, key: &Range<usize>) -> Option<usize> {
     let name = &text[key.clone()];
-    let value = blanks(text, key.end);
+    let value = skip_white_space(text, key.end);
     let quoted = || text[value..].starts_with(is_quote_or_escape) || prefixed_quote(text, value).is_some();
     if name.eq_ignore_ascii_case("salt") {
         return quoted().then_some(value);
@@ -441,7 +441,7 @@ fn identified_by(text: &str, key: &Range<usize>) -> Option<usize> {
     }
     let start = text.ceil_char_boundary(key.start.saturating_sub(100));
     let mut words = text[start..key.start].split_whitespace().rev().take(3);
-    words.any(|word| letters(word).ends_with("identified")).then_some(value)
+    words.any(|word| alphanumeric(word).ends_with("identified")).then_some(value)
 }
 
 /// Returns the content of `<password>x</password>` and `<entry key="password">x</entry>`.
@@ -487,7 +487,7 @@ fn secret(text: &str, at: usize) -> (usize, usize) {
     let mut at = at;
     loop {
         let end = skip(text, at, is_part);
-        let value = blanks(text, skip(text, end, |c| c.is_whitespace() || matches!(c, ':' | '=')));
+        let value = skip_white_space(text, skip(text, end, |c| c.is_whitespace() || matches!(c, ':' | '=')));
         let is_scheme = SCHEMES.iter().any(|scheme| text[at..end].eq_ignore_ascii_case(scheme));
         if !is_scheme || value == end {
             break;
@@ -764,15 +764,15 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_bounded_and_redacting_twice_changes_nothing(text in "\\PC{0,400}") {
-            let once = tidy(&text);
+        fn redaction_is_bounded_and_idempotent(text in "\\PC{0,400}") {
+            let once = redact(&text);
             prop_assert!(once.chars().count() <= MAX_CONTEXT_CHARS + 1);
             prop_assert_eq!(hide_values(&once).chars().count() <= MAX_CONTEXT_CHARS + 1, true);
         }
     }
 
     #[test]
-    fn the_text_beside_a_secret_is_shown() {
+    fn text_next_to_a_secret_is_kept() {
         for (given, shown) in [
             ("host=h password=x user=u", "host=h password=*** user=u"),
             ("password = 'a b' user=u", "password = '***' user=u"),
@@ -877,7 +877,7 @@ mod tests {
             for text in [text.to_owned(), format!("error: {text}\nend"), quoted(text, 1)] {
                 let shown = shown(&text);
                 if ["hunter", "ter2"].iter().any(|part| shown.contains(part)) {
-                    leaks.push(format!("{text} -> {}", tidy(&text)));
+                    leaks.push(format!("{text} -> {}", redact(&text)));
                 }
             }
         }
@@ -885,7 +885,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_text_is_shown() {
+    fn ordinary_text_is_not_redacted() {
         for text in [
             "password must not be empty",
             "Password is too short",
@@ -923,13 +923,13 @@ mod tests {
             "at 12:30@h",
             "kraken:BCH-EUR has 3 trades",
         ] {
-            assert_eq!(tidy(text), text);
+            assert_eq!(redact(text), text);
         }
     }
 
     /// The limit is far above the expected time. A run of seconds would mean quadratic work with a large factor.
     #[test]
-    fn hostile_texts_take_no_long_time() {
+    fn redaction_of_hostile_texts_is_fast() {
         let started = std::time::Instant::now();
         for part in [
             "://",
@@ -953,26 +953,26 @@ mod tests {
             "password is ",
             "pwd:'",
         ] {
-            tidy(&part.repeat(MAX_SEARCHED_BYTES));
+            redact(&part.repeat(MAX_SEARCHED_BYTES));
         }
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     }
 
     #[test]
-    fn a_pem_is_hidden() {
+    fn pem_blocks_are_hidden() {
         let text = "key: -----BEGIN PRIVATE KEY-----\nMIIhunter2\n-----END PRIVATE KEY-----";
-        assert_eq!(tidy(text), "key: ***");
+        assert_eq!(redact(text), "key: ***");
     }
 
     #[test]
-    fn a_url_whose_end_was_cut_off_is_hidden() {
+    fn truncated_urls_are_redacted() {
         let text =
             format!("{}postgres://user:hunter2{}@h/db", "x ".repeat(10), "y".repeat(MAX_SEARCHED_BYTES));
-        assert!(!tidy(&text).contains("hunter2"));
+        assert!(!redact(&text).contains("hunter2"));
     }
 
     #[test]
-    fn a_report_is_bounded_however_long_its_chain_is() {
+    fn reports_of_long_error_chains_are_bounded() {
         let mut error = Error::new(ErrorKind::Internal, "c", "op").with_message("first");
         for _ in 0..50 {
             let text = format!("password=hunter2 {}", "x".repeat(100_000));
@@ -992,7 +992,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_value_of_a_secret_field_is_hidden() {
+    fn invalid_values_of_secret_fields_are_hidden() {
         let error = Error::invalid("config", "password", "hunter2", "is too short");
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }

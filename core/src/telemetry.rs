@@ -75,27 +75,27 @@ macro_rules! metrics_table {
 
 metrics_table! {
     CALLS: Counter "qi_calls_total" in Count by ["port", "backend", "operation", "dataset"],
-        "Calls that ended, well or not.";
+        "Completed calls, with or without success.";
     CALL_ERRORS: Counter "qi_call_errors_total" in Count by ["port", "backend", "operation", "dataset", "kind"],
-        "Calls that ended with an error, after all attempts.";
+        "Calls that returned an error to the caller, after all attempts.";
     CALLS_DROPPED: Counter "qi_calls_dropped_total" in Count by ["port", "backend", "operation", "dataset"],
-        "Calls whose caller went away before the answer.";
+        "Calls whose future was dropped before the result.";
     CALLS_IN_FLIGHT: Gauge "qi_calls_in_flight" in Count by ["port", "backend"],
-        "Calls under way.";
+        "Calls in progress.";
     CALL_DURATION: Histogram "qi_call_duration_seconds" in Seconds by ["port", "backend", "operation", "dataset"],
-        "How long calls took, with all attempts and pauses; of recv with its waiting.";
+        "Duration of calls, including all attempts and delays, and the wait of recv.";
     BATCH_RECORDS: Histogram "qi_batch_records" in Count by ["port", "backend", "operation", "dataset"],
-        "How many records or messages a batch held: of insert, publish, and a recv that found some.";
+        "Records or messages in a batch of insert, publish or recv; without empty batches of recv.";
     MESSAGES_DELIVERED: Counter "qi_messages_delivered_total" in Count by ["backend"],
         "Messages that the bus acknowledged.";
     MESSAGES_FAILED: Counter "qi_messages_failed_total" in Count by ["backend", "state", "kind"],
-        "Messages that were not acknowledged: state not_sent or unknown.";
+        "Messages without an acknowledgement, by state: not_sent or unknown.";
     MESSAGES_RECEIVED: Counter "qi_messages_received_total" in Count by ["backend"],
-        "Messages that recv gave out.";
+        "Messages that recv returned.";
     DEAD_LETTERS: Counter "qi_bus_dead_letters_total" in Count by ["topic", "code"],
         "Dead letters that the bus acknowledged, by the topic of the origin and the code of the error.";
     DEAD_LETTERS_DROPPED: Counter "qi_bus_dead_letters_dropped_total" in Count by ["topic", "code"],
-        "Rejected messages without a dead letter, because the dead letter topic refuses the smallest letter as too large.";
+        "Rejected messages without a dead letter, because the topic rejects the smallest dead letter as too large.";
     INGEST_RECORDS: Counter "qi_ingest_records_total" in Count by ["dataset"],
         "Records that an ingest stored.";
     INGEST_BYTES: Counter "qi_ingest_bytes_total" in Bytes by ["dataset"],
@@ -109,37 +109,37 @@ metrics_table! {
     INGEST_RETRIES: Counter "qi_ingest_retries_total" in Count by ["dataset", "stage", "kind"],
         "Failed calls that an ingest repeats: receive, store, dead_letters, commit.";
     RETRIES: Counter "qi_retries_total" in Count by ["port", "backend", "operation", "kind"],
-        "Attempts after the first, by the error that made them necessary.";
+        "Attempts after the first, by the error of the previous attempt.";
     CIRCUIT_STATE: Gauge "qi_circuit_state" in Count by ["port", "backend"],
-        "The circuit breaker: 0 closed, 1 half-open, 2 open.";
+        "State of the circuit breaker: 0 closed, 1 half-open, 2 open.";
     CIRCUIT_OPENED: Counter "qi_circuit_opened_total" in Count by ["port", "backend"],
-        "How often the circuit breaker opened.";
+        "Times that the circuit breaker opened.";
     CIRCUIT_REFUSED: Counter "qi_circuit_refused_total" in Count by ["port", "backend"],
-        "Attempts that an open circuit refused.";
+        "Attempts that the circuit breaker rejected.";
     LIMIT_WAITING: Gauge "qi_limit_waiting" in Count by ["port", "backend"],
-        "Calls that wait for a permit or for their turn.";
+        "Calls in the queue of the limiter.";
     LIMIT_REFUSED: Counter "qi_limit_refused_total" in Count by ["port", "backend"],
-        "Calls that were refused because too many waited.";
+        "Calls that were rejected because the queue of the limiter was full.";
     AGENT_TRANSITIONS: Counter "qi_agent_transitions_total" in Count by ["agent", "status"],
-        "Changes of status, by the new one.";
+        "Status changes, by new status.";
     AGENT_RESTARTS: Counter "qi_agent_restarts_total" in Count by ["agent"],
         "Incarnations after the first.";
     AGENT_ERRORS: Counter "qi_agent_errors_total" in Count by ["agent", "phase", "kind"],
-        "Everything that went wrong in an agent, panics and time limits too.";
+        "Errors of an agent, including panics and timeouts.";
     AGENT_PANICS: Counter "qi_agent_panics_total" in Count by ["agent", "phase"],
         "Panics of hooks and children.";
     AGENT_FORCED: Counter "qi_agent_forced_stops_total" in Count by ["agent", "phase"],
-        "Hooks that had to be dropped: at the stop timeout, at the soft deadline, or a cleanup without an end.";
+        "Hooks that were dropped at the stop timeout, the cleanup timeout or the soft deadline.";
     AGENT_PHASE: Histogram "qi_agent_phase_duration_seconds" in Seconds by ["agent", "phase"],
-        "How long initialize, run and cleanup took; cleanup with the end of children.";
+        "Duration of initialize, run and cleanup; cleanup includes the end of the children.";
     AGENT_BACKOFF: Histogram "qi_agent_backoff_seconds" in Seconds by ["agent"],
-        "The delays before restarts.";
+        "Delays before restarts.";
     AGENT_UP: Gauge "qi_agent_up" in Count by ["agent"],
         "1 while the agent is running, else 0.";
     AGENT_HEARTBEAT_AGE: Gauge "qi_agent_heartbeat_age_seconds" in Seconds by ["agent"],
-        "How long a running agent has been silent, if it has a watchdog or ever gave a heartbeat; else 0.";
+        "Time since the last heartbeat of a running agent; 0 for an agent without a watchdog and heartbeats.";
     RUNTIME_SHUTDOWN: Histogram "qi_runtime_shutdown_seconds" in Seconds by [],
-        "How long the shutdown of a runtime took.";
+        "Duration of the shutdown of a runtime.";
     RUNTIME_LEAKED: Counter "qi_runtime_leaked_agents_total" in Count by [],
         "Agents that had not ended by the deadline.";
 }

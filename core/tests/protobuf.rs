@@ -137,7 +137,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn ticks_there_and_back(price in any_decimal(), quantity in proptest::option::of(any_decimal()), seq in 0..i64::MAX as u64, micros in 0i64..4_000_000_000_000_000) {
+    fn ticks_round_trip(price in any_decimal(), quantity in proptest::option::of(any_decimal()), seq in 0..i64::MAX as u64, micros in 0i64..4_000_000_000_000_000) {
         let positive = |value: Decimal| Decimal::from_units(value.units().abs().max(1)).unwrap();
         let time = Timestamp::from_micros(micros).unwrap();
         let instrument: Instrument = "kraken:XBT/EUR".parse().unwrap();
@@ -147,13 +147,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = decode::<PriceTick>(&bytes);
         let _ = decode::<BookSnapshot>(&bytes);
     }
 
     #[test]
-    fn a_changed_message_is_read_without_a_panic(at in 0usize..60, byte in any::<u8>(), cut in 0usize..60) {
+    fn changed_messages_do_not_panic(at in 0usize..60, byte in any::<u8>(), cut in 0usize..60) {
         let mut bytes = payload(&tick("12345678901234567890.123456789012345678").with_quantity("1".parse::<Quantity>().unwrap()));
         let last = bytes.len() - 1;
         bytes[at.min(last)] = byte;

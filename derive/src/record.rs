@@ -227,7 +227,7 @@ fn key(fields: &Fields) -> TokenStream {
         None => (
             quote!(#ty),
             quote!(::core::clone::Clone::clone(&self.#series)),
-            quote!(::qi_core::record::Series::as_ref(&self.#series)),
+            quote!(::qi_core::record::Series::key_ref(&self.#series)),
         ),
         Some(field) => {
             let interval = &field.ident;
@@ -236,7 +236,7 @@ fn key(fields: &Fields) -> TokenStream {
                 quote!((::core::clone::Clone::clone(&self.#series), self.#interval)),
                 quote!(::qi_core::record::SeriesRef {
                     interval: ::core::option::Option::Some(self.#interval),
-                    ..::qi_core::record::Series::as_ref(&self.#series)
+                    ..::qi_core::record::Series::key_ref(&self.#series)
                 }),
             )
         }

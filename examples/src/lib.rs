@@ -13,6 +13,8 @@ pub mod probes;
 /// The code of the pages in `docs/`, which is compiled and, where possible, run.
 #[cfg(doctest)]
 mod guides {
+    #[doc = include_str!("../../docs/getting-started.md")]
+    struct GettingStarted;
     #[doc = include_str!("../../docs/agents.md")]
     struct Agents;
     #[doc = include_str!("../../docs/architecture.md")]
@@ -41,6 +43,10 @@ mod guides {
     struct LayersPage;
     #[doc = include_str!("../../docs/writing-an-adapter.md")]
     struct WritingAnAdapter;
+    #[doc = include_str!("../../docs/writing-a-store.md")]
+    struct WritingAStore;
+    #[doc = include_str!("../../docs/writing-a-bus.md")]
+    struct WritingABus;
     #[doc = include_str!("../../docs/your-own-records.md")]
     struct YourOwnRecords;
     #[doc = include_str!("../../README.md")]

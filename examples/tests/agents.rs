@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, run};
 use qi_core::bus::{GroupId, MessageBusExt, SubscribeRequest, TopicCatalogue, TopicName};
 use qi_core::{Ingest, IngestConfig, MessageBus, PriceStore, PriceTick};
 use qi_examples::pipeline::Feed;
-use qi_testkit::agent::{Time, agent_contract, agent_contract_async};
+use qi_testkit::agent::{ClockMode, agent_contract, agent_contract_async};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
@@ -36,7 +36,7 @@ fn world() -> (Arc<dyn MessageBus>, Arc<dyn PriceStore>) {
 }
 
 fn main() -> ExitCode {
-    let mut trials = agent_contract_async(Time::Paused, "writer", || {
+    let mut trials = agent_contract_async(ClockMode::Paused, "writer", || {
         let (bus, store) = world();
         let request = SubscribeRequest::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
         Ingest::open(bus, store, PriceTick::DATASET, request, IngestConfig::default())

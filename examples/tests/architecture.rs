@@ -229,7 +229,7 @@ fn core_and_adapters_have_no_import_cycle() {
 }
 
 #[test]
-fn the_page_shows_the_imports_of_each_top_level_module() {
+fn architecture_page_shows_the_imports_of_each_module() {
     for name in ["core", "adapters"] {
         for (module, targets) in top_level(&crate_of(name).graph()) {
             let targets: Vec<_> = targets.iter().map(|target| format!("`{target}`")).collect();
@@ -241,7 +241,7 @@ fn the_page_shows_the_imports_of_each_top_level_module() {
 }
 
 #[test]
-fn a_cycle_is_found() {
+fn import_cycle_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);

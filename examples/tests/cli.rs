@@ -29,7 +29,7 @@ fn trades(content: &str) -> (tempfile::NamedTempFile, String) {
 }
 
 #[test]
-fn with_no_options_a_market_goes_through_and_a_table_shows_it() {
+fn default_run_stores_a_market_and_prints_a_table() {
     let out = run(&["--ticks", "5000"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
     let shown = text(&out.stdout);
@@ -38,7 +38,7 @@ fn with_no_options_a_market_goes_through_and_a_table_shows_it() {
 }
 
 #[test]
-fn json_is_the_whole_summary_on_standard_output() {
+fn json_output_is_the_complete_summary() {
     let out = run(&["--ticks", "2000", "--instruments", "3", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((json["published"].as_u64(), json["instruments"].as_array().unwrap().len()), (Some(2_000), 3));
@@ -46,7 +46,7 @@ fn json_is_the_whole_summary_on_standard_output() {
 }
 
 #[test]
-fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
+fn invalid_usage_and_configuration_exit_with_code_2_and_the_reason() {
     let (_file, config) = trades("[store]\nbackend = \"timescale\"\n");
     let (_file, typo) = trades("[stor]\n");
     let (_file, input) = trades(
@@ -87,14 +87,14 @@ fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
 }
 
 #[test]
-fn an_empty_market_is_an_empty_table() {
+fn empty_market_prints_an_empty_table() {
     let out = run(&["--ticks", "0"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
     assert!(text(&out.stdout).contains("0 published, 0 stored"));
 }
 
 #[test]
-fn an_export_replaces_a_link_but_not_its_target_nor_the_input_and_never_with_nothing() {
+fn export_replaces_neither_link_targets_nor_the_input_and_is_never_empty() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(path("in.csv"), "1600000000,10,1\n").unwrap();
@@ -138,7 +138,7 @@ fn an_export_replaces_a_link_but_not_its_target_nor_the_input_and_never_with_not
 
 #[cfg(target_os = "linux")]
 #[test]
-fn output_that_cannot_be_written_is_a_failure() {
+fn unwritable_output_is_a_failure() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let out =
         pipeline().args(["--ticks", "100", "--json"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
@@ -148,7 +148,7 @@ fn output_that_cannot_be_written_is_a_failure() {
 
 #[cfg(unix)]
 #[test]
-fn a_variable_that_is_no_text_is_wrong_configuration() {
+fn non_utf8_environment_variable_is_a_configuration_error() {
     use std::os::unix::ffi::OsStrExt;
     let broken = std::ffi::OsStr::from_bytes(b"timescale\xff");
     let out = pipeline().args(["--ticks", "10"]).env("QI__STORE__BACKEND", broken).output().unwrap();
@@ -157,14 +157,14 @@ fn a_variable_that_is_no_text_is_wrong_configuration() {
 }
 
 #[test]
-fn a_failure_is_exit_code_1_and_says_why() {
+fn failure_exits_with_code_1_and_the_reason() {
     let out = pipeline().args(["--ticks", "5000"]).env("QI__STORE__MEMORY__MAX_ROWS", "10").output().unwrap();
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("store.memory.full"), "{}", text(&out.stderr));
 }
 
 #[test]
-fn a_server_that_does_not_answer_is_exit_code_1() {
+fn unresponsive_server_exits_with_code_1() {
     let mut command = pipeline();
     command.args(["--ticks", "10"]).env("QI__STORE__BACKEND", "timescale");
     let out = command.env("QI__STORE__TIMESCALE__URL", "postgres://qi:qi@127.0.0.1:1/qi").output().unwrap();
@@ -172,7 +172,7 @@ fn a_server_that_does_not_answer_is_exit_code_1() {
 }
 
 #[test]
-fn a_timestamp_that_is_split_over_two_files_loses_no_trade() {
+fn timestamp_split_over_two_files_loses_no_trade() {
     let (_one, first) = trades("1700000000,100,1\n1700000001,101,2\n1700000001,102,3\n1700000001,103,4\n");
     let (_two, second) = trades("1700000001,104,5\n1700000001,105,6\n1700000002,106,7\n");
     let out = run(&["--input", &first, &second, "--instrument", "x:Y", "--json"]);
@@ -184,7 +184,7 @@ fn a_timestamp_that_is_split_over_two_files_loses_no_trade() {
 }
 
 #[test]
-fn bad_lines_are_shown_and_counted_and_strict_stops_at_the_first() {
+fn bad_lines_are_counted_and_strict_stops_at_the_first() {
     let mut content = "1600000000,10,1\n".to_owned();
     for n in 0..15 {
         writeln!(content, "bad {n}").unwrap();
@@ -203,7 +203,7 @@ fn bad_lines_are_shown_and_counted_and_strict_stops_at_the_first() {
 }
 
 #[test]
-fn the_example_configurations_work_as_they_stand() {
+fn example_configurations_work_unchanged() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
     for name in ["memory.toml", "bounded.toml"] {
         let out = run(&["--config", &format!("{folder}/{name}"), "--ticks", "20000"]);
@@ -238,7 +238,7 @@ fn signalled(signal: &str, after: Duration) -> (Option<i32>, Duration, String) {
 const LIMIT: Duration = Duration::from_secs(26);
 
 #[test]
-fn sigint_at_20_random_moments_ends_with_130_in_time() {
+fn sigint_at_20_random_times_exits_with_130() {
     let seed = 20_240_101;
     let mut rng = fastrand::Rng::with_seed(seed);
     for _ in 0..20 {
@@ -246,12 +246,12 @@ fn sigint_at_20_random_moments_ends_with_130_in_time() {
         let after = Duration::from_millis(rng.u64(100..1_000));
         let (code, took, complaints) = signalled("-INT", after);
         assert_eq!(code, Some(130), "after {after:?}: {complaints}");
-        assert!(took < LIMIT, "after {after:?} it took {took:?}");
+        assert!(took < LIMIT, "the signal after {after:?} took {took:?}");
     }
 }
 
 #[test]
-fn sigterm_ends_with_143() {
+fn sigterm_exits_with_143() {
     let (code, took, complaints) = signalled("-TERM", Duration::from_millis(500));
     assert_eq!(code, Some(143), "{complaints}");
     assert!(took < LIMIT);

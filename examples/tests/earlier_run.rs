@@ -36,5 +36,5 @@ async fn candles_do_not_wait_for_the_ticks_of_an_earlier_run() {
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
     let job = Job::new(store, bus, Data::Bars(bars, interval)).unwrap();
     let ended = tokio::time::timeout(Duration::from_mins(10), job.run()).await;
-    assert_eq!(ended.expect("it hangs").unwrap().stored, 2);
+    assert_eq!(ended.expect("the run exceeded its time limit").unwrap().stored, 2);
 }

@@ -19,7 +19,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
-use kills_rig::{Poisoner, Sent};
+use kills_rig::{PoisonProducer, Sent};
 use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
@@ -46,8 +46,8 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for database in ["timescale", "clickhouse"] {
         for (name, run) in [
-            ("twenty_kills_and_poison_lose_no_tick_and_no_dead_letter", killed as fn(&Rig)),
-            ("a_program_outlives_its_broker_and_its_database", outlives as fn(&Rig)),
+            ("twenty_kills_and_poison_lose_no_tick_and_no_dead_letter", kill_processes as fn(&Rig)),
+            ("program_continues_after_broker_and_database_outages", kill_servers as fn(&Rig)),
         ] {
             let trial = move || {
                 run(&Rig::new(database)?);
@@ -208,7 +208,7 @@ impl Rig {
             let log = std::fs::read_to_string(log).unwrap();
             let lines: Vec<_> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(20)..].join("\n");
-            assert!(Instant::now() < deadline, "it does not end well within {limit:?}: {last}");
+            assert!(Instant::now() < deadline, "the process did not succeed within {limit:?}: {last}");
         }
     }
 
@@ -334,14 +334,14 @@ fn market(ticks: usize, export: &Path) -> Command {
 
 /// Kills the process twenty times at random times and restarts it. Some rounds also kill the broker or the database.
 /// Poison messages of every kind arrive throughout.
-fn killed(rig: &Rig) {
+fn kill_processes(rig: &Rig) {
     const TICKS: usize = 60_000;
     let mut random = fastrand::Rng::new();
     println!("seed {}", random.get_seed());
-    let poisoner = Poisoner::start(rig.brokers.clone());
+    let poison = PoisonProducer::start(rig.brokers.clone());
     let (mut met, mut servers_met) = (0, 0);
     for round in 0..20 {
-        poisoner.send(10 * (round + 1));
+        poison.send(10 * (round + 1));
         let mut child = rig.pipeline(TICKS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // With a longer pause, the program could end before the kill.
         let latest = if matches!(round % 5, 1 | 3) { 1_000 } else { 1_700 };
@@ -372,8 +372,8 @@ fn killed(rig: &Rig) {
         offsets.into_iter().map(|(_, low, high)| high - low).sum()
     });
     // The last run publishes the input again.
-    poisoner.send((published + TICKS as u64) / 99 + 1);
-    let mut sent = poisoner.finish();
+    poison.send((published + TICKS as u64) / 99 + 1);
+    let mut sent = poison.finish();
     let committed = rig.transactions();
     sent.unknown += committed;
     println!("{} messages, {} of them poison: {:?}", published, sent.acknowledged.len(), sent.by_kind);
@@ -426,11 +426,11 @@ impl Running {
     }
 
     /// Returns the time until more batches are stored.
-    fn goes_on(&mut self) -> Duration {
+    fn wait_for_progress(&mut self) -> Duration {
         let (began, before) = (Instant::now(), self.stored());
         while self.stored() == before {
             assert!(self.child.try_wait().unwrap().is_none(), "the process is over");
-            assert!(began.elapsed() < Duration::from_mins(2), "it does not go on");
+            assert!(began.elapsed() < Duration::from_mins(2), "the process does not continue");
             sleep(Duration::from_millis(50));
         }
         began.elapsed()
@@ -439,12 +439,12 @@ impl Running {
 
 /// Kills the broker and the database three times each while the process runs without a restart. The process continues
 /// within ten seconds after the server answers.
-fn outlives(rig: &Rig) {
+fn kill_servers(rig: &Rig) {
     const TICKS: usize = 1_000_000;
     let mut random = fastrand::Rng::new();
     println!("seed {}", random.get_seed());
     let mut running = Running::start(rig.pipeline(TICKS));
-    running.goes_on();
+    running.wait_for_progress();
     for round in 0..3 {
         for server in [&rig.broker, &rig.store] {
             sleep(Duration::from_millis(random.u64(500..4_000)));
@@ -452,11 +452,11 @@ fn outlives(rig: &Rig) {
             // The server is unavailable for up to 20 s, including the start of a broker.
             sleep(Duration::from_millis(random.u64(500..15_000)));
             server.order("start");
-            let took = running.goes_on();
-            println!("round {round}: {} answers again, and the program goes on after {took:?}", server.kind);
+            let took = running.wait_for_progress();
+            println!("round {round}: {} responds again, the program continued after {took:?}", server.kind);
             assert!(
                 took < Duration::from_secs(10),
-                "round {round}: it took {took:?} after {} answered",
+                "round {round}: recovery took {took:?} after {} responded",
                 server.kind
             );
         }
@@ -469,6 +469,6 @@ fn outlives(rig: &Rig) {
         sleep(Duration::from_millis(100));
     }
     let status = running.child.wait().unwrap();
-    assert!(status.success(), "it ended with {status}: {}", running.words.join().unwrap());
+    assert!(status.success(), "the process ended with {status}: {}", running.words.join().unwrap());
     rig.compare(TICKS);
 }

@@ -14,7 +14,7 @@ fn rows() -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn the_page_shows_every_metric_as_the_code_has_it() {
+fn metrics_page_matches_the_code() {
     let shown = rows();
     let known = METRICS.iter().map(|metric| {
         let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
@@ -91,7 +91,7 @@ fn row_of<'a>(word: &str, rows: &'a [Vec<&'static str>]) -> Option<&'a Vec<&'sta
 }
 
 #[test]
-fn dashboard_and_alerts_ask_for_what_there_is() {
+fn dashboard_and_alerts_query_existing_metrics() {
     let rows = rows();
     let (panels, rules) = (of_the_dashboard(), of_the_alerts());
     assert!(panels.len() > 25 && rules.len() > 12, "{} {}", panels.len(), rules.len());
@@ -122,7 +122,7 @@ fn every_metric_is_on_the_dashboard() {
 }
 
 #[test]
-fn every_alert_says_what_to_do() {
+fn every_alert_has_a_summary_and_a_description() {
     let count = |word: &str| ALERTS.matches(word).count();
     let rules = count("- alert: Qi");
     for part in ["expr: '", "for: ", "severity: ", "summary: '", "description: '"] {

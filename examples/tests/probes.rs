@@ -55,7 +55,7 @@ impl Drop for Program {
 }
 
 #[test]
-fn a_running_program_answers_probes_and_shows_its_metrics() {
+fn running_program_answers_probes_and_serves_metrics() {
     let mut program = Program::start();
     let began = Instant::now();
     while program.get("/readyz").0 != 200 {
@@ -80,7 +80,7 @@ fn a_running_program_answers_probes_and_shows_its_metrics() {
     assert_eq!(status, 200);
     for line in [
         "# TYPE qi_calls_total counter",
-        "# HELP qi_call_duration_seconds How long calls took",
+        "# HELP qi_call_duration_seconds Duration of calls",
         "qi_calls_total{port=\"store\",backend=\"memory\",operation=\"insert\",dataset=\"ticks\"}",
         "qi_call_duration_seconds_bucket{port=\"bus\",backend=\"memory\",operation=\"publish\",dataset=\"\",le=\"0.001\"}",
         "qi_batch_records_sum{port=\"store\",backend=\"memory\",operation=\"insert\",dataset=\"ticks\"}",
@@ -104,7 +104,7 @@ fn a_running_program_answers_probes_and_shows_its_metrics() {
 }
 
 #[test]
-fn clients_that_read_no_answer_do_not_keep_the_probes_out() {
+fn clients_that_do_not_read_do_not_block_probes() {
     let program = Program::start();
     let deaf = || {
         let mut stream = TcpStream::connect(&program.address).unwrap();
@@ -131,7 +131,7 @@ fn clients_that_read_no_answer_do_not_keep_the_probes_out() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_wrong_configuration() {
+fn address_in_use_is_a_configuration_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let out = Command::new(env!("CARGO_BIN_EXE_pipeline"))
         .args(["--ticks", "10", "--listen", &taken.local_addr().unwrap().to_string()])

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
             trials.push(trial.with_ignored_flag(absent));
         }
         let trial = Trial::test(format!("{name}::the_same_file_twice_changes_nothing"), move || {
-            twice(&path, format, instrument)
+            run_twice(&path, format, instrument)
         });
         trials.push(trial.with_ignored_flag(absent));
     }
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the job on the file twice over one store, and checks that the second run changes nothing.
-fn twice(path: &Path, format: &str, instrument: &str) -> Result<(), Failed> {
+fn run_twice(path: &Path, format: &str, instrument: &str) -> Result<(), Failed> {
     let (name, format) = (instrument.parse::<Instrument>()?, format.parse::<Format>()?);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(MemoryStoreConfig::default())?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

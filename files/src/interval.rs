@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn distances_are_no_evidence() {
+    fn sparse_rows_have_no_interval() {
         assert_eq!(of([0, 15, 45, 91, 150, 197]), Some(Interval::M1));
         assert_eq!(of([0, 15, 45, 90]), None, "on the grid of 15 minutes by chance");
         assert_eq!(of([0, 15, 30, 45, 60]), None);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn many_rows_on_one_grid_are() {
+    fn many_aligned_rows_have_an_interval() {
         for (interval, step) in [
             (Interval::M1, 1),
             (Interval::M5, 5),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_off_the_grid_makes_no_other_grid() {
+    fn a_single_misaligned_row_does_not_change_the_interval() {
         let mut grid = Grid::default();
         for n in 0..100 {
             grid.add(Timestamp::from_secs(1_709_251_200 + n * 60 + i64::from(n == 50)).unwrap());

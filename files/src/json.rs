@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_are_lines() {
+    fn json_arrays_are_read_as_lines() {
         let text =
             r#"{"error":[],"result":{"XXBTZUSD":[["1.5","2",3.25,"b","m","",4], ["a]b"]],"last":"9"}}"#;
         let (lines, bad, ended) = read(text, false);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_candle_that_has_not_ended_is_bad() {
+    fn an_unfinished_candle_is_a_bad_line() {
         let text =
             |last: &str| format!(r#"{{"error":[],"result":{{"X":[[60,"1"],[120,"2"]],"last":{last}}}}}"#);
         assert_eq!(
@@ -226,7 +226,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_document_panics(text in "[\\[\\]{}\",:a1\\\\ ]{0,60}", holds in proptest::bool::ANY) {
+        fn arbitrary_documents_do_not_panic(text in "[\\[\\]{}\",:a1\\\\ ]{0,60}", holds in proptest::bool::ANY) {
             read(&text, holds);
         }
     }

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_lose_spaces_and_quotes() {
+    fn spaces_and_quotes_around_fields_are_removed() {
         assert_eq!(split(" a ,b,\tc ").unwrap(), ["a", "b", "c"]);
         assert_eq!(split("\"a,b\",\"c \"\"d\"\"\",e").unwrap(), ["a,b", "c \"d\"", "e"]);
         assert_eq!(split("").unwrap(), [""]);
@@ -179,12 +179,12 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_line_panics(line in "[a,\" ]{0,30}|\\PC{0,60}") {
+        fn arbitrary_lines_do_not_panic(line in "[a,\" ]{0,30}|\\PC{0,60}") {
             let _ = split(&line);
         }
 
         #[test]
-        fn every_byte_is_in_a_line_or_a_break(content in proptest::collection::vec(0u8..=255, 0..300)) {
+        fn every_line_of_arbitrary_bytes_is_counted(content in proptest::collection::vec(0u8..=255, 0..300)) {
             let mut lines = Lines::new(Box::new(io::Cursor::new(content.clone())));
             let mut count = 0;
             while !matches!(lines.next().unwrap(), Line::End) {

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_date_is_no_part_of_a_symbol() {
+    fn dates_in_file_names_are_not_part_of_the_symbol() {
         let of = |stem: &'static str| {
             let end =
                 stem.len() - stem.bytes().rev().take_while(|b| b.is_ascii_digit() || *b == b'-').count();

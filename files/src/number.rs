@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_exact_or_refused() {
+    fn inexact_numbers_are_rejected() {
         let one = Decimal::UNITS_PER_ONE;
         for (text, wanted) in [
             ("1", Some(one)),
@@ -130,7 +130,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_decimal_is_read_as_it_is_written(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS, shift in -20i32..20) {
+        fn decimals_round_trip(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS, shift in -20i32..20) {
             let text = Decimal::from_units(units).unwrap().to_string();
             proptest::prop_assert_eq!(super::units(&text), Some(units));
             // The same number with another position of its point.
@@ -144,7 +144,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "[-+0-9.eE]{0,70}|.{0,40}") {
+        fn arbitrary_text_does_not_panic(text in "[-+0-9.eE]{0,70}|.{0,40}") {
             let _ = units(&text);
         }
     }

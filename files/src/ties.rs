@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_numbered_is_refused_and_not_overwritten() {
+    fn trades_that_cannot_be_numbered_are_rejected() {
         let mut ties = Ties::default();
         for second in 1..=i64::try_from(MAX_TIES).unwrap() + 1 {
             ties.next(Timestamp::from_secs(1_000_000 + second).unwrap()).unwrap();

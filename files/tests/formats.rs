@@ -376,7 +376,7 @@ proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
 
     #[test]
-    fn no_bytes_panic(content in proptest::collection::vec(0u8..=255, 0..400), start in 0usize..6) {
+    fn arbitrary_bytes_do_not_panic(content in proptest::collection::vec(0u8..=255, 0..400), start in 0usize..6) {
         let starts: [&[u8]; 6] = [b"", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"{\"result\":{\"X\":[[", b"1,2,3\n"];
         let file = file([starts[start], &content].concat());
         for format in [None, Some(Format::Kraken), Some(Format::Candles)] {
@@ -390,7 +390,7 @@ proptest::proptest! {
     }
 
     #[test]
-    fn no_fields_panic(lines in proptest::collection::vec("[-0-9.,eE:TZ \"truefalsebuy]{0,60}", 1..20), head in 0usize..4) {
+    fn arbitrary_fields_do_not_panic(lines in proptest::collection::vec("[-0-9.,eE:TZ \"truefalsebuy]{0,60}", 1..20), head in 0usize..4) {
         let heads = ["", "time,price,quantity\n", "time,open,high,low,close,volume\n", "exchange,symbol,timestamp,local_timestamp,id,side,price,amount\n"];
         let file = file(format!("{}{}", heads[head], lines.join("\n")));
         if let Ok(files) = open(&[file.path().to_owned()], &FileOptions::default().instrument("x:Y".parse::<Instrument>().unwrap())) {

@@ -5,8 +5,8 @@
 //! use qi_testkit::chaos::{Chaos, Fault, Rule};
 //!
 //! // A third of all calls has one of three faults. The next `ensure_schema` fails.
-//! let chaos = Chaos::seeded(7).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::Cut]));
-//! chaos.next(Operation::EnsureSchema, Fault::Error);
+//! let chaos = Chaos::seeded(7).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::LostResponse]));
+//! chaos.inject_next(Operation::EnsureSchema, Fault::Error);
 //! ```
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -36,7 +36,7 @@ pub enum Fault {
     Hang,
     /// The call is executed and its response is lost. The call fails with `Unavailable`; a publish reports `Unknown`
     /// for every message. A `recv` fails before it receives, because a lost response would lose its messages.
-    Cut,
+    LostResponse,
 }
 
 /// The rate of faults and their kinds.
@@ -117,12 +117,12 @@ impl Chaos {
     }
 
     /// Plans a fault for the next call of an operation. Faults that are already planned come first.
-    pub fn next(&self, operation: Operation, fault: Fault) {
+    pub fn inject_next(&self, operation: Operation, fault: Fault) {
         self.state().planned.entry(operation).or_default().push_back(fault);
     }
 
     /// Enables or disables all faults.
-    pub fn enable(&self, enabled: bool) {
+    pub fn set_enabled(&self, enabled: bool) {
         self.state().enabled = enabled;
     }
 
@@ -165,14 +165,14 @@ impl Chaos {
     }
 
     /// Returns the number of messages that a failed publish sends, always less than `len` unless the batch is empty.
-    fn beginning(&self, len: usize) -> usize {
+    fn sent_prefix(&self, len: usize) -> usize {
         if len == 0 { 0 } else { self.state().rng.usize(..len) }
     }
 }
 
 fn failed(operation: Operation, fault: Fault) -> Error {
     let (code, message) = match fault {
-        Fault::Cut => ("chaos.cut", "injected fault: response lost"),
+        Fault::LostResponse => ("chaos.cut", "injected fault: response lost"),
         _ => ("chaos.error", "injected fault"),
     };
     Error::new(ErrorKind::Unavailable, code, operation).with_message(message)
@@ -197,8 +197,8 @@ impl Layer for Chaos {
                     tokio::time::sleep(delay).await;
                     future.await
                 }
-                Some((Fault::Cut, _)) => match future.await {
-                    Ok(_) => Err(failed(operation, Fault::Cut)),
+                Some((Fault::LostResponse, _)) => match future.await {
+                    Ok(_) => Err(failed(operation, Fault::LostResponse)),
                     Err(error) => Err(error),
                 },
             }
@@ -220,15 +220,15 @@ impl Layer for Chaos {
                     bus.publish(batch, options).await
                 }
                 Some((Fault::Error, _)) => {
-                    let sent = self.beginning(batch.len());
+                    let sent = self.sent_prefix(batch.len());
                     let mut outcomes = bus.publish(&batch[..sent], options).await?.into_outcomes();
                     let error = failed(Operation::Publish, Fault::Error);
                     outcomes.resize_with(batch.len(), || Err(DeliveryError::not_sent(error.clone())));
                     Ok(PublishReport::new(outcomes))
                 }
-                Some((Fault::Cut, _)) => {
+                Some((Fault::LostResponse, _)) => {
                     let _lost = bus.publish(batch, options).await?;
-                    let error = failed(Operation::Publish, Fault::Cut);
+                    let error = failed(Operation::Publish, Fault::LostResponse);
                     Ok(PublishReport::all_unknown(batch.len(), &error))
                 }
             }
@@ -249,7 +249,9 @@ impl Layer for Chaos {
                     tokio::time::sleep(delay).await;
                     subscription.recv(max, wait).await
                 }
-                Some((fault @ (Fault::Error | Fault::Cut), _)) => Err(failed(Operation::Recv, fault)),
+                Some((fault @ (Fault::Error | Fault::LostResponse), _)) => {
+                    Err(failed(Operation::Recv, fault))
+                }
             }
         })
     }

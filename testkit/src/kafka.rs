@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checksums_and_integers_are_those_of_the_protocol() {
+    fn checksums_and_integers_match_the_protocol() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         for (value, wanted) in [(0, &[0][..]), (-1, &[1]), (63, &[126]), (64, &[128, 1]), (-300, &[215, 4])] {
             let mut out = Vec::new();

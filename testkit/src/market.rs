@@ -58,7 +58,7 @@ impl MarketConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arrival {
     /// The tick arrives in the order of trades.
-    InTime,
+    InOrder,
     /// The tick arrives after ticks that happened later.
     Late,
     /// The tick arrives for the second time.
@@ -84,7 +84,7 @@ pub struct Market {
     rng: Rng,
     now: i64,
     /// The state of each instrument: the price in cents, and the time and sequence number of its last tick.
-    books: Vec<Book>,
+    states: Vec<InstrumentState>,
     burst: Option<(usize, u32)>,
     /// The ticks that are held back, each with the number of other ticks that still arrive first.
     held: VecDeque<(PriceTick, u32)>,
@@ -92,7 +92,7 @@ pub struct Market {
 }
 
 #[derive(Debug, Clone)]
-struct Book {
+struct InstrumentState {
     cents: i64,
     last: i64,
     seq: u64,
@@ -121,19 +121,19 @@ impl Market {
             }
         }
         let mut rng = Rng::with_seed(config.seed);
-        let books = config
+        let states = config
             .instruments
             .iter()
-            .map(|_| Book { cents: rng.i64(100..10_000_000), last: 0, seq: 0 })
+            .map(|_| InstrumentState { cents: rng.i64(100..10_000_000), last: 0, seq: 0 })
             .collect();
         let now = config.start.as_micros();
-        Ok(Self { config, rng, now, books, burst: None, held: VecDeque::new(), recent: VecDeque::new() })
+        Ok(Self { config, rng, now, states, burst: None, held: VecDeque::new(), recent: VecDeque::new() })
     }
 
     /// Returns the next tick and its arrival, or None at the end of the [`Timestamp`] range.
     pub fn arrival(&mut self) -> Option<(PriceTick, Arrival)> {
         if let Some(tick) = self.due() {
-            return Some((self.remember(tick), Arrival::Late));
+            return Some((self.remember_recent(tick), Arrival::Late));
         }
         if !self.recent.is_empty() && self.rng.f64() < self.config.repeated {
             let at = self.rng.usize(..self.recent.len());
@@ -149,7 +149,7 @@ impl Market {
                 let behind = self.rng.u32(1..=32);
                 self.held.push_back((tick, behind));
             } else {
-                return Some((self.remember(tick), Arrival::InTime));
+                return Some((self.remember_recent(tick), Arrival::InOrder));
             }
         }
     }
@@ -162,7 +162,7 @@ impl Market {
         self.held.remove(at).map(|(tick, _)| tick)
     }
 
-    fn remember(&mut self, tick: PriceTick) -> PriceTick {
+    fn remember_recent(&mut self, tick: PriceTick) -> PriceTick {
         if self.recent.len() == WINDOW {
             self.recent.pop_front();
         }
@@ -178,24 +178,24 @@ impl Market {
             at
         } else {
             self.now += self.rng.i64(1..=i64::try_from(self.config.max_pause_us).ok()?);
-            let at = self.rng.usize(..self.books.len());
+            let at = self.rng.usize(..self.states.len());
             if self.rng.f64() < self.config.bursts {
                 self.burst = Some((at, self.rng.u32(1..20)));
             }
             at
         };
-        let book = &mut self.books[at];
+        let state = &mut self.states[at];
         // The price moves by at most 5 basis points per trade and never falls below 1 cent.
-        let step = (book.cents / 2_000).max(1);
-        book.cents = (book.cents + self.rng.i64(-step..=step)).clamp(1, 1_000_000_000_000);
-        book.seq = if book.last == self.now { book.seq + 1 } else { 0 };
-        book.last = self.now;
-        let price = Price::from_units(i128::from(book.cents) * UNITS_PER_CENT).ok()?;
+        let step = (state.cents / 2_000).max(1);
+        state.cents = (state.cents + self.rng.i64(-step..=step)).clamp(1, 1_000_000_000_000);
+        state.seq = if state.last == self.now { state.seq + 1 } else { 0 };
+        state.last = self.now;
+        let price = Price::from_units(i128::from(state.cents) * UNITS_PER_CENT).ok()?;
         let quantity =
             Quantity::from_units(i128::from(self.rng.i64(1..=100_000_000)) * UNITS_PER_LOT).ok()?;
         let side = if self.rng.bool() { Side::Buy } else { Side::Sell };
         let ts = Timestamp::from_micros(self.now).ok()?;
-        let tick = PriceTick::new(self.config.instruments[at].clone(), ts, book.seq, price).ok()?;
+        let tick = PriceTick::new(self.config.instruments[at].clone(), ts, state.seq, price).ok()?;
         Some(tick.with_quantity(quantity).with_side(side))
     }
 }
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_market_has_bursts_late_and_repeated_ticks_in_their_shares() {
+    fn market_has_the_configured_shares_of_late_and_repeated_ticks() {
         let mut market = Market::new(MarketConfig::new(3, 20).unwrap()).unwrap();
         let ticks: Vec<_> = (0..100_000).map(|_| market.arrival().unwrap()).collect();
         let count = |wanted| ticks.iter().filter(|(_, arrival)| *arrival == wanted).count();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn another_seed_is_another_market() {
+    fn seeds_determine_the_market() {
         let ticks =
             |seed| Market::new(MarketConfig::new(seed, 2).unwrap()).unwrap().take(100).collect::<Vec<_>>();
         assert_eq!(ticks(1), ticks(1));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_at_the_end_of_time_with_all_ticks_delivered() {
+    fn iteration_ends_at_the_last_timestamp_with_all_ticks_delivered() {
         let mut config = MarketConfig::new(1, 1).unwrap();
         config.start = Timestamp::from_micros(Timestamp::MAX_RECORD.as_micros() - 10_000).unwrap();
         config.late = 0.5;
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_market_is_refused() {
+    fn invalid_settings_are_rejected() {
         assert!(MarketConfig::new(1, 0).is_err());
         let config = MarketConfig::new(1, 1).unwrap();
         assert!(Market::new(MarketConfig { late: 1.5, ..config.clone() }).is_err());

@@ -24,7 +24,7 @@ pub struct RecordedCall {
     /// The kind of the error, if the call failed.
     pub failed: Option<ErrorKind>,
     /// The duration of the call on tokio's clock.
-    pub took: Duration,
+    pub duration: Duration,
 }
 
 /// The result of a published message.
@@ -58,14 +58,14 @@ struct State {
     capacity: usize,
     calls: VecDeque<RecordedCall>,
     published: VecDeque<(Message, Outcome)>,
-    forgotten: u64,
+    discarded: u64,
 }
 
 impl Recording {
     /// Creates a layer that keeps the newest `capacity` calls and the same number of messages.
     pub fn new(capacity: usize) -> Self {
         let (calls, published) = (VecDeque::new(), VecDeque::new());
-        Self(Arc::new(Mutex::new(State { capacity: capacity.max(1), calls, published, forgotten: 0 })))
+        Self(Arc::new(Mutex::new(State { capacity: capacity.max(1), calls, published, discarded: 0 })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -88,21 +88,21 @@ impl Recording {
     }
 
     /// Returns the number of calls and messages that were discarded at the capacity.
-    pub fn forgotten(&self) -> u64 {
-        self.state().forgotten
+    pub fn discarded(&self) -> u64 {
+        self.state().discarded
     }
 
-    fn note<T>(&self, operation: Operation, since: Instant, result: &Result<T>) {
+    fn record_call<T>(&self, operation: Operation, since: Instant, result: &Result<T>) {
         let failed = result.as_ref().err().map(qi_core::Error::kind);
         let state = &mut *self.state();
-        state.calls.push_back(RecordedCall { operation, failed, took: since.elapsed() });
+        state.calls.push_back(RecordedCall { operation, failed, duration: since.elapsed() });
         if state.calls.len() > state.capacity {
             state.calls.pop_front();
-            state.forgotten += 1;
+            state.discarded += 1;
         }
     }
 
-    fn note_messages(&self, batch: &[Message], report: &PublishReport) {
+    fn record_messages(&self, batch: &[Message], report: &PublishReport) {
         let state = &mut *self.state();
         for (message, outcome) in batch.iter().zip(report.outcomes()) {
             let outcome = match outcome {
@@ -112,7 +112,7 @@ impl Recording {
             state.published.push_back((message.clone(), outcome));
             if state.published.len() > state.capacity {
                 state.published.pop_front();
-                state.forgotten += 1;
+                state.discarded += 1;
             }
         }
     }
@@ -131,7 +131,7 @@ impl Layer for Recording {
         Box::pin(async move {
             let since = Instant::now();
             let result = future.await;
-            self.note(call.operation, since, &result);
+            self.record_call(call.operation, since, &result);
             result
         })
     }
@@ -145,9 +145,9 @@ impl Layer for Recording {
         Box::pin(async move {
             let since = Instant::now();
             let result = bus.publish(batch, options).await;
-            self.note(Operation::Publish, since, &result);
+            self.record_call(Operation::Publish, since, &result);
             if let Ok(report) = &result {
-                self.note_messages(batch, report);
+                self.record_messages(batch, report);
             }
             result
         })
@@ -162,7 +162,7 @@ impl Layer for Recording {
         Box::pin(async move {
             let since = Instant::now();
             let result = subscription.recv(max, wait).await;
-            self.note(Operation::Recv, since, &result);
+            self.record_call(Operation::Recv, since, &result);
             result
         })
     }

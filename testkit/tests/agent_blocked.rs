@@ -40,15 +40,15 @@ fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
     handle.shutdown();
     let (report, when, thread) =
         receiver.recv_timeout(DEADLINE + ms(1_500)).expect("on_deadline_exceeded is called in time");
-    assert_eq!(thread.as_deref(), Some("qi-deadline"), "it is a thread of its own");
+    assert_eq!(thread.as_deref(), Some("qi-deadline"), "the runtime has its own thread");
     tokio.shutdown_background();
     (report, when - asked)
 }
 
 #[test]
-fn one_of_two_blocked_threads_is_named_and_the_other_agents_end() {
+fn one_blocked_thread_is_reported_and_other_agents_end() {
     let (report, took) = overrun(1);
-    assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "{took:?}");
+    assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "the shutdown took {took:?}");
     let leaked: Vec<_> = report.leaked().map(|a| (a.name.to_string(), a.termination)).collect();
     assert_eq!(leaked, [("blocks-0".to_owned(), Termination::Leaked { blocking: true })]);
     assert_eq!(report.agent("quiet").unwrap().status, AgentStatus::Stopped);
@@ -58,9 +58,9 @@ fn one_of_two_blocked_threads_is_named_and_the_other_agents_end() {
 }
 
 #[test]
-fn two_of_two_blocked_threads_are_named_and_who_waits_behind_them_too() {
+fn two_blocked_threads_and_the_agents_that_wait_for_them_are_reported() {
     let (report, took) = overrun(2);
-    assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "{took:?}");
+    assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "the shutdown took {took:?}");
     for name in ["blocks-0", "blocks-1"] {
         assert_eq!(report.agent(name).unwrap().termination, Termination::Leaked { blocking: true });
     }
@@ -69,7 +69,7 @@ fn two_of_two_blocked_threads_are_named_and_who_waits_behind_them_too() {
 }
 
 #[test]
-fn blocked_threads_do_not_hold_up_run_until_on_a_thread_of_its_own() {
+fn blocked_threads_do_not_delay_run_until_on_another_thread() {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut builder = AgentRuntime::builder().shutdown_deadline(DEADLINE);
     for n in 0..2 {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, run};
 use qi_core::agent::agent_fn;
-use qi_testkit::agent::{Script, ScriptedAgent, Time, agent_contract, agent_contract_on};
+use qi_testkit::agent::{ClockMode, Script, ScriptedAgent, agent_contract, agent_contract_on};
 
 fn main() -> ExitCode {
     let function = || {
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             Ok(())
         })
     };
-    trials.extend(agent_contract_on(Time::Real, "agent_fn_on_real_time", waiting));
+    trials.extend(agent_contract_on(ClockMode::Real, "agent_fn_on_real_time", waiting));
     let scripts = ScriptedAgent::script([Script::default()]);
     trials.extend(agent_contract("scripted", move || scripts.make()));
     run(&Arguments::from_args(), trials).exit_code()

@@ -5,7 +5,7 @@
 
 mod agent_rig;
 
-use agent_rig::{at_once, builder, ms, scripted};
+use agent_rig::{builder, immediate_restart, ms, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Running, Stopped};
 use qi_core::agent::{AgentRuntime, ErrorRecord, Observer, Transition};
@@ -13,15 +13,15 @@ use qi_testkit::ManualClock;
 use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
 use tokio::time::sleep;
 
-const FLAPS: usize = 10_000;
+const RESTARTS: usize = 10_000;
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_flaps_leave_no_gap() {
-    let mut scripts = vec![Script::run(Step::Err(ErrorKind::Unavailable)); FLAPS];
+async fn ten_thousand_restarts_leave_no_gap_in_the_history() {
+    let mut scripts = vec![Script::run(Step::Err(ErrorKind::Unavailable)); RESTARTS];
     scripts.push(Script::run(Step::Ok));
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", scripts);
-    let runtime = builder(&log).agent(spec.restart(at_once())).build().unwrap();
+    let runtime = builder(&log).agent(spec.restart(immediate_restart())).build().unwrap();
     let handle = runtime.handle();
     let mut watch = handle.subscribe("a").unwrap();
     let slow_watcher = tokio::spawn(async move {
@@ -38,14 +38,14 @@ async fn ten_thousand_flaps_leave_no_gap() {
     report.result().unwrap();
     let history = log.of("a");
     legal_history(&history).unwrap();
-    assert_eq!(history.len(), FLAPS * 4 + 4);
-    assert_eq!(calls.count("Cleanup#"), FLAPS + 1);
-    assert_eq!(log.errors("a").len(), FLAPS);
+    assert_eq!(history.len(), RESTARTS * 4 + 4);
+    assert_eq!(calls.count("Cleanup#"), RESTARTS + 1);
+    assert_eq!(log.errors("a").len(), RESTARTS);
 
     let (seen, last) = slow_watcher.await.unwrap();
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "rising");
     assert!(seen.len() < history.len(), "a slow watcher skips");
-    assert!(seen.windows(2).any(|pair| pair[1] > pair[0] + 1), "and can see that it did");
+    assert!(seen.windows(2).any(|pair| pair[1] > pair[0] + 1), "the dropped history is detectable");
     assert_eq!((last.status, last.seq), (Stopped, history.len() as u64));
 
     let kept = handle.history("a").unwrap();
@@ -66,7 +66,7 @@ impl Observer for PanicsAlways {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panic_of_an_observer_disturbs_neither_the_agent_nor_other_observers() {
+async fn panicking_observer_affects_neither_agents_nor_other_observers() {
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", [Script::run(Step::Err(ErrorKind::Timeout)), Script::default()]);
     let runtime = AgentRuntime::builder()
@@ -83,7 +83,7 @@ async fn panic_of_an_observer_disturbs_neither_the_agent_nor_other_observers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_are_stamped_by_the_runtimes_clock() {
+async fn records_have_timestamps_of_the_runtime_clock() {
     let log = TransitionLog::default();
     let (spec, _) = scripted("a", [Script::run(Step::after(ms(1_500), Step::Err(ErrorKind::Conflict)))]);
     let runtime = builder(&log).agent(spec).build().unwrap();
@@ -102,7 +102,7 @@ async fn records_are_stamped_by_the_runtimes_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn durations_follow_the_monotonic_clock_when_the_wall_clock_is_set_back() {
+async fn durations_use_the_monotonic_clock() {
     let (log, clock) = (TransitionLog::default(), std::sync::Arc::new(ManualClock::default()));
     let (spec, _) = scripted("a", [Script::default().with_cleanup(Step::after(ms(700), Step::Ok))]);
     let runtime = builder(&log).clock(clock.clone()).agent(spec).build().unwrap();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use agent_rig::{at_once, builder, live, live_as, ms, scripted};
+use agent_rig::{builder, immediate_restart, ms, run_agent, run_agent_as, scripted};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
@@ -23,14 +23,14 @@ const LONG: Duration = Duration::from_hours(1);
 const RESTARTED: [qi_core::agent::AgentStatus; 5] = [Created, Initializing, Running, Stopping, Backoff];
 
 #[tokio::test(start_paused = true)]
-async fn happy_path_is_exactly_this() {
-    let life = live([Script::default()], ms(1_000), |spec| spec).await;
+async fn successful_lifecycle_has_exactly_these_transitions() {
+    let life = run_agent([Script::default()], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
     assert_eq!(life.calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
     let history = life.log.of("a");
     assert!(history.iter().all(|t| t.incarnation == 1 && &*t.agent == "a"));
-    assert_eq!(history[2].at.duration_since(history[1].at), ms(1_000), "it ran until the stop");
-    assert_eq!(history[3].at, history[2].at, "and ended at once");
+    assert_eq!(history[2].at.duration_since(history[1].at), ms(1_000), "the agent ran until the stop");
+    assert_eq!(history[3].at, history[2].at, "the agent ended immediately after the stop");
     let agent = life.report.agent("a").unwrap();
     assert_eq!((agent.status, agent.termination, agent.restarts), (Stopped, Termination::Orderly, 0));
     assert_eq!(life.report.cause, ShutdownCause::Requested);
@@ -40,7 +40,7 @@ async fn happy_path_is_exactly_this() {
 
 #[tokio::test(start_paused = true)]
 async fn panic_in_run_is_cleaned_up_before_the_next_value_is_made() {
-    let life = live([Script::run(Step::Panic), Script::default()], ms(1_000), |spec| spec).await;
+    let life = run_agent([Script::run(Step::Panic), Script::default()], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses(), [&RESTARTED[..], &[Initializing, Running, Stopping, Stopped]].concat());
     assert_eq!(
         life.calls.calls()[..5],
@@ -58,53 +58,53 @@ async fn panic_in_run_is_cleaned_up_before_the_next_value_is_made() {
 #[tokio::test(start_paused = true)]
 async fn error_in_initialize_is_cleaned_up() {
     let failing = Script::initialize(Step::Err(ErrorKind::Unavailable));
-    let life = live([failing, Script::default()], ms(1_000), |spec| spec).await;
+    let life = run_agent([failing, Script::default()], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses()[..5], [Created, Initializing, Stopping, Backoff, Initializing]);
     assert_eq!(life.calls.calls()[..2], ["Init#1".to_owned(), "Cleanup#1(Error)".to_owned()]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn panics_anywhere_are_caught_and_the_agent_goes_on() {
+async fn panics_in_any_hook_are_caught_and_the_agent_restarts() {
     let cases = [
         ("initialize", Script::initialize(Step::Panic)),
-        ("an odd payload in initialize", Script::initialize(Step::PanicOddly)),
-        ("an odd payload in run", Script::run(Step::PanicOddly)),
+        ("an odd payload in initialize", Script::initialize(Step::PanicWithOtherPayload)),
+        ("an odd payload in run", Script::run(Step::PanicWithOtherPayload)),
         ("a child", Script::run(Step::child(Step::Panic))),
         ("the factory", Script::default().with_factory_panic()),
         ("run, then cleanup", Script::run(Step::Panic).with_cleanup(Step::Panic)),
         ("run, then the drop of the value", Script::run(Step::Panic).with_value_drop_panic()),
-        ("run, then oddly in cleanup", Script::run(Step::Panic).with_cleanup(Step::PanicOddly)),
+        ("run, then oddly in cleanup", Script::run(Step::Panic).with_cleanup(Step::PanicWithOtherPayload)),
     ];
     for (place, script) in cases {
-        let life = live([script, Script::default()], ms(1_000), |spec| spec).await;
+        let life = run_agent([script, Script::default()], ms(1_000), |spec| spec).await;
         assert!(life.exits()[0].starts_with("panicked"), "{place}: {:?}", life.exits());
         assert_eq!(life.statuses().last(), Some(&Stopped), "{place}");
-        assert_eq!(life.calls.count("Run#2"), 1, "{place}: it ran again");
+        assert_eq!(life.calls.count("Run#2"), 1, "{place}: the agent restarted");
         life.report.result().unwrap();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn factory_panic_is_one_of_initialize_and_has_nothing_to_clean_up() {
+async fn factory_panic_counts_as_initialize_and_skips_cleanup() {
     let life =
-        live([Script::default().with_factory_panic(), Script::default()], ms(1_000), |spec| spec).await;
+        run_agent([Script::default().with_factory_panic(), Script::default()], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses()[..4], [Created, Initializing, Stopping, Backoff]);
     assert_eq!(life.calls.calls()[0], "Init#2");
     assert_eq!(life.log.errors("a")[0].phase, Phase::Initialize);
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_release_after_completion_or_cancel_makes_the_end_failed() {
+async fn failed_cleanup_after_completion_or_cancel_fails_the_agent() {
     let releases = [
         Script::default().with_cleanup(Step::Panic),
         Script::default().with_cleanup(Step::Err(ErrorKind::Unavailable)),
-        Script::default().with_cleanup(Step::HangDeaf),
+        Script::default().with_cleanup(Step::HangIgnoringStop),
         Script::default().with_value_drop_panic(),
     ];
     for script in releases {
-        for run in [Step::Ok, Step::Hang] {
+        for run in [Step::Ok, Step::WaitForStop] {
             let script = script.clone().with_run(run);
-            let life = live([script.clone()], ms(1_000), |spec| spec).await;
+            let life = run_agent([script.clone()], ms(1_000), |spec| spec).await;
             assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Failed], "{script:?}");
             let exit = &life.exits()[0];
             assert!(exit == "completed" || exit == "cancelled", "the exit stays: {exit}");
@@ -115,9 +115,9 @@ async fn failed_release_after_completion_or_cancel_makes_the_end_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_cleanup_after_an_error_replaces_nothing() {
+async fn failed_cleanup_after_an_error_keeps_the_first_error() {
     let script = Script::run(Step::Err(ErrorKind::Timeout)).with_cleanup(Step::Err(ErrorKind::Config));
-    let life = live([script, Script::default()], ms(1_000), |spec| spec).await;
+    let life = run_agent([script, Script::default()], ms(1_000), |spec| spec).await;
     assert!(life.exits()[0].contains("timeout"), "{:?}", life.exits());
     let kinds: Vec<_> = life.log.errors("a").iter().map(|e| (e.phase, e.error.kind())).collect();
     assert_eq!(kinds, [(Phase::Run, ErrorKind::Timeout), (Phase::Cleanup, ErrorKind::Config)]);
@@ -126,17 +126,17 @@ async fn failed_cleanup_after_an_error_replaces_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn panic_in_the_drop_of_a_hook_is_caught() {
-    let life = live([Script::run(Step::PanicOnDrop)], ms(1_000), |spec| spec).await;
+    let life = run_agent([Script::run(Step::PanicOnDrop)], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Failed]);
     assert_eq!(life.calls.calls()[2], "Cleanup#1(Cancelled)");
-    let late = live([Script::initialize(Step::PanicOnDrop), Script::default()], LONG, |spec| spec).await;
+    let late = run_agent([Script::initialize(Step::PanicOnDrop), Script::default()], LONG, |spec| spec).await;
     assert_eq!(late.exits()[0], "initialize timed out");
     assert_eq!(late.calls.count("Run#2"), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn error_that_cannot_pass_fails_without_backoff() {
-    let life = live([Script::run(Step::Err(ErrorKind::Config))], LONG, |spec| spec).await;
+async fn permanent_error_fails_without_backoff() {
+    let life = run_agent([Script::run(Step::Err(ErrorKind::Config))], LONG, |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Failed]);
     assert_eq!(life.report.cause, ShutdownCause::AgentFailed("a".into()));
     let error = life.report.result().unwrap_err();
@@ -145,8 +145,8 @@ async fn error_that_cannot_pass_fails_without_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn initialize_has_its_time_and_crashes_are_counted() {
-    let life = live([Script::initialize(Step::HangDeaf)], LONG, |spec| {
+async fn initialize_timeouts_count_as_failures() {
+    let life = run_agent([Script::initialize(Step::HangIgnoringStop)], LONG, |spec| {
         spec.init_timeout(ms(700)).restart(RestartPolicy::default().with_max_crashes(3))
     })
     .await;
@@ -158,27 +158,29 @@ async fn initialize_has_its_time_and_crashes_are_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_start_does_not_end_a_streak_and_a_stable_run_does() {
+async fn only_a_stable_run_ends_a_failure_streak() {
     let slow = Script::initialize(Step::after(Duration::from_secs(25), Step::Panic));
-    let life = live([slow], LONG, |spec| {
+    let life = run_agent([slow], LONG, |spec| {
         let policy = RestartPolicy::default().with_max_crashes(4).with_stable_after(Duration::from_secs(20));
         spec.restart(policy)
     })
     .await;
     assert_eq!(life.exits().len(), 4);
     let stable = Script::run(Step::after(Duration::from_secs(61), Step::Panic));
-    let life = live([stable], LONG, |spec| spec.restart(RestartPolicy::default().with_max_crashes(2))).await;
+    let life =
+        run_agent([stable], LONG, |spec| spec.restart(RestartPolicy::default().with_max_crashes(2))).await;
     assert!(life.exits().len() > 50, "{}", life.exits().len());
     assert!(life.log.of("a").iter().filter_map(|t| t.backoff).all(|step| step.attempt == 1));
     assert_eq!(life.statuses().last(), Some(&Stopped));
 }
 
 #[tokio::test(start_paused = true)]
-async fn completion_is_answered_by_the_mode() {
+async fn restart_after_completion_depends_on_the_mode() {
     for (policy, again) in
         [(RestartPolicy::never(), false), (RestartPolicy::default(), false), (RestartPolicy::always(), true)]
     {
-        let life = live([Script::run(Step::Ok), Script::default()], ms(1_000), |s| s.restart(policy)).await;
+        let life =
+            run_agent([Script::run(Step::Ok), Script::default()], ms(1_000), |s| s.restart(policy)).await;
         assert_eq!(life.calls.count("Run#2"), usize::from(again), "{policy:?}");
         assert_eq!(life.statuses().last(), Some(&Stopped));
         let cause = if again { ShutdownCause::Requested } else { ShutdownCause::AllEnded };
@@ -205,7 +207,7 @@ impl Agent for StopsItself {
     }
 
     async fn run(&mut self, _cx: &AgentContext) -> Result<()> {
-        panic!("it was cancelled before");
+        panic!("the child was cancelled before the cleanup");
     }
 }
 
@@ -224,7 +226,7 @@ async fn cancel_between_initialize_and_running_never_shows_running() {
 
 #[tokio::test(start_paused = true)]
 async fn error_after_the_cancel_is_recorded_and_the_exit_stays_cancelled() {
-    let (log, report) = live_as(ms(100), || {
+    let (log, report) = run_agent_as(ms(100), || {
         agent_fn(|cx| async move {
             cx.cancelled().await;
             Err(Error::new(ErrorKind::Config, "late", "run"))
@@ -237,8 +239,8 @@ async fn error_after_the_cancel_is_recorded_and_the_exit_stays_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panic_after_the_cancel_is_a_failed_end() {
-    let (log, report) = live_as(ms(100), || {
+async fn panic_after_the_cancel_fails_the_agent() {
+    let (log, report) = run_agent_as(ms(100), || {
         agent_fn(|cx| async move {
             cx.cancelled().await;
             panic!("while winding down")
@@ -282,7 +284,7 @@ impl Agent for PanicsEarly {
 async fn panic_before_the_future_exists_is_caught() {
     let exits = Arc::new(Mutex::new(Vec::new()));
     let inner = exits.clone();
-    let (log, _) = live_as(LONG, move || PanicsEarly(inner.clone())).await;
+    let (log, _) = run_agent_as(LONG, move || PanicsEarly(inner.clone())).await;
     assert_eq!(*exits.lock().unwrap(), ["panicked: before the future"; 5], "five crashes are the default");
     assert_eq!(log.statuses("a").last(), Some(&Failed));
 }
@@ -291,7 +293,7 @@ async fn panic_before_the_future_exists_is_caught() {
 async fn error_or_panic_of_a_child_ends_the_run() {
     let failing = Script::run(Step::child(Step::after(ms(50), Step::Err(ErrorKind::Unavailable))));
     let panicking = Script::run(Step::child(Step::after(ms(50), Step::Panic)));
-    let life = live([failing, panicking, Script::default()], ms(2_000), |spec| spec).await;
+    let life = run_agent([failing, panicking, Script::default()], ms(2_000), |spec| spec).await;
     let exits = life.exits();
     assert!(exits[0].contains("unavailable") && exits[0].contains("child=scripted"), "{exits:?}");
     assert_eq!(exits[1], "panicked: child scripted: scripted panic");
@@ -299,8 +301,8 @@ async fn error_or_panic_of_a_child_ends_the_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn child_that_ends_well_ends_nothing() {
-    let life = live([Script::run(Step::child(Step::Ok))], ms(1_000), |spec| spec).await;
+async fn completed_child_does_not_end_the_run() {
+    let life = run_agent([Script::run(Step::child(Step::Ok))], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
     assert_eq!(life.log.of("a")[2].at.duration_since(life.log.of("a")[1].at), ms(1_000));
 }
@@ -357,12 +359,12 @@ impl Agent for WithChildren {
 }
 
 #[tokio::test(start_paused = true)]
-async fn children_see_the_cancel_and_are_gone_before_cleanup() {
+async fn children_are_cancelled_and_joined_before_cleanup() {
     let alive_at_cleanup = Arc::new(AtomicU32::new(99));
     let seen_cancel = Arc::new(AtomicBool::new(false));
     let context = Arc::new(Mutex::new(None));
     let (at_cleanup, seen, slot) = (alive_at_cleanup.clone(), seen_cancel.clone(), context.clone());
-    let (log, report) = live_as(LONG, move || WithChildren {
+    let (log, report) = run_agent_as(LONG, move || WithChildren {
         alive: Arc::default(),
         alive_at_cleanup: at_cleanup.clone(),
         seen_cancel: seen.clone(),
@@ -407,10 +409,11 @@ async fn children_are_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watchdog_drops_a_silent_run_and_a_heartbeat_keeps_it() {
-    let life =
-        live([Script::run(Step::HangDeaf), Script::default()], ms(4_000), |spec| spec.watchdog(ms(3_000)))
-            .await;
+async fn watchdog_drops_a_run_without_heartbeats() {
+    let life = run_agent([Script::run(Step::HangIgnoringStop), Script::default()], ms(4_000), |spec| {
+        spec.watchdog(ms(3_000))
+    })
+    .await;
     assert_eq!(life.exits(), ["no heartbeat", "cancelled"]);
     let history = life.log.of("a");
     assert_eq!(history[2].at.duration_since(history[1].at), ms(3_000), "counted from Running");
@@ -435,7 +438,7 @@ async fn watchdog_drops_a_silent_run_and_a_heartbeat_keeps_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn run_that_is_always_ready_is_dropped_in_time() {
+async fn run_that_is_always_ready_is_dropped_at_its_deadline() {
     for phase in [Phase::Initialize, Phase::Run] {
         let script = match phase {
             Phase::Initialize => Script::initialize(Step::Spin),
@@ -458,10 +461,10 @@ async fn run_that_is_always_ready_is_dropped_in_time() {
 }
 
 #[tokio::test]
-async fn run_that_is_always_ready_cannot_starve_its_deadline_on_real_time() {
-    let life = live([Script::run(Step::Spin)], ms(20), |spec| spec.stop_timeout(ms(30))).await;
+async fn run_that_is_always_ready_cannot_delay_its_deadline_on_real_time() {
+    let life = run_agent([Script::run(Step::Spin)], ms(20), |spec| spec.stop_timeout(ms(30))).await;
     assert_eq!(life.report.agent("a").unwrap().termination, Termination::Forced);
-    let life = live([Script::initialize(Step::Spin)], Duration::from_secs(5), |spec| {
+    let life = run_agent([Script::initialize(Step::Spin)], Duration::from_secs(5), |spec| {
         spec.init_timeout(ms(30)).restart(RestartPolicy::never())
     })
     .await;
@@ -469,7 +472,7 @@ async fn run_that_is_always_ready_cannot_starve_its_deadline_on_real_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_is_the_agents_own_and_decides_readiness() {
+async fn reported_health_determines_readiness() {
     let log = TransitionLog::default();
     let spec = AgentSpec::new("a", || {
         agent_fn(|cx| async move {
@@ -507,7 +510,7 @@ async fn health_is_the_agents_own_and_decides_readiness() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn context_of_an_earlier_incarnation_reaches_nobody() {
+async fn context_of_an_earlier_incarnation_has_no_effect() {
     let contexts: Arc<Mutex<Vec<AgentContext>>> = Arc::default();
     let slot = contexts.clone();
     let log = TransitionLog::default();
@@ -539,10 +542,10 @@ async fn context_of_an_earlier_incarnation_reaches_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_for_what_never_comes_ends_with_the_agent() {
+async fn wait_for_an_unreachable_state_ends_with_the_agent() {
     let (spec, _) = scripted("a", [Script::run(Step::Ok)]);
     let log = TransitionLog::default();
-    let runtime = builder(&log).agent(spec.restart(at_once())).build().unwrap();
+    let runtime = builder(&log).agent(spec.restart(immediate_restart())).build().unwrap();
     let handle = runtime.handle();
     let waiter = tokio::spawn({
         let handle = handle.clone();
@@ -558,7 +561,7 @@ async fn waiting_for_what_never_comes_ends_with_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn runtime_that_never_ran_is_over() {
+async fn runtime_that_never_ran_has_ended() {
     let log = TransitionLog::default();
     let runtime = builder(&log).agent(scripted("a", []).0).build().unwrap();
     let handle = runtime.handle();
@@ -570,7 +573,7 @@ async fn runtime_that_never_ran_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn hook_and_children_share_one_stop_timeout() {
-    let (log, report) = live_as(ms(100), || {
+    let (log, report) = run_agent_as(ms(100), || {
         agent_fn(|cx: AgentContext| async move {
             cx.spawn("deaf", std::future::pending())?;
             cx.cancelled().await;
@@ -581,7 +584,7 @@ async fn hook_and_children_share_one_stop_timeout() {
     .await;
     let history = log.of("a");
     assert_eq!(history[2].at.duration_since(history[1].at), ms(3_100));
-    assert_eq!(history[3].at.duration_since(history[2].at), ms(2_000), "what is left of 5 s");
+    assert_eq!(history[3].at.duration_since(history[2].at), ms(2_000), "the remaining part of 5 s");
     assert_eq!(report.shutdown_took, ms(5_000));
     report.result().unwrap();
 }

@@ -30,7 +30,7 @@ struct Text(String);
 
 impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        write!(self.0, "{field}={value:?} ").expect("a string takes everything");
+        write!(self.0, "{field}={value:?} ").expect("a write to a string succeeds");
     }
 }
 
@@ -70,10 +70,10 @@ impl Subscriber for Lines {
     fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
 }
 
-struct Speaks;
+struct LoggingAgent;
 
 #[async_trait]
-impl Agent for Speaks {
+impl Agent for LoggingAgent {
     async fn run(&mut self, _cx: &AgentContext) -> Result<()> {
         tracing::info!(target: "agent_log", "at work");
         let cause = std::io::Error::other("the disk is full");
@@ -86,7 +86,7 @@ async fn each_transition_is_logged_at_its_level() {
     let lines = Lines::default();
     let _guard = tracing::subscriber::set_default(lines.clone());
     let (flaky, _) = scripted("flaky", [Script::run(Step::Err(ErrorKind::Timeout)), Script::run(Step::Ok)]);
-    let speaks = AgentSpec::new("speaks", || Speaks).best_effort();
+    let speaks = AgentSpec::new("speaks", || LoggingAgent).best_effort();
     let runtime = AgentRuntime::builder().agent(flaky).agent(speaks).build().expect("the specs are fine");
     runtime.run_until(tokio::time::sleep(ms(5_000))).await;
     let state = lines.0.lock().expect("no panic under the lock");

@@ -26,15 +26,15 @@ fn faults() -> Vec<(&'static str, Step)> {
         ("retryable error", Step::Err(ErrorKind::Unavailable)),
         ("final error", Step::Err(ErrorKind::Config)),
         ("panic", Step::Panic),
-        ("odd panic", Step::PanicOddly),
+        ("odd panic", Step::PanicWithOtherPayload),
         ("panic on drop", Step::PanicOnDrop),
-        ("hang", Step::Hang),
-        ("deaf hang", Step::HangDeaf),
+        ("hang", Step::WaitForStop),
+        ("deaf hang", Step::HangIgnoringStop),
         ("slow", Step::after(ms(1_500), Step::Ok)),
         ("slow error", Step::after(ms(1_500), Step::Err(ErrorKind::Timeout))),
         ("slow panic", Step::after(ms(1_500), Step::Panic)),
         ("child error", Step::child(Step::after(ms(300), Step::Err(ErrorKind::Overloaded)))),
-        ("deaf child", Step::child(Step::HangDeaf)),
+        ("deaf child", Step::child(Step::HangIgnoringStop)),
     ]
 }
 
@@ -104,8 +104,8 @@ async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
     legal_history(&log.of("a")).unwrap();
     assert!(calls.is_clean(), "{calls:?}");
     assert_eq!(calls.count("Init#"), calls.count("Cleanup#"));
-    assert_eq!(calls.count("Drop#"), calls.count("Init#"), "no value is left over");
-    assert!(took <= stop_after + deadline, "took {took:?}");
+    assert_eq!(calls.count("Drop#"), calls.count("Init#"), "every agent value is dropped");
+    assert!(took <= stop_after + deadline, "the shutdown took {took:?}");
     assert_eq!(report.leaked().count(), 0);
     let end = handle.snapshot("a").unwrap();
     assert!(end.status.is_terminal());
@@ -212,7 +212,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
         legal_history(life).unwrap();
         assert!(calls.is_clean(), "{calls:?}");
         assert_eq!(calls.count("Init#"), calls.count("Cleanup#"));
-        assert_eq!(calls.count("Drop#"), calls.count("Init#"), "no value is left over");
+        assert_eq!(calls.count("Drop#"), calls.count("Init#"), "every agent value is dropped");
     }
 }
 
@@ -245,7 +245,7 @@ const PHASES: [Phase; 3] = [Phase::Initialize, Phase::Run, Phase::Cleanup];
 const MODES: [RestartMode; 3] = [RestartMode::Never, RestartMode::OnFailure, RestartMode::Always];
 
 #[test]
-fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
+fn faults_by_phase_mode_and_time_of_the_stop() {
     silence_scripted_panics();
     let mut cases = 0;
     for phase in PHASES {
@@ -263,7 +263,7 @@ fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
 }
 
 #[test]
-fn every_fault_in_every_phase_under_every_mode_at_every_change_of_the_agents() {
+fn faults_by_phase_mode_and_membership_change() {
     silence_scripted_panics();
     let mut cases = 0;
     for phase in PHASES {

@@ -84,7 +84,8 @@ async fn agent_that_is_added_before_the_start_starts_with_the_runtime() {
 #[tokio::test(start_paused = true)]
 async fn new_agent_depends_on_agents_that_run_and_on_agents_that_start() {
     let log = TransitionLog::default();
-    let slow = scripted("slow", [Script::initialize(Step::after(ms(500), Step::Ok)).with_run(Step::Hang)]).0;
+    let slow =
+        scripted("slow", [Script::initialize(Step::after(ms(500), Step::Ok)).with_run(Step::WaitForStop)]).0;
     let handle = builder(&log).agent(waiting("base")).agent(slow).build().unwrap().start();
     running(&handle, "base").await;
     handle.spawn(waiting("top").depends_on(["base", "slow", "base"])).unwrap();
@@ -98,13 +99,13 @@ async fn new_agent_depends_on_agents_that_run_and_on_agents_that_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_that_cannot_be_added_is_refused_by_name() {
+async fn invalid_agent_is_rejected_by_name() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     handle.spawn(waiting("weak").best_effort()).unwrap();
     handle.spawn(scripted("done", [Script::run(Step::Ok)]).0.run_to_completion()).unwrap();
     handle.spawn(scripted("over", [Script::run(Step::Ok)]).0).unwrap();
-    handle.spawn(scripted("deaf", [Script::run(Step::HangDeaf)]).0).unwrap();
+    handle.spawn(scripted("deaf", [Script::run(Step::HangIgnoringStop)]).0).unwrap();
     running(&handle, "weak").await;
     sleep(ms(10)).await;
     handle.stop("deaf").unwrap();
@@ -124,7 +125,7 @@ async fn agent_that_cannot_be_added_is_refused_by_name() {
         assert!(words.iter().all(|word| error.to_string().contains(word)), "{error} lacks {words:?}");
         assert!(!error.retry().is_retryable());
     }
-    assert_eq!(names(&handle), ["weak", "done", "over", "deaf"], "a refused agent leaves no trace");
+    assert_eq!(names(&handle), ["weak", "done", "over", "deaf"], "a rejected agent is not listed");
     handle.spawn(waiting("next").depends_on(["done"])).unwrap();
     running(&handle, "next").await;
     handle.shutdown();
@@ -157,7 +158,7 @@ async fn agent_with_dependents_is_removed_after_them_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_added_or_removed_during_a_shutdown_and_after_it() {
+async fn agents_are_not_added_or_removed_during_or_after_a_shutdown() {
     let log = TransitionLog::default();
     let slow = scripted("slow", [Script::default().with_cleanup(Step::after(ms(500), Step::Ok))]).0;
     let handle = builder(&log).agent(slow).build().unwrap().start();
@@ -184,18 +185,18 @@ async fn agents_in_every_state_are_removed() {
     let handle = empty(&log);
     let unavailable = || Step::Err(ErrorKind::Unavailable);
     let cases = [
-        ("initializing", Script::initialize(Step::Hang), Stopped, Termination::Orderly),
-        ("deaf initialize", Script::initialize(Step::HangDeaf), Stopped, Termination::Forced),
-        ("deaf run", Script::run(Step::HangDeaf), Stopped, Termination::Forced),
+        ("initializing", Script::initialize(Step::WaitForStop), Stopped, Termination::Orderly),
+        ("deaf initialize", Script::initialize(Step::HangIgnoringStop), Stopped, Termination::Forced),
+        ("deaf run", Script::run(Step::HangIgnoringStop), Stopped, Termination::Forced),
         ("backoff", Script::run(unavailable()), Stopped, Termination::Orderly),
         ("completed", Script::run(Step::Ok), Stopped, Termination::Orderly),
         ("failed", Script::run(Step::Err(ErrorKind::Config)), Failed, Termination::Orderly),
         ("panics", Script::run(Step::Panic), Stopped, Termination::Orderly),
         ("panics in the stop", Script::run(Step::PanicOnDrop), Failed, Termination::Forced),
-        ("deaf cleanup", Script::default().with_cleanup(Step::HangDeaf), Failed, Termination::Forced),
+        ("deaf cleanup", Script::default().with_cleanup(Step::HangIgnoringStop), Failed, Termination::Forced),
         ("panic in cleanup", Script::default().with_cleanup(Step::Panic), Failed, Termination::Orderly),
         ("panic in drop", Script::default().with_value_drop_panic(), Failed, Termination::Orderly),
-        ("deaf child", Script::run(Step::child(Step::HangDeaf)), Stopped, Termination::Orderly),
+        ("deaf child", Script::run(Step::child(Step::HangIgnoringStop)), Stopped, Termination::Orderly),
     ];
     for (name, script, status, termination) in cases {
         let (spec, calls) = scripted(name, [script]);
@@ -218,10 +219,10 @@ async fn agents_in_every_state_are_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_that_waits_for_a_dependency_is_removed_without_having_started() {
+async fn agent_waiting_for_a_dependency_is_removed_without_a_start() {
     let log = TransitionLog::default();
     let handle = empty(&log);
-    handle.spawn(scripted("slow", [Script::initialize(Step::Hang)]).0).unwrap();
+    handle.spawn(scripted("slow", [Script::initialize(Step::WaitForStop)]).0).unwrap();
     let (waits, calls) = scripted("waits", [Script::default()]);
     handle.spawn(waits.depends_on(["slow"])).unwrap();
     sleep(ms(10)).await;
@@ -245,7 +246,10 @@ async fn dropped_removal_completes() {
     assert_eq!(handle.snapshot("a").unwrap().status, Running, "a future that was never polled does nothing");
     assert!(timeout(ms(100), handle.remove("a")).await.is_err());
     let refused = handle.spawn(waiting("a")).unwrap_err();
-    assert!(refused.to_string().contains("two agents"), "the name is in use until the end: {refused}");
+    assert!(
+        refused.to_string().contains("two agents"),
+        "the name is in use until the agent has ended: {refused}"
+    );
     let dependent = handle.spawn(waiting("b").depends_on(["a"])).unwrap_err();
     assert_eq!(dependent.code(), "agent.dependency.ended");
     sleep(ms(1_000)).await;
@@ -257,7 +261,7 @@ async fn dropped_removal_completes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_removals_of_one_agent_both_return_its_end() {
+async fn concurrent_removals_of_one_agent_both_return_its_report() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     handle.spawn(scripted("a", [Script::default().with_cleanup(Step::after(ms(700), Step::Ok))]).0).unwrap();
@@ -332,7 +336,7 @@ async fn critical_agent_that_fails_during_its_removal_stops_the_runtime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn added_agent_that_fails_for_good_stops_the_runtime_unless_it_is_best_effort() {
+async fn permanent_failure_of_an_added_agent_stops_the_runtime_unless_best_effort() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     let failing = |name: &str| scripted(name, [Script::run(Step::Err(ErrorKind::Config))]).0;
@@ -398,7 +402,7 @@ async fn added_agent_changes_readiness_and_not_the_startup_probe() {
     let handle = builder(&log).agent(waiting("a")).build().unwrap().start();
     running(&handle, "a").await;
     assert!(handle.health().ready && handle.health().started);
-    handle.spawn(scripted("b", [Script::initialize(Step::Hang)]).0).unwrap();
+    handle.spawn(scripted("b", [Script::initialize(Step::WaitForStop)]).0).unwrap();
     sleep(ms(10)).await;
     let health = handle.health();
     assert!(!health.ready && health.started, "{health:?}");
@@ -410,7 +414,7 @@ async fn added_agent_changes_readiness_and_not_the_startup_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watchers_of_a_removed_agent_see_its_end() {
+async fn watchers_of_a_removed_agent_receive_its_final_state() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     handle.spawn(waiting("a")).unwrap();
@@ -472,11 +476,11 @@ fn removal_of_an_agent_that_blocks_its_thread_ends_with_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn asynchronous_factory_gives_a_value_that_is_cleaned_up_or_nothing_to_clean_up() {
+async fn asynchronous_factory_creates_an_agent_or_skips_cleanup() {
     let steps = [
         ("retryable error", Step::Err(ErrorKind::Unavailable), "error"),
         ("panic", Step::Panic, "panicked"),
-        ("hang", Step::HangDeaf, "initialize timed out"),
+        ("hang", Step::HangIgnoringStop, "initialize timed out"),
         ("panic on drop", Step::PanicOnDrop, "initialize timed out"),
         ("child error", Step::child(Step::Err(ErrorKind::Timeout)), "error"),
     ];
@@ -510,9 +514,9 @@ async fn asynchronous_factory_gives_a_value_that_is_cleaned_up_or_nothing_to_cle
 }
 
 /// A resource that records its drop.
-struct Open(Arc<Mutex<bool>>);
+struct DropRecorder(Arc<Mutex<bool>>);
 
-impl Drop for Open {
+impl Drop for DropRecorder {
     fn drop(&mut self) {
         *self.0.lock().unwrap() = true;
     }
@@ -525,7 +529,7 @@ async fn stop_during_an_asynchronous_factory_ends_it() {
         let (log, slot) = (TransitionLog::default(), dropped.clone());
         *slot.lock().unwrap() = false;
         let spec = AgentSpec::new_async("a", move |cx: AgentContext| {
-            let open = Open(slot.clone());
+            let open = DropRecorder(slot.clone());
             async move {
                 if polite {
                     cx.cancelled().await;
@@ -543,12 +547,12 @@ async fn stop_during_an_asynchronous_factory_ends_it() {
         assert!(matches!(log.of("a")[1].exit.as_deref(), Some(ExitReason::Cancelled)));
         let forced = report.agent("a").unwrap().termination == Termination::Forced;
         assert_eq!((forced, report.shutdown_took), (!polite, if polite { ms(0) } else { ms(200) }));
-        assert!(*dropped.lock().unwrap(), "what it had opened is dropped");
+        assert!(*dropped.lock().unwrap(), "the resources of the factory are dropped");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn specs_of_all_kinds_fit_in_one_list() {
+async fn specs_of_all_kinds_have_one_type() {
     let log = TransitionLog::default();
     let specs: Vec<AgentSpec> = vec![
         AgentSpec::once("once", agent_fn(|_cx| async { Ok(()) })),
@@ -568,9 +572,9 @@ fn random_script(rng: &mut fastrand::Rng) -> Script {
             2 => Step::Err(ErrorKind::Config),
             3 => Step::Panic,
             4 => Step::PanicOnDrop,
-            5 => Step::HangDeaf,
+            5 => Step::HangIgnoringStop,
             6 => Step::child(Step::after(ms(rng.u64(1..500)), Step::Panic)),
-            _ => Step::Hang,
+            _ => Step::WaitForStop,
         };
         if rng.bool() { Step::after(ms(rng.u64(1..900)), step) } else { step }
     };
@@ -652,7 +656,7 @@ async fn random_changes(seed: u64) -> Vec<String> {
 }
 
 #[test]
-fn random_changes_keep_every_promise_and_are_the_same_for_the_same_seed() {
+fn random_membership_changes_are_legal_and_deterministic() {
     std::panic::set_hook(Box::new(|info| {
         let scripted = info.location().is_some_and(|at| at.file().ends_with("scripted.rs"));
         if !scripted {

@@ -8,32 +8,36 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agent_rig::{builder, ms, scripted};
-use metrics_rig::{Seen, measured};
+use metrics_rig::{RecordedMetrics, measured};
 use qi_core::ErrorKind;
 use qi_core::agent::{AgentSpec, AgentStatus, Backoff, MetricsObserver, Phase, RestartPolicy, agent_fn};
 use qi_testkit::agent::{Script, Step, TransitionLog};
 
 /// Returns agents that fail in every way: errors, panics in hooks and children, time limits, hooks that ignore a stop
 /// request, and failed cleanups.
-fn troublesome() -> Vec<(&'static str, Vec<Script>)> {
+fn faulty_agents() -> Vec<(&'static str, Vec<Script>)> {
     let unavailable = || Step::Err(ErrorKind::Unavailable);
     vec![
         ("steady", vec![Script::default()]),
         ("flaky", vec![Script::run(Step::after(ms(250), unavailable())); 4]),
         (
             "panics",
-            vec![Script::run(Step::Panic), Script::initialize(Step::Panic), Script::run(Step::PanicOddly)],
+            vec![
+                Script::run(Step::Panic),
+                Script::initialize(Step::Panic),
+                Script::run(Step::PanicWithOtherPayload),
+            ],
         ),
         ("children", vec![Script::run(Step::child(Step::Panic)), Script::run(Step::child(unavailable()))]),
         ("untidy", vec![Script::run(unavailable()).with_cleanup(Step::Err(ErrorKind::Internal))]),
-        ("stuck", vec![Script::run(unavailable()).with_cleanup(Step::HangDeaf)]),
-        ("deaf", vec![Script::run(Step::HangDeaf)]),
+        ("stuck", vec![Script::run(unavailable()).with_cleanup(Step::HangIgnoringStop)]),
+        ("deaf", vec![Script::run(Step::HangIgnoringStop)]),
         ("bad_drop", vec![Script::run(Step::PanicOnDrop)]),
         ("hopeless", vec![Script::run(Step::Err(ErrorKind::Config))]),
     ]
 }
 
-fn whole(duration: Duration) -> i64 {
+fn as_micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap()
 }
 
@@ -42,7 +46,7 @@ fn micros(values: &[f64]) -> Vec<i64> {
     values.iter().map(|seconds| (seconds * 1e6).round() as i64).collect()
 }
 
-fn check(seen: &Seen, log: &TransitionLog, agent: &str) {
+fn check(seen: &RecordedMetrics, log: &TransitionLog, agent: &str) {
     let (history, errors, forced) = (log.of(agent), log.errors(agent), log.forced(agent));
     let of = |name: &str, labels: &str| seen.counter(&format!("{name}{{agent={agent}{labels}}}"));
 
@@ -89,13 +93,13 @@ fn check(seen: &Seen, log: &TransitionLog, agent: &str) {
         (AgentStatus::Stopping, "cleanup"),
     ] {
         let pairs = history.windows(2).filter(|pair| pair[0].to == status);
-        let took: Vec<_> = pairs.map(|pair| whole(pair[1].at.duration_since(pair[0].at))).collect();
+        let took: Vec<_> = pairs.map(|pair| as_micros(pair[1].at.duration_since(pair[0].at))).collect();
         if !took.is_empty() {
             let key = format!("qi_agent_phase_duration_seconds{{agent={agent},phase={phase}}}");
             assert_eq!(micros(&seen.histogram(&key)), took, "{agent} {phase}");
         }
     }
-    let delays: Vec<_> = history.iter().filter_map(|t| t.backoff).map(|step| whole(step.delay)).collect();
+    let delays: Vec<_> = history.iter().filter_map(|t| t.backoff).map(|step| as_micros(step.delay)).collect();
     if !delays.is_empty() {
         let key = format!("qi_agent_backoff_seconds{{agent={agent}}}");
         assert_eq!(micros(&seen.histogram(&key)), delays, "{agent}");
@@ -104,11 +108,11 @@ fn check(seen: &Seen, log: &TransitionLog, agent: &str) {
 }
 
 #[test]
-fn metrics_are_equal_to_the_transition_log_whatever_goes_wrong() {
+fn metrics_equal_the_transition_log_under_faults() {
     let log = TransitionLog::default();
     let seen = measured(|| async {
         let mut runtime = builder(&log).observer(MetricsObserver::default());
-        for (name, scripts) in troublesome() {
+        for (name, scripts) in faulty_agents() {
             let backoff = Backoff::new(ms(100), ms(800)).with_jitter(0.5);
             let restart = RestartPolicy::default().with_backoff(backoff).with_max_crashes(Some(3));
             let spec = scripted(name, scripts).0.restart(restart).best_effort();
@@ -117,22 +121,22 @@ fn metrics_are_equal_to_the_transition_log_whatever_goes_wrong() {
         let runtime = runtime.build().unwrap();
         runtime.run_until(tokio::time::sleep(Duration::from_secs(20))).await;
     });
-    for (name, _) in troublesome() {
+    for (name, _) in faulty_agents() {
         check(&seen, &log, name);
     }
-    let all: Vec<_> = troublesome().iter().flat_map(|(name, _)| log.errors(name)).collect();
+    let all: Vec<_> = faulty_agents().iter().flat_map(|(name, _)| log.errors(name)).collect();
     assert_eq!(seen.total("qi_agent_transitions_total"), log.all().len() as u64);
     assert_eq!(seen.total("qi_agent_errors_total"), all.len() as u64);
     assert!(seen.total("qi_agent_panics_total") >= 4 && seen.total("qi_agent_forced_stops_total") >= 3);
     let report = log.report().unwrap();
-    assert_eq!(micros(&seen.histogram("qi_runtime_shutdown_seconds{}")), [whole(report.shutdown_took)]);
+    assert_eq!(micros(&seen.histogram("qi_runtime_shutdown_seconds{}")), [as_micros(report.shutdown_took)]);
     assert_eq!(seen.counter("qi_runtime_leaked_agents_total{}"), 0);
 }
 
 /// Prometheus computes no increase for a new series, so the counters of an alert must exist at 0
 /// before the first event.
 #[test]
-fn what_has_not_happened_to_an_agent_yet_is_there_at_zero() {
+fn agent_counters_start_at_zero() {
     let seen = measured(|| async {
         let steady = scripted("steady", [Script::default()]).0;
         let runtime = builder(&TransitionLog::default()).observer(MetricsObserver::default()).agent(steady);
@@ -156,7 +160,7 @@ fn what_has_not_happened_to_an_agent_yet_is_there_at_zero() {
 }
 
 #[test]
-fn the_age_of_heartbeats_is_measured_when_it_is_asked_for() {
+fn heartbeat_age_is_measured_at_the_scrape() {
     let seen = measured(|| async {
         let beat = |once: bool| {
             move || {

@@ -20,9 +20,9 @@ fn random_step(rng: &mut fastrand::Rng) -> Step {
         1 => Step::Err(ErrorKind::Unavailable),
         2 => Step::Err(ErrorKind::Conflict),
         3 => Step::Panic,
-        4 => Step::HangDeaf,
+        4 => Step::HangIgnoringStop,
         5 => Step::child(Step::after(ms(rng.u64(1..500)), Step::Err(ErrorKind::Timeout))),
-        _ => Step::Hang,
+        _ => Step::WaitForStop,
     };
     if rng.bool() { Step::after(ms(rng.u64(1..3_000)), step) } else { step }
 }
@@ -66,7 +66,7 @@ fn run_once(seed: u64) -> (Vec<String>, Vec<Vec<String>>) {
 }
 
 #[test]
-fn two_hundred_agents_with_random_faults_run_twice_the_same() {
+fn two_hundred_agents_with_random_faults_are_deterministic() {
     let (first, second) = (run_once(11), run_once(11));
     assert!(first.0.len() > 5 * AGENTS, "{} transitions", first.0.len());
     assert_eq!(first.0, second.0);
@@ -75,7 +75,7 @@ fn two_hundred_agents_with_random_faults_run_twice_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn chain_of_a_hundred_starts_forwards_and_stops_backwards() {
+async fn chain_of_a_hundred_agents_starts_and_stops_in_dependency_order() {
     let log = TransitionLog::default();
     let mut builder = AgentRuntime::builder().clock(ManualClock::default()).observer(log.clone());
     let name = |n: usize| format!("link-{n:03}");

@@ -7,7 +7,7 @@ mod agent_rig;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent_rig::{builder, live, ms, scripted};
+use agent_rig::{builder, ms, run_agent, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
 use qi_core::agent::{
@@ -32,25 +32,25 @@ fn at(history: &[Transition], to: AgentStatus) -> qi_core::Timestamp {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_during_initialize_is_heeded_and_cleaned_up() {
-    let life = live([Script::initialize(Step::Hang)], ms(500), |spec| spec).await;
+async fn stop_during_initialize_is_applied_and_cleaned_up() {
+    let life = run_agent([Script::initialize(Step::WaitForStop)], ms(500), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Stopping, Stopped]);
     assert_eq!(life.exits(), ["cancelled"]);
     assert_eq!(life.report.shutdown_took, Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_during_backoff_ends_it_at_once() {
-    let life = live([Script::run(Step::Err(ErrorKind::Unavailable))], ms(100), |spec| spec).await;
+async fn stop_during_backoff_ends_the_agent_immediately() {
+    let life = run_agent([Script::run(Step::Err(ErrorKind::Unavailable))], ms(100), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Backoff, Stopped]);
     assert_eq!(life.report.shutdown_took, Duration::ZERO);
     assert!(matches!(life.report.agents[0].last_exit.as_deref(), Some(ExitReason::Error(_))));
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_during_cleanup_lets_it_finish() {
+async fn stop_during_cleanup_lets_cleanup_finish() {
     let script = Script::run(Step::Err(ErrorKind::Unavailable)).with_cleanup(Step::after(ms(900), Step::Ok));
-    let life = live([script], ms(100), |spec| spec).await;
+    let life = run_agent([script], ms(100), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
     assert_eq!(life.report.shutdown_took, ms(800));
     assert_eq!(life.report.agents[0].termination, Termination::Orderly);
@@ -58,9 +58,9 @@ async fn stop_during_cleanup_lets_it_finish() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn deaf_agent_is_dropped_at_exactly_its_stop_timeout_and_cleaned_up() {
-    for script in [Script::run(Step::HangDeaf), Script::initialize(Step::HangDeaf)] {
-        let life = live([script], ms(500), |spec| spec.stop_timeout(ms(1_700))).await;
+async fn agent_that_ignores_the_stop_is_dropped_at_its_stop_timeout() {
+    for script in [Script::run(Step::HangIgnoringStop), Script::initialize(Step::HangIgnoringStop)] {
+        let life = run_agent([script], ms(500), |spec| spec.stop_timeout(ms(1_700))).await;
         assert_eq!(life.statuses().last(), Some(&Stopped));
         assert_eq!(life.report.shutdown_took, ms(1_700));
         assert_eq!(life.exits(), ["cancelled"]);
@@ -72,17 +72,17 @@ async fn deaf_agent_is_dropped_at_exactly_its_stop_timeout_and_cleaned_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn soft_deadline_drops_hooks_and_leaves_cleanups_the_reserve() {
+async fn soft_deadline_drops_hooks_and_reserves_time_for_cleanup() {
     // Both agents get a stop request with a stop timeout of 1 min. The shutdown with a deadline of 10 s
     // follows 1 ms later.
     let log = TransitionLog::default();
     let minute = Duration::from_mins(1);
     let deaf = |name: &str, cleanup| {
-        let (spec, calls) = scripted(name, [Script::run(Step::HangDeaf).with_cleanup(cleanup)]);
+        let (spec, calls) = scripted(name, [Script::run(Step::HangIgnoringStop).with_cleanup(cleanup)]);
         (spec.stop_timeout(minute).cleanup_timeout(minute), calls)
     };
     let (quick, quick_calls) = deaf("quick", Step::after(ms(1_000), Step::Ok));
-    let (never, never_calls) = deaf("never", Step::HangDeaf);
+    let (never, never_calls) = deaf("never", Step::HangIgnoringStop);
     let runtime = builder(&log)
         .agent(quick)
         .agent(never)
@@ -105,17 +105,17 @@ async fn soft_deadline_drops_hooks_and_leaves_cleanups_the_reserve() {
     }
     assert_eq!(log.statuses("quick").last(), Some(&Stopped), "its cleanup fits the reserve");
     assert_eq!(log.statuses("never").last(), Some(&Failed));
-    assert_eq!(report.shutdown_took, ms(9_600), "a fifth of the reserve is the runtime's own");
+    assert_eq!(report.shutdown_took, ms(9_600), "one fifth of the reserve belongs to the runtime");
     assert_eq!((report.leaked().count(), report.forced().count()), (0, 2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn hook_left_at_the_soft_deadline_is_dropped_then() {
+async fn remaining_hook_is_dropped_at_the_soft_deadline() {
     // Without `shutdown_now`, the dependency would stop only after its dependent.
     let log = TransitionLog::default();
-    let (first, first_calls) = scripted("first", [Script::run(Step::HangDeaf)]);
+    let (first, first_calls) = scripted("first", [Script::run(Step::HangIgnoringStop)]);
     let (second, second_calls) =
-        scripted("second", [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)]);
+        scripted("second", [Script::run(Step::HangIgnoringStop).with_cleanup(Step::HangIgnoringStop)]);
     let runtime = builder(&log)
         .agent(first.stop_timeout(ms(300)).cleanup_timeout(ms(100)))
         .agent(second.depends_on(["first"]).stop_timeout(ms(300)).cleanup_timeout(ms(100)))
@@ -138,10 +138,10 @@ async fn hook_left_at_the_soft_deadline_is_dropped_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_shrink_in_proportion_when_the_path_is_too_long() {
+async fn timeouts_shrink_in_proportion_on_a_long_dependency_path() {
     // Three agents in a chain need 3 x (5 + 2) = 21 s. The deadline of 10.5 s minus the reserve of 0.5 s leaves 10 s.
     let log = TransitionLog::default();
-    let deaf = || [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)];
+    let deaf = || [Script::run(Step::HangIgnoringStop).with_cleanup(Step::HangIgnoringStop)];
     let runtime = builder(&log)
         .agent(scripted("one", deaf()).0)
         .agent(scripted("two", deaf()).0.depends_on(["one"]))
@@ -164,18 +164,19 @@ async fn limits_shrink_in_proportion_when_the_path_is_too_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_that_fit_do_not_shrink() {
+async fn timeouts_within_the_deadline_do_not_shrink() {
     let log = TransitionLog::default();
-    let runtime = builder(&log).agent(scripted("a", [Script::run(Step::HangDeaf)]).0).build().unwrap();
+    let runtime =
+        builder(&log).agent(scripted("a", [Script::run(Step::HangIgnoringStop)]).0).build().unwrap();
     let report = runtime.run_until(sleep(ms(10))).await;
     assert_eq!(report.shutdown_took, Duration::from_secs(5));
 }
 
 #[tokio::test(start_paused = true)]
-async fn start_follows_dependencies_and_stop_goes_the_other_way() {
+async fn start_follows_dependencies_and_stop_reverses_them() {
     let log = TransitionLog::default();
     let slow = |name: &str, start: u64| {
-        scripted(name, [Script::initialize(Step::after(ms(start), Step::Ok)).with_run(Step::Hang)]).0
+        scripted(name, [Script::initialize(Step::after(ms(start), Step::Ok)).with_run(Step::WaitForStop)]).0
     };
     let runtime = builder(&log)
         .agent(slow("feed", 10).depends_on(["writer", "cache"]))
@@ -232,7 +233,7 @@ async fn dependency_that_fails_before_it_is_ready_leaves_its_dependents_unstarte
 }
 
 #[tokio::test(start_paused = true)]
-async fn finite_dependency_counts_when_it_has_completed() {
+async fn finite_dependency_is_satisfied_by_completion() {
     let log = TransitionLog::default();
     let load = scripted("load", [Script::run(Step::after(ms(400), Step::Ok))]).0.run_to_completion();
     let runtime = builder(&log).agent(waiting("serve").depends_on(["load"])).agent(load).build().unwrap();
@@ -249,7 +250,7 @@ async fn finite_dependency_counts_when_it_has_completed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn finite_dependency_that_fails_once_counts_when_it_has_completed_after_all() {
+async fn finite_dependency_is_satisfied_by_completion_after_a_restart() {
     let log = TransitionLog::default();
     let load = scripted("load", [Script::run(Step::Panic), Script::run(Step::Ok)]).0.run_to_completion();
     let runtime = builder(&log).agent(load).agent(waiting("serve").depends_on(["load"])).build().unwrap();
@@ -258,7 +259,7 @@ async fn finite_dependency_that_fails_once_counts_when_it_has_completed_after_al
 }
 
 #[tokio::test(start_paused = true)]
-async fn restart_of_a_dependency_does_not_touch_its_dependents() {
+async fn restart_of_a_dependency_does_not_restart_its_dependents() {
     let log = TransitionLog::default();
     let flaky = scripted("flaky", [Script::run(Step::after(ms(300), Step::Panic)), Script::default()]).0;
     let runtime = builder(&log).agent(flaky).agent(waiting("steady").depends_on(["flaky"])).build().unwrap();
@@ -269,9 +270,9 @@ async fn restart_of_a_dependency_does_not_touch_its_dependents() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_wins_over_waiting_for_dependencies() {
+async fn stop_takes_precedence_over_waiting_for_dependencies() {
     let log = TransitionLog::default();
-    let slow = scripted("slow", [Script::initialize(Step::Hang)]).0;
+    let slow = scripted("slow", [Script::initialize(Step::WaitForStop)]).0;
     let (dependent, calls) = scripted("dependent", [Script::default()]);
     let runtime = builder(&log).agent(slow).agent(dependent.depends_on(["slow"])).build().unwrap();
     runtime.run_until(sleep(ms(100))).await.result().unwrap();
@@ -281,12 +282,12 @@ async fn stop_wins_over_waiting_for_dependencies() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stopping_one_agent_leaves_those_that_run_and_refuses_those_that_wait() {
+async fn stop_of_one_agent_keeps_running_dependents_and_fails_waiting_dependents() {
     let log = TransitionLog::default();
     let runtime = builder(&log)
         .agent(waiting("base"))
         .agent(waiting("top").depends_on(["base"]))
-        .agent(scripted("slow", [Script::initialize(Step::Hang)]).0)
+        .agent(scripted("slow", [Script::initialize(Step::WaitForStop)]).0)
         .agent(waiting("late").depends_on(["slow"]))
         .build()
         .unwrap();
@@ -311,7 +312,7 @@ async fn stopping_one_agent_leaves_those_that_run_and_refuses_those_that_wait() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn asking_twice_and_after_the_end_changes_nothing() {
+async fn stop_request_is_idempotent() {
     let log = TransitionLog::default();
     let runtime = builder(&log).agent(waiting("a")).build().unwrap();
     let handle = runtime.handle();
@@ -332,7 +333,7 @@ async fn asking_twice_and_after_the_end_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_before_the_start_starts_nothing() {
+async fn shutdown_before_the_start_starts_no_agent() {
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", [Script::default()]);
     let runtime = builder(&log).agent(spec).build().unwrap();
@@ -342,7 +343,7 @@ async fn shutdown_before_the_start_starts_nothing() {
     assert!(calls.calls().is_empty());
 }
 
-async fn still_cleans_up(calls: CallLog, log: TransitionLog, handle: qi_core::agent::RuntimeHandle) {
+async fn expect_cleanup(calls: CallLog, log: TransitionLog, handle: qi_core::agent::RuntimeHandle) {
     let report = timeout(Duration::from_secs(25), handle.join()).await.unwrap();
     assert_eq!(report.cause, ShutdownCause::Dropped);
     assert_eq!(calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
@@ -350,17 +351,17 @@ async fn still_cleans_up(calls: CallLog, log: TransitionLog, handle: qi_core::ag
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_run_until_still_cleans_up() {
+async fn dropped_run_until_runs_cleanup() {
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", [Script::default().with_cleanup(Step::after(ms(500), Step::Ok))]);
     let runtime = builder(&log).agent(spec).build().unwrap();
     let handle = runtime.handle();
     assert!(timeout(ms(100), runtime.run()).await.is_err());
-    still_cleans_up(calls, log, handle).await;
+    expect_cleanup(calls, log, handle).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_the_last_handle_of_a_started_runtime_still_cleans_up() {
+async fn drop_of_the_last_handle_runs_cleanup() {
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", [Script::default().with_cleanup(Step::after(ms(500), Step::Ok))]);
     let handle = builder(&log).agent(spec).build().unwrap().start();
@@ -375,7 +376,7 @@ async fn dropping_the_last_handle_of_a_started_runtime_still_cleans_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn runtime_ends_when_all_agents_have_ended_by_themselves() {
+async fn runtime_ends_when_all_agents_have_ended() {
     let log = TransitionLog::default();
     let work = |name: &str, millis| scripted(name, [Script::run(Step::after(ms(millis), Step::Ok))]).0;
     let runtime = builder(&log).agent(work("a", 100)).agent(work("b", 900)).build().unwrap();
@@ -387,7 +388,7 @@ async fn runtime_ends_when_all_agents_have_ended_by_themselves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failure_of_a_critical_agent_stops_all_in_order() {
+async fn failure_of_a_critical_agent_stops_all_agents_in_order() {
     let log = TransitionLog::default();
     let fails =
         scripted("fails", [Script::run(Step::after(ms(200), Step::Err(ErrorKind::SchemaMismatch)))]).0;
@@ -407,7 +408,7 @@ async fn failure_of_a_critical_agent_stops_all_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failure_of_a_best_effort_agent_leaves_the_others_alone() {
+async fn failure_of_a_best_effort_agent_does_not_affect_other_agents() {
     let log = TransitionLog::default();
     let fails = scripted("fails", [Script::run(Step::Err(ErrorKind::Config))]).0.best_effort();
     let runtime = builder(&log).agent(fails).agent(waiting("a")).build().unwrap();
@@ -423,7 +424,7 @@ async fn failure_of_a_best_effort_agent_leaves_the_others_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn crash_loop_gives_up_and_then_stops_all() {
+async fn crash_loop_gives_up_and_stops_all_agents() {
     let log = TransitionLog::default();
     let crashes = scripted("crashes", [Script::run(Step::Panic)]).0;
     let runtime = builder(&log).agent(crashes).agent(waiting("a")).build().unwrap();
@@ -433,7 +434,7 @@ async fn crash_loop_gives_up_and_then_stops_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn outage_of_a_server_never_ends_an_agent() {
+async fn server_outage_does_not_end_an_agent() {
     let log = TransitionLog::default();
     let away = scripted("a", [Script::run(Step::Err(ErrorKind::Unavailable))]).0;
     let runtime = builder(&log).agent(away).build().unwrap();
@@ -448,7 +449,7 @@ async fn outage_of_a_server_never_ends_an_agent() {
 }
 
 #[test]
-fn build_refuses_what_cannot_be_meant_and_names_it() {
+fn build_rejects_invalid_settings_by_name() {
     let spec = |name: &str| AgentSpec::new(name, || agent_fn(|_cx| async { Ok(()) }));
     let refused = |specs: Vec<AgentSpec>, words: &[&str]| {
         let runtime = specs.into_iter().fold(AgentRuntime::builder(), AgentRuntimeBuilder::agent).build();
@@ -490,7 +491,7 @@ impl Drop for PanicsWhenDropped {
 }
 
 #[tokio::test]
-async fn driver_that_is_aborted_shows_failed() {
+async fn aborted_driver_shows_failed() {
     // The drivers run in another tokio runtime, which is dropped while they run.
     let log = TransitionLog::default();
     let seen: Arc<Mutex<Option<qi_core::agent::RuntimeHandle>>> = Arc::default();
@@ -531,9 +532,9 @@ async fn driver_that_is_aborted_shows_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limit_beyond_the_deadline_counts_as_the_deadline() {
+async fn timeout_beyond_the_deadline_equals_the_deadline() {
     let log = TransitionLog::default();
-    let patient = scripted("patient", [Script::run(Step::HangDeaf)]).0.stop_timeout(Duration::MAX);
+    let patient = scripted("patient", [Script::run(Step::HangIgnoringStop)]).0.stop_timeout(Duration::MAX);
     let (other, calls) =
         scripted("other", [Script::default().with_cleanup(Step::after(ms(1_500), Step::Ok))]);
     let runtime = builder(&log).agent(patient).agent(other).build().unwrap();

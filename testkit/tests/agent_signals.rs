@@ -20,7 +20,7 @@ const SCRIPT: &str = "QI_TEST_SIGNAL_CHILD";
 fn child() {
     // Without the variable, the test does not run as a child process, for example in a run of all ignored tests.
     let Ok(script) = std::env::var(SCRIPT) else { return };
-    let run = if script == "deaf" { Step::HangDeaf } else { Step::Hang };
+    let run = if script == "deaf" { Step::HangIgnoringStop } else { Step::WaitForStop };
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     tokio.block_on(async {
         let (spec, calls) = scripted("a", [Script::run(run)]);
@@ -57,7 +57,11 @@ impl Signalled {
     }
 
     fn line_with(&mut self, word: &str) -> String {
-        self.lines.by_ref().map(Result::unwrap).find(|line| line.contains(word)).expect("the child says it")
+        self.lines
+            .by_ref()
+            .map(Result::unwrap)
+            .find(|line| line.contains(word))
+            .expect("the child process reports the signal")
     }
 
     fn signal(&self, name: &str) {
@@ -73,7 +77,7 @@ impl Signalled {
 }
 
 #[test]
-fn sigterm_and_sigint_end_the_runtime_in_order() {
+fn sigterm_and_sigint_shut_down_in_order() {
     for (signal, name) in [("TERM", "SIGTERM"), ("INT", "SIGINT")] {
         let child = Signalled::start("polite");
         child.signal(signal);
@@ -82,7 +86,7 @@ fn sigterm_and_sigint_end_the_runtime_in_order() {
 }
 
 #[test]
-fn second_signal_makes_it_hurry_and_the_first_one_is_named() {
+fn second_signal_expires_the_soft_deadline_and_the_first_is_the_cause() {
     let child = Signalled::start("deaf");
     let begun = Instant::now();
     child.signal("TERM");
@@ -90,5 +94,8 @@ fn second_signal_makes_it_hurry_and_the_first_one_is_named() {
     child.signal("INT");
     assert_eq!(child.end(), "ended by SIGTERM, forced, stopped, clean true");
     let took = begun.elapsed();
-    assert!((ms(300)..Duration::from_secs(5)).contains(&took), "{took:?}, not the 20 s of its stop timeout");
+    assert!(
+        (ms(300)..Duration::from_secs(5)).contains(&took),
+        "the shutdown took {took:?}, longer than without the second signal"
+    );
 }

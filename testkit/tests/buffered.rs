@@ -55,7 +55,7 @@ fn config() -> BufferedConfig {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_goes_out_when_it_is_full_and_every_record_is_answered() {
+async fn full_batch_is_written_and_every_record_gets_a_result() {
     let sink = Numbers::default();
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     let since = Instant::now();
@@ -71,7 +71,7 @@ async fn a_batch_goes_out_when_it_is_full_and_every_record_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_goes_out_when_its_first_record_has_waited_long_enough() {
+async fn batch_is_written_after_the_delay_of_its_first_record() {
     let sink = Numbers::default();
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     let since = Instant::now();
@@ -84,7 +84,7 @@ async fn a_batch_goes_out_when_its_first_record_has_waited_long_enough() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_goes_out_when_it_holds_enough_bytes_and_a_giant_goes_alone() {
+async fn batch_is_written_at_the_byte_limit_and_a_large_record_alone() {
     let sink = Numbers::default();
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     let since = Instant::now();
@@ -98,7 +98,7 @@ async fn a_batch_goes_out_when_it_holds_enough_bytes_and_a_giant_goes_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_buffer_makes_the_caller_wait() {
+async fn full_buffer_makes_the_caller_wait() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     // Three records are being written and three wait in the channel. The seventh must wait for the first batch.
@@ -115,7 +115,7 @@ async fn a_full_buffer_makes_the_caller_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_fails_answers_every_record_in_it_and_others_go_on() {
+async fn failed_batch_fails_its_records_and_others_continue() {
     let sink = Numbers::default();
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     let mut receipts = Vec::new();
@@ -131,7 +131,7 @@ async fn a_batch_that_fails_answers_every_record_in_it_and_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_tells_the_first_failure_since_the_flush_before() {
+async fn flush_returns_the_first_failure_since_the_previous_flush() {
     let buffer = Buffered::new(Numbers::default(), config()).unwrap();
     for n in [13, 7] {
         drop(buffer.add(n).await.unwrap());
@@ -145,7 +145,7 @@ async fn flush_tells_the_first_failure_since_the_flush_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_does_not_wait_for_the_delay_and_says_when_it_takes_too_long() {
+async fn flush_skips_the_delay_and_reports_a_timeout() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     let _receipt = buffer.add(1).await.unwrap();
@@ -155,7 +155,7 @@ async fn flush_does_not_wait_for_the_delay_and_says_when_it_takes_too_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_drains_is_idempotent_and_nothing_is_taken_afterwards() {
+async fn close_drains_the_buffer_is_idempotent_and_rejects_new_records() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     let mut receipts = Vec::new();
@@ -173,7 +173,7 @@ async fn close_drains_is_idempotent_and_nothing_is_taken_afterwards() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_close_waits_for_the_end_whatever_became_of_the_ones_before() {
+async fn every_close_waits_for_the_end() {
     let sink = Numbers { pause: 10 * SECOND, ..Numbers::default() };
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     for n in [1, 7] {
@@ -190,7 +190,7 @@ async fn every_close_waits_for_the_end_whatever_became_of_the_ones_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_room_does_not_wait_for_the_delay_of_others() {
+async fn waiting_caller_skips_the_delay_of_other_records() {
     let sink = Numbers::default();
     let config = config().with_max_delay(Duration::MAX);
     let buffer = Buffered::new(sink.clone(), config).unwrap();
@@ -203,7 +203,7 @@ async fn who_waits_for_room_does_not_wait_for_the_delay_of_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_holds_on_without_asking_does_not_hold_up_the_close() {
+async fn unpolled_add_does_not_block_close() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Buffered::new(sink, config()).unwrap();
     for n in 1..=6 {
@@ -216,7 +216,7 @@ async fn a_caller_that_holds_on_without_asking_does_not_hold_up_the_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_waits_for_room_is_told_of_the_close() {
+async fn close_fails_callers_that_wait_for_space() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Arc::new(Buffered::new(sink, config()).unwrap());
     let _receipt = buffer.add(1_000).await.unwrap();
@@ -230,7 +230,7 @@ async fn a_caller_that_waits_for_room_is_told_of_the_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_add_leaves_its_record_out_and_the_buffer_usable() {
+async fn dropped_add_discards_only_its_record() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     for n in 1..=6 {
@@ -243,7 +243,7 @@ async fn a_dropped_add_leaves_its_record_out_and_the_buffer_usable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_panics_or_answers_short_is_said_and_never_counts_as_written() {
+async fn panicking_or_short_sink_is_reported_and_never_counts_as_written() {
     let buffer = Buffered::new(Numbers::default(), config()).unwrap();
     let receipt = buffer.add(666).await.unwrap();
     assert_eq!(receipt.await.unwrap_err().code(), "buffered.worker");
@@ -256,7 +256,7 @@ async fn a_sink_that_panics_or_answers_short_is_said_and_never_counts_as_written
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_the_buffer_still_writes_what_it_held() {
+async fn dropped_buffer_writes_its_records() {
     let sink = Numbers::default();
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
     let receipt = buffer.add(1).await.unwrap();
@@ -266,7 +266,7 @@ async fn dropping_the_buffer_still_writes_what_it_held() {
 }
 
 #[tokio::test]
-async fn bounds_of_zero_are_refused() {
+async fn limits_of_zero_are_rejected() {
     assert!(Buffered::new(Numbers::default(), config().with_max_records(0)).is_err());
     assert!(Buffered::new(Numbers::default(), config().with_max_bytes(0)).is_err());
 }

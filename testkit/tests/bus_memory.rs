@@ -60,15 +60,19 @@ async fn low_and_high(bus: &MemoryBus) -> (u64, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_without_a_group_gives_up_nothing_and_the_rest_is_not_sent() {
+async fn topic_without_groups_evicts_nothing_and_further_messages_are_not_sent() {
     let bus = small().await;
     let began = Instant::now();
     let report = bus.publish(&kilobytes(0..200), PublishOptions::NONE).await.unwrap();
-    assert_eq!(began.elapsed(), Duration::from_secs(3), "it waited for space");
+    assert_eq!(began.elapsed(), Duration::from_secs(3), "the publish waited for space");
     let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
     let delivered = 200 - refused.len();
     assert!((80..100).contains(&delivered), "{delivered} fitted");
-    assert_eq!(refused, (delivered..200).collect::<Vec<_>>(), "what did not fit is the end of the batch");
+    assert_eq!(
+        refused,
+        (delivered..200).collect::<Vec<_>>(),
+        "the messages without space are the end of the batch"
+    );
     assert!(bus.used_bytes() <= 100_000);
     let error = report.into_result().unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "bus.memory.full"));
@@ -77,7 +81,7 @@ async fn a_topic_without_a_group_gives_up_nothing_and_the_rest_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_every_group_has_committed_goes_first() {
+async fn messages_committed_by_every_group_are_evicted_first() {
     let bus = small().await;
     let (mut quick, mut slow) =
         (bus.subscribe(request("quick")).await.unwrap(), bus.subscribe(request("slow")).await.unwrap());
@@ -88,19 +92,19 @@ async fn what_every_group_has_committed_goes_first() {
     }
     let began = Instant::now();
     bus.send(&kilobytes(80..105)).await.unwrap();
-    assert_eq!(began.elapsed(), Duration::ZERO, "there was something to give up");
+    assert_eq!(began.elapsed(), Duration::ZERO, "messages were evicted");
     let (low, high) = low_and_high(&bus).await;
     assert!((1..=30).contains(&low), "only what both have committed may go, and {low} went");
     assert_eq!(high, 105);
     let error = bus.send(&kilobytes(105..200)).await.unwrap_err();
     assert_eq!(error.context_value("group"), Some("slow"), "the slowest group is named: {error}");
-    assert_eq!(low_and_high(&bus).await.0, 30, "all that both have committed is gone by now");
+    assert_eq!(low_and_high(&bus).await.0, 30, "the messages committed by both groups are evicted");
     let next = slow.recv(1, SECOND).await.unwrap();
-    assert_eq!(next.messages()[0].offset, 30, "nobody loses what it has not committed");
+    assert_eq!(next.messages()[0].offset, 30, "uncommitted messages are not evicted");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_lets_a_waiting_publish_go_on() {
+async fn commit_unblocks_a_waiting_publish() {
     let bus = Arc::new(small().await);
     let mut reader = bus.subscribe(request("g")).await.unwrap();
     let sending = tokio::spawn({
@@ -116,7 +120,7 @@ async fn a_commit_lets_a_waiting_publish_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn age_removes_what_nobody_has_read_and_the_clock_is_the_injected_one() {
+async fn retention_by_age_removes_unread_messages_by_the_injected_clock() {
     let clock = Arc::new(ManualClock::default());
     let spec = TopicSpec::new(topic(), 1).unwrap().with_retention(Duration::from_hours(1));
     let bus = small_with(spec, clock.clone()).await;
@@ -138,7 +142,7 @@ async fn age_removes_what_nobody_has_read_and_the_clock_is_the_injected_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_compacted_topic_gives_up_only_what_a_later_message_replaces() {
+async fn compacted_topic_evicts_only_replaced_messages() {
     let spec = TopicSpec::new(topic(), 1).unwrap().with_cleanup(CleanupPolicy::Compact);
     let bus = small_with(spec, Arc::new(ManualClock::default())).await;
     let mut reader = bus.subscribe(request("g")).await.unwrap();
@@ -158,11 +162,11 @@ async fn a_compacted_topic_gives_up_only_what_a_later_message_replaces() {
     assert!(offsets.ends_with(&[197, 198, 199]), "the newest of each key stays");
     all.seek(&[(at(0), SeekTo::Offset(0))]).await.unwrap();
     let again = all.recv(1_000, SECOND).await.unwrap();
-    assert_eq!(again.len(), batch.len(), "a position in a gap reads what comes after it");
+    assert_eq!(again.len(), batch.len(), "a position in a gap reads the next message");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_topic_frees_its_bytes() {
+async fn deleted_topic_frees_its_bytes() {
     let bus = small().await;
     bus.send(&kilobytes(0..50)).await.unwrap();
     assert!(bus.used_bytes() > 50_000);
@@ -171,7 +175,7 @@ async fn a_deleted_topic_frees_its_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_waits_for_a_publish_and_then_says_that_the_rest_was_not_sent() {
+async fn close_waits_for_a_publish_and_reports_the_rest_as_not_sent() {
     let config = MemoryBusConfig {
         max_bytes: 20_000,
         max_message_bytes: 10_000,
@@ -187,7 +191,7 @@ async fn close_waits_for_a_publish_and_then_says_that_the_rest_was_not_sent() {
     tokio::time::sleep(Duration::from_millis(10)).await;
     let began = Instant::now();
     assert_eq!(bus.close().await.unwrap().unknown, 0);
-    assert_eq!(began.elapsed(), SECOND, "as long as its limit");
+    assert_eq!(began.elapsed(), SECOND, "close returns at its timeout");
     let error = sending.await.unwrap().unwrap().into_result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
 }
@@ -209,13 +213,13 @@ async fn nothing_is_delivered_once_close_has_returned() {
     let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
     let delivered = usize::try_from(high).unwrap() - 80;
     assert!(delivered < 40);
-    assert_eq!(refused, (delivered..40).collect::<Vec<_>>(), "what waited at `close` was not sent");
+    assert_eq!(refused, (delivered..40).collect::<Vec<_>>(), "the waiting messages were not sent");
     assert_eq!(report.into_result().unwrap_err().kind(), ErrorKind::Closed);
-    assert!(reader.recv(1_000, SECOND).await.unwrap().is_empty(), "and nobody reads it");
+    assert!(reader.recv(1_000, SECOND).await.unwrap().is_empty(), "the message is not in the log");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_without_members_is_forgotten_with_its_retention() {
+async fn group_without_members_expires_after_its_retention() {
     let clock = Arc::new(ManualClock::default());
     let bus = small_with(TopicSpec::new(topic(), 1).unwrap(), clock.clone()).await;
     let mut reader = bus.subscribe(request("g")).await.unwrap();
@@ -230,7 +234,7 @@ async fn a_group_without_members_is_forgotten_with_its_retention() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_that_its_group_has_left_is_held_back_for_the_retention_of_commits() {
+async fn commits_of_an_unsubscribed_topic_expire_after_the_retention() {
     let clock = Arc::new(ManualClock::default());
     let month = Duration::from_hours(30 * 24);
     let bus = small_with(TopicSpec::new(topic(), 1).unwrap().with_retention(month), clock.clone()).await;
@@ -245,16 +249,16 @@ async fn a_topic_that_its_group_has_left_is_held_back_for_the_retention_of_commi
     let batch = reader.recv(80, SECOND).await.unwrap();
     reader.commit(batch.offsets()).await.unwrap();
     let error = bus.send(&kilobytes(80..150)).await.unwrap_err();
-    assert_eq!(error.context_value("group"), Some("g"), "it may come back: {error}");
+    assert_eq!(error.context_value("group"), Some("g"), "the error is retryable: {error}");
     clock.advance(Duration::from_hours(7 * 24 + 1));
     bus.send(&kilobytes(150..200)).await.unwrap();
-    assert!(low_and_high(&bus).await.0 > 0, "what the other group has read went");
+    assert!(low_and_high(&bus).await.0 > 0, "the messages committed by the other group are evicted");
     let all = qi_core::bus::GroupQuery::new(qi_core::Selection::All);
-    assert_eq!(bus.groups(&all).await.unwrap().len(), 2, "the group itself lives on its new topic");
+    assert_eq!(bus.groups(&all).await.unwrap().len(), 2, "the group remains on its new topic");
 }
 
 /// Checks that another task makes progress while `work` never waits, and that `work` can be aborted.
-async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work: F) {
+async fn expect_another_task_to_run<F: Future<Output = ()> + Send + 'static>(work: F) {
     let beats = Arc::new(AtomicUsize::new(0));
     let busy = tokio::spawn(work);
     let beating = tokio::spawn({
@@ -267,25 +271,25 @@ async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work:
         }
     });
     beating.await.unwrap();
-    assert!(!busy.is_finished(), "the busy task was there all the time");
+    assert!(!busy.is_finished(), "the busy task still runs");
     busy.abort();
-    assert!(busy.await.unwrap_err().is_cancelled(), "and it sees an abort");
+    assert!(busy.await.unwrap_err().is_cancelled(), "the task was aborted");
     assert_eq!(beats.load(Ordering::SeqCst), 100);
 }
 
 #[tokio::test]
-async fn a_loop_of_ready_calls_lets_others_run_and_sees_an_abort() {
+async fn loop_of_ready_calls_yields_and_can_be_aborted() {
     let bus = Arc::new(small().await);
     bus.send(&kilobytes(0..3)).await.unwrap();
     let publisher = bus.clone();
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             publisher.send(&[]).await.unwrap();
         }
     })
     .await;
     let mut reader = bus.subscribe(request("g")).await.unwrap();
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             reader.recv(1, SECOND).await.unwrap();
             reader.seek(&[(at(0), SeekTo::Earliest)]).await.unwrap();
@@ -293,13 +297,13 @@ async fn a_loop_of_ready_calls_lets_others_run_and_sees_an_abort() {
     })
     .await;
     let mut reader = bus.subscribe(request("h")).await.unwrap();
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             reader.assignment().await.unwrap();
         }
     })
     .await;
-    another_task_runs_beside(async move {
+    expect_another_task_to_run(async move {
         loop {
             bus.topics().await.unwrap();
         }
@@ -308,7 +312,7 @@ async fn a_loop_of_ready_calls_lets_others_run_and_sees_an_abort() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn single_messages_commit_what_was_handed_out() {
+async fn single_messages_commit_the_returned_messages() {
     let bus = small().await;
     bus.send(&kilobytes(0..10)).await.unwrap();
     let mut messages = Messages::new(bus.subscribe(request("g")).await.unwrap(), 5);
@@ -329,7 +333,7 @@ async fn single_messages_commit_what_was_handed_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_static_member_that_is_there_twice_fences_the_older_one() {
+async fn duplicate_static_member_fences_the_older_member() {
     let bus = small().await;
     let member = || request("g").with_group_instance_id(qi_core::bus::GroupInstanceId::new("one").unwrap());
     let mut old = bus.subscribe(member()).await.unwrap();
@@ -342,13 +346,13 @@ async fn a_static_member_that_is_there_twice_fences_the_older_one() {
     assert_eq!(
         new.assignment().await.unwrap().partitions.len(),
         1,
-        "the end of the old one takes nothing away"
+        "the end of the old member changes no assignment"
     );
 }
 
 /// Members join and leave while four tasks publish, with real threads and on real time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn threads_lose_nothing_while_members_come_and_go() {
+async fn concurrent_rebalances_lose_no_message() {
     const EACH: usize = 2_500;
     let bus = Arc::new(MemoryBus::default());
     bus.create_topics(&[TopicSpec::new(topic(), 6).unwrap()]).await.unwrap().remove(0).result.unwrap();
@@ -393,18 +397,18 @@ async fn threads_lose_nothing_while_members_come_and_go() {
         while senders.join_next().await.transpose().unwrap().is_some() {}
         while readers.join_next().await.transpose().unwrap().is_some() {}
     };
-    tokio::time::timeout(Duration::from_mins(1), all).await.expect("everything comes within a minute");
+    tokio::time::timeout(Duration::from_mins(1), all).await.expect("all messages arrive within one minute");
 }
 
 #[test]
-fn a_bus_without_room_for_one_message_is_a_wrong_configuration() {
+fn capacity_below_one_message_is_a_configuration_error() {
     let config = MemoryBusConfig { max_bytes: 1_000, ..MemoryBusConfig::default() };
     let error = MemoryBus::new(config, Arc::new(qi_core::SystemClock)).unwrap_err();
     assert_eq!((error.kind(), error.context_value("field")), (ErrorKind::Config, Some("max_bytes")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_short_headers_fill_the_buffer_of_a_reader() {
+async fn many_short_headers_count_towards_the_receive_buffer() {
     let bus = MemoryBus::default();
     bus.create_topics(&[TopicSpec::new(topic(), 1).unwrap()]).await.unwrap();
     let mut message = Message::new(topic(), "x");
@@ -419,7 +423,7 @@ async fn many_short_headers_fill_the_buffer_of_a_reader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_of_single_messages_covers_the_offsets_behind_the_last_one() {
+async fn commit_of_single_messages_includes_offsets_without_messages() {
     let (committed, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
     let kept = committed.clone();
     let mut subscription = MockReader::new();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use libtest_mimic::{Arguments, Failed, Trial};
 use qi_testkit::bus::contract::{
-    BusEnv, BusFactory, Check, MemoryFactory, Need, Pace, Wrapping, checks, run_check, trials,
+    BusEnv, BusFactory, Capability, Check, ClockMode, MemoryFactory, Wrapper, checks, run_check, trials,
 };
 use qi_testkit::bus::mutants::{MUTANTS, Mutant};
 
@@ -16,24 +16,26 @@ fn main() -> ExitCode {
     let trials = MUTANTS
         .iter()
         .map(|mutant| {
-            Trial::test(format!("{}/caught_by/{}", mutant.name, mutant.caught_by), || is_caught(mutant))
+            Trial::test(format!("{}/detected_by/{}", mutant.name, mutant.detected_by), || {
+                check_detects(mutant)
+            })
         })
         .chain([
-            Trial::test("every_check_stands_in_docs_bus_md", every_check_stands_in_the_page),
-            Trial::test("what_a_backend_lacks_is_ignored", what_a_backend_lacks_is_ignored),
+            Trial::test("docs_bus_md_names_every_check", docs_page_names_every_check),
+            Trial::test("missing_capabilities_are_ignored", missing_capabilities_are_ignored),
         ])
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn is_caught(mutant: &Mutant) -> Result<(), Failed> {
-    let check = named(mutant.caught_by)?;
-    run_check(&MemoryFactory, Wrapping::PLAIN, &check)
-        .map_err(|failure| Failed::from(format!("the sound bus fails too: {failure}")))?;
-    match run_check(&MemoryFactory, mutant.wrapping, &check) {
-        Ok(()) => Err(Failed::from("nobody noticed")),
-        Err(failure) if failure.is_accident() => {
-            Err(Failed::from(format!("the check did not judge, it broke: {failure}")))
+fn check_detects(mutant: &Mutant) -> Result<(), Failed> {
+    let check = named(mutant.detected_by)?;
+    run_check(&MemoryFactory, Wrapper::PLAIN, &check)
+        .map_err(|failure| Failed::from(format!("the check fails on the correct bus: {failure}")))?;
+    match run_check(&MemoryFactory, mutant.wrapper, &check) {
+        Ok(()) => Err(Failed::from("the check passes on the mutant")),
+        Err(failure) if failure.is_inconclusive() => {
+            Err(Failed::from(format!("the check was inconclusive: {failure}")))
         }
         Err(_) => Ok(()),
     }
@@ -43,10 +45,10 @@ fn named(name: &str) -> Result<Check, Failed> {
     checks()
         .into_iter()
         .find(|check| check.name == name)
-        .ok_or_else(|| format!("no check is called {name}").into())
+        .ok_or_else(|| format!("unknown check {name}").into())
 }
 
-fn every_check_stands_in_the_page() -> Result<(), Failed> {
+fn docs_page_names_every_check() -> Result<(), Failed> {
     let page = include_str!("../../docs/bus.md");
     let absent: Vec<_> =
         checks().iter().map(|check| check.name).filter(|name| !page.contains(&format!("`{name}`"))).collect();
@@ -55,34 +57,34 @@ fn every_check_stands_in_the_page() -> Result<(), Failed> {
 
 /// A backend without any feature, which may have a reason for its absence.
 #[derive(Debug)]
-struct Poor(Option<&'static str>);
+struct MinimalFactory(Option<&'static str>);
 
 #[async_trait]
-impl BusFactory for Poor {
+impl BusFactory for MinimalFactory {
     fn backend(&self) -> &'static str {
         "poor"
     }
     fn absent(&self) -> Option<String> {
         self.0.map(str::to_owned)
     }
-    fn provides(&self) -> &'static [Need] {
+    fn capabilities(&self) -> &'static [Capability] {
         &[]
     }
-    fn pace(&self) -> Pace {
-        Pace::Paused
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Paused
     }
-    async fn fresh(&self) -> qi_core::Result<Box<dyn BusEnv>> {
-        MemoryFactory.fresh().await
+    async fn create_env(&self) -> qi_core::Result<Box<dyn BusEnv>> {
+        MemoryFactory.create_env().await
     }
 }
 
-fn what_a_backend_lacks_is_ignored() -> Result<(), Failed> {
+fn missing_capabilities_are_ignored() -> Result<(), Failed> {
     let arguments = Arguments { quiet: true, test_threads: Some(1), ..Arguments::default() };
     let total = checks().len() as u64;
     let needy = checks().iter().filter(|check| !check.needs.is_empty()).count() as u64;
-    for (poor, ignored) in [(Poor(None), needy), (Poor(Some("no server here")), total)] {
+    for (poor, ignored) in [(MinimalFactory(None), needy), (MinimalFactory(Some("no server here")), total)] {
         let factory: Arc<dyn BusFactory> = Arc::new(poor);
-        let outcome = libtest_mimic::run(&arguments, trials(&factory, &[Wrapping::PLAIN]));
+        let outcome = libtest_mimic::run(&arguments, trials(&factory, &[Wrapper::PLAIN]));
         if (outcome.num_ignored, outcome.num_passed, outcome.num_failed) != (ignored, total - ignored, 0) {
             return Err(format!("{ignored} of {total} should be ignored: {outcome:?}").into());
         }

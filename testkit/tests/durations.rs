@@ -24,9 +24,9 @@ fn tick() -> PriceTick {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_for_a_backend_has_no_longest_timeout() {
+async fn wait_ready_accepts_the_longest_duration() {
     let chaos = Chaos::seeded(1);
-    chaos.next(Operation::StorePing, Fault::Error);
+    chaos.inject_next(Operation::StorePing, Fault::Error);
     let store = Layered::new(MemoryStore::default(), chaos);
     store.wait_ready(MAX).await.unwrap();
     MemoryBus::default().wait_ready(MAX).await.unwrap();
@@ -35,7 +35,7 @@ async fn a_wait_for_a_backend_has_no_longest_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn layers_take_the_longest_limits() {
+async fn layers_accept_the_longest_durations() {
     let chaos = Chaos::seeded(1);
     let failing = Layered::new(MemoryStore::default(), chaos.clone());
     let stack = LayerStack::default()
@@ -47,12 +47,12 @@ async fn layers_take_the_longest_limits() {
         .with_timeout(TimeoutConfig::default().with_call(MAX).with_bulk(MAX));
     let store = stack.wrap_store(failing);
     store.ensure_schema().await.unwrap();
-    chaos.next(Operation::Insert, Fault::Error);
+    chaos.inject_next(Operation::Insert, Fault::Error);
     store.insert_ticks(&[tick()]).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_buffer_takes_the_longest_delay_and_limits() {
+async fn buffer_accepts_the_longest_durations() {
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
     store.ensure_schema().await.unwrap();
     let config = BufferedConfig::default().with_max_delay(MAX);
@@ -64,7 +64,7 @@ async fn a_buffer_takes_the_longest_delay_and_limits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscription_waits_for_a_message_without_a_limit() {
+async fn subscription_accepts_the_longest_wait() {
     let bus = Arc::new(MemoryBus::default());
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     let topic = TopicName::new("crypto-prices").unwrap();
@@ -83,7 +83,7 @@ async fn a_subscription_waits_for_a_message_without_a_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agents_take_the_longest_limits() {
+async fn agents_accept_the_longest_durations() {
     let run = |cx: AgentContext| async move {
         if cx.incarnation() == 1 {
             return Err(Error::new(ErrorKind::Unavailable, "test.once", "run"));

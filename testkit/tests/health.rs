@@ -24,7 +24,7 @@ fn backends(chaos: &Chaos, pings: &Recording) -> (Arc<dyn PriceStore>, Arc<dyn M
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
+async fn program_is_ready_if_all_backends_answer_and_all_agents_run() {
     let chaos = Chaos::seeded(1);
     let (store, bus) = backends(&chaos, &Recording::new(100));
     let health = Health::new().store("prices", store).bus("events", bus);
@@ -46,10 +46,10 @@ async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
     sleep(Duration::from_secs(5)).await;
     assert!(health.check().await.ready);
 
-    chaos.next(Operation::StorePing, Fault::Error);
+    chaos.inject_next(Operation::StorePing, Fault::Error);
     sleep(Duration::from_secs(1)).await;
     let check = health.check().await;
-    assert!(check.live && check.started && !check.ready && health.is_live(), "no reason to kill the process");
+    assert!(check.live && check.started && !check.ready && health.is_live(), "the process is live");
     let json = serde_json::to_value(&check).unwrap();
     let store = &json["backends"][0];
     assert_eq!(
@@ -66,23 +66,23 @@ async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
 
     handle.shutdown();
     handle.join().await;
-    assert!(!health.check().await.ready, "it takes no more work");
+    assert!(!health.check().await.ready, "the process is not ready");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_hangs_holds_up_the_answer_no_longer_than_the_timeout() {
+async fn hanging_backend_delays_the_response_up_to_the_timeout() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
     let (store, bus) = backends(&chaos, &Recording::new(100));
     let health = Health::new().store("prices", store.clone()).store("again", store).bus("events", bus);
     let since = Instant::now();
     let check = health.check().await;
-    assert_eq!(since.elapsed(), Duration::from_millis(800), "both at once");
+    assert_eq!(since.elapsed(), Duration::from_millis(800), "both pings run concurrently");
     let up: Vec<_> = check.backends.iter().map(|backend| (backend.up, backend.kind)).collect();
     assert_eq!(up, [(false, Some("timeout")), (false, Some("timeout")), (true, None)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_probes_cost_one_ping() {
+async fn concurrent_probes_share_one_ping() {
     let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
     let (store, _) = backends(&chaos, &pings);
     let health = Health::new().store("prices", store);
@@ -94,7 +94,7 @@ async fn many_probes_cost_one_ping() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn probes_that_are_given_up_do_not_hold_up_those_who_wait() {
+async fn dropped_probes_do_not_delay_other_probes() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
     let (store, _) = backends(&chaos, &Recording::new(100));
     let health = Health::new().store("prices", store);
@@ -107,22 +107,22 @@ async fn probes_that_are_given_up_do_not_hold_up_those_who_wait() {
     };
     let (given_up, also, took) = tokio::join!(impatient(790), impatient(795), patient);
     assert!(!given_up && !also);
-    assert!(took <= Duration::from_millis(800), "{took:?}");
+    assert!(took <= Duration::from_millis(800), "the response took {took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_nobody_waited_for_is_asked_anew() {
+async fn abandoned_ping_is_repeated() {
     let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
     let (store, _) = backends(&chaos, &pings);
     let health = Health::new().store("prices", store);
-    chaos.next(Operation::StorePing, Fault::Hang);
+    chaos.inject_next(Operation::StorePing, Fault::Hang);
     assert!(timeout(Duration::from_millis(100), health.check()).await.is_err());
     sleep(Duration::from_millis(100)).await;
     assert!(health.check().await.ready, "the hang was the other one's");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_shows_codes_of_agents_and_no_text() {
+async fn probe_shows_error_codes_without_texts() {
     use qi_core::agent::{AgentRuntime, AgentSpec, RestartPolicy, agent_fn};
     use qi_core::{Error, ErrorKind};
     let failing = AgentSpec::new("failing", || {

@@ -28,13 +28,13 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A layer that admits one insert for each permit and records the sizes of batches. Planned errors
 /// fail the first inserts.
 #[derive(Debug, Clone)]
-struct Gate {
+struct GatedStore {
     permits: Arc<Semaphore>,
     errors: Arc<Mutex<Vec<ErrorKind>>>,
     sizes: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Gate {
+impl GatedStore {
     fn new(permits: usize) -> Self {
         Self { permits: Arc::new(Semaphore::new(permits)), errors: Arc::default(), sizes: Arc::default() }
     }
@@ -48,9 +48,9 @@ impl Gate {
     }
 }
 
-impl Layer for Gate {
+impl Layer for GatedStore {
     fn name(&self) -> &'static str {
-        "Gate"
+        "GatedStore"
     }
 
     fn call<'a, T: Send + 'a>(
@@ -73,16 +73,16 @@ impl Layer for Gate {
     }
 }
 
-struct World {
+struct IngestTest {
     bus: MemoryBus,
-    gate: Gate,
+    gate: GatedStore,
     plain: Arc<MemoryStore>,
     store: Arc<dyn PriceStore>,
 }
 
-impl World {
+impl IngestTest {
     async fn new(permits: usize) -> Self {
-        let (bus, gate) = (MemoryBus::default(), Gate::new(permits));
+        let (bus, gate) = (MemoryBus::default(), GatedStore::new(permits));
         bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
         let plain = Arc::new(MemoryStore::new(MemoryStoreConfig::default()).unwrap());
         plain.ensure_schema().await.unwrap();
@@ -146,7 +146,7 @@ fn ticks(seqs: std::ops::Range<u64>) -> Vec<PriceTick> {
     seqs.map(|seq| tick(seq, 1)).collect()
 }
 
-async fn pass(time: Duration) {
+async fn sleep(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
@@ -156,14 +156,14 @@ async fn a_deleted_dead_letter_topic_is_created_again_if_the_ingest_has_its_sett
     let specs = TopicCatalogue::standard().unwrap().specs().unwrap();
     let spec = specs.into_iter().find(|spec| spec.name == dead).unwrap();
     for (topic_again, letters) in [(Some(spec), 1), (None, 0)] {
-        let world = World::new(1_000).await;
+        let world = IngestTest::new(1_000).await;
         let mut config = IngestConfig::default();
         config.dead_letter_topic = topic_again;
         let (stop, run) = world.start(config).await;
         let outcomes = world.bus.delete_topics(std::slice::from_ref(&dead)).await.unwrap();
         assert!(outcomes[0].result.is_ok());
         world.bus.publish_one(&Message::new(topic(), "no record")).await.unwrap();
-        pass(30 * SECOND).await;
+        sleep(30 * SECOND).await;
         if letters == 0 {
             assert_eq!(run.await.unwrap().unwrap_err().kind(), ErrorKind::NotFound);
             continue;
@@ -175,28 +175,28 @@ async fn a_deleted_dead_letter_topic_is_created_again_if_the_ingest_has_its_sett
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_holds_what_arrived_while_the_batch_before_was_stored() {
-    let world = World::new(0).await;
+async fn batch_contains_messages_received_during_the_previous_insert() {
+    let world = IngestTest::new(0).await;
     let (stop, run) = world.start(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..1), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     world.bus.send_records(&ticks(1..3_000), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!(
         (world.gate.sizes(), world.lag().await),
         (vec![1], Some(3_000)),
         "nothing is committed before it is stored"
     );
     world.gate.permits.add_permits(1);
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!((world.gate.sizes(), world.lag().await), (vec![1, 2_999], Some(2_999)));
     world.gate.open();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..3_000), Some(0)));
     // On an idle topic, each record is stored alone and immediately.
     for seq in 3_000..3_003 {
         world.bus.send_records(&ticks(seq..seq + 1), None).await.unwrap();
-        pass(Duration::from_millis(1)).await;
+        sleep(Duration::from_millis(1)).await;
         assert_eq!(world.stored().await.len() as u64, seq + 1);
     }
     stop.cancel();
@@ -204,42 +204,42 @@ async fn a_batch_holds_what_arrived_while_the_batch_before_was_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limits_bound_what_is_received() {
-    let world = World::new(0).await;
+async fn limits_bound_the_received_messages() {
+    let world = IngestTest::new(0).await;
     let config = IngestConfig::default();
     let by_records = world.start(config.clone().with_max_records(100)).await;
     world.bus.send_records(&ticks(0..10_000), None).await.unwrap();
-    pass(Duration::from_mins(1)).await;
+    sleep(Duration::from_mins(1)).await;
     // The first batch is being stored, the second is full, and the third is still on the bus.
     world.gate.permits.add_permits(1);
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!(world.gate.sizes(), [100, 100]);
     world.gate.open();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     by_records.0.cancel();
     by_records.1.await.unwrap().unwrap();
     assert!(world.gate.sizes().iter().all(|size| *size <= 100), "{:?}", world.gate.sizes());
     assert_eq!(world.stored().await, ticks(0..10_000));
 
-    let world = World::new(0).await;
+    let world = IngestTest::new(0).await;
     let by_bytes = world.start(config.with_max_bytes(1)).await;
     let large = Message::new(topic(), vec![b'x'; 1 << 20]);
     for seq in 0..5 {
         world.bus.send_records(&ticks(seq..seq + 1), None).await.unwrap();
         world.bus.publish_one(&large).await.unwrap();
-        pass(SECOND).await;
+        sleep(SECOND).await;
     }
     assert_eq!(world.gate.sizes().len(), 1, "a full batch receives nothing");
     world.gate.open();
-    pass(Duration::from_mins(1)).await;
+    sleep(Duration::from_mins(1)).await;
     assert_eq!((world.stored().await.len(), world.letters().await.len(), world.lag().await), (5, 5, Some(0)));
     by_bytes.0.cancel();
     by_bytes.1.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_keeps_the_order_of_a_key_and_stores_before_letters_and_letters_before_the_commit() {
-    let world = World::new(usize::MAX >> 4).await;
+async fn outage_keeps_key_order_and_the_order_store_dead_letters_commit() {
+    let world = IngestTest::new(usize::MAX >> 4).await;
     world.gate.errors.lock().unwrap().extend([ErrorKind::Unavailable; 20]);
     let backoff = Backoff::new(SECOND, SECOND);
     let mut ingest = world.ingest(IngestConfig::default().with_backoff(backoff)).await;
@@ -263,18 +263,18 @@ async fn an_outage_keeps_the_order_of_a_key_and_stores_before_letters_and_letter
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_that_a_retry_cannot_help_ends_the_run_and_commits_nothing_of_its_batch() {
-    let world = World::new(0).await;
+async fn permanent_error_ends_the_run_without_a_commit_of_its_batch() {
+    let world = IngestTest::new(0).await;
     let (_stop, run) = world.start(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..1), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     world.gate.permits.add_permits(1);
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!(world.lag().await, Some(0));
     world.bus.send_records(&ticks(1..2), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     world.bus.send_records(&ticks(2..3), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     world.gate.errors.lock().unwrap().push(ErrorKind::SchemaMismatch);
     world.gate.open();
     let error = run.await.unwrap().unwrap_err();
@@ -287,23 +287,23 @@ async fn an_error_that_a_retry_cannot_help_ends_the_run_and_commits_nothing_of_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_stores_and_commits_what_was_received() {
-    let world = World::new(0).await;
+async fn stop_stores_and_commits_received_messages() {
+    let world = IngestTest::new(0).await;
     let (stop, run) = world.start(IngestConfig::default().with_max_records(1_000)).await;
     world.bus.send_records(&ticks(0..2_000), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     stop.cancel();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert!(!run.is_finished());
     world.gate.open();
     run.await.unwrap().unwrap();
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..2_000), Some(0)));
     // During an outage, the stop does not wait for the store.
-    let world = World::new(usize::MAX >> 4).await;
+    let world = IngestTest::new(usize::MAX >> 4).await;
     world.gate.errors.lock().unwrap().extend([ErrorKind::Unavailable; 1_000]);
     let (stop, run) = world.start(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..1), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     stop.cancel();
     let ended = tokio::time::timeout(SECOND, run).await.unwrap().unwrap();
     assert_eq!((ended.unwrap_err().kind(), world.lag().await), (ErrorKind::Unavailable, Some(1)));
@@ -312,9 +312,9 @@ async fn a_stop_stores_and_commits_what_was_received() {
 /// A second member joins while the first one receives, stores, or has stored and not committed. An older record from
 /// the first member never replaces a newer record from the second member.
 #[tokio::test(start_paused = true)]
-async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key() {
+async fn rebalance_in_every_stage_loses_nothing_and_keeps_key_order() {
     for (stage, commit) in [("receive", 0), ("store", 0), ("commit", 3_600)] {
-        let world = World::new(if stage == "commit" { usize::MAX >> 4 } else { 0 }).await;
+        let world = IngestTest::new(if stage == "commit" { usize::MAX >> 4 } else { 0 }).await;
         let config = IngestConfig::default().with_commit_interval(Duration::from_secs(commit));
         let (stop_first, first) = world.start(config.clone()).await;
         let send = |version| {
@@ -329,19 +329,19 @@ async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key()
             async move { drop(bus.send(&messages).await.unwrap()) }
         };
         send(1).await;
-        pass(SECOND).await;
+        sleep(SECOND).await;
         if stage == "receive" {
             send(2).await;
         }
         let (second, ()) = tokio::join!(world.start(config), async {
-            pass(SECOND).await;
+            sleep(SECOND).await;
             send(3).await;
-            pass(SECOND).await;
+            sleep(SECOND).await;
             world.gate.open();
         });
-        pass(Duration::from_mins(1)).await;
+        sleep(Duration::from_mins(1)).await;
         send(4).await;
-        pass(Duration::from_mins(1)).await;
+        sleep(Duration::from_mins(1)).await;
         for (stop, run) in [(stop_first, first), second] {
             stop.cancel();
             run.await.unwrap().unwrap();
@@ -355,17 +355,17 @@ async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_run_commits_nothing_more_and_loses_nothing() {
-    let world = World::new(0).await;
+async fn dropped_run_stops_commits_and_loses_nothing() {
+    let world = IngestTest::new(0).await;
     let mut ingest = world.ingest(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..100), None).await.unwrap();
     let _ = tokio::time::timeout(SECOND, ingest.run_until(std::future::pending())).await;
     drop(ingest);
     world.gate.open();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!((world.stored().await.len(), world.lag().await), (0, Some(100)));
     let (stop, run) = world.start(IngestConfig::default()).await;
-    pass(SECOND).await;
+    sleep(SECOND).await;
     stop.cancel();
     run.await.unwrap().unwrap();
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));
@@ -396,7 +396,7 @@ impl Layer for HiddenMarkers {
 
 #[tokio::test(start_paused = true)]
 async fn positions_without_messages_are_committed_after_the_messages_before_them() {
-    let world = World::new(0).await;
+    let world = IngestTest::new(0).await;
     let bus: Arc<dyn MessageBus> = Arc::new(Layered::new(world.bus.connect(), HiddenMarkers));
     let request = SubscribeRequest::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
     let config = IngestConfig::default();
@@ -405,22 +405,22 @@ async fn positions_without_messages_are_committed_after_the_messages_before_them
     let run = tokio::spawn(async move { ingest.run_until(std::future::pending()).await });
     let marker = || Message::new(topic(), "marker");
     world.bus.publish_one(&marker()).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!(world.lag().await, Some(0), "nothing is stored at the moment");
     world.bus.send_records(&ticks(0..1), None).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     world.bus.publish_one(&marker()).await.unwrap();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!(world.lag().await, Some(2), "the record before the marker is not stored");
     world.gate.open();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..1), Some(0)));
     run.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_no_larger_than_the_store_accepts() {
-    let mut world = World::new(usize::MAX >> 4).await;
+async fn batch_does_not_exceed_max_batch_of_the_store() {
+    let mut world = IngestTest::new(usize::MAX >> 4).await;
     let mut config = MemoryStoreConfig::default();
     config.max_batch = 10;
     let store = MemoryStore::new(config).unwrap();
@@ -429,7 +429,7 @@ async fn a_batch_is_no_larger_than_the_store_accepts() {
     world.store = Arc::new(Layered::new(world.plain.clone(), world.gate.clone()));
     world.bus.send_records(&ticks(0..100), None).await.unwrap();
     let (stop, run) = world.start(IngestConfig::default()).await;
-    pass(SECOND).await;
+    sleep(SECOND).await;
     stop.cancel();
     run.await.unwrap().unwrap();
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));

@@ -19,8 +19,8 @@ use qi_testkit::mock::{MockBus, MockReader, MockStore};
 use qi_testkit::recording::{Outcome, Recording};
 use tokio::time::Instant;
 
-fn away() -> Error {
-    Error::new(ErrorKind::Unavailable, "test.away", "ping")
+fn unavailable() -> Error {
+    Error::new(ErrorKind::Unavailable, "test.unavailable", "ping")
 }
 
 /// Returns a store whose ping fails `times` times with `error`, and the number of pings.
@@ -46,7 +46,7 @@ fn config() -> RetryConfig {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_is_retried_with_growing_delays_until_it_succeeds() {
-    let (store, calls) = flaky(3, away());
+    let (store, calls) = flaky(3, unavailable());
     let since = Instant::now();
     Retry::new(store, config()).ping().await.unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 4);
@@ -68,7 +68,7 @@ async fn only_retryable_errors_are_retried() {
 
 #[tokio::test(start_paused = true)]
 async fn nested_retries_do_not_multiply_the_attempts() {
-    let (store, calls) = flaky(u32::MAX, away());
+    let (store, calls) = flaky(u32::MAX, unavailable());
     let error = Retry::new(Retry::new(store, config()), config()).ping().await.unwrap_err();
     assert_eq!((calls.load(Ordering::Relaxed), error.exhausted()), (5, Some(5)));
     assert_eq!(error.retry(), RetryAdvice::Backoff, "a restart policy still sees a retryable error");
@@ -77,21 +77,21 @@ async fn nested_retries_do_not_multiply_the_attempts() {
 #[tokio::test(start_paused = true)]
 async fn the_advice_after_is_the_minimum_delay_within_max_elapsed() {
     let wait = Duration::from_secs(7);
-    let (store, _) = flaky(1, away().with_retry(RetryAdvice::After(wait)));
+    let (store, _) = flaky(1, unavailable().with_retry(RetryAdvice::After(wait)));
     let since = Instant::now();
     Retry::new(store, config()).ping().await.unwrap();
     assert_eq!(since.elapsed(), wait);
 
-    let (store, calls) = flaky(1, away().with_retry(RetryAdvice::After(Duration::from_secs(31))));
+    let (store, calls) = flaky(1, unavailable().with_retry(RetryAdvice::After(Duration::from_secs(31))));
     let since = Instant::now();
     let error = Retry::new(store, config()).ping().await.unwrap_err();
     assert_eq!((calls.load(Ordering::Relaxed), error.exhausted()), (1, Some(1)));
-    assert_eq!(since.elapsed(), Duration::ZERO, "no wait without an attempt");
+    assert_eq!(since.elapsed(), Duration::ZERO, "no delay without another attempt");
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_attempt_starts_after_max_elapsed() {
-    let (store, calls) = flaky(u32::MAX, away());
+    let (store, calls) = flaky(u32::MAX, unavailable());
     let since = Instant::now();
     let config = config().with_max_attempts(1_000).with_max_elapsed(Duration::from_secs(20));
     assert!(Retry::new(store, config).ping().await.is_err());
@@ -103,16 +103,20 @@ async fn no_attempt_starts_after_max_elapsed() {
 async fn max_elapsed_includes_the_first_attempt() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
     let limit = TimeoutConfig::default().with_call(Duration::from_secs(20));
-    let timed = Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), Timeout::new(limit));
+    let timed = Layered::new(ChaosStore::new(flaky(0, unavailable()).0, chaos.clone()), Timeout::new(limit));
     let since = Instant::now();
     assert_eq!(Retry::new(timed, config()).ping().await.unwrap_err().exhausted(), Some(2));
-    assert!(since.elapsed() < Duration::from_secs(41), "no attempt begins after 30 s: {:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(41),
+        "an attempt started after 30 s: {:?}",
+        since.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn with_the_defaults_a_hanging_store_times_out_once_after_thirty_seconds() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
-    let store = LayerStack::default().wrap_store(ChaosStore::new(flaky(0, away()).0, chaos));
+    let store = LayerStack::default().wrap_store(ChaosStore::new(flaky(0, unavailable()).0, chaos));
     let since = Instant::now();
     let error = store.ping().await.unwrap_err();
     assert_eq!((error.kind(), error.exhausted()), (ErrorKind::Timeout, Some(1)));
@@ -121,7 +125,7 @@ async fn with_the_defaults_a_hanging_store_times_out_once_after_thirty_seconds()
 
 #[tokio::test(start_paused = true)]
 async fn extreme_durations_do_not_panic() {
-    let forever = away().with_retry(RetryAdvice::After(Duration::MAX));
+    let forever = unavailable().with_retry(RetryAdvice::After(Duration::MAX));
     assert_eq!(Retry::new(flaky(1, forever).0, config()).ping().await.unwrap_err().exhausted(), Some(1));
     let never = TimeoutConfig::default().with_call(Duration::MAX).with_bulk(Duration::MAX);
     let bus = LayerStack::default().with_timeout(never).wrap_bus(scripted(vec![Ok(vec![])]).0);
@@ -131,7 +135,7 @@ async fn extreme_durations_do_not_panic() {
 #[tokio::test(start_paused = true)]
 async fn the_same_seed_gives_the_same_delays_within_the_jitter() {
     let run = async |seed| {
-        let (store, _) = flaky(4, away());
+        let (store, _) = flaky(4, unavailable());
         let since = Instant::now();
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).with_jitter(0.5);
         Retry::new(store, config().with_backoff(backoff).with_seed(seed)).ping().await.unwrap();
@@ -161,7 +165,7 @@ async fn every_retry_config_makes_a_usable_port() {
         (factor(f64::INFINITY), 5),
         (factor(f64::NAN), 5),
     ] {
-        let (store, calls) = flaky(u32::MAX, away());
+        let (store, calls) = flaky(u32::MAX, unavailable());
         let since = Instant::now();
         let error = Retry::new(store, config).ping().await.unwrap_err();
         assert_eq!(
@@ -177,18 +181,18 @@ async fn every_retry_config_makes_a_usable_port() {
 async fn a_time_limit_of_zero_fails_calls_that_wait() {
     let zero = TimeoutConfig::default().with_call(Duration::ZERO).with_bulk(Duration::ZERO);
     let chaos = Chaos::seeded(1).with_delay(Duration::from_secs(1));
-    let store = Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), Timeout::new(zero));
+    let store = Layered::new(ChaosStore::new(flaky(0, unavailable()).0, chaos.clone()), Timeout::new(zero));
     store.ping().await.unwrap();
-    chaos.next(Operation::StorePing, Fault::Delay);
+    chaos.inject_next(Operation::StorePing, Fault::Delay);
     assert_eq!(store.ping().await.unwrap_err().kind(), ErrorKind::Timeout);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_late_response_is_a_timeout_and_bulk_calls_have_another_limit() {
     let chaos = Chaos::seeded(1);
-    let (store, _) = flaky(0, away());
+    let (store, _) = flaky(0, unavailable());
     let store = Layered::new(ChaosStore::new(store, chaos.clone()), Timeout::new(TimeoutConfig::default()));
-    chaos.next(Operation::StorePing, Fault::Hang);
+    chaos.inject_next(Operation::StorePing, Fault::Hang);
     let since = Instant::now();
     let error = store.ping().await.unwrap_err();
     assert_eq!(
@@ -197,7 +201,7 @@ async fn a_late_response_is_a_timeout_and_bulk_calls_have_another_limit() {
     );
     store.ping().await.unwrap();
 
-    chaos.next(Operation::PurgeBefore, Fault::Hang);
+    chaos.inject_next(Operation::PurgeBefore, Fault::Hang);
     let since = Instant::now();
     assert!(store.purge_before(PriceTick::DATASET, Timestamp::MIN).await.is_err());
     assert_eq!(since.elapsed(), Duration::from_mins(10));
@@ -206,13 +210,13 @@ async fn a_late_response_is_a_timeout_and_bulk_calls_have_another_limit() {
 #[tokio::test(start_paused = true)]
 async fn every_attempt_has_its_own_time_limit_in_the_full_stack() {
     let chaos = Chaos::seeded(1);
-    let (store, calls) = flaky(0, away());
+    let (store, calls) = flaky(0, unavailable());
     let stack = LayerStack::default().with_retry(config().with_max_elapsed(Duration::from_secs(100)));
     let store = stack.wrap_store(ChaosStore::new(store, chaos.clone()));
     assert_eq!(store.to_string(), "Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(Chaos(mock)))))))");
-    chaos.next(Operation::StorePing, Fault::Hang);
-    chaos.next(Operation::StorePing, Fault::Cut);
-    chaos.next(Operation::StorePing, Fault::Error);
+    chaos.inject_next(Operation::StorePing, Fault::Hang);
+    chaos.inject_next(Operation::StorePing, Fault::LostResponse);
+    chaos.inject_next(Operation::StorePing, Fault::Error);
     store.ping().await.unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 2, "only the cut call and the last call reach the store");
     assert_eq!(chaos.injected(), 3);
@@ -228,21 +232,21 @@ fn message(key: Option<&'static str>, partition: Option<u32>, n: u8) -> Message 
 }
 
 fn delivered(offset: u64) -> Result<Delivery, DeliveryError> {
-    Ok(Delivery { partition: 0, offset, timestamp: None })
+    Ok(Delivery::new(0, offset, None))
 }
 
 fn not_sent() -> Result<Delivery, DeliveryError> {
-    Err(DeliveryError::not_sent(away()))
+    Err(DeliveryError::not_sent(unavailable()))
 }
 
 fn unknown() -> Result<Delivery, DeliveryError> {
-    Err(DeliveryError::unknown(away()))
+    Err(DeliveryError::unknown(unavailable()))
 }
 
-type Answers = Vec<Result<Vec<Result<Delivery, DeliveryError>>>>;
+type PublishResults = Vec<Result<Vec<Result<Delivery, DeliveryError>>>>;
 
 /// Returns a bus with scripted answers, and the payloads of each publish.
-fn scripted(answers: Answers) -> (MockBus, Arc<Mutex<Vec<Vec<u8>>>>) {
+fn scripted(answers: PublishResults) -> (MockBus, Arc<Mutex<Vec<Vec<u8>>>>) {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&sent);
     let mut answers = answers.into_iter();
@@ -256,7 +260,7 @@ fn scripted(answers: Answers) -> (MockBus, Arc<Mutex<Vec<Vec<u8>>>>) {
     (bus, sent)
 }
 
-async fn publish(batch: &[Message], answers: Answers) -> (Result<PublishReport>, Vec<Vec<u8>>) {
+async fn publish(batch: &[Message], answers: PublishResults) -> (Result<PublishReport>, Vec<Vec<u8>>) {
     let (bus, sent) = scripted(answers);
     let report = Retry::new(bus, config().with_max_attempts(3)).publish(batch, PublishOptions::NONE).await;
     let sent = sent.lock().unwrap().clone();
@@ -277,7 +281,7 @@ async fn a_publish_that_an_inner_retry_exhausted_is_not_retried() {
 async fn resent_messages_wait_for_their_longest_advice() {
     let after = |secs| {
         let wait = RetryAdvice::After(Duration::from_secs(secs));
-        Err(DeliveryError::not_sent(away().with_retry(wait)))
+        Err(DeliveryError::not_sent(unavailable().with_retry(wait)))
     };
     let batch = [message(Some("a"), None, 0), message(Some("b"), None, 1), message(Some("c"), None, 2)];
     let answers =
@@ -302,8 +306,8 @@ async fn a_close_has_the_bulk_limit_and_a_publish_at_least_twice_the_delivery_ti
     let chaos = Chaos::seeded(1);
     let config = TimeoutConfig::default().with_call(Duration::from_secs(1));
     let timed = |config| Timeout::new(config);
-    let store = Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), timed(config));
-    chaos.next(Operation::StoreClose, Fault::Hang);
+    let store = Layered::new(ChaosStore::new(flaky(0, unavailable()).0, chaos.clone()), timed(config));
+    chaos.inject_next(Operation::StoreClose, Fault::Hang);
     let since = Instant::now();
     assert_eq!(store.close().await.unwrap_err().kind(), ErrorKind::Timeout);
     assert_eq!(since.elapsed(), Duration::from_mins(10));
@@ -312,7 +316,7 @@ async fn a_close_has_the_bulk_limit_and_a_publish_at_least_twice_the_delivery_ti
         Layered::new(scripted(vec![]).0, chaos.clone()),
         timed(config.with_publish(Duration::from_millis(1))),
     );
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let since = Instant::now();
     let report = bus.publish(&[message(None, None, 0)], PublishOptions::NONE).await.unwrap();
     assert!(report.into_outcomes()[0].is_err());
@@ -330,7 +334,7 @@ async fn only_unsent_messages_are_resent() {
     assert_eq!(
         outcomes[2].as_ref().unwrap_err().state,
         DeliveryState::Unknown,
-        "only the caller may send it again"
+        "only the caller may resend an unknown message"
     );
 }
 
@@ -367,7 +371,7 @@ async fn no_message_is_resent_behind_a_later_message_of_the_same_key() {
 #[tokio::test(start_paused = true)]
 async fn unsent_messages_are_marked_with_the_attempts() {
     let batch = [message(Some("a"), None, 0)];
-    let answers = vec![Ok(vec![not_sent()]), Err(away()), Ok(vec![not_sent()])];
+    let answers = vec![Ok(vec![not_sent()]), Err(unavailable()), Ok(vec![not_sent()])];
     let (report, sent) = publish(&batch, answers).await;
     assert_eq!(sent.len(), 3);
     let error = report.unwrap().into_result().unwrap_err();
@@ -378,14 +382,15 @@ async fn unsent_messages_are_marked_with_the_attempts() {
 async fn a_key_keeps_its_order_with_and_without_an_explicit_partition() {
     let batch = [message(Some("k"), None, 0), message(Some("k"), Some(0), 1)];
     let (report, sent) = publish(&batch, vec![Ok(vec![not_sent(), delivered(0)])]).await;
-    assert_eq!(sent.len(), 1, "the first one would land behind the second");
+    assert_eq!(sent.len(), 1, "the first message would be stored after the second");
     assert_eq!(report.unwrap().failed(DeliveryState::NotSent).collect::<Vec<_>>(), [0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn attempts_are_counted_over_the_whole_publish() {
     let batch = [message(Some("a"), None, 0)];
-    let (report, sent) = publish(&batch, vec![Err(away()), Err(away()), Ok(vec![not_sent()])]).await;
+    let (report, sent) =
+        publish(&batch, vec![Err(unavailable()), Err(unavailable()), Ok(vec![not_sent()])]).await;
     assert_eq!(sent.len(), 3);
     assert_eq!(report.unwrap().into_result().unwrap_err().exhausted(), Some(3));
 }
@@ -394,7 +399,7 @@ async fn attempts_are_counted_over_the_whole_publish() {
 async fn a_message_without_time_left_holds_back_only_its_key() {
     let after = |secs| {
         let advice = RetryAdvice::After(Duration::from_secs(secs));
-        Err(DeliveryError::not_sent(away().with_retry(advice)))
+        Err(DeliveryError::not_sent(unavailable().with_retry(advice)))
     };
     let batch = [
         message(Some("a"), None, 0),
@@ -421,7 +426,7 @@ async fn a_permanently_rejected_message_is_not_resent() {
 async fn a_publish_that_hangs_is_unknown_for_every_message_after_twice_the_delivery_timeout() {
     let (bus, _) = scripted(vec![]);
     let chaos = Chaos::seeded(1);
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let bus = LayerStack::default().wrap_bus(Layered::new(bus, chaos));
     let since = Instant::now();
     let batch = [message(None, None, 0), message(None, None, 1)];
@@ -441,7 +446,7 @@ async fn an_idle_recv_is_not_a_timeout_and_a_hanging_recv_is() {
     let inner = Layered::new(reader, chaos.clone());
     let mut sub = Layered::new(inner, timeout);
     assert!(sub.recv(1, Duration::from_hours(1)).await.unwrap().is_empty());
-    chaos.next(Operation::Recv, Fault::Hang);
+    chaos.inject_next(Operation::Recv, Fault::Hang);
     let since = Instant::now();
     let error = sub.recv(1, Duration::from_secs(5)).await.unwrap_err();
     assert_eq!((error.kind(), since.elapsed()), (ErrorKind::Timeout, Duration::from_secs(35)));
@@ -454,10 +459,10 @@ async fn subscriptions_have_the_layers_of_their_bus_and_recv_is_not_retried() {
     bus.expect_subscribe().returning(|_| {
         let mut reader = MockReader::new();
         let mut closes = 0;
-        reader.expect_recv().returning(|_, _| Err(away()));
+        reader.expect_recv().returning(|_, _| Err(unavailable()));
         reader.expect_close().returning(move || {
             closes += 1;
-            if closes < 3 { Err(away()) } else { Ok(()) }
+            if closes < 3 { Err(unavailable()) } else { Ok(()) }
         });
         Ok(Box::new(reader))
     });
@@ -476,9 +481,10 @@ async fn subscriptions_have_the_layers_of_their_bus_and_recv_is_not_retried() {
 #[tokio::test(start_paused = true)]
 async fn chaos_keeps_its_rate_repeats_by_seed_and_excludes_close() {
     let run = async |seed| {
-        let (mut store, _) = flaky(0, away());
+        let (mut store, _) = flaky(0, unavailable());
         store.expect_close().returning(|| Ok(()));
-        let chaos = Chaos::seeded(seed).everywhere(Rule::new(0.3, [Fault::Error, Fault::Cut, Fault::Delay]));
+        let chaos =
+            Chaos::seeded(seed).everywhere(Rule::new(0.3, [Fault::Error, Fault::LostResponse, Fault::Delay]));
         let store = ChaosStore::new(store, chaos.clone());
         let mut pattern = Vec::new();
         for _ in 0..1_000 {
@@ -494,17 +500,17 @@ async fn chaos_keeps_its_rate_repeats_by_seed_and_excludes_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_publish_is_sent_and_unknown_and_a_failed_publish_sends_a_prefix() {
+async fn publish_with_a_lost_response_is_unknown_and_a_failed_publish_sends_a_prefix() {
     let mut bus = MockBus::new();
     bus.expect_publish()
         .returning(|batch, _| Ok(PublishReport::new(batch.iter().map(|_| delivered(0)).collect())));
     let (chaos, recording) = (Chaos::seeded(2), Recording::new(100));
     let bus = Layered::new(Layered::new(bus, recording.clone()), chaos.clone());
     let batch: Vec<_> = (0..10).map(|n| message(None, None, n)).collect();
-    chaos.next(Operation::Publish, Fault::Cut);
+    chaos.inject_next(Operation::Publish, Fault::LostResponse);
     let cut = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
     assert_eq!((cut.failed(DeliveryState::Unknown).count(), recording.published().len()), (10, 10));
-    chaos.next(Operation::Publish, Fault::Error);
+    chaos.inject_next(Operation::Publish, Fault::Error);
     let failed = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
     assert!(failed.failed(DeliveryState::NotSent).count() > 0, "a failure leaves something out");
     let sent = recording.published()[10..].iter().filter(|(_, o)| *o == Outcome::Delivered).count();
@@ -513,37 +519,37 @@ async fn a_cut_publish_is_sent_and_unknown_and_a_failed_publish_sends_a_prefix()
 
 #[tokio::test(start_paused = true)]
 async fn a_recording_is_bounded_and_counts_discarded_calls() {
-    let (store, _) = flaky(1, away());
+    let (store, _) = flaky(1, unavailable());
     let recording = Recording::new(2);
     let store = Layered::new(store, recording.clone());
     for _ in 0..5 {
         let _ = store.ping().await;
     }
-    assert_eq!((recording.calls().len(), recording.forgotten()), (2, 3));
+    assert_eq!((recording.calls().len(), recording.discarded()), (2, 3));
     assert!(recording.calls().iter().all(|call| call.failed.is_none()));
 }
 
 /// A layer that only has a name.
 #[derive(Debug)]
-struct Nothing;
+struct NamedLayer;
 
-impl Layer for Nothing {
+impl Layer for NamedLayer {
     fn name(&self) -> &'static str {
-        "Nothing"
+        "NamedLayer"
     }
 }
 
 /// A layer that notes the address of the last future.
 #[derive(Debug, Clone, Default)]
-struct Address(Arc<AtomicUsize>);
+struct RecordsAddress(Arc<AtomicUsize>);
 
 fn address<T>(future: &BoxFuture<'_, T>) -> usize {
     std::ptr::from_ref(&**future).addr()
 }
 
-impl Layer for Address {
+impl Layer for RecordsAddress {
     fn name(&self) -> &'static str {
-        "Address"
+        "RecordsAddress"
     }
 
     fn call<'a, T: Send + 'a>(
@@ -558,8 +564,8 @@ impl Layer for Address {
 
 #[test]
 fn pointers_and_transparent_layers_return_the_inner_future_without_another_box() {
-    let inner = Address::default();
-    let store = Layered::new(Layered::new(flaky(0, away()).0, inner.clone()), Nothing);
+    let inner = RecordsAddress::default();
+    let store = Layered::new(Layered::new(flaky(0, unavailable()).0, inner.clone()), NamedLayer);
     let store: Arc<dyn PriceStore> = Arc::new(store);
     let store: Box<dyn PriceStore> = Box::new(Arc::new(store));
     assert_eq!(address(&PriceStore::ping(&store)), inner.0.load(Ordering::Relaxed));
@@ -569,14 +575,17 @@ fn pointers_and_transparent_layers_return_the_inner_future_without_another_box()
     assert_eq!(address(&MessageBus::topics(&bus)), inner.0.load(Ordering::Relaxed));
 
     let reader: Box<dyn Subscription> = Box::new(Layered::new(MockReader::new(), inner.clone()));
-    let mut reader = Layered::new(reader, Nothing);
+    let mut reader = Layered::new(reader, NamedLayer);
     assert_eq!(address(&reader.assignment()), inner.0.load(Ordering::Relaxed));
 }
 
 #[tokio::test]
 async fn a_layer_needs_only_a_name() {
-    let (store, calls) = flaky(0, away());
-    let store = Layered::new(Layered::new(store, Nothing), Nothing);
+    let (store, calls) = flaky(0, unavailable());
+    let store = Layered::new(Layered::new(store, NamedLayer), NamedLayer);
     store.ping().await.unwrap();
-    assert_eq!((store.to_string().as_str(), calls.load(Ordering::Relaxed)), ("Nothing(Nothing(mock))", 1));
+    assert_eq!(
+        (store.to_string().as_str(), calls.load(Ordering::Relaxed)),
+        ("NamedLayer(NamedLayer(mock))", 1)
+    );
 }

@@ -24,12 +24,12 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-fn away() -> Error {
+fn unavailable() -> Error {
     Error::new(ErrorKind::Unavailable, "test.away", "insert")
 }
 
 /// Returns a store that accepts every call.
-fn willing() -> MockStore {
+fn accepting_store() -> MockStore {
     let mut store = MockStore::new();
     store.expect_info().returning(|| StoreInfo::new("mock"));
     store.expect_insert().returning(|_| Ok(InsertReport::new(0, 0)));
@@ -39,7 +39,7 @@ fn willing() -> MockStore {
 }
 
 /// Returns a store whose n-th insert has the result of `answer(n)`, and the number of inserts.
-fn answering(answer: impl Fn(u32) -> Result<()> + Send + 'static) -> (MockStore, Arc<AtomicU32>) {
+fn store_with_results(answer: impl Fn(u32) -> Result<()> + Send + 'static) -> (MockStore, Arc<AtomicU32>) {
     let calls = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&calls);
     let mut store = MockStore::new();
@@ -53,21 +53,21 @@ fn answering(answer: impl Fn(u32) -> Result<()> + Send + 'static) -> (MockStore,
 
 /// A layer that delays every call and counts the calls in progress.
 #[derive(Debug)]
-struct Slow {
+struct CallCounter {
     takes: Duration,
     now: AtomicU32,
     most: AtomicU32,
 }
 
-impl Slow {
+impl CallCounter {
     fn new(takes: Duration) -> Self {
         Self { takes, now: AtomicU32::new(0), most: AtomicU32::new(0) }
     }
 }
 
-impl Layer for Slow {
+impl Layer for CallCounter {
     fn name(&self) -> &'static str {
-        "Slow"
+        "CallCounter"
     }
 
     fn call<'a, T: Send + 'a>(
@@ -85,8 +85,8 @@ impl Layer for Slow {
     }
 }
 
-fn limited(config: LimitConfig, takes: Duration) -> Layered<Layered<MockStore, Slow>, Limit> {
-    Layered::new(Layered::new(willing(), Slow::new(takes)), Limit::new(config))
+fn limited(config: LimitConfig, takes: Duration) -> Layered<Layered<MockStore, CallCounter>, Limit> {
+    Layered::new(Layered::new(accepting_store(), CallCounter::new(takes)), Limit::new(config))
 }
 
 // ---- limit ----
@@ -129,7 +129,7 @@ async fn calls_start_at_the_rate_and_a_pause_allows_a_burst() {
         join_all((0..7).map(|_| burst.insert_ticks(&[]))).await;
         assert!(
             (ms(200)..=ms(205)).contains(&since.elapsed()),
-            "five at once, two more: {:?}",
+            "a burst of five calls, then two more: {:?}",
             since.elapsed()
         );
     }
@@ -152,7 +152,7 @@ async fn dropped_callers_consume_no_start() {
     assert_eq!(store.layer().queued(), 0);
     let since = Instant::now();
     store.insert_ticks(&[]).await.unwrap();
-    assert_eq!(since.elapsed(), ms(500), "the next call takes the unused start");
+    assert_eq!(since.elapsed(), ms(500), "the next call uses the unused start");
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +183,7 @@ async fn ping_close_and_subscription_calls_bypass_the_limiter() {
 
 #[tokio::test(start_paused = true)]
 async fn in_the_stack_the_wait_for_a_permit_counts_towards_the_time_limit() {
-    let slow = Layered::new(willing(), Slow::new(ms(700)));
+    let slow = Layered::new(accepting_store(), CallCounter::new(ms(700)));
     let store = LayerStack::none()
         .with_timeout(TimeoutConfig::default().with_call(Duration::from_secs(1)))
         .with_limit(LimitConfig::default().with_concurrency(1))
@@ -205,7 +205,7 @@ fn breaker<P>(inner: P, failures: u32) -> Layered<P, CircuitBreaker> {
 
 #[tokio::test(start_paused = true)]
 async fn consecutive_failures_open_the_circuit_until_a_probe_is_admitted() {
-    let (store, calls) = answering(|n| if n < 4 { Err(away()) } else { Ok(()) });
+    let (store, calls) = store_with_results(|n| if n < 4 { Err(unavailable()) } else { Ok(()) });
     let store = breaker(store, 3);
     for _ in 0..3 {
         assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away");
@@ -228,7 +228,7 @@ async fn consecutive_failures_open_the_circuit_until_a_probe_is_admitted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_success_resets_the_failure_count() {
-    let (store, _) = answering(|n| if n % 3 == 2 { Ok(()) } else { Err(away()) });
+    let (store, _) = store_with_results(|n| if n % 3 == 2 { Ok(()) } else { Err(unavailable()) });
     let store = breaker(store, 3);
     for _ in 0..30 {
         let _ = store.insert_ticks(&[]).await;
@@ -240,16 +240,16 @@ async fn a_success_resets_the_failure_count() {
 async fn only_infrastructure_errors_are_failures() {
     let counted = [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::Overloaded];
     for kind in ErrorKind::ALL {
-        let (store, _) = answering(move |_| Err(Error::new(kind, "test", "insert")));
+        let (store, _) = store_with_results(move |_| Err(Error::new(kind, "test", "insert")));
         let store = breaker(store, 1);
         let _ = store.insert_ticks(&[]).await;
         let opened = store.layer().state() == CircuitState::Open;
         assert_eq!(opened, counted.contains(&kind), "{kind}");
     }
-    let for_good = || Err(away().with_retry(RetryAdvice::Never));
+    let for_good = || Err(unavailable().with_retry(RetryAdvice::Never));
     let full = || Err(Error::new(ErrorKind::Overloaded, "layer.limit.full", "insert"));
     for answer in [for_good, full] {
-        let store = breaker(answering(move |_| answer()).0, 1);
+        let store = breaker(store_with_results(move |_| answer()).0, 1);
         let _ = store.insert_ticks(&[]).await;
         assert_eq!(store.layer().state(), CircuitState::Closed);
     }
@@ -257,8 +257,8 @@ async fn only_infrastructure_errors_are_failures() {
 
 #[tokio::test(start_paused = true)]
 async fn one_probe_is_admitted_and_other_calls_are_rejected_with_backoff() {
-    let (store, calls) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
-    let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
+    let (store, calls) = store_with_results(|n| if n == 0 { Err(unavailable()) } else { Ok(()) });
+    let store = breaker(Layered::new(store, CallCounter::new(ms(50))), 1);
     let _ = store.insert_ticks(&[]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let mut done = join_all((0..5).map(|_| store.insert_ticks(&[]))).await;
@@ -273,12 +273,12 @@ async fn one_probe_is_admitted_and_other_calls_are_rejected_with_backoff() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_or_neutral_probe_admits_the_next_probe() {
-    let (store, _) = answering(|n| match n {
-        0 => Err(away()),
+    let (store, _) = store_with_results(|n| match n {
+        0 => Err(unavailable()),
         1 => Err(Error::new(ErrorKind::InvalidInput, "test", "insert")),
         _ => Ok(()),
     });
-    let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
+    let store = breaker(Layered::new(store, CallCounter::new(ms(50))), 1);
     let _ = store.insert_ticks(&[]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(timeout(ms(10), store.insert_ticks(&[])).await.is_err(), "the caller drops the probe");
@@ -289,12 +289,12 @@ async fn a_dropped_or_neutral_probe_admits_the_next_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hanging_probe_admits_another_probe_after_the_open_duration() {
-    let (store, calls) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+    let (store, calls) = store_with_results(|n| if n == 0 { Err(unavailable()) } else { Ok(()) });
     let chaos = Chaos::seeded(1);
     let store = breaker(Layered::new(store, chaos.clone()), 1);
     let _ = store.insert_ticks(&[]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    chaos.next(Operation::Insert, Fault::Hang);
+    chaos.inject_next(Operation::Insert, Fault::Hang);
     let mut stuck = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(Duration::from_secs(3), &mut stuck).await.is_err(), "the caller still waits");
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.circuit_breaker.open");
@@ -307,8 +307,8 @@ async fn a_hanging_probe_admits_another_probe_after_the_open_duration() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_successful_probe_closes_the_circuit_beside_other_probes() {
-    let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
-    let store = breaker(Layered::new(store, Slow::new(Duration::from_secs(6))), 1);
+    let (store, _) = store_with_results(|n| if n == 0 { Err(unavailable()) } else { Ok(()) });
+    let store = breaker(Layered::new(store, CallCounter::new(Duration::from_secs(6))), 1);
     let _ = store.insert_ticks(&[]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let later = async {
@@ -324,11 +324,11 @@ async fn a_slow_successful_probe_closes_the_circuit_beside_other_probes() {
 
 /// A layer that delays the n-th response by the n-th duration.
 #[derive(Debug)]
-struct Takes(Vec<Duration>, AtomicU32);
+struct ResponseDelays(Vec<Duration>, AtomicU32);
 
-impl Layer for Takes {
+impl Layer for ResponseDelays {
     fn name(&self) -> &'static str {
-        "Takes"
+        "ResponseDelays"
     }
 
     fn call<'a, T: Send + 'a>(
@@ -347,8 +347,8 @@ impl Layer for Takes {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_failure_of_an_earlier_generation_does_not_fail_the_probe() {
-    let (store, _) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
-    let takes = Takes(vec![ms(5_000), ms(0), ms(2_000)], AtomicU32::new(0));
+    let (store, _) = store_with_results(|n| if n < 2 { Err(unavailable()) } else { Ok(()) });
+    let takes = ResponseDelays(vec![ms(5_000), ms(0), ms(2_000)], AtomicU32::new(0));
     let store = breaker(Layered::new(store, takes), 1);
     let mut early = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(ms(1), &mut early).await.is_err());
@@ -362,8 +362,8 @@ async fn a_late_failure_of_an_earlier_generation_does_not_fail_the_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn attempts_from_before_the_circuit_opened_are_ignored() {
-    let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
-    let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
+    let (store, _) = store_with_results(|n| if n == 0 { Err(unavailable()) } else { Ok(()) });
+    let store = breaker(Layered::new(store, CallCounter::new(ms(50))), 1);
     let mut early = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(ms(10), &mut early).await.is_err());
     // The second call returns after the first call has opened the circuit.
@@ -376,13 +376,13 @@ async fn attempts_from_before_the_circuit_opened_are_ignored() {
 
 #[tokio::test(start_paused = true)]
 async fn an_open_circuit_admits_close_and_recv() {
-    let (store, _) = answering(|_| Err(away()));
+    let (store, _) = store_with_results(|_| Err(unavailable()));
     let store = breaker(store, 1);
     let _ = store.insert_ticks(&[]).await;
     store.close().await.unwrap();
 
     let mut bus = MockBus::new();
-    bus.expect_topics().returning(|| Err(away()));
+    bus.expect_topics().returning(|| Err(unavailable()));
     bus.expect_subscribe().returning(|_| {
         let mut reader = MockReader::new();
         reader.expect_recv().returning(|_, _| Ok(qi_core::bus::Batch::default()));
@@ -403,8 +403,8 @@ async fn an_open_circuit_admits_close_and_recv() {
 
 #[tokio::test(start_paused = true)]
 async fn a_publish_is_a_success_if_one_message_was_delivered() {
-    let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
-    let lost = || Err(DeliveryError::unknown(away()));
+    let delivered = || Ok(Delivery::new(0, 0, None));
+    let lost = || Err(DeliveryError::unknown(unavailable()));
     let too_large =
         || Err(DeliveryError::not_sent(Error::new(ErrorKind::InvalidInput, "test.size", "publish")));
     for (outcomes, opens) in [
@@ -427,7 +427,7 @@ async fn a_publish_is_a_success_if_one_message_was_delivered() {
 
 #[tokio::test(start_paused = true)]
 async fn in_the_stack_a_retry_waits_for_the_advice_of_the_open_circuit() {
-    let (store, calls) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
+    let (store, calls) = store_with_results(|n| if n < 2 { Err(unavailable()) } else { Ok(()) });
     let backoff = Backoff::new(ms(10), ms(10)).with_jitter(0.0);
     let store = LayerStack::default()
         .with_retry(RetryConfig::default().with_backoff(backoff))
@@ -476,7 +476,7 @@ async fn every_circuit_breaker_config_makes_a_usable_layer() {
         (circuit.with_failure_threshold(1).with_open_duration(Duration::ZERO), ms(1)),
         (circuit.with_failure_threshold(1).with_open_duration(Duration::MAX), Duration::from_secs(5)),
     ] {
-        let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+        let (store, _) = store_with_results(|n| if n == 0 { Err(unavailable()) } else { Ok(()) });
         let store = Layered::new(store, CircuitBreaker::new(config));
         assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away");
         let rejected = store.insert_ticks(&[]).await.unwrap_err();

@@ -27,7 +27,7 @@ fn ticks(n: usize) -> Vec<PriceTick> {
     Market::new(MarketConfig::new(1, 2).unwrap()).unwrap().take(n).collect()
 }
 
-fn away() -> Error {
+fn unavailable() -> Error {
     Error::new(ErrorKind::Unavailable, "test.away", "insert")
 }
 
@@ -41,9 +41,9 @@ fn calls_are_counted_and_measured_and_errors_counted_by_kind() {
         for n in [3, 5] {
             store.insert_ticks(&ticks(n)).await.unwrap();
         }
-        chaos.next(Operation::Insert, Fault::Error);
+        chaos.inject_next(Operation::Insert, Fault::Error);
         assert!(store.insert_ticks(&ticks(2)).await.is_err());
-        chaos.next(Operation::Insert, Fault::Hang);
+        chaos.inject_next(Operation::Insert, Fault::Hang);
         let gone = tokio::time::timeout(Duration::from_secs(1), store.insert_ticks(&[])).await;
         assert!(gone.is_err());
         store.ping().await.unwrap();
@@ -64,7 +64,7 @@ fn acknowledged_dead_letters_are_counted_by_the_topic_of_the_origin_and_the_code
         let mut bus = MockBus::new();
         bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
         bus.expect_publish().returning(|batch, _| {
-            let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+            let delivered = || Ok(Delivery::new(0, 0, None));
             let failed = |kind, code| Error::new(kind, code, "publish");
             let too_large = failed(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE);
             Ok(PublishReport::new(match batch.len() {
@@ -90,7 +90,7 @@ fn acknowledged_dead_letters_are_counted_by_the_topic_of_the_origin_and_the_code
 }
 
 #[test]
-fn a_message_whose_smallest_dead_letter_is_refused_is_counted_as_dropped() {
+fn message_with_a_rejected_minimal_dead_letter_is_counted_as_dropped() {
     let seen = measured(|| async {
         let mut bus = MockBus::new();
         bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
@@ -112,11 +112,11 @@ fn messages_are_counted_by_delivery_state() {
     let seen = measured(|| async {
         let mut bus = MockBus::new();
         bus.expect_publish().returning(|_, _| {
-            let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+            let delivered = || Ok(Delivery::new(0, 0, None));
             let timeout = Error::new(ErrorKind::Timeout, "test", "publish");
             Ok(PublishReport::new(vec![
                 delivered(),
-                Err(DeliveryError::not_sent(away())),
+                Err(DeliveryError::not_sent(unavailable())),
                 Err(DeliveryError::unknown(timeout.clone())),
                 Err(DeliveryError::unknown(timeout)),
                 delivered(),
@@ -163,14 +163,14 @@ fn limit_circuit_breaker_and_retry_count_their_decisions() {
             .with_limit(LimitConfig::default().with_concurrency(1).with_max_queued(0))
             .wrap_store(ChaosStore::new(store, chaos.clone()));
         // A hanging call holds the only permit, and two attempts of another call are rejected.
-        chaos.next(Operation::Insert, Fault::Hang);
+        chaos.inject_next(Operation::Insert, Fault::Hang);
         let mut stuck = Box::pin(store.insert_ticks(&[]));
         assert!(tokio::time::timeout(Duration::from_secs(1), &mut stuck).await.is_err());
         assert!(store.insert_ticks(&[]).await.is_err());
         drop(stuck);
         // Two failed attempts open the circuit, which then rejects two attempts.
-        chaos.next(Operation::Insert, Fault::Error);
-        chaos.next(Operation::Insert, Fault::Error);
+        chaos.inject_next(Operation::Insert, Fault::Error);
+        chaos.inject_next(Operation::Insert, Fault::Error);
         assert!(store.insert_ticks(&[]).await.is_err());
         let _ = tokio::time::timeout(Duration::from_millis(10), store.insert_ticks(&[])).await;
     });
@@ -200,7 +200,7 @@ fn gauges_return_to_zero_and_durations_are_exact() {
             .with_limit(LimitConfig::default().with_concurrency(1))
             .wrap_store(ChaosStore::new(store, chaos.clone()));
         // The first call hangs until its limit. The second call waits in the queue and is dropped.
-        chaos.next(Operation::Insert, Fault::Hang);
+        chaos.inject_next(Operation::Insert, Fault::Hang);
         let waiting = tokio::time::timeout(Duration::from_secs(5), store.insert_ticks(&[]));
         let (stuck, given_up) = tokio::join!(store.insert_ticks(&[]), waiting);
         assert!(stuck.is_err() && given_up.is_err());
@@ -241,10 +241,10 @@ fn received_messages_are_counted() {
 }
 
 #[test]
-fn metrics_of_a_storm_add_up_with_few_labels() {
+fn metrics_under_faults_add_up_with_few_labels() {
     let calls = 2_000;
     let seen = measured(|| async {
-        let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Cut]));
+        let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::LostResponse]));
         let chaos = chaos.on(Operation::EnsureSchema, Rule::never());
         let store = LayerStack::default().wrap_store(ChaosStore::new(MemoryStore::default(), chaos));
         store.ensure_schema().await.unwrap();
@@ -308,7 +308,7 @@ async fn a_traced_bus(numbers: &Arc<Numbers>) -> (impl MessageBus, TopicName) {
 }
 
 #[tokio::test]
-async fn a_consumer_goes_on_from_each_publish_and_sees_none_of_its_headers() -> Result<()> {
+async fn consumer_spans_continue_publish_spans_and_hide_their_headers() -> Result<()> {
     // Without a subscriber there is no span to continue.
     spans_are_on();
     let numbers = Arc::new(Numbers::default());
@@ -326,12 +326,12 @@ async fn a_consumer_goes_on_from_each_publish_and_sees_none_of_its_headers() -> 
         assert_eq!(received.headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["own"]);
     }
     assert_eq!(*numbers.extracted.lock().unwrap(), [vec![0, 1]], "two publishes, each once");
-    assert!(reader.recv(1, Duration::ZERO).await?.span().is_disabled(), "nothing came, nothing to trace");
+    assert!(reader.recv(1, Duration::ZERO).await?.span().is_disabled(), "an empty batch has no span");
     Ok(())
 }
 
 #[tokio::test]
-async fn without_a_subscriber_headers_are_removed_all_the_same() -> Result<()> {
+async fn headers_are_removed_without_a_tracing_subscriber() -> Result<()> {
     let _guard = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
     let numbers = Arc::new(Numbers::default());
     let (bus, topic) = a_traced_bus(&numbers).await;

@@ -16,14 +16,14 @@ fn layer() -> SlowCalls {
 }
 
 fn main() {
-    let stores = store::Wrapping { name: NAME, wrap: |store| Arc::new(Layered::new(store, layer())) };
-    let buses = bus::Wrapping { name: NAME, wrap: |bus| Arc::new(Layered::new(bus, layer())) };
+    let stores = store::Wrapper { name: NAME, wrap: |store| Arc::new(Layered::new(store, layer())) };
+    let buses = bus::Wrapper { name: NAME, wrap: |bus| Arc::new(Layered::new(bus, layer())) };
     let memory: Arc<dyn bus::BusFactory> = Arc::new(bus::MemoryFactory);
     let mut suite = store::Suite::new().on(store::MemoryFactory, [stores]);
     for trial in bus::trials(&memory, &[buses]) {
         suite = suite.with_trial(trial);
     }
-    let shown = Trial::test("the_page_shows_this_layer", || {
+    let shown = Trial::test("docs_page_contains_this_layer", || {
         let page = include_str!("../../docs/layers.md");
         let shown = page.contains(include_str!("own_layer/slow_calls.rs").trim());
         if shown { Ok(()) } else { Err("docs/layers.md shows another text".into()) }

@@ -1,7 +1,7 @@
 //! The contract of the store, run on a record that the test defines.
 
 use qi_core::{Instrument, Percent, Price, Record, Timestamp};
-use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapping, instrument_no};
+use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapper, instrument_no};
 
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "lending_rates", message = "lending_rate", version = 1)]
@@ -32,5 +32,5 @@ impl Sample for LendingRate {
 }
 
 fn main() {
-    Suite::new().on(MemoryFactory, [Wrapping::PLAIN, Wrapping::FULL_STACK]).with::<LendingRate>().main();
+    Suite::new().on(MemoryFactory, [Wrapper::PLAIN, Wrapper::FULL_STACK]).with::<LendingRate>().main();
 }

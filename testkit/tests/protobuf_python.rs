@@ -40,7 +40,7 @@ fn unhex(text: &str) -> Result<Vec<u8>, Failed> {
     Ok(pairs.map(|pair| u8::from_str_radix(pair, 16)).collect::<Result<_, _>>()?)
 }
 
-fn there_and_back<R: Sample>(message: &str) -> Result<Completion, Failed> {
+fn round_trip<R: Sample>(message: &str) -> Result<Completion, Failed> {
     let time = Timestamp::from_secs(1_704_067_200)?;
     let records: Vec<R> = (0..50u32).map(|n| R::make(&R::series_no(n as usize), time, n.into(), n)).collect();
     let mut peer = Command::new(python())
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
         ($($record:ident $message:literal),*) => {
             vec![$(presence::trial(
                 format!("{}::python_reads_and_writes_the_message", $message), "python", absent.clone(),
-                || there_and_back::<$record>($message),
+                || round_trip::<$record>($message),
             )),*]
         };
     }

@@ -1,7 +1,7 @@
 //! The contract of the price store, on the memory store in every wrapping.
 
-use qi_testkit::store::contract::{MemoryFactory, Suite, Wrapping};
+use qi_testkit::store::contract::{MemoryFactory, Suite, Wrapper};
 
 fn main() {
-    Suite::new().on(MemoryFactory, Wrapping::every()).main();
+    Suite::new().on(MemoryFactory, Wrapper::every()).main();
 }

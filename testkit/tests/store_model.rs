@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapping};
+use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapper};
 use qi_testkit::store::model::{check_differences, check_histories};
 use qi_testkit::store::mutants::mutants;
 
@@ -12,7 +12,7 @@ fn memory() -> Arc<dyn StoreFactory> {
 
 #[test]
 fn memory_equals_the_model_over_4096_histories() {
-    check_histories(&memory(), Wrapping::PLAIN, 4_096).unwrap_or_else(|failure| panic!("{failure}"));
+    check_histories(&memory(), Wrapper::PLAIN, 4_096).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
@@ -22,26 +22,26 @@ fn two_stores_give_identical_pages_and_cursors() {
 
 /// A model that cannot fail proves nothing. Histories alone must find these faults and shrink them to a few steps.
 #[test]
-fn histories_find_broken_stores_and_show_the_shortest() {
+fn model_detects_faulty_stores_with_a_shortest_history() {
     let names = [
         "loses the last row of a batch",
         "the first write of a key wins",
         "a range includes its end",
-        "records of one time come in the opposite order",
+        "records of one time are in the opposite order",
         "a cursor skips the other records of its time",
-        "as_of excludes its moment",
-        "as_of looks at the open time of bars",
-        "half way is rounded to even",
+        "as_of excludes its time",
+        "as_of uses the open time of bars",
+        "halves are rounded to even",
         "an unknown volume is zero",
-        "deletes the end of the range too",
-        "hides what is inserted after a deletion",
-        "cuts the cutoff of a purge to the second",
+        "includes the end of the range in a deletion",
+        "hides records inserted after a deletion",
+        "truncates the cutoff of a purge to the second",
     ];
     let mutants = mutants();
     for name in names {
         let mutant = mutants.iter().find(|mutant| mutant.name == name).expect("the name of a mutant");
-        let wrapping = Wrapping { name: mutant.name, wrap: mutant.wrap };
-        let failure = check_histories(&memory(), wrapping, 1_024).expect_err(name).to_string();
+        let wrapper = Wrapper { name: mutant.name, wrap: mutant.wrap };
+        let failure = check_histories(&memory(), wrapper, 1_024).expect_err(name).to_string();
         let steps = failure.lines().skip_while(|line| !line.starts_with("the shortest history")).count() - 1;
         assert!((2..=5).contains(&steps), "{name}: {steps} steps\n{failure}");
     }

@@ -7,11 +7,11 @@ fn main() {
     let trials = mutants()
         .into_iter()
         .map(|mutant| {
-            let name = format!("{} is caught by {}", mutant.name, mutant.caught_by);
+            let name = format!("{} is detected by {}", mutant.name, mutant.detected_by);
             Trial::test(name, move || {
                 let runtime =
                     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-                runtime.block_on(mutant.expose()).map_err(|failure| failure.to_string().into())
+                runtime.block_on(mutant.verify_detection()).map_err(|failure| failure.to_string().into())
             })
         })
         .collect();

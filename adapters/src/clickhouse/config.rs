@@ -180,26 +180,25 @@ impl ClickHouseConfig {
     pub fn validate(&self) -> Result<()> {
         let Self { url, database, table_prefix, max_batch, pool, server_limits, write, settings, .. } = self;
         let Some(url) = url else {
-            return Err(RULES.refuse("url", "none", "the server's `url` must be given"));
+            return Err(RULES.refuse("url", "none", "is required"));
         };
         let url = url.expose_secret();
         if !url.starts_with("http://") && !url.starts_with("https://") {
             return Err(RULES.refuse("url", "not shown", "must begin with http:// or https://"));
         }
-        let plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-        if !plain(database) || database.is_empty() || database.len() > 63 {
-            let rule = "must be lower-case letters, digits and underscores, at most 63 and at least one";
+        let is_plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        if !is_plain(database) || database.is_empty() || database.len() > 63 {
+            let rule = "must be lower-case letters, digits and underscores, 1 to 63 characters";
             return Err(RULES.refuse("database", database, rule));
         }
-        let digit = table_prefix.bytes().next().is_some_and(|b| b.is_ascii_digit());
-        if !plain(table_prefix) || digit || table_prefix.len() > 63 {
-            let rule =
-                "must be lower-case letters, digits and underscores, at most 63, and begin with no digit";
+        let begins_with_digit = table_prefix.bytes().next().is_some_and(|b| b.is_ascii_digit());
+        if !is_plain(table_prefix) || begins_with_digit || table_prefix.len() > 63 {
+            let rule = "must be lower-case letters, digits and underscores, at most 63 characters, and must not begin with a digit";
             return Err(RULES.refuse("table_prefix", table_prefix, rule));
         }
         if let Some(cluster) = &self.cluster {
-            let word = cluster.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
-            if cluster.is_empty() || !word {
+            let valid = cluster.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+            if cluster.is_empty() || !valid {
                 return Err(RULES.refuse("cluster", cluster, "must be letters, digits, and `_`, `-` or `.`"));
             }
         }
@@ -221,20 +220,16 @@ impl ClickHouseConfig {
         RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         self.check_datasets()?;
         for name in settings.keys() {
-            let word = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            if !word {
+            let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if !valid {
                 return Err(RULES.refuse("settings", name, "must be the name of a setting"));
             }
             if self.cluster.is_some() && CLUSTER_SETTINGS.contains(&name.as_str()) {
-                let rule = "is set by the adapter where `cluster` is given";
+                let rule = "is set by the adapter with `cluster` and cannot be changed";
                 return Err(RULES.refuse("settings", name, rule));
             }
-            if OWN_SETTINGS.contains(&name.as_str()) {
-                return Err(RULES.refuse(
-                    "settings",
-                    name,
-                    "is set by the adapter itself; what it promises needs it so",
-                ));
+            if RESERVED_SETTINGS.contains(&name.as_str()) {
+                return Err(RULES.refuse("settings", name, "is set by the adapter and cannot be changed"));
             }
         }
         Ok(())
@@ -244,7 +239,7 @@ impl ClickHouseConfig {
 /// The settings that a configuration must not change. The adapter sets some of these itself. Others would
 /// change the responses that the adapter reads, or hide rows. The remaining names are parameters of the HTTP
 /// request, not settings.
-const OWN_SETTINGS: &[&str] = &[
+const RESERVED_SETTINGS: &[&str] = &[
     "aggregate_functions_null_for_empty",
     "apply_deleted_mask",
     "async_insert",
@@ -295,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    fn refused(change: impl FnOnce(&mut ClickHouseConfig)) -> String {
+    fn rejected_value(change: impl FnOnce(&mut ClickHouseConfig)) -> String {
         let mut config = ClickHouseConfig::from_url("http://127.0.0.1:8123");
         change(&mut config);
         let error = config.validate().unwrap_err();
@@ -304,35 +299,36 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_the_contract_stands_on_are_refused() {
-        for name in OWN_SETTINGS.iter().copied().chain(["", "a b", "a=b&query"]) {
-            let value = refused(|config| drop(config.settings.insert(name.to_owned(), "1".to_owned())));
+    fn reserved_settings_are_rejected() {
+        for name in RESERVED_SETTINGS.iter().copied().chain(["", "a b", "a=b&query"]) {
+            let value =
+                rejected_value(|config| drop(config.settings.insert(name.to_owned(), "1".to_owned())));
             assert_eq!(value, name);
         }
         let mut config = ClickHouseConfig::from_url("http://127.0.0.1:8123");
         config.settings.insert("max_threads".to_owned(), "1".to_owned());
         for name in CLUSTER_SETTINGS {
             config.settings.insert((*name).to_owned(), "1".to_owned());
-            let value = refused(|config| {
+            let value = rejected_value(|config| {
                 config.cluster = Some("main".to_owned());
                 config.settings.insert((*name).to_owned(), "1".to_owned());
             });
             assert_eq!(value, *name);
         }
         config.validate().unwrap();
-        assert!(OWN_SETTINGS.is_sorted(), "to be found by eye");
+        assert!(RESERVED_SETTINGS.is_sorted());
     }
 
     #[test]
-    fn names_are_plain() {
+    fn invalid_names_are_rejected() {
         for name in ["", "Qi", "a-b", "a`b", "a'b", "a b", &"x".repeat(64)] {
-            assert_eq!(refused(|config| name.clone_into(&mut config.database)), name);
+            assert_eq!(rejected_value(|config| name.clone_into(&mut config.database)), name);
         }
         for prefix in ["1_", "Qi", "a-b", "a`b", "a'b", "a b", &"x".repeat(64)] {
-            assert_eq!(refused(|config| prefix.clone_into(&mut config.table_prefix)), prefix);
+            assert_eq!(rejected_value(|config| prefix.clone_into(&mut config.table_prefix)), prefix);
         }
         for cluster in ["", "a'b", "a\\b", "a b", "{cluster}"] {
-            assert_eq!(refused(|config| config.cluster = Some(cluster.to_owned())), cluster);
+            assert_eq!(rejected_value(|config| config.cluster = Some(cluster.to_owned())), cluster);
         }
     }
 }

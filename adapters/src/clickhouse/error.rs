@@ -12,19 +12,19 @@ pub(super) enum Cause {
     #[error(transparent)]
     Client(#[from] clickhouse::error::Error),
     /// No permit was free within the acquire timeout.
-    #[error("{max_connections} requests are in flight, the maximum")]
+    #[error("all {max_connections} connection permits are in use")]
     Busy { max_connections: usize },
     /// A call after `close`.
     #[error("the store is closed")]
     Closed,
     /// Concurrent deletions disturbed every attempt of a read, or upgrades disturbed every attempt of a write.
-    #[error("the data or the server changed during each attempt")]
-    Changing,
+    #[error("the data or the server changed during every attempt")]
+    ConcurrentChange,
     /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
     /// A response that is longer than any correct response to the request.
-    #[error("the response is longer than {limit} bytes, the maximum for this request")]
+    #[error("response exceeds {limit} bytes")]
     TooLarge { limit: usize },
     /// A response that does not decode to rows.
     #[error(transparent)]
@@ -85,7 +85,7 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
 ];
 
 /// The maximum length of the server's text in an error, in bytes.
-const TEXT_LIMIT: usize = 4 * 1024;
+const MAX_TEXT_BYTES: usize = 4 * 1024;
 
 /// The code of a full disk. Never retried, because waiting frees no space.
 const DISK_FULL: &str = "store.clickhouse.disk_full";
@@ -93,13 +93,13 @@ const DISK_FULL: &str = "store.clickhouse.disk_full";
 /// Returns the code of a text such as `Code: 60. DB::Exception: ...`. Only the beginning of the text counts, because a
 /// proxy's error page may contain "Error Code: 502".
 fn code_of(text: &str) -> Option<u16> {
-    const BEFORE: [&str; 3] = ["", "Poco::Exception. ", "std::exception. "];
-    let rest = BEFORE.iter().find_map(|before| text.strip_prefix(before)?.strip_prefix("Code: "))?;
+    const PREFIXES: [&str; 3] = ["", "Poco::Exception. ", "std::exception. "];
+    let rest = PREFIXES.iter().find_map(|before| text.strip_prefix(before)?.strip_prefix("Code: "))?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     rest[..digits].parse().ok()
 }
 
-fn by_response(text: &str) -> (ErrorKind, &'static str) {
+fn classify_response(text: &str) -> (ErrorKind, &'static str) {
     let Some(code) = code_of(text) else {
         // The text comes from a proxy or from a server that is shutting down.
         return (ErrorKind::Unavailable, "store.clickhouse.response");
@@ -120,10 +120,10 @@ fn by_response(text: &str) -> (ErrorKind, &'static str) {
     }
 }
 
-fn by_client(error: &clickhouse::error::Error) -> (ErrorKind, &'static str) {
+fn classify(error: &clickhouse::error::Error) -> (ErrorKind, &'static str) {
     use clickhouse::error::Error as Client;
     match error {
-        Client::BadResponse(text) => by_response(text),
+        Client::BadResponse(text) => classify_response(text),
         Client::Network(_) => (ErrorKind::Unavailable, "store.clickhouse.network"),
         Client::TimedOut => (ErrorKind::Timeout, "store.clickhouse.client_timeout"),
         Client::Decompression(_) => (ErrorKind::Unavailable, "store.clickhouse.decompression"),
@@ -140,7 +140,7 @@ impl Cause {
     }
 
     /// Returns whether the cause is a server error with a code.
-    pub(super) fn is_answer(&self) -> bool {
+    pub(super) fn is_server_error(&self) -> bool {
         matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text).is_some())
     }
 
@@ -150,7 +150,7 @@ impl Cause {
     }
 
     /// Returns the public error of `operation`, with the original error as its source.
-    pub(super) fn at(self, operation: Operation) -> Error {
+    pub(super) fn into_error(self, operation: Operation) -> Error {
         let new = |kind, code: &'static str| Error::new(kind, code, operation).with_backend(BACKEND);
         match self {
             Self::Core(error) => error.with_operation(operation).with_backend(BACKEND),
@@ -158,7 +158,9 @@ impl Cause {
             Self::Busy { max_connections } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
                 .with_message(self)
                 .with_context("max_connections", max_connections),
-            Self::Changing => new(ErrorKind::Conflict, "store.clickhouse.changing").with_message(self),
+            Self::ConcurrentChange => {
+                new(ErrorKind::Conflict, "store.clickhouse.changing").with_message(self)
+            }
             Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.answer_too_large")
                 .with_message(self)
                 .with_context("limit_bytes", limit),
@@ -172,7 +174,7 @@ impl Cause {
                 new(ErrorKind::CorruptData, "store.clickhouse.value").with_source(source)
             }
             Self::Client(source) => {
-                let (kind, code) = by_client(&source);
+                let (kind, code) = classify(&source);
                 let mut error = new(kind, code);
                 if let clickhouse::error::Error::BadResponse(text) = &source
                     && let Some(number) = code_of(text)
@@ -182,18 +184,20 @@ impl Cause {
                 if code == DISK_FULL {
                     error = error.with_retry(RetryAdvice::Never);
                 }
-                error.with_source(bounded(source))
+                error.with_source(truncated(source))
             }
         }
     }
 }
 
 /// Truncates a long error text of the server.
-fn bounded(error: clickhouse::error::Error) -> clickhouse::error::Error {
+fn truncated(error: clickhouse::error::Error) -> clickhouse::error::Error {
     match error {
-        clickhouse::error::Error::BadResponse(text) if text.len() > TEXT_LIMIT => {
-            let kept = &text[..text.floor_char_boundary(TEXT_LIMIT)];
-            clickhouse::error::Error::BadResponse(format!("{kept}... (cut after {TEXT_LIMIT} bytes)"))
+        clickhouse::error::Error::BadResponse(text) if text.len() > MAX_TEXT_BYTES => {
+            let kept = &text[..text.floor_char_boundary(MAX_TEXT_BYTES)];
+            clickhouse::error::Error::BadResponse(format!(
+                "{kept}... (truncated after {MAX_TEXT_BYTES} bytes)"
+            ))
         }
         other => other,
     }
@@ -205,17 +209,17 @@ mod tests {
 
     use super::*;
 
-    fn answer(text: &str) -> Error {
-        Cause::Client(Client::BadResponse(text.to_owned())).at(Operation::Insert)
+    fn error_of_text(text: &str) -> Error {
+        Cause::Client(Client::BadResponse(text.to_owned())).into_error(Operation::Insert)
     }
 
-    fn code(number: u16) -> Error {
-        answer(&format!("Code: {number}. DB::Exception: something (NAME) (version 26.9.2.1)"))
+    fn error_of_code(number: u16) -> Error {
+        error_of_text(&format!("Code: {number}. DB::Exception: something (NAME) (version 26.9.2.1)"))
     }
 
     /// Checks every row of the table of error codes.
     #[test]
-    fn every_row_of_the_table() {
+    fn every_server_code_has_a_kind() {
         use ErrorKind::{
             Config, Conflict, CorruptData, Internal, InvalidInput, Overloaded, SchemaMismatch, Timeout,
             Unauthorized, Unavailable, Unsupported,
@@ -236,7 +240,7 @@ mod tests {
             (&[62, 1, 49, 9999], Internal, false),
         ] {
             for number in codes {
-                let error = code(*number);
+                let error = error_of_code(*number);
                 assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{number}");
                 assert_eq!((error.operation(), error.backend()), ("insert", Some(BACKEND)));
                 assert_eq!(error.context_value("code"), Some(number.to_string().as_str()));
@@ -246,8 +250,8 @@ mod tests {
     }
 
     #[test]
-    fn codes_with_two_meanings() {
-        let kind = |text: &str| (answer(text).kind(), answer(text).retry().is_retryable());
+    fn one_code_has_several_kinds_by_its_text() {
+        let kind = |text: &str| (error_of_text(text).kind(), error_of_text(text).retry().is_retryable());
         let parts = "Code: 252. DB::Exception: Too many parts (3000 with average size of 1.00 KiB) in table 'qi.ticks'. \
                      Merges are processing significantly slower than inserts. (TOO_MANY_PARTS)";
         assert_eq!(kind(parts), (ErrorKind::Overloaded, true));
@@ -273,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_the_servers_only_at_the_beginning() {
+    fn only_a_code_at_the_beginning_of_the_text_counts() {
         for (text, code) in [
             ("Code: 60. DB::Exception: no (UNKNOWN_TABLE)", Some(60)),
             ("Code: 60", Some(60)),
@@ -286,14 +290,14 @@ mod tests {
         ] {
             assert_eq!(code_of(text), code, "{text}");
         }
-        let page = answer("<h1>Error Code: 60</h1>");
+        let page = error_of_text("<h1>Error Code: 60</h1>");
         assert_eq!((page.kind(), page.code()), (ErrorKind::Unavailable, "store.clickhouse.response"));
     }
 
     #[test]
-    fn every_error_of_the_client() {
+    fn every_client_error_has_a_kind() {
         let of = |error: Client| {
-            let error = Cause::from(error).at(Operation::Range);
+            let error = Cause::from(error).into_error(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
         let text = || Box::<dyn std::error::Error + Send + Sync>::from("no");
@@ -307,21 +311,21 @@ mod tests {
     }
 
     #[test]
-    fn what_the_adapter_finds_itself() {
+    fn every_adapter_error_has_a_kind() {
         let of = |cause: Cause| {
-            let error = cause.at(Operation::Range);
+            let error = cause.into_error(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
         assert_eq!(of(Cause::Busy { max_connections: 8 }), (ErrorKind::Overloaded, true));
         assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
-        assert_eq!(of(Cause::Changing), (ErrorKind::Conflict, true));
+        assert_eq!(of(Cause::ConcurrentChange), (ErrorKind::Conflict, true));
         assert_eq!(of(Cause::TooLarge { limit: 1 }), (ErrorKind::CorruptData, false));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Malformed(String::new()).into()), (ErrorKind::CorruptData, false));
     }
 
     #[test]
-    fn each_code_stands_once_and_has_a_code_of_its_own() {
+    fn codes_are_unique() {
         let numbers: std::collections::BTreeSet<_> = CODES.iter().map(|(number, ..)| number).collect();
         let codes: std::collections::BTreeSet<_> = CODES.iter().map(|(.., code)| code).collect();
         assert_eq!((numbers.len(), codes.len()), (CODES.len(), CODES.len()));

@@ -10,9 +10,9 @@ use qi_core::store::SchemaReport;
 use qi_core::store::kit::evolution;
 
 use super::config::ClickHouseConfig;
-use super::connect::{Connections, rows, run};
+use super::connect::{Connections, execute, rows};
 use super::error::Cause;
-use super::table::{Found, OF_STEP_1, Place, Table, is_wider, literal};
+use super::table::{FIRST_DATASETS, StoredColumn, Table, TableLocation, is_wider, literal};
 use super::wire::Reader;
 use crate::first_datasets;
 
@@ -26,14 +26,14 @@ const ROUNDS: usize = 20;
 /// A repeatable statement with its description in the report.
 #[derive(Debug)]
 pub(super) struct Change {
-    what: Option<String>,
+    description: Option<String>,
     pub(super) sql: String,
-    is_record: bool,
+    is_declaration: bool,
 }
 
 impl Change {
-    fn new(what: impl Into<Option<String>>, sql: String) -> Self {
-        Self { what: what.into(), sql, is_record: false }
+    fn new(description: impl Into<Option<String>>, sql: String) -> Self {
+        Self { description: description.into(), sql, is_declaration: false }
     }
 }
 
@@ -42,33 +42,33 @@ impl Change {
 ///
 /// The engine has no version column, so the order of insertion decides which row of a key is kept. With a timestamp of
 /// the server as version, a write with a clock one second behind would be lost.
-fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
+fn create(location: &TableLocation<'_>, table: &Table) -> Vec<String> {
     let columns: Vec<String> =
         table.columns.iter().map(|column| format!("    {}", column.definition())).collect();
-    let engine = match place.cluster {
+    let engine = match location.cluster {
         None => "ReplacingMergeTree".to_owned(),
         Some(_) => {
             "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')"
                 .to_owned()
         }
     };
-    let (local, on) = (&table.local, place.on_cluster());
+    let (local, on) = (&table.local, location.on_cluster());
     let mut statements = vec![format!(
         "CREATE TABLE IF NOT EXISTS {local}{on} (\n{columns}\n)\nENGINE = {engine}\n\
          PARTITION BY {partition}({time})\nORDER BY ({key})",
         columns = columns.join(",\n"),
-        partition = table.partition(),
+        partition = table.partition_function(),
         time = table.time(),
-        key = table.keys,
+        key = table.key_columns,
     )];
-    if let Some(cluster) = place.cluster {
+    if let Some(cluster) = location.cluster {
         // Shards by the owner columns, so that all rows of a series are on one shard.
         statements.push(format!(
             "CREATE TABLE IF NOT EXISTS {name}{on} AS {local}\n\
              ENGINE = Distributed('{cluster}', `{database}`, {local}, cityHash64({owner}))",
             name = table.name,
-            database = place.database,
-            owner = table.owners,
+            database = location.database,
+            owner = table.owner_columns,
         ));
     }
     statements
@@ -79,10 +79,10 @@ const NO_DATABASE: u16 = 81;
 const NO_TABLE: u16 = 60;
 
 /// The table that records the migration steps.
-const STEPS: &str = "qi_migrations";
+const MIGRATIONS_TABLE: &str = "qi_migrations";
 
 /// The table that records all declarations of datasets that step 1 does not cover.
-const DATASETS: &str = "qi_datasets";
+const DATASETS_TABLE: &str = "qi_datasets";
 
 /// Applies all missing changes.
 pub(super) async fn ensure(
@@ -98,24 +98,29 @@ pub(super) async fn ensure(
         }
         // A declaration is recorded only after a check confirms that the tables match it. Another program may have
         // added other columns at the same time.
-        let is_missing = changes.iter().any(|change| !change.is_record);
-        for Change { what, sql, .. } in changes.into_iter().filter(|change| change.is_record != is_missing) {
+        let has_other_changes = changes.iter().any(|change| !change.is_declaration);
+        for Change { description, sql, .. } in
+            changes.into_iter().filter(|change| change.is_declaration != has_other_changes)
+        {
             // The server rejects a request with a database that does not exist.
-            let client =
-                if sql.starts_with("CREATE DATABASE") { &connections.server } else { &connections.heavy };
-            run(client, &sql).await?;
-            applied.extend(what);
+            let client = if sql.starts_with("CREATE DATABASE") {
+                &connections.server_client
+            } else {
+                &connections.bulk_client
+            };
+            execute(client, &sql).await?;
+            applied.extend(description);
         }
     }
-    Err(Cause::Changing)
+    Err(Cause::ConcurrentChange)
 }
 
 /// The current state of the schema in the database.
 #[derive(Default)]
-struct Present {
+struct CurrentSchema {
     database: bool,
     steps: Vec<u64>,
-    columns: HashMap<String, Vec<Found>>,
+    columns: HashMap<String, Vec<StoredColumn>>,
     /// The recorded declarations of each dataset, as lines.
     recorded: HashMap<String, Vec<Vec<String>>>,
 }
@@ -126,85 +131,97 @@ pub(super) async fn plan(
     config: &ClickHouseConfig,
     tables: &[Table],
 ) -> Result<Vec<Change>, Cause> {
-    let place = Place::of(config);
-    let present = present(connections, config, tables).await?;
-    if let Some(newer) = present.steps.iter().find(|step| **step != u64::from(VERSION)) {
-        let rule = format!("the database has step {newer}, which this version of the library does not know");
+    let location = TableLocation::of(config);
+    let current = read_current_schema(connections, config, tables).await?;
+    if let Some(newer) = current.steps.iter().find(|step| **step != u64::from(VERSION)) {
+        let rule = format!(
+            "schema step {newer} is unknown to this version of the library, expected at most {VERSION}"
+        );
         return Err(Cause::Schema { rule });
     }
     let mut changes = Vec::new();
-    if !present.database {
-        let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, place.on_cluster());
+    if !current.database {
+        let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, location.on_cluster());
         changes.push(Change::new(format!("database {}", config.database), create));
     }
     let (first, others): (Vec<&Table>, Vec<&Table>) =
-        tables.iter().partition(|table| OF_STEP_1.contains(&table.dataset));
+        tables.iter().partition(|table| FIRST_DATASETS.contains(&table.dataset));
     // Step 1 covers all four datasets. A program that omits one of them creates its tables without the step.
-    let step = present.steps.is_empty() && first.len() == OF_STEP_1.len();
+    let step = current.steps.is_empty() && first.len() == FIRST_DATASETS.len();
     if step {
-        changes.push(Change::new(None, place.record(STEPS, "version UInt32, name String", "version")));
+        changes.push(Change::new(
+            None,
+            location.bookkeeping_table(MIGRATIONS_TABLE, "version UInt32, name String", "version"),
+        ));
     }
-    let mut records = Vec::new();
+    let mut declarations = Vec::new();
     for table in first {
-        records.extend(record(&place, table, &present)?);
-        changes.extend(missing(&place, table, &present, !step)?);
+        declarations.extend(declaration_change(&location, table, &current)?);
+        changes.extend(table_changes(&location, table, &current, !step)?);
     }
     if step {
-        let sql = format!("INSERT INTO {} SELECT 1, 'tables', now64(6, 'UTC')", place.table(STEPS));
+        let sql = format!(
+            "INSERT INTO {} SELECT 1, 'tables', now64(6, 'UTC')",
+            location.table_name(MIGRATIONS_TABLE)
+        );
         changes.push(Change::new("1 tables".to_owned(), sql));
     }
     for table in others {
-        records.extend(record(&place, table, &present)?);
-        changes.extend(missing(&place, table, &present, true)?);
+        declarations.extend(declaration_change(&location, table, &current)?);
+        changes.extend(table_changes(&location, table, &current, true)?);
     }
     for table in tables {
-        changes.extend(retention(connections, config, table, &present).await?);
+        changes.extend(retention_change(connections, config, table, &current).await?);
     }
-    if !records.is_empty() {
+    if !declarations.is_empty() {
         let columns = "dataset String, columns String, checksum UInt64";
-        let create = place.record(DATASETS, columns, "(dataset, columns)");
-        changes.push(Change { is_record: true, ..Change::new(None, create) });
-        changes.extend(records);
+        let create = location.bookkeeping_table(DATASETS_TABLE, columns, "(dataset, columns)");
+        changes.push(Change { is_declaration: true, ..Change::new(None, create) });
+        changes.extend(declarations);
     }
     Ok(changes)
 }
 
-async fn present(
+async fn read_current_schema(
     connections: &Connections,
     config: &ClickHouseConfig,
     tables: &[Table],
-) -> Result<Present, Cause> {
-    let (client, place) = (&connections.heavy, Place::of(config));
+) -> Result<CurrentSchema, Cause> {
+    let (client, location) = (&connections.bulk_client, TableLocation::of(config));
     // Step 1 creates the tables of these datasets without a record of their columns.
     let mut recorded: HashMap<_, Vec<_>> =
         first_datasets::lines().into_iter().map(|(dataset, lines)| (dataset, vec![lines])).collect();
-    let sql = format!("SELECT toUInt64(version) AS v FROM {} FINAL ORDER BY v", place.table(STEPS));
+    let sql = format!(
+        "SELECT toUInt64(version) AS v FROM {} FINAL ORDER BY v",
+        location.table_name(MIGRATIONS_TABLE)
+    );
     let steps = match rows(client, &sql, |row: &mut Reader<'_>| Ok(row.u64()?)).await {
         Ok(steps) => steps,
         Err(cause) if cause.has_code(NO_DATABASE) => {
-            return Ok(Present { recorded, ..Present::default() });
+            return Ok(CurrentSchema { recorded, ..CurrentSchema::default() });
         }
         Err(cause) if cause.has_code(NO_TABLE) => Vec::new(),
         Err(cause) => return Err(cause),
     };
-    let mut names: Vec<String> = tables.iter().map(|table| place.local(table.dataset.name())).collect();
-    if place.cluster.is_some() {
-        names.extend(tables.iter().map(|table| table.raw.clone()));
+    let mut names: Vec<String> =
+        tables.iter().map(|table| location.local_name(table.dataset.name())).collect();
+    if location.cluster.is_some() {
+        names.extend(tables.iter().map(|table| table.unquoted_name.clone()));
     }
     let mut columns = HashMap::<_, Vec<_>>::new();
-    for found in found(client, config, &names).await? {
+    for found in stored_columns(client, config, &names).await? {
         columns.entry(found.table.clone()).or_default().push(found);
     }
     let sql = format!(
         "SELECT dataset, columns, toInt8(checksum = sipHash64(dataset, columns)) FROM {} FINAL",
-        place.table(DATASETS)
+        location.table_name(DATASETS_TABLE)
     );
     let read = rows(client, &sql, |row| {
         let (dataset, columns) = (row.text()?.to_owned(), row.text()?.to_owned());
         if row.i8()? == 1 {
             return Ok((dataset, columns.lines().map(str::to_owned).collect::<Vec<_>>()));
         }
-        let rule = format!("the record of the dataset {dataset} in {DATASETS} was changed by hand");
+        let rule = format!("table {DATASETS_TABLE}: checksum mismatch for dataset {dataset}");
         Err(Cause::Schema { rule })
     });
     let read = match read.await {
@@ -214,15 +231,15 @@ async fn present(
     for (dataset, lines) in read {
         recorded.entry(dataset).or_default().push(lines);
     }
-    Ok(Present { database: true, steps, columns, recorded })
+    Ok(CurrentSchema { database: true, steps, columns, recorded })
 }
 
 /// Returns the columns of these tables, in order.
-pub(super) async fn found(
+pub(super) async fn stored_columns(
     client: &clickhouse::Client,
     config: &ClickHouseConfig,
     names: &[String],
-) -> Result<Vec<Found>, Cause> {
+) -> Result<Vec<StoredColumn>, Cause> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
@@ -234,43 +251,48 @@ pub(super) async fn found(
     );
     rows(client, &sql, |row| {
         let (table, name, ty) = (row.text()?.to_owned(), row.text()?.to_owned(), row.text()?.to_owned());
-        Ok(Found { table, name, ty, key: row.i8()? != 0 })
+        Ok(StoredColumn { table, name, ty, key: row.i8()? != 0 })
     })
     .await
 }
 
 /// Returns the statements that adapt a table to its declaration.
-fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> Result<Vec<Change>, Cause> {
+fn table_changes(
+    location: &TableLocation<'_>,
+    table: &Table,
+    current: &CurrentSchema,
+    named: bool,
+) -> Result<Vec<Change>, Cause> {
     let dataset = table.dataset;
-    let what = |text: String| named.then_some(text);
-    let (local, front) = (place.local(dataset.name()), &table.raw);
-    let on = place.on_cluster();
+    let describe = |text: String| named.then_some(text);
+    let (local, front) = (location.local_name(dataset.name()), &table.unquoted_name);
+    let on = location.on_cluster();
     let mut changes = Vec::new();
-    let of = |name: &str| present.columns.get(name).map_or(&[][..], Vec::as_slice);
+    let of = |name: &str| current.columns.get(name).map_or(&[][..], Vec::as_slice);
     if of(&local).is_empty() || of(front).is_empty() {
-        for (at, sql) in create(place, table).into_iter().enumerate() {
-            changes.push(Change::new(what(format!("table {dataset}")).filter(|_| at == 0), sql));
+        for (at, sql) in create(location, table).into_iter().enumerate() {
+            changes.push(Change::new(describe(format!("table {dataset}")).filter(|_| at == 0), sql));
         }
     }
     let both = [(&local, &table.local, true), (front, &table.name, false)];
-    for (raw, sql, is_local) in both.into_iter().take(if place.cluster.is_some() { 2 } else { 1 }) {
-        let found = of(raw);
+    for (name, sql, is_local) in both.into_iter().take(if location.cluster.is_some() { 2 } else { 1 }) {
+        let found = of(name);
         if found.is_empty() {
             continue;
         }
-        table.learn(found);
+        table.update_wider_types(found);
         let mut before = None;
         for (at, column) in table.columns.iter().enumerate() {
             let after = before.replace(column);
-            let optional = at.checked_sub(table.key()).is_some_and(|at| dataset.values()[at].optional);
+            let optional = at.checked_sub(table.key_len()).is_some_and(|at| dataset.values()[at].optional);
             let (label, change) = match (found.iter().find(|found| found.name == column.name), after) {
-                (Some(Found { ty, key, .. }), _)
+                (Some(StoredColumn { ty, key, .. }), _)
                     if (*ty == column.ty || is_wider(ty, &column.ty))
-                        && *key == (is_local && at < table.key()) =>
+                        && *key == (is_local && at < table.key_len()) =>
                 {
                     continue;
                 }
-                (Some(Found { ty, .. }), _) if is_wider(&column.ty, ty) => {
+                (Some(StoredColumn { ty, .. }), _) if is_wider(&column.ty, ty) => {
                     ("names of", format!("MODIFY COLUMN {} {}", column.sql, column.ty))
                 }
                 (None, Some(after)) if optional => {
@@ -280,17 +302,23 @@ fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> 
                     ("column", format!("ADD COLUMN IF NOT EXISTS {definition} AFTER {}", after.sql))
                 }
                 (found, _) => {
-                    let is = found.map_or_else(|| "is missing".to_owned(), |found| format!("is {found}"));
-                    let (name, ty) = (column.name, &column.ty);
-                    let rule = format!(
-                        "the column {name} of the table {raw} {is}, not {ty}: somebody changed it by hand"
-                    );
+                    let ty = &column.ty;
+                    let rule = match found {
+                        None => format!("table {name}: column {} is missing, expected {ty}", column.name),
+                        Some(found) => {
+                            let in_key = if is_local && at < table.key_len() { " in the key" } else { "" };
+                            format!(
+                                "table {name}: column {} has type {found}, expected {ty}{in_key}",
+                                column.name
+                            )
+                        }
+                    };
                     return Err(Cause::Schema { rule });
                 }
             };
             let label = format!("{label} {dataset}.{}", column.name);
             let text = format!("ALTER TABLE {sql}{on} {change}");
-            changes.push(Change::new(what(label).filter(|_| is_local), text));
+            changes.push(Change::new(describe(label).filter(|_| is_local), text));
         }
     }
     Ok(changes)
@@ -298,24 +326,29 @@ fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> 
 
 /// Compares a declaration with the recorded declarations. Returns the statement that records it, unless a
 /// recorded declaration covers it.
-fn record(place: &Place<'_>, table: &Table, present: &Present) -> Result<Option<Change>, Cause> {
+fn declaration_change(
+    location: &TableLocation<'_>,
+    table: &Table,
+    current: &CurrentSchema,
+) -> Result<Option<Change>, Cause> {
     let dataset = table.dataset;
     let mut covered = false;
-    for stored in present.recorded.get(dataset.name()).into_iter().flatten() {
+    for stored in current.recorded.get(dataset.name()).into_iter().flatten() {
         covered |= evolution::compare(dataset, stored)?.is_empty();
     }
     let sql = || {
         let (name, columns) = (literal(dataset.name()), literal(&evolution::lines(dataset).join("\n")));
-        let table = place.table(DATASETS);
+        let table = location.table_name(DATASETS_TABLE);
         format!("INSERT INTO {table} SELECT {name}, {columns}, sipHash64({name}, {columns}), now64(6, 'UTC')")
     };
-    Ok((!covered).then(|| Change { is_record: true, ..Change::new(format!("record of {dataset}"), sql()) }))
+    Ok((!covered)
+        .then(|| Change { is_declaration: true, ..Change::new(format!("record of {dataset}"), sql()) }))
 }
 
-/// Returns the expiry of a row, in the form in which the server prints it. A TTL is a `DateTime`, which ends in 2106
-/// and wraps to 1970. A later expiry is capped at the last second of that range, because the server would otherwise
-/// remove rows of the far future at once.
-fn expiry(table: &Table, hours: u32) -> String {
+/// Returns the TTL expression of a table, in the form in which the server prints it. A TTL is a `DateTime`, which ends
+/// in 2106 and wraps to 1970. A later expiry is capped at the last second of that range, because the server would
+/// otherwise remove rows of the far future at once.
+fn ttl_expression(table: &Table, hours: u32) -> String {
     let seconds = u64::from(hours) * 3600;
     format!(
         "toDateTime(least(intDiv(toUnixTimestamp64Micro({}), 1000000) + {seconds}, {}))",
@@ -326,28 +359,28 @@ fn expiry(table: &Table, hours: u32) -> String {
 
 /// Returns the statement that sets the configured TTL of a table. Keeps a TTL that was set manually if the
 /// configuration has no entry.
-async fn retention(
+async fn retention_change(
     connections: &Connections,
     config: &ClickHouseConfig,
     table: &Table,
-    present: &Present,
+    current: &CurrentSchema,
 ) -> Result<Option<Change>, Cause> {
     let dataset = table.dataset;
     let Some(hours) = config.retention.hours(dataset.name()) else { return Ok(None) };
-    let place = Place::of(config);
-    let (name, ttl) = (place.local(dataset.name()), expiry(table, hours));
-    if present.columns.contains_key(&name) {
+    let location = TableLocation::of(config);
+    let (name, ttl) = (location.local_name(dataset.name()), ttl_expression(table, hours));
+    if current.columns.contains_key(&name) {
         let sql = format!(
             "SELECT toInt8(position(create_table_query, {}) > 0) FROM system.tables WHERE database = {} AND name = {}",
             literal(&format!("TTL {ttl}")),
             literal(&config.database),
             literal(&name),
         );
-        if rows(&connections.heavy, &sql, |row| Ok(row.i8()?)).await? == [1] {
+        if rows(&connections.bulk_client, &sql, |row| Ok(row.i8()?)).await? == [1] {
             return Ok(None);
         }
     }
-    let sql = format!("ALTER TABLE {}{} MODIFY TTL {ttl}", table.local, place.on_cluster());
+    let sql = format!("ALTER TABLE {}{} MODIFY TTL {ttl}", table.local, location.on_cluster());
     Ok(Some(Change::new(format!("retention of {dataset} after {hours} h"), sql)))
 }
 
@@ -362,10 +395,10 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_one_server() {
-        let place = Place { database: "qi", prefix: "x_", cluster: None };
+    fn a_server_without_cluster_has_one_table() {
+        let location = TableLocation { database: "qi", prefix: "x_", cluster: None };
         assert_eq!(
-            lines(&create(&place, &Table::new(PriceTick::DATASET, &place))),
+            lines(&create(&location, &Table::new(PriceTick::DATASET, &location))),
             [
                 "CREATE TABLE IF NOT EXISTS x_ticks (",
                 "    exchange LowCardinality(String),",
@@ -381,14 +414,14 @@ mod tests {
                 "ORDER BY (exchange, symbol, ts, seq)",
             ]
         );
-        assert_eq!((place.local("ticks").as_str(), place.on_cluster().as_str()), ("x_ticks", ""));
-        assert_eq!(place.parts(), "system.parts");
+        assert_eq!((location.local_name("ticks").as_str(), location.on_cluster().as_str()), ("x_ticks", ""));
+        assert_eq!(location.system_parts(), "system.parts");
     }
 
     #[test]
-    fn the_tables_of_a_cluster() {
-        let place = Place { database: "qi", prefix: "", cluster: Some("main") };
-        let statements = create(&place, &Table::new(PriceTick::DATASET, &place));
+    fn a_cluster_has_a_local_and_a_distributed_table() {
+        let location = TableLocation { database: "qi", prefix: "", cluster: Some("main") };
+        let statements = create(&location, &Table::new(PriceTick::DATASET, &location));
         let all = lines(&statements);
         assert_eq!(all[0], "CREATE TABLE IF NOT EXISTS ticks_local ON CLUSTER 'main' (");
         assert!(all.contains(
@@ -401,13 +434,13 @@ mod tests {
                 "ENGINE = Distributed('main', `qi`, ticks_local, cityHash64(exchange, symbol))",
             ]
         );
-        let snapshots = create(&place, &Table::new(MarketSnapshot::DATASET, &place));
+        let snapshots = create(&location, &Table::new(MarketSnapshot::DATASET, &location));
         assert!(snapshots[1].ends_with("snapshots_local, cityHash64(scope))"), "{}", snapshots[1]);
         assert!(
-            place
-                .record(STEPS, "a", "b")
+            location
+                .bookkeeping_table(MIGRATIONS_TABLE, "a", "b")
                 .contains("'/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}'")
         );
-        assert_eq!(place.parts(), "clusterAllReplicas('main', system.parts)");
+        assert_eq!(location.system_parts(), "clusterAllReplicas('main', system.parts)");
     }
 }

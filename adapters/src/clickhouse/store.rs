@@ -16,8 +16,7 @@ use super::config::ClickHouseConfig;
 use super::connect::{self, Connections};
 use super::error::{self, Cause};
 use super::schema;
-use super::table::Place;
-use super::table::{self, Table};
+use super::table::{self, Table, TableLocation};
 
 /// A price store on ClickHouse. Clones share the client.
 ///
@@ -56,13 +55,14 @@ impl ClickHouseStore {
     pub fn open(config: ClickHouseConfig) -> Result<Self> {
         config.validate()?;
         let connections = Connections::open(&config)?;
-        let tables = config.datasets.iter().map(|dataset| Table::new(dataset, &Place::of(&config))).collect();
+        let tables =
+            config.datasets.iter().map(|dataset| Table::new(dataset, &TableLocation::of(&config))).collect();
         Ok(Self { inner: Arc::new(Inner { config, connections, tables }) })
     }
 
     /// Returns the underlying client for custom SQL. The client uses the configured database and the limits of reads.
     pub fn client(&self) -> &clickhouse::Client {
-        &self.inner.connections.plain
+        &self.inner.connections.read_client
     }
 
     /// Returns the columns of a dataset's table in the database, in order, with their types. Returns no columns if the
@@ -74,10 +74,10 @@ impl ClickHouseStore {
         let sql = format!(
             "SELECT name, type FROM system.columns WHERE database = {} AND table = {} ORDER BY position",
             table::literal(&self.inner.config.database),
-            table::literal(&self.table_of(dataset, Operation::Series)?.raw),
+            table::literal(&self.table_of(dataset, Operation::Series)?.unquoted_name),
         );
-        self.turn(Operation::Series, async {
-            connect::rows(&self.inner.connections.plain, &sql, |row| {
+        self.with_permit(Operation::Series, async {
+            connect::rows(&self.inner.connections.read_client, &sql, |row| {
                 Ok((row.text()?.to_owned(), row.text()?.to_owned()))
             })
             .await
@@ -89,7 +89,7 @@ impl ClickHouseStore {
     /// Returns the columns that this version reads and writes, in order, with their types. [`Self::columns`] must
     /// return the same list.
     pub fn expected_columns(dataset: Dataset) -> Vec<(String, String)> {
-        let table = Table::new(dataset, &Place { database: "", prefix: "", cluster: None });
+        let table = Table::new(dataset, &TableLocation { database: "", prefix: "", cluster: None });
         table.columns.into_iter().map(|column| (column.name.to_owned(), column.ty)).collect()
     }
 
@@ -100,17 +100,18 @@ impl ClickHouseStore {
     }
 
     /// Returns the table of ticks, the source of derived bars and statistics.
-    pub(super) fn ticks(&self) -> String {
-        Place::of(&self.inner.config).named(PriceTick::DATASET.name())
+    pub(super) fn ticks_table(&self) -> String {
+        TableLocation::of(&self.inner.config).quoted_name(PriceTick::DATASET.name())
     }
 
     /// Returns the table of a registered dataset.
     pub(super) fn table_of(&self, dataset: Dataset, operation: Operation) -> Result<&Table> {
-        let at = self.inner.config.datasets.position(dataset).map_err(|e| Cause::Core(e).at(operation))?;
+        let at =
+            self.inner.config.datasets.position(dataset).map_err(|e| Cause::Core(e).into_error(operation))?;
         Ok(&self.inner.tables[at])
     }
 
-    pub(super) fn info_now(&self) -> StoreInfo {
+    pub(super) fn current_info(&self) -> StoreInfo {
         let mut info = StoreInfo::new(BACKEND);
         info.version = self.inner.connections.version();
         info.max_batch = self.inner.config.max_batch;
@@ -123,34 +124,34 @@ impl ClickHouseStore {
     }
 
     /// Rejects a call after `close`.
-    pub(super) fn enter(&self, operation: Operation) -> Result<()> {
+    pub(super) fn check_open(&self, operation: Operation) -> Result<()> {
         if self.inner.connections.is_closed() {
-            return Err(Cause::Closed.at(operation));
+            return Err(Cause::Closed.into_error(operation));
         }
         Ok(())
     }
 
     /// Runs a call with a permit, and adds the operation to its error.
-    pub(super) async fn turn<T>(
+    pub(super) async fn with_permit<T>(
         &self,
         operation: Operation,
         work: impl Future<Output = Result<T, Cause>>,
     ) -> Result<T> {
-        let _turn = self.inner.connections.turn().await.map_err(|cause| cause.at(operation))?;
-        work.await.map_err(|cause| cause.at(operation))
+        let _permit = self.inner.connections.acquire().await.map_err(|cause| cause.into_error(operation))?;
+        work.await.map_err(|cause| cause.into_error(operation))
     }
 }
 
 /// Rejects an invalid request before any I/O.
 fn checked(operation: Operation, check: impl FnOnce() -> Result<(), Cause>) -> Result<()> {
-    check().map_err(|cause| cause.at(operation))
+    check().map_err(|cause| cause.into_error(operation))
 }
 
 /// Rejects owners that do not fit the dataset.
 fn check_selection(table: &Table, selection: &Selection<Owner>) -> Result<(), Cause> {
     match selection {
         Selection::All => Ok(()),
-        Selection::Only(owners) => owners.iter().try_for_each(|owner| table.check(owner)),
+        Selection::Only(owners) => owners.iter().try_for_each(|owner| table.check_owner(owner)),
     }
 }
 
@@ -178,11 +179,11 @@ impl fmt::Display for ClickHouseStore {
 #[async_trait]
 impl PriceStore for ClickHouseStore {
     fn info(&self) -> StoreInfo {
-        self.info_now()
+        self.current_info()
     }
 
     async fn ensure_schema(&self) -> Result<SchemaReport> {
-        self.turn(Operation::EnsureSchema, async {
+        self.with_permit(Operation::EnsureSchema, async {
             let Inner { config, connections, tables } = &*self.inner;
             schema::ensure(connections, config, tables).await
         })
@@ -190,7 +191,7 @@ impl PriceStore for ClickHouseStore {
     }
 
     async fn plan_schema(&self) -> Result<Vec<String>> {
-        self.turn(Operation::PlanSchema, async {
+        self.with_permit(Operation::PlanSchema, async {
             let Inner { config, connections, tables } = &*self.inner;
             let changes = schema::plan(connections, config, tables).await?;
             Ok(changes.into_iter().map(|change| change.sql).collect())
@@ -202,13 +203,14 @@ impl PriceStore for ClickHouseStore {
         let started = Instant::now();
         let connections = &self.inner.connections;
         let versions = self
-            .turn(Operation::StorePing, async {
-                connect::rows(&connections.plain, "SELECT version()", |row| Ok(row.text()?.to_owned())).await
+            .with_permit(Operation::StorePing, async {
+                connect::rows(&connections.read_client, "SELECT version()", |row| Ok(row.text()?.to_owned()))
+                    .await
             })
             .await?;
         let mut status = StorePingReport::new(started.elapsed());
         if let Some(version) = versions.into_iter().next() {
-            connections.met(version.clone());
+            connections.set_version(version.clone());
             status.version = Some(version);
         }
         Ok(status)
@@ -224,7 +226,7 @@ impl PriceStore for ClickHouseStore {
             table.check_series(&request.series)?;
             Ok(request.anchor().map(drop)?)
         })?;
-        self.turn(Operation::Range, self.page(table, request)).await
+        self.with_permit(Operation::Range, self.range_page(table, request)).await
     }
 
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
@@ -233,23 +235,23 @@ impl PriceStore for ClickHouseStore {
             request.check()?;
             check_selection(table, &request.selection)
         })?;
-        self.turn(Operation::Latest, self.latest_page(table, request)).await
+        self.with_permit(Operation::Latest, self.latest_page(table, request)).await
     }
 
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         self.table_of(PriceTick::DATASET, Operation::DerivedBars)?;
         checked(Operation::DerivedBars, || Ok(Derived(query).anchor().map(drop)?))?;
-        self.turn(Operation::DerivedBars, self.derived_page(query)).await
+        self.with_permit(Operation::DerivedBars, self.derived_page(query)).await
     }
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
         self.table_of(PriceTick::DATASET, Operation::Stats)?;
-        self.turn(Operation::Stats, self.stats_of(query)).await
+        self.with_permit(Operation::Stats, self.range_stats(query)).await
     }
 
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
         let table = self.table_of(request.dataset, Operation::Series)?;
         checked(Operation::Series, || Ok(request.anchor().map(drop)?))?;
-        self.turn(Operation::Series, self.series_page(table, request)).await
+        self.with_permit(Operation::Series, self.series_page(table, request)).await
     }
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
         let table = self.table_of(query.dataset, Operation::DeleteRange)?;
@@ -257,11 +259,11 @@ impl PriceStore for ClickHouseStore {
             query.check()?;
             check_selection(table, &query.selection)
         })?;
-        self.turn(Operation::DeleteRange, self.delete(table, query)).await
+        self.with_permit(Operation::DeleteRange, self.delete(table, query)).await
     }
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         let table = self.table_of(dataset, Operation::PurgeBefore)?;
-        self.turn(Operation::PurgeBefore, self.purge(table, cutoff)).await
+        self.with_permit(Operation::PurgeBefore, self.purge(table, cutoff)).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -30,32 +30,32 @@ impl Column {
     }
 
     fn name(name: &'static str) -> Self {
-        Self::new(name, NAME, "")
+        Self::new(name, NAME_TYPE, "")
     }
 
     fn time(name: &'static str) -> Self {
-        Self::new(name, TIME, TIMES)
+        Self::new(name, TIME_TYPE, TIME_CODEC)
     }
 
     fn of(value: &Value) -> Self {
         // Delta, DoubleDelta, Gorilla and T64 do not support values of 16 bytes.
         let (ty, codec) = match value.ty {
-            ColumnType::Decimal => (DECIMAL.to_owned(), PACKED),
-            ColumnType::Counter => ("UInt64".to_owned(), PACKED),
-            ColumnType::Integer => ("Int64".to_owned(), PACKED),
+            ColumnType::Decimal => (DECIMAL_TYPE.to_owned(), VALUE_CODEC),
+            ColumnType::Counter => ("UInt64".to_owned(), VALUE_CODEC),
+            ColumnType::Integer => ("Int64".to_owned(), VALUE_CODEC),
             ColumnType::Boolean => ("Bool".to_owned(), ""),
-            ColumnType::Text { .. } => ("String".to_owned(), PACKED),
+            ColumnType::Text { .. } => ("String".to_owned(), VALUE_CODEC),
             ColumnType::Enumeration(names) => {
                 let names = names.iter().enumerate().map(|(at, name)| format!("'{name}' = {}", at + 1));
                 (format!("Enum8({})", names.collect::<Vec<_>>().join(", ")), "")
             }
-            ColumnType::Timestamp => (TIME.to_owned(), TIMES),
+            ColumnType::Timestamp => (TIME_TYPE.to_owned(), TIME_CODEC),
             ColumnType::Interval if value.optional => {
                 return Self::new(value.name, "LowCardinality(Nullable(String))", "");
             }
-            ColumnType::Interval => (NAME.to_owned(), ""),
+            ColumnType::Interval => (NAME_TYPE.to_owned(), ""),
             ColumnType::Levels { .. } => {
-                (format!("Array(Tuple(price {DECIMAL}, quantity {DECIMAL}))"), PACKED)
+                (format!("Array(Tuple(price {DECIMAL_TYPE}, quantity {DECIMAL_TYPE}))"), VALUE_CODEC)
             }
             // A type of a later version of the core library. The server rejects this text as a type.
             _ => (format!("{:?}", value.ty), ""),
@@ -76,15 +76,15 @@ pub(super) fn is_wider(wide: &str, narrow: &str) -> bool {
         && wide.strip_prefix(narrow.trim_end_matches(')')).is_some_and(|rest| rest.starts_with(", "))
 }
 
-const NAME: &str = "LowCardinality(String)";
-const TIME: &str = "DateTime64(6, 'UTC')";
-const TIMES: &str = "CODEC(DoubleDelta, ZSTD(1))";
-const DECIMAL: &str = "Decimal(38, 18)";
-const PACKED: &str = "CODEC(ZSTD(1))";
+const NAME_TYPE: &str = "LowCardinality(String)";
+const TIME_TYPE: &str = "DateTime64(6, 'UTC')";
+const TIME_CODEC: &str = "CODEC(DoubleDelta, ZSTD(1))";
+const DECIMAL_TYPE: &str = "Decimal(38, 18)";
+const VALUE_CODEC: &str = "CODEC(ZSTD(1))";
 
 /// A column as found in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct StoredColumn {
     pub(super) table: String,
     pub(super) name: String,
     pub(super) ty: String,
@@ -92,49 +92,49 @@ pub(super) struct Found {
     pub(super) key: bool,
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for StoredColumn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, ty, key, .. } = self;
-        write!(f, "`{name}` {ty}{}", if *key { " in the key" } else { "" })
+        let Self { ty, key, .. } = self;
+        write!(f, "{ty}{}", if *key { " in the key" } else { "" })
     }
 }
 
 /// The location of the tables.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct TableLocation<'a> {
     pub(super) database: &'a str,
     pub(super) prefix: &'a str,
     pub(super) cluster: Option<&'a str>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> TableLocation<'a> {
     pub(super) fn of(config: &'a ClickHouseConfig) -> Self {
         Self { database: &config.database, prefix: &config.table_prefix, cluster: config.cluster.as_deref() }
     }
 
     /// Returns the name of the table for reads and writes.
-    pub(super) fn table(&self, name: &str) -> String {
+    pub(super) fn table_name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
     /// Returns the name of the table that stores the rows of a node. Deletions use this table.
-    pub(super) fn local(&self, name: &str) -> String {
-        if self.cluster.is_some() { format!("{}{name}_local", self.prefix) } else { self.table(name) }
+    pub(super) fn local_name(&self, name: &str) -> String {
+        if self.cluster.is_some() { format!("{}{name}_local", self.prefix) } else { self.table_name(name) }
     }
 
-    /// Returns [`Place::table`] of a dataset for use in statements.
-    pub(super) fn named(&self, name: &str) -> String {
-        self.quoted(name, "")
+    /// Returns [`TableLocation::table_name`] of a dataset for use in statements.
+    pub(super) fn quoted_name(&self, name: &str) -> String {
+        self.quote(name, "")
     }
 
-    /// Returns [`Place::local`] of a dataset for use in statements.
-    pub(super) fn named_local(&self, name: &str) -> String {
-        self.quoted(name, if self.cluster.is_some() { "_local" } else { "" })
+    /// Returns [`TableLocation::local_name`] of a dataset for use in statements.
+    pub(super) fn quoted_local_name(&self, name: &str) -> String {
+        self.quote(name, if self.cluster.is_some() { "_local" } else { "" })
     }
 
-    fn quoted(&self, name: &str, end: &str) -> String {
-        let whole = format!("{}{name}{end}", self.prefix);
-        if identifier(name) == name { whole } else { format!("`{whole}`") }
+    fn quote(&self, name: &str, end: &str) -> String {
+        let full = format!("{}{name}{end}", self.prefix);
+        if identifier(name) == name { full } else { format!("`{full}`") }
     }
 
     /// Returns ` ON CLUSTER 'name'`, or an empty text without a cluster.
@@ -143,15 +143,15 @@ impl<'a> Place<'a> {
     }
 
     /// Returns the table that lists the parts of all nodes.
-    pub(super) fn parts(&self) -> String {
+    pub(super) fn system_parts(&self) -> String {
         self.cluster.map_or_else(
             || "system.parts".to_owned(),
             |cluster| format!("clusterAllReplicas('{cluster}', system.parts)"),
         )
     }
 
-    /// Returns the statement that creates a table of records. On a cluster every node has a full copy of the table.
-    pub(super) fn record(&self, name: &str, columns: &str, key: &str) -> String {
+    /// Returns the statement that creates a bookkeeping table of the schema. On a cluster, every node has a full copy.
+    pub(super) fn bookkeeping_table(&self, name: &str, columns: &str, key: &str) -> String {
         let engine = match self.cluster {
             None => "ReplacingMergeTree",
             Some(_) => {
@@ -161,14 +161,14 @@ impl<'a> Place<'a> {
         format!(
             "CREATE TABLE IF NOT EXISTS {}{} ({columns}, applied_at DateTime64(6, 'UTC')) \
              ENGINE = {engine} ORDER BY {key}",
-            self.table(name),
+            self.table_name(name),
             self.on_cluster(),
         )
     }
 }
 
 /// Writes the columns after the series.
-pub(super) fn write_rest(
+pub(super) fn write_record(
     table: &Table,
     batch: &dyn qi_core::record::Records,
     at: usize,
@@ -183,7 +183,7 @@ pub(super) fn write_rest(
 }
 
 /// The datasets of version 0.1.0. Step 1 creates their tables.
-pub(super) const OF_STEP_1: [Dataset; 4] =
+pub(super) const FIRST_DATASETS: [Dataset; 4] =
     [PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET];
 
 /// Returns a name for use in statements. The names of the first datasets are not SQL keywords. Other names may be,
@@ -198,7 +198,7 @@ pub(super) fn identifier(name: &str) -> String {
         let keys = keys.into_iter().flatten().chain(series).chain([dataset.name()]);
         keys.chain(dataset.values().iter().map(|column| column.name)).any(|own| own == name)
     };
-    if OF_STEP_1.into_iter().any(own) { name.to_owned() } else { format!("`{name}`") }
+    if FIRST_DATASETS.into_iter().any(own) { name.to_owned() } else { format!("`{name}`") }
 }
 
 /// Returns a text as an SQL literal.
@@ -211,27 +211,27 @@ pub(super) fn literal(text: &str) -> String {
 pub(super) struct Table {
     pub(super) dataset: Dataset,
     /// The unquoted name with the prefix.
-    pub(super) raw: String,
+    pub(super) unquoted_name: String,
     pub(super) columns: Vec<Column>,
     /// The number of columns of the owner, of the series and of the key. Each group begins with the previous group.
-    parts: [usize; 3],
+    prefixes: [usize; 3],
     /// The names in statements: the table for reads and writes, and the table that stores the rows of a node.
     pub(super) name: String,
     pub(super) local: String,
     /// Column lists, separated by commas: the owner, the key, the sort key (time and sequence number), and all
     /// columns except the series.
-    pub(super) owners: String,
-    pub(super) keys: String,
-    pub(super) places: String,
-    pub(super) reads: String,
-    pub(super) insert: String,
+    pub(super) owner_columns: String,
+    pub(super) key_columns: String,
+    pub(super) sort_key_columns: String,
+    pub(super) record_columns: String,
+    pub(super) insert_sql: String,
     /// The columns whose enumeration has more names in the database, with their type there. Another version of the
     /// program added these names. Rows must be sent with that type.
-    wider: RwLock<Vec<(usize, String)>>,
+    wider_types: RwLock<Vec<(usize, String)>>,
 }
 
 impl Table {
-    pub(super) fn new(dataset: Dataset, place: &Place<'_>) -> Self {
+    pub(super) fn new(dataset: Dataset, location: &TableLocation<'_>) -> Self {
         let mut columns = match dataset.series() {
             SeriesType::Instrument => vec![Column::name("exchange"), Column::name("symbol")],
             SeriesType::Name { column, .. } => vec![Column::name(column)],
@@ -245,45 +245,45 @@ impl Table {
         columns.extend(dataset.values().iter().map(Column::of));
         let names =
             |columns: &[Column]| columns.iter().map(|column| &*column.sql).collect::<Vec<_>>().join(", ");
-        let name = place.named(dataset.name());
+        let name = location.quoted_name(dataset.name());
         Self {
             dataset,
-            raw: place.table(dataset.name()),
-            parts: [owner, series, key],
-            owners: names(&columns[..owner]),
-            keys: names(&columns[..key]),
-            places: names(&columns[series..key]),
-            reads: names(&columns[series..]),
-            insert: format!("INSERT INTO {name} ({}) FORMAT RowBinaryWithNamesAndTypes", names(&columns)),
-            local: place.named_local(dataset.name()),
+            unquoted_name: location.table_name(dataset.name()),
+            prefixes: [owner, series, key],
+            owner_columns: names(&columns[..owner]),
+            key_columns: names(&columns[..key]),
+            sort_key_columns: names(&columns[series..key]),
+            record_columns: names(&columns[series..]),
+            insert_sql: format!("INSERT INTO {name} ({}) FORMAT RowBinaryWithNamesAndTypes", names(&columns)),
+            local: location.quoted_local_name(dataset.name()),
             name,
             columns,
-            wider: RwLock::default(),
+            wider_types: RwLock::default(),
         }
     }
 
     /// Returns the time column.
     pub(super) fn time(&self) -> &str {
-        &self.columns[self.parts[1]].sql
+        &self.columns[self.prefixes[1]].sql
     }
 
     /// Returns the columns of the sort key: the time, and the sequence number if the dataset has one.
     pub(super) fn sort_key(&self) -> &[Column] {
-        &self.columns[self.parts[1]..self.parts[2]]
+        &self.columns[self.prefixes[1]..self.prefixes[2]]
     }
 
     /// Returns the number of columns of the key.
-    pub(super) fn key(&self) -> usize {
-        self.parts[2]
+    pub(super) fn key_len(&self) -> usize {
+        self.prefixes[2]
     }
 
     /// Returns the function that maps the time to a partition.
-    pub(super) fn partition(&self) -> &'static str {
+    pub(super) fn partition_function(&self) -> &'static str {
         if self.dataset.seq().is_some() { "toYYYYMM" } else { "toYear" }
     }
 
     /// Rejects an owner that does not fit the dataset.
-    pub(super) fn check(&self, owner: &Owner) -> Result<(), Cause> {
+    pub(super) fn check_owner(&self, owner: &Owner) -> Result<(), Cause> {
         let instruments = self.dataset.series() == SeriesType::Instrument;
         if instruments == owner.instrument().is_some() {
             return Ok(());
@@ -296,11 +296,11 @@ impl Table {
 
     /// Rejects a series that does not fit the dataset.
     pub(super) fn check_series(&self, series: &SeriesKey) -> Result<(), Cause> {
-        self.check(&series.owner)?;
+        self.check_owner(&series.owner)?;
         if series.interval.is_some() == self.dataset.interval().is_some() {
             return Ok(());
         }
-        let rule = "must have an interval exactly where the dataset has one";
+        let rule = "must have an interval if and only if the dataset has intervals";
         Err(Error::invalid("store.query.interval", "series", series, rule)
             .with_context("dataset", self.dataset)
             .into())
@@ -308,11 +308,11 @@ impl Table {
 
     /// Returns `(exchange, symbol)`, or a single column without parentheses.
     pub(super) fn owner_tuple(&self) -> String {
-        self.paren(&self.owners)
+        self.parenthesize(&self.owner_columns)
     }
 
     /// Returns the literals of an owner, for example `'kraken', 'BTC-EUR'`.
-    pub(super) fn values(owner: &Owner) -> String {
+    pub(super) fn owner_literals(owner: &Owner) -> String {
         match owner {
             Owner::Instrument(instrument) => {
                 let (exchange, symbol) = (instrument.exchange().as_str(), instrument.symbol().as_str());
@@ -323,24 +323,24 @@ impl Table {
     }
 
     /// Returns an owner as a single value for comparison with [`Table::owner_tuple`].
-    pub(super) fn tuple(&self, owner: &Owner) -> String {
-        self.paren(&Self::values(owner))
+    pub(super) fn owner_value(&self, owner: &Owner) -> String {
+        self.parenthesize(&Self::owner_literals(owner))
     }
 
-    fn paren(&self, list: &str) -> String {
-        if self.parts[0] > 1 { format!("({list})") } else { list.to_owned() }
+    fn parenthesize(&self, list: &str) -> String {
+        if self.prefixes[0] > 1 { format!("({list})") } else { list.to_owned() }
     }
 
     /// Returns the condition for an owner, for example `exchange = 'kraken' AND symbol = 'BTC-EUR'`.
-    pub(super) fn condition(&self, owner: &Owner) -> String {
+    pub(super) fn owner_condition(&self, owner: &Owner) -> String {
         match owner {
-            Owner::Instrument(instrument) => of_instrument(instrument),
-            Owner::Name(name) => format!("{} = {}", self.owners, literal(name)),
+            Owner::Instrument(instrument) => instrument_condition(instrument),
+            Owner::Name(name) => format!("{} = {}", self.owner_columns, literal(name)),
         }
     }
 
     /// Returns ` AND interval = '1h'`, or an empty text without an interval.
-    pub(super) fn of_interval(&self, interval: Option<Interval>) -> String {
+    pub(super) fn interval_condition(&self, interval: Option<Interval>) -> String {
         match (interval, self.dataset.interval()) {
             (Some(interval), Some(column)) => {
                 format!(" AND {} = {}", identifier(column), literal(interval.as_str()))
@@ -349,7 +349,7 @@ impl Table {
         }
     }
 
-    /// Reads an owner from the columns of [`Table::owners`].
+    /// Reads an owner from the columns of [`Table::owner_columns`].
     pub(super) fn read_owner(&self, row: &mut Reader<'_>) -> Result<Owner, Cause> {
         Ok(match self.dataset.series() {
             SeriesType::Instrument => {
@@ -360,7 +360,7 @@ impl Table {
         })
     }
 
-    /// Reads a record from the columns of [`Table::reads`].
+    /// Reads a record from the columns of [`Table::record_columns`].
     pub(super) fn read(
         &self,
         row: &mut Reader<'_>,
@@ -393,7 +393,7 @@ impl Table {
         for column in &self.columns {
             out.text(column.name);
         }
-        let wider = self.wider.read().unwrap_or_else(PoisonError::into_inner);
+        let wider = self.wider_types.read().unwrap_or_else(PoisonError::into_inner);
         for (at, column) in self.columns.iter().enumerate() {
             let ty = wider.iter().find(|(wide, _)| *wide == at).map_or(&column.ty, |(_, ty)| ty);
             out.text(ty);
@@ -401,21 +401,21 @@ impl Table {
     }
 
     /// Stores the enumerations that have more names in the database. Returns whether they changed.
-    pub(super) fn learn(&self, found: &[Found]) -> bool {
+    pub(super) fn update_wider_types(&self, found: &[StoredColumn]) -> bool {
         let wide = |(at, column): (usize, &Column)| {
             let found = found.iter().find(|found| found.name == column.name)?;
             is_wider(&found.ty, &column.ty).then(|| (at, found.ty.clone()))
         };
-        let now: Vec<_> = self.columns.iter().enumerate().filter_map(wide).collect();
-        let mut wider = self.wider.write().unwrap_or_else(PoisonError::into_inner);
-        let news = *wider != now;
-        *wider = now;
-        news
+        let current: Vec<_> = self.columns.iter().enumerate().filter_map(wide).collect();
+        let mut wider = self.wider_types.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *wider != current;
+        *wider = current;
+        changed
     }
 }
 
 /// Returns the condition for an instrument, for example `exchange = 'kraken' AND symbol = 'BTC-EUR'`.
-pub(super) fn of_instrument(instrument: &Instrument) -> String {
+pub(super) fn instrument_condition(instrument: &Instrument) -> String {
     let (exchange, symbol) = (instrument.exchange().as_str(), instrument.symbol().as_str());
     format!("exchange = {} AND symbol = {}", literal(exchange), literal(symbol))
 }
@@ -440,12 +440,12 @@ pub fn fuzz_row_binary(dataset: Dataset, bytes: &[u8]) {
     };
     let Some(owner) = owner else { return };
     let series = SeriesKey { owner, interval: dataset.interval().map(|_| Interval::M1) };
-    let table = Table::new(dataset, &Place { database: "", prefix: "", cluster: None });
+    let table = Table::new(dataset, &TableLocation { database: "", prefix: "", cluster: None });
     let mut reader = Reader::new(bytes);
     let mut found = dataset.new_vec();
     while table.read(&mut reader, &series, &mut found).is_ok() {
         let (records, mut out) = (found.as_records(), Writer::default());
-        write_rest(&table, records, 0, records.sort_key(0), &mut out);
+        write_record(&table, records, 0, records.sort_key(0), &mut out);
         let (mut again, mut read) = (dataset.new_vec(), Reader::new(&out.0));
         assert!(table.read(&mut read, &series, &mut again).is_ok(), "{found:?}");
         assert!(again == found && read.is_empty(), "{found:?}");

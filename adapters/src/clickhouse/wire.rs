@@ -86,10 +86,8 @@ impl<'a> Reader<'a> {
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, rest) = self
-            .0
-            .split_first_chunk::<N>()
-            .ok_or_else(|| Malformed("it ends in the middle of a row".into()))?;
+        let (head, rest) =
+            self.0.split_first_chunk::<N>().ok_or_else(|| Malformed("truncated row".into()))?;
         self.0 = rest;
         Ok(*head)
     }
@@ -104,17 +102,15 @@ impl<'a> Reader<'a> {
             }
             shift += 7;
             if shift > 28 {
-                return Err(Malformed("a length is too large".into()));
+                return Err(Malformed("length exceeds 35 bits".into()));
             }
         }
     }
 
     pub(super) fn text(&mut self) -> Result<&'a str, Malformed> {
         let length = self.length()?;
-        let (text, rest) = self
-            .0
-            .split_at_checked(length)
-            .ok_or_else(|| Malformed("it ends in the middle of a text".into()))?;
+        let (text, rest) =
+            self.0.split_at_checked(length).ok_or_else(|| Malformed("truncated text".into()))?;
         self.0 = rest;
         std::str::from_utf8(text).map_err(|error| Malformed(error.to_string()))
     }
@@ -140,7 +136,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads 256 bits without interpretation.
-    pub(super) fn wide(&mut self) -> Result<[u8; 32], Malformed> {
+    pub(super) fn bytes32(&mut self) -> Result<[u8; 32], Malformed> {
         self.take()
     }
 }
@@ -150,7 +146,7 @@ impl FieldReader for Reader<'_> {
         match self.take()? {
             [0] => Ok(true),
             [1] => Ok(false),
-            [other] => Err(Malformed(format!("{other} says neither NULL nor a value")).into()),
+            [other] => Err(Malformed(format!("NULL marker is {other}, expected 0 or 1")).into()),
         }
     }
     fn decimal(&mut self) -> CoreResult<Decimal> {
@@ -166,7 +162,7 @@ impl FieldReader for Reader<'_> {
         match self.take()? {
             [0] => Ok(false),
             [1] => Ok(true),
-            [other] => Err(Malformed(format!("{other} is neither true nor false")).into()),
+            [other] => Err(Malformed(format!("boolean is {other}, expected 0 or 1")).into()),
         }
     }
     fn text(&mut self) -> CoreResult<Cow<'_, str>> {
@@ -199,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_there_and_back() {
+    fn encoded_values_decode_to_the_same_values() {
         let mut out = Writer::default();
         let long = "x".repeat(300);
         for text in ["", "BTC-USDT", &long] {
@@ -236,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_bytes_are_refused() {
+    fn malformed_bytes_are_rejected() {
         assert!(Reader::new(&[0xFF; 9]).text().is_err());
         assert!(Reader::new(&[5, b'a']).text().is_err());
         assert!(Reader::new(&[1, 0xFF]).text().is_err());

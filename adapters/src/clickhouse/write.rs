@@ -11,34 +11,34 @@ use qi_core::store::kit::{Entry, SeriesRanks, entries};
 use super::error::Cause;
 use super::schema;
 use super::store::{ClickHouseStore, Inner};
-use super::table::{Table, write_rest};
+use super::table::{Table, write_record};
 use super::wire::Writer;
 
 /// The size of the buffer after which its rows are sent, in bytes.
-const SEND: usize = 256 * 1024;
+const BUFFER_BYTES: usize = 256 * 1024;
 
 /// The maximum time to find out why the server cut off a request.
-const REFUSAL: Duration = Duration::from_secs(5);
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The maximum number of attempts to send a piece while the server's version changes.
-const TRIES: usize = 3;
+/// The maximum number of attempts of one request while the server's version changes.
+const MAX_ATTEMPTS: usize = 3;
 
 /// The error code of a server that does not know a setting.
 const UNKNOWN_SETTING: u16 = 115;
 
 /// The error code of a server whose columns have other types.
-const OTHER_TYPE: u16 = 117;
+const INCORRECT_DATA: u16 = 117;
 
 impl ClickHouseStore {
     pub(super) async fn insert_records(&self, batch: &dyn Records) -> qi_core::Result<InsertReport> {
         let operation = Operation::Insert;
-        self.enter(operation)?;
+        self.check_open(operation)?;
         let table = self.table_of(batch.dataset(), operation)?;
-        self.info_now().check_batch(batch.len()).map_err(|e| Cause::Core(e).at(operation))?;
+        self.current_info().check_batch(batch.len()).map_err(|e| Cause::Core(e).into_error(operation))?;
         if batch.is_empty() {
             return Ok(InsertReport::default());
         }
-        self.turn(operation, async { self.insert_all(table, batch).await }).await
+        self.with_permit(operation, async { self.insert_all(table, batch).await }).await
     }
 
     async fn insert_all(&self, table: &Table, batch: &dyn Records) -> Result<InsertReport, Cause> {
@@ -52,67 +52,84 @@ impl ClickHouseStore {
         };
         let series: Vec<Vec<u8>> = series.iter().map(encoded).collect();
         for piece in entries.chunks(self.inner.config.write.piece) {
-            self.send(table, &Piece { batch: Some(batch), series: &series, entries: piece }).await?;
+            self.send(table, &InsertRequest { batch: Some(batch), series: &series, entries: piece }).await?;
         }
         Ok(report)
     }
 
     /// Sends one request. If the future is dropped early, the request is aborted and the server discards its rows.
-    async fn send(&self, table: &Table, piece: &Piece<'_>) -> Result<(), Cause> {
+    async fn send(&self, table: &Table, request: &InsertRequest<'_>) -> Result<(), Cause> {
         let connections = &self.inner.connections;
-        let mut deduplicates = connections.deduplicates().await?;
-        for _ in 0..TRIES {
-            let mut result = self.request(table, piece, deduplicates).await;
+        let mut supports_deduplicate = connections.supports_deduplicate().await?;
+        for _ in 0..MAX_ATTEMPTS {
+            let mut result = self.send_once(table, request, supports_deduplicate).await;
             // A server that rejects a request need not read all of it. It may respond and close the connection, and the
             // client then sees only a connection that broke during the send.
-            let broke = result.as_ref().is_err_and(Cause::is_network);
-            if broke && let Some(refusal) = self.refusal(table, deduplicates).await {
-                result = Err(refusal);
+            let connection_lost = result.as_ref().is_err_and(Cause::is_network);
+            if connection_lost && let Some(rejection) = self.rejection(table, supports_deduplicate).await {
+                result = Err(rejection);
             }
             match result {
-                Err(cause) if cause.has_code(OTHER_TYPE) && self.is_wider(table).await => {}
-                Err(cause) if broke || !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
+                Err(cause) if cause.has_code(INCORRECT_DATA) && self.refresh_wider_types(table).await => {}
+                Err(cause) if connection_lost || !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
                 // The request may have reached a server of another version than the earlier query did.
                 result => {
                     if result.is_err() {
-                        connections.forget_deduplicates().await;
+                        connections.forget_deduplicate_support().await;
                     }
-                    match connections.deduplicates().await? {
-                        now if now == deduplicates => return result,
-                        now => deduplicates = now,
+                    match connections.supports_deduplicate().await? {
+                        now if now == supports_deduplicate => return result,
+                        now => supports_deduplicate = now,
                     }
                 }
             }
         }
-        Err(Cause::Changing)
+        Err(Cause::ConcurrentChange)
     }
 
     /// Returns whether an enumeration gained names in the database since the last check.
-    async fn is_wider(&self, table: &Table) -> bool {
+    async fn refresh_wider_types(&self, table: &Table) -> bool {
         let Inner { connections, config, .. } = &*self.inner;
-        let found = schema::found(&connections.plain, config, std::slice::from_ref(&table.raw)).await;
-        found.is_ok_and(|found| table.learn(&found))
+        let found = schema::stored_columns(
+            &connections.read_client,
+            config,
+            std::slice::from_ref(&table.unquoted_name),
+        )
+        .await;
+        found.is_ok_and(|found| table.update_wider_types(&found))
     }
 
     /// Returns the reason why the server rejects inserts, if it does. Sends an insert without rows, because its
     /// response is always read to the end.
-    async fn refusal(&self, table: &Table, deduplicates: bool) -> Option<Cause> {
-        let nothing = Piece::default();
-        let answer = tokio::time::timeout(REFUSAL, self.request(table, &nothing, deduplicates)).await.ok()?;
-        answer.err().filter(Cause::is_answer)
+    async fn rejection(&self, table: &Table, supports_deduplicate: bool) -> Option<Cause> {
+        let empty = InsertRequest::default();
+        let response =
+            tokio::time::timeout(REJECTION_TIMEOUT, self.send_once(table, &empty, supports_deduplicate))
+                .await
+                .ok()?;
+        response.err().filter(Cause::is_server_error)
     }
 
-    async fn request(&self, table: &Table, piece: &Piece<'_>, deduplicates: bool) -> Result<(), Cause> {
-        let mut insert = self.inner.connections.inserting(deduplicates).insert_formatted_with(&table.insert);
-        let mut out = Writer(Vec::with_capacity(SEND + 1024));
+    async fn send_once(
+        &self,
+        table: &Table,
+        request: &InsertRequest<'_>,
+        supports_deduplicate: bool,
+    ) -> Result<(), Cause> {
+        let mut insert = self
+            .inner
+            .connections
+            .insert_client(supports_deduplicate)
+            .insert_formatted_with(&table.insert_sql);
+        let mut out = Writer(Vec::with_capacity(BUFFER_BYTES + 1024));
         table.write_header(&mut out);
-        for entry in piece.entries {
-            let Some(batch) = piece.batch else { break };
-            // The rank of a series is its index in `piece.series`.
-            out.0.extend_from_slice(&piece.series[usize::try_from(entry.series).unwrap_or(usize::MAX)]);
-            write_rest(table, batch, entry.at as usize, entry.sort_key, &mut out);
-            if out.0.len() >= SEND {
-                let full = std::mem::replace(&mut out.0, Vec::with_capacity(SEND + 1024));
+        for entry in request.entries {
+            let Some(batch) = request.batch else { break };
+            // The rank of a series is its index in `request.series`.
+            out.0.extend_from_slice(&request.series[usize::try_from(entry.series).unwrap_or(usize::MAX)]);
+            write_record(table, batch, entry.at as usize, entry.sort_key, &mut out);
+            if out.0.len() >= BUFFER_BYTES {
+                let full = std::mem::replace(&mut out.0, Vec::with_capacity(BUFFER_BYTES + 1024));
                 insert.send(Bytes::from(full)).await?;
             }
         }
@@ -123,7 +140,7 @@ impl ClickHouseStore {
 
 /// The records of one request.
 #[derive(Default)]
-struct Piece<'a> {
+struct InsertRequest<'a> {
     batch: Option<&'a dyn Records>,
     series: &'a [Vec<u8>],
     entries: &'a [Entry],

@@ -8,7 +8,7 @@ use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 use super::layers::LayerSections;
 use super::section::Section;
-use super::sections::{BusSection, OwnKeys, Port, StoreSection};
+use super::sections::{BusSection, Port, PortKeys, StoreSection};
 use super::tree::nearest;
 #[cfg(feature = "redpanda")]
 use crate::redpanda::RedpandaConfig;
@@ -161,7 +161,7 @@ impl BackendsBuilder {
         name: &str,
         factory: impl Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync + 'static,
     ) -> Result<Self> {
-        free(name, StoreSection::KEYS, &self.0.store_names())?;
+        check_name(name, StoreSection::KEYS, &self.0.store_names())?;
         self.0.stores.insert(name.to_owned(), Arc::new(factory));
         Ok(self)
     }
@@ -175,7 +175,7 @@ impl BackendsBuilder {
         name: &str,
         factory: impl Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync + 'static,
     ) -> Result<Self> {
-        free(name, BusSection::KEYS, &self.0.bus_names())?;
+        check_name(name, BusSection::KEYS, &self.0.bus_names())?;
         self.0.buses.insert(name.to_owned(), Arc::new(factory));
         Ok(self)
     }
@@ -186,9 +186,9 @@ impl BackendsBuilder {
     }
 }
 
-fn free(name: &str, keys: &[&str], taken: &[String]) -> Result<()> {
-    let fits = !name.is_empty() && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-    if !fits
+fn check_name(name: &str, keys: &[&str], taken: &[String]) -> Result<()> {
+    let is_valid = !name.is_empty() && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    if !is_valid
         || name.contains("__")
         || name == "backend"
         || LayerSections::KEYS.contains(&name)
@@ -196,7 +196,7 @@ fn free(name: &str, keys: &[&str], taken: &[String]) -> Result<()> {
         || taken.iter().any(|t| t == name)
     {
         return Err(Error::new(ErrorKind::Config, "config.backend.name", "register")
-            .with_message("must match [a-z0-9_]+ without two underscores together, and not be taken")
+            .with_message("must match [a-z0-9_]+ without `__`, and must not be reserved or registered")
             .with_context("value", name));
     }
     Ok(())

@@ -28,11 +28,11 @@ impl de::Error for Failure {
 
     // The message omits the value, because the value may be a password without quotes.
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("must be {expected}, not {}", sort_of(&found)))
+        Self::custom(format_args!("must be {expected}, not {}", type_name(&found)))
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("must be {expected}; this {} is not", sort_of(&found)))
+        Self::custom(format_args!("must be {expected}; this {} is not", type_name(&found)))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -40,12 +40,12 @@ impl de::Error for Failure {
     }
 }
 
-fn sort_of(found: &de::Unexpected<'_>) -> &'static str {
+fn type_name(found: &de::Unexpected<'_>) -> &'static str {
     match found {
         de::Unexpected::Bool(_) => "boolean",
-        de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_) => "whole number",
-        de::Unexpected::Float(_) => "number with a point",
-        de::Unexpected::Str(_) | de::Unexpected::Char(_) => "text",
+        de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_) => "integer",
+        de::Unexpected::Float(_) => "float",
+        de::Unexpected::Str(_) | de::Unexpected::Char(_) => "string",
         de::Unexpected::Seq => "list",
         de::Unexpected::Map => "section",
         _ => "value",
@@ -60,7 +60,7 @@ struct Reader<'de> {
 
 impl<'de> Reader<'de> {
     /// Adds the key and its origin to an error, unless a nested value already did.
-    fn here<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+    fn with_location<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         result.map_err(|Failure(error)| {
             if error.context_value("key").is_some() {
                 return Failure(error);
@@ -69,8 +69,10 @@ impl<'de> Reader<'de> {
         })
     }
 
-    fn parsed<T: std::str::FromStr>(&self, text: &str, what: &str) -> Result<T, Failure> {
-        self.here(text.trim().parse().map_err(|_| de::Error::custom(format_args!("must be {what}"))))
+    fn parse<T: std::str::FromStr>(&self, text: &str, expected: &str) -> Result<T, Failure> {
+        self.with_location(
+            text.trim().parse().map_err(|_| de::Error::custom(format_args!("must be {expected}"))),
+        )
     }
 
     fn fields(&self, table: &'de BTreeMap<String, Node>) -> Fields<'de> {
@@ -79,12 +81,12 @@ impl<'de> Reader<'de> {
 }
 
 macro_rules! numbers {
-    ($($method:ident $visit:ident $type:ty, $what:literal;)*) => {$(
+    ($($method:ident $visit:ident $type:ty, $expected:literal;)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
             match &self.node.value {
                 Value::Text(text) => {
-                    let number = self.parsed::<$type>(text, $what)?;
-                    self.here(visitor.$visit(number))
+                    let number = self.parse::<$type>(text, $expected)?;
+                    self.with_location(visitor.$visit(number))
                 }
                 _ => self.deserialize_any(visitor),
             }
@@ -102,23 +104,23 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
             Value::Scalar(toml::Value::Float(number)) => visitor.visit_f64(*number),
             Value::Scalar(toml::Value::Boolean(truth)) => visitor.visit_bool(*truth),
             Value::Scalar(toml::Value::Datetime(time)) => visitor.visit_string(time.to_string()),
-            Value::Scalar(_) => Err(de::Error::custom("must be a plain value")),
+            Value::Scalar(_) => Err(de::Error::custom("unsupported type of value")),
             Value::Table(table) => visitor.visit_map(self.fields(table)),
             Value::Array(items) => visitor.visit_seq(Items { path: &self.path, rest: items.iter() }),
         };
-        self.here(result)
+        self.with_location(result)
     }
 
     numbers! {
         deserialize_bool visit_bool bool, "true or false";
-        deserialize_i8 visit_i64 i64, "a whole number";
-        deserialize_i16 visit_i64 i64, "a whole number";
-        deserialize_i32 visit_i64 i64, "a whole number";
-        deserialize_i64 visit_i64 i64, "a whole number";
-        deserialize_u8 visit_u64 u64, "a whole number that is not negative";
-        deserialize_u16 visit_u64 u64, "a whole number that is not negative";
-        deserialize_u32 visit_u64 u64, "a whole number that is not negative";
-        deserialize_u64 visit_u64 u64, "a whole number that is not negative";
+        deserialize_i8 visit_i64 i64, "an integer";
+        deserialize_i16 visit_i64 i64, "an integer";
+        deserialize_i32 visit_i64 i64, "an integer";
+        deserialize_i64 visit_i64 i64, "an integer";
+        deserialize_u8 visit_u64 u64, "a non-negative integer";
+        deserialize_u16 visit_u64 u64, "a non-negative integer";
+        deserialize_u32 visit_u64 u64, "a non-negative integer";
+        deserialize_u64 visit_u64 u64, "a non-negative integer";
         deserialize_f32 visit_f64 f64, "a number";
         deserialize_f64 visit_f64 f64, "a number";
     }
@@ -153,9 +155,9 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
         match &self.node.value {
             Value::Table(table) => {
                 let result = visitor.visit_map(self.fields(table));
-                self.here(result)
+                self.with_location(result)
             }
-            _ => self.here(Err(de::Error::custom("must be a section"))),
+            _ => self.with_location(Err(de::Error::custom("must be a section"))),
         }
     }
 
@@ -163,8 +165,8 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
         match &self.node.value {
             // A list in the environment is separated by commas.
             Value::Text(text) => {
-                let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-                self.here(visitor.visit_seq(de::value::SeqDeserializer::new(words)))
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                self.with_location(visitor.visit_seq(de::value::SeqDeserializer::new(items)))
             }
             _ => self.deserialize_any(visitor),
         }
@@ -178,9 +180,9 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
     ) -> Result<V::Value, Failure> {
         match &self.node.value {
             Value::Text(text) | Value::Scalar(toml::Value::String(text)) => {
-                self.here(visitor.visit_enum(text.as_str().into_deserializer()))
+                self.with_location(visitor.visit_enum(text.as_str().into_deserializer()))
             }
-            _ => self.here(Err(de::Error::custom("must be one word"))),
+            _ => self.with_location(Err(de::Error::custom("must be a string"))),
         }
     }
 
@@ -201,7 +203,7 @@ impl<'de> de::MapAccess<'de> for Fields<'de> {
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Failure> {
         let Some((key, node)) = self.rest.next() else { return Ok(None) };
         let reader = Reader { node, path: join(&self.path, key) };
-        let key = reader.here(seed.deserialize(key.as_str().into_deserializer()))?;
+        let key = reader.with_location(seed.deserialize(key.as_str().into_deserializer()))?;
         self.value = Some(reader);
         Ok(Some(key))
     }
@@ -209,8 +211,8 @@ impl<'de> de::MapAccess<'de> for Fields<'de> {
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Failure> {
         let reader =
             self.value.take().ok_or_else(|| <Failure as de::Error>::custom("a value without a key"))?;
-        let here = reader.clone();
-        here.here(seed.deserialize(reader))
+        let location = reader.clone();
+        location.with_location(seed.deserialize(reader))
     }
 }
 

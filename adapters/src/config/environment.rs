@@ -11,25 +11,25 @@ const PREFIX: &str = "QI__";
 const MAX_DEPTH: usize = 32;
 
 /// Returns the variables of this process with the prefix `QI__`, and the names of variables that are not valid UTF-8.
-pub(super) fn of_process() -> (Vec<(String, String)>, Vec<String>) {
-    let (mut ours, mut broken) = (Vec::new(), Vec::new());
+pub(super) fn process_variables() -> (Vec<(String, String)>, Vec<String>) {
+    let (mut prefixed, mut non_utf8) = (Vec::new(), Vec::new());
     for (name, value) in std::env::vars_os() {
         let shown = name.to_string_lossy().into_owned();
         if !shown.starts_with(PREFIX) {
             continue;
         }
         match (name.into_string(), value.into_string()) {
-            (Ok(name), Ok(value)) => ours.push((name, value)),
-            _ => broken.push(shown),
+            (Ok(name), Ok(value)) => prefixed.push((name, value)),
+            _ => non_utf8.push(shown),
         }
     }
-    (ours, broken)
+    (prefixed, non_utf8)
 }
 
 /// Writes the value of every variable `QI__A__B` to the key `a.b`. Ignores variables without the prefix.
-pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, broken: &[String]) -> Result<()> {
-    if let Some(name) = broken.first() {
-        return Err(refuse(name, "must be text in UTF-8, name and value"));
+pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf8: &[String]) -> Result<()> {
+    if let Some(name) = non_utf8.first() {
+        return Err(refuse(name, "name and value must be valid UTF-8"));
     }
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in variables {
@@ -40,10 +40,10 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, broken:
         }
         let keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
         if keys.iter().any(String::is_empty) {
-            return Err(refuse(&name, "must be QI__ and a path of keys, joined by two underscores"));
+            return Err(refuse(&name, "must be `QI__` and a path of keys, separated by two underscores"));
         }
         if keys.len() > MAX_DEPTH {
-            return Err(refuse("QI__..", &format!("names {} keys, more than {MAX_DEPTH}", keys.len())));
+            return Err(refuse("QI__..", &format!("path has {} keys, maximum {MAX_DEPTH}", keys.len())));
         }
         set(root, &keys, &name, value)?;
     }
@@ -60,7 +60,7 @@ fn set(node: &mut Node, keys: &[String], variable: &str, text: String) -> Result
         return Ok(());
     };
     let Value::Table(table) = &mut node.value else {
-        return Err(refuse(variable, "goes on past a key that is no section"));
+        return Err(refuse(variable, "continues after a key that is not a section"));
     };
     let child = table.entry(key.clone()).or_insert_with(|| Node {
         origin: variable.to_owned(),

@@ -35,7 +35,7 @@ impl LayerSections {
             "circuit_breaker" => self.circuit_breaker = de::read(node, path)?,
             "metrics" => self.metrics = de::read(node, path)?,
             "tracing" => self.tracing = de::read(node, path)?,
-            other => unreachable!("{other} is none of the keys"),
+            other => unreachable!("unknown section {other}"),
         }
         Ok(())
     }
@@ -69,15 +69,15 @@ impl LayerSections {
     /// `Config` if `publish` is less than twice the delivery timeout, so that a publish could time out before the
     /// bus reports its outcome.
     pub(super) fn check_publish(&self, port: &str, delivery_timeout: Duration) -> Result<()> {
-        let least = delivery_timeout.saturating_mul(2);
+        let min = delivery_timeout.saturating_mul(2);
         match self.timeout.publish.filter(|_| self.timeout.enabled) {
             Some(limit) => Rules { section: join(port, "timeout") }.check(
                 "publish",
                 duration::format(limit),
-                limit >= least,
+                limit >= min,
                 format_args!(
                     "must be at least twice the delivery timeout of the bus, {}",
-                    duration::format(least)
+                    duration::format(min)
                 ),
             ),
             None => Ok(()),
@@ -119,10 +119,10 @@ pub struct RetrySection {
     pub enabled: bool,
     /// The maximum number of attempts, including the first.
     pub max_attempts: u32,
-    /// The first delay.
+    /// The delay before the second attempt.
     #[serde(with = "duration")]
     pub min_delay: Duration,
-    /// The maximum delay.
+    /// The maximum delay between two attempts.
     #[serde(with = "duration")]
     pub max_delay: Duration,
     /// The factor between consecutive delays.

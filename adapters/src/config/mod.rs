@@ -76,7 +76,7 @@ pub struct ConfigBuilder {
     root: Option<Result<Node>>,
     variables: Vec<(String, String)>,
     /// Names of `QI__` variables that are not valid UTF-8.
-    broken: Vec<String>,
+    non_utf8: Vec<String>,
     backends: Backends,
     datasets: Datasets,
     propagator: Arc<dyn Propagator>,
@@ -87,7 +87,7 @@ impl Default for ConfigBuilder {
         Self {
             root: None,
             variables: Vec::new(),
-            broken: Vec::new(),
+            non_utf8: Vec::new(),
             backends: Backends::default(),
             datasets: Datasets::standard(),
             propagator: Arc::new(NoPropagator),
@@ -181,7 +181,7 @@ impl ConfigBuilder {
         let root = std::fs::read_to_string(path)
             .map_err(|e| {
                 Error::new(ErrorKind::Config, "config.file", "load")
-                    .with_message("the file cannot be read")
+                    .with_message("cannot read the configuration file")
                     .with_context("file", &name)
                     .with_source(e)
             })
@@ -198,9 +198,9 @@ impl ConfigBuilder {
     /// Overrides keys of the file with the environment of this process: every variable that begins with `QI__`.
     #[must_use]
     pub fn environment(self) -> Self {
-        let (ours, broken) = environment::of_process();
-        let mut builder = self.variables(ours);
-        builder.broken.extend(broken);
+        let (prefixed, non_utf8) = environment::process_variables();
+        let mut builder = self.variables(prefixed);
+        builder.non_utf8.extend(non_utf8);
         builder
     }
 
@@ -261,9 +261,9 @@ impl ConfigBuilder {
     /// # Errors
     /// `Config` for a file that cannot be read, an unknown key or an invalid value.
     pub fn build(self) -> Result<Config> {
-        let Self { root, variables, broken, backends, datasets, propagator } = self;
+        let Self { root, variables, non_utf8, backends, datasets, propagator } = self;
         let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;
-        environment::overlay(&mut root, variables, &broken)?;
+        environment::overlay(&mut root, variables, &non_utf8)?;
         renamed::check(&root)?;
         let mut root = root.into_table("")?;
         let mut section = |name: &str| root.remove(name).unwrap_or_else(|| Node::empty("defaults"));

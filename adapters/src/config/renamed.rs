@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn every_old_key_names_its_new_key_and_every_new_key_exists() {
+    fn every_renamed_key_is_rejected_with_its_new_key() {
         for (old, new) in RENAMED {
             let error = error_of(old).unwrap_or_else(|| panic!("{old} is accepted"));
             assert_eq!(error.code(), "config.unknown_key", "{old}: {error:?}");
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_with_an_old_key_is_named() {
+    fn a_renamed_key_in_a_variable_is_rejected() {
         let variables = [("QI__STORE__TIMEOUT__LIMIT_MS", "30000")];
         let error = Config::builder().variables(variables).build().unwrap_err();
         assert!(error.message().unwrap().contains("`store.timeout.call`"), "{error:?}");

@@ -34,13 +34,13 @@ pub(super) struct Port<K> {
 }
 
 /// The keys that only one of the two ports has.
-pub(super) trait OwnKeys: DeserializeOwned + Default {
+pub(super) trait PortKeys: DeserializeOwned + Default {
     const KEYS: &'static [&'static str];
     /// Validates the section of a built-in backend. Returns false for any other backend.
     fn check(name: &str, section: &Section) -> Result<bool>;
 }
 
-impl<K: OwnKeys> Port<K> {
+impl<K: PortKeys> Port<K> {
     pub(super) fn read(
         name: &'static str,
         node: Node,
@@ -102,7 +102,7 @@ pub(super) struct StoreSection {
     pub(super) auto_schema: bool,
 }
 
-impl OwnKeys for StoreSection {
+impl PortKeys for StoreSection {
     const KEYS: &'static [&'static str] = &["auto_schema"];
 
     fn check(name: &str, section: &Section) -> Result<bool> {
@@ -175,7 +175,7 @@ pub(super) struct BusSection {
     topics: BTreeMap<String, TopicSection>,
 }
 
-impl OwnKeys for BusSection {
+impl PortKeys for BusSection {
     const KEYS: &'static [&'static str] = &["codec", "topics"];
 
     fn check(name: &str, section: &Section) -> Result<bool> {
@@ -193,16 +193,16 @@ impl BusSection {
     pub(super) fn catalogue(&self) -> Result<TopicCatalogue> {
         let mut catalogue = TopicCatalogue::standard()?;
         for (name, section) in &self.topics {
-            let at = |e: Error| {
+            let invalid_topic = |e: Error| {
                 Error::new(ErrorKind::Config, "config.topic", "load")
                     .with_message(e.message().unwrap_or_default())
                     .with_context("key", format_args!("bus.topics.{name}"))
                     .with_source(e)
             };
-            let topic = TopicName::new(name).map_err(at)?;
+            let topic = TopicName::new(name).map_err(invalid_topic)?;
             let known = catalogue.get(&topic).cloned();
             let partitions = section.partitions.or(known.as_ref().map(|spec| spec.partitions)).unwrap_or(1);
-            let mut spec = TopicSpec::new(topic, partitions).map_err(at)?;
+            let mut spec = TopicSpec::new(topic, partitions).map_err(invalid_topic)?;
             if let Some(known) = known {
                 spec = known;
                 spec.partitions = partitions;
@@ -213,8 +213,8 @@ impl BusSection {
             if let Some(bytes) = section.max_message_bytes {
                 spec = spec.with_max_message_bytes(bytes);
             }
-            if let Some(copies) = section.replication {
-                spec = spec.with_replication(copies);
+            if let Some(replicas) = section.replication {
+                spec = spec.with_replication(replicas);
             }
             for (setting, value) in &section.settings {
                 spec = spec.with_setting(setting, value);

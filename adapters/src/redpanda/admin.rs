@@ -22,13 +22,13 @@ use super::offsets::{self, OffsetSpec};
 use super::{connect, error, metadata};
 
 /// The internal topics of the brokers, to which no client publishes.
-const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
+const INTERNAL_TOPICS: &[&str] = &["__consumer_offsets", "__transaction_state"];
 /// The interval between two lookups of a change.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The maximum wait for the offsets of one leader. The metadata may list an unreachable broker for a long time.
-const LEADER_LIMIT: Duration = Duration::from_secs(5);
+const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of successive responses per broker after which all brokers count as knowing a new topic.
-const ANSWERS_PER_BROKER: usize = 5;
+const RESPONSES_PER_BROKER: usize = 5;
 
 /// The administration requests of a bus.
 pub(super) struct AdminOperations<'a> {
@@ -42,15 +42,15 @@ impl AdminOperations<'_> {
     }
 
     /// Returns the error of a request, with the reason that the connection reported.
-    pub(super) fn failed(&self, e: rdkafka::error::KafkaError, operation: &'static str) -> Error {
-        self.admin.inner().context().explain(error::asked(e, operation))
+    pub(super) fn request_error(&self, e: rdkafka::error::KafkaError, operation: &'static str) -> Error {
+        self.admin.inner().context().explain(error::from_request(e, operation))
     }
 
     /// Requests the metadata of all topics.
     async fn metadata(&self, operation: &'static str) -> Result<Metadata> {
         let (admin, limit) = (self.admin.clone(), self.limit);
         let found = blocking(operation, move || Ok(fetch_metadata(admin.inner(), None, limit))).await?;
-        found.map_err(|e| self.failed(e, operation))
+        found.map_err(|e| self.request_error(e, operation))
     }
 
     /// Requests the metadata of all topics with the query client. Without this request, the query client would not know
@@ -58,13 +58,13 @@ impl AdminOperations<'_> {
     async fn metadata_of(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
         let (client, limit) = (query_client.clone(), self.limit);
         let found = blocking("topics", move || Ok(fetch_metadata(client.client(), None, limit))).await?;
-        found.map_err(|e| connect::explain(query_client, error::asked(e, "topics")))
+        found.map_err(|e| connect::explain(query_client, error::from_request(e, "topics")))
     }
 
     pub(super) async fn ping(&self) -> Result<BusPingReport> {
-        let began = Instant::now();
+        let started = Instant::now();
         let metadata = self.metadata("ping").await?;
-        let round_trip = began.elapsed();
+        let round_trip = started.elapsed();
         let (admin, limit) = (self.admin.clone(), self.limit);
         let cluster = blocking("ping", move || Ok(admin.inner().fetch_cluster_id(limit))).await?;
         Ok(BusPingReport::new(cluster, metadata.brokers().len(), round_trip))
@@ -73,47 +73,47 @@ impl AdminOperations<'_> {
     pub(super) async fn create(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         // A request may contain each topic only once.
         let mut first: HashMap<&TopicName, usize> = HashMap::new();
-        let mut asked: Vec<_> =
+        let mut requested: Vec<_> =
             specs.iter().enumerate().filter(|(at, s)| *first.entry(&s.name).or_insert(*at) == *at).collect();
         // The request omits existing topics, because the brokers also reject them for a principal without the
         // right to create topics.
-        let mut answered = HashMap::new();
-        for (at, spec) in &asked {
+        let mut results = HashMap::new();
+        for (at, spec) in &requested {
             match self.compare(spec).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 // The principal may have the right to create a topic but not to describe it.
                 Err(error) if error.kind() == ErrorKind::Unauthorized => {}
                 Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
-                answer => drop(answered.insert(*at, answer)),
+                response => drop(results.insert(*at, response)),
             }
         }
-        asked.retain(|(at, _)| !answered.contains_key(at));
-        let texts: Vec<_> = asked.iter().map(|(_, spec)| settings_of(spec)).collect();
-        let new = asked.iter().zip(&texts).map(|((_, spec), settings)| new_topic(spec, settings));
+        requested.retain(|(at, _)| !results.contains_key(at));
+        let settings: Vec<_> = requested.iter().map(|(_, spec)| settings_of(spec)).collect();
+        let new = requested.iter().zip(&settings).map(|((_, spec), settings)| new_topic(spec, settings));
         let new: Vec<_> = new.collect();
-        let answers = if new.is_empty() {
+        let responses = if new.is_empty() {
             Vec::new()
         } else {
-            let answers = self.admin.create_topics(&new, &self.options()).await;
-            answers.map_err(|e| self.failed(e, "create_topics"))?
+            let responses = self.admin.create_topics(&new, &self.options()).await;
+            responses.map_err(|e| self.request_error(e, "create_topics"))?
         };
-        for ((at, spec), answer) in asked.iter().zip(answers) {
-            let answer = match answer {
+        for ((at, spec), response) in requested.iter().zip(responses) {
+            let response = match response {
                 Ok(_) => self.wait_until_created(&spec.name).await.map(|()| TopicState::Created),
                 Err((_, Code::TopicAlreadyExists)) => self.compare(spec).await,
                 Err((_, code)) => {
-                    Err(error::by_code(code, "create_topics").with_context("topic", &spec.name))
+                    Err(error::from_code(code, "create_topics").with_context("topic", &spec.name))
                 }
             };
-            answered.insert(*at, answer);
+            results.insert(*at, response);
         }
         let mut outcomes = Vec::with_capacity(specs.len());
         for (at, spec) in specs.iter().enumerate() {
-            let result = match answered.remove(&at) {
-                Some(answer) => answer,
+            let result = match results.remove(&at) {
+                Some(response) => response,
                 None => self.compare(spec).await,
             };
-            outcomes.push(TopicOutcome { topic: spec.name.clone(), result });
+            outcomes.push(TopicOutcome::new(spec.name.clone(), result));
         }
         Ok(outcomes)
     }
@@ -121,7 +121,7 @@ impl AdminOperations<'_> {
     /// Waits until a new topic is usable, at most for the request timeout. The topic exists even after a timeout.
     async fn wait_until_created(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
-        let mut answers = SuccessiveAnswers::default();
+        let mut responses = ConsecutiveResponses::default();
         loop {
             let (admin, name, limit) = (self.admin.clone(), topic.clone(), self.limit);
             let found = blocking("create_topics", move || {
@@ -138,7 +138,7 @@ impl AdminOperations<'_> {
                     hidden || (found.error().is_none() && led)
                 })
             });
-            if answers.are_enough(is_known, brokers) || Instant::now() >= deadline {
+            if responses.is_sufficient(is_known, brokers) || Instant::now() >= deadline {
                 return Ok(());
             }
             if !is_known {
@@ -151,7 +151,7 @@ impl AdminOperations<'_> {
     async fn compare(&self, spec: &TopicSpec) -> Result<TopicState> {
         let found = metadata::partition_count(self.admin, &spec.name, self.limit, "create_topics").await?;
         if found != spec.partitions {
-            return Err(error::partitions_differ(&spec.name, spec.partitions, found as usize));
+            return Err(error::partition_count_differs(&spec.name, spec.partitions, found as usize));
         }
         let mut settings = self.settings("create_topics", std::slice::from_ref(&spec.name)).await?;
         let settings = match settings.remove(&spec.name) {
@@ -161,7 +161,7 @@ impl AdminOperations<'_> {
         };
         let differs = settings_of(spec).into_iter().filter_map(|(name, wanted)| {
             let found = settings.get(&name).cloned().unwrap_or_default();
-            (found != wanted).then_some(SettingDiff { name, wanted, found })
+            (found != wanted).then(|| SettingDiff::new(name, wanted, found))
         });
         Ok(TopicState::Existed { differs: differs.collect(), settings_hidden: false })
     }
@@ -175,18 +175,18 @@ impl AdminOperations<'_> {
         if names.is_empty() {
             return Ok(HashMap::new());
         }
-        let asked: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name.as_str())).collect();
-        let answers = self.admin.describe_configs(&asked, &self.options()).await;
-        let answers = answers.map_err(|e| self.failed(e, operation))?;
+        let requested: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name.as_str())).collect();
+        let responses = self.admin.describe_configs(&requested, &self.options()).await;
+        let responses = responses.map_err(|e| self.request_error(e, operation))?;
         let mut found = HashMap::new();
-        for (name, answer) in names.iter().zip(answers) {
-            let answer = match answer {
-                Ok(answer) => answer,
+        for (name, response) in names.iter().zip(responses) {
+            let response = match response {
+                Ok(response) => response,
                 // The topic was deleted in the meantime.
                 Err(Code::UnknownTopicOrPartition) => continue,
-                Err(code) => return Err(error::by_code(code, operation).with_context("topic", name)),
+                Err(code) => return Err(error::from_code(code, operation).with_context("topic", name)),
             };
-            let entries = answer.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+            let entries = response.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
             let entries: BTreeMap<_, _> = entries.collect();
             // The driver drops the error of a topic whose settings the principal is not allowed to read. A topic always
             // has settings, so an empty result means hidden settings.
@@ -200,20 +200,20 @@ impl AdminOperations<'_> {
         names: &[TopicName],
         cache: &TopicMetadataCache,
     ) -> Result<Vec<TopicOutcome>> {
-        let mut asked: Vec<&str> = names.iter().map(TopicName::as_str).collect();
-        asked.sort_unstable();
-        asked.dedup();
-        if asked.is_empty() {
+        let mut requested: Vec<&str> = names.iter().map(TopicName::as_str).collect();
+        requested.sort_unstable();
+        requested.dedup();
+        if requested.is_empty() {
             return Ok(Vec::new());
         }
-        let answers = self.admin.delete_topics(&asked, &self.options()).await;
-        let answers = answers.map_err(|e| self.failed(e, "delete_topics"))?;
+        let responses = self.admin.delete_topics(&requested, &self.options()).await;
+        let responses = responses.map_err(|e| self.request_error(e, "delete_topics"))?;
         let mut outcomes = HashMap::new();
-        for (name, answer) in asked.iter().zip(answers) {
+        for (name, response) in requested.iter().zip(responses) {
             cache.remove(name);
-            outcomes.insert(*name, answer.map(drop).map_err(|(_, code)| code));
+            outcomes.insert(*name, response.map(drop).map_err(|(_, code)| code));
         }
-        let mut answered = Vec::with_capacity(names.len());
+        let mut results = Vec::with_capacity(names.len());
         for name in names {
             // The second entry of a repeated name finds no topic.
             let result = match outcomes.insert(name.as_str(), Err(Code::UnknownTopicOrPartition)) {
@@ -224,11 +224,11 @@ impl AdminOperations<'_> {
                 Some(Err(Code::UnknownTopicOrPartition)) | None => {
                     Err(error::unknown_topic(name, "delete_topics"))
                 }
-                Some(Err(code)) => Err(error::by_code(code, "delete_topics").with_context("topic", name)),
+                Some(Err(code)) => Err(error::from_code(code, "delete_topics").with_context("topic", name)),
             };
-            answered.push(TopicOutcome { topic: name.clone(), result });
+            results.push(TopicOutcome::new(name.clone(), result));
         }
-        Ok(answered)
+        Ok(results)
     }
 
     async fn wait_until_deleted(&self, topic: &TopicName) -> Result<()> {
@@ -245,7 +245,7 @@ impl AdminOperations<'_> {
     pub(super) async fn topics(&self, query_client: &Arc<QueryClient>) -> Result<Vec<TopicInfo>> {
         let metadata = self.metadata_of(query_client).await?;
         let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
-        for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
+        for topic in metadata.topics().iter().filter(|topic| !INTERNAL_TOPICS.contains(&topic.name())) {
             let Ok(name) = TopicName::new(topic.name()) else { continue };
             if topic.error().map(Code::from) == Some(Code::TopicAuthorizationFailed) {
                 continue;
@@ -261,20 +261,20 @@ impl AdminOperations<'_> {
         let mut settings = match settings {
             // The broker that must respond is unreachable. The offsets of the other brokers are still returned.
             Err(error) if error.retry().is_retryable() => {
-                tracing::warn!(error = %error.report(), "the settings of the topics are not known");
+                tracing::warn!(error = %error.report(), "cannot describe the settings of the topics");
                 names.into_iter().map(|name| (name, None)).collect()
             }
             settings => settings?,
         };
         for (partition, watermarks) in watermarks? {
-            let here = described.get_mut(&partition.topic).into_iter().flatten();
-            let here = here.filter(|info| info.id == partition.partition);
+            let matching = described.get_mut(&partition.topic).into_iter().flatten();
+            let matching = matching.filter(|info| info.id == partition.partition);
             match watermarks {
                 Watermarks::Known { low, high } => {
-                    here.for_each(|info| (info.low, info.high) = (low, high));
+                    matching.for_each(|info| (info.low, info.high) = (low, high));
                 }
-                Watermarks::Unknown => here.for_each(|info| info.leader = None),
-                Watermarks::Gone => drop(described.remove(&partition.topic)),
+                Watermarks::Unknown => matching.for_each(|info| info.leader = None),
+                Watermarks::Missing => drop(described.remove(&partition.topic)),
             }
         }
         // A topic that was deleted in the meantime has no settings.
@@ -303,8 +303,9 @@ impl AdminOperations<'_> {
                 led.entry(leader).or_default().push(TopicPartition::new(name.clone(), partition.id));
             }
         }
-        let asked = led.into_values().map(|partitions| self.watermarks_of_leader(query_client, partitions));
-        Ok(try_join_all(asked).await?.concat())
+        let requested =
+            led.into_values().map(|partitions| self.watermarks_of_leader(query_client, partitions));
+        Ok(try_join_all(requested).await?.concat())
     }
 
     /// Returns the watermarks of partitions with the same leader. The watermarks are `Unknown` if the leader does
@@ -312,59 +313,59 @@ impl AdminOperations<'_> {
     async fn watermarks_of_leader(
         &self,
         query_client: &Arc<QueryClient>,
-        mut open: Vec<TopicPartition>,
+        mut pending: Vec<TopicPartition>,
     ) -> Result<Vec<(TopicPartition, Watermarks)>> {
-        let mut found = Vec::with_capacity(open.len());
-        let deadline = Instant::now() + self.limit.min(LEADER_LIMIT);
+        let mut found = Vec::with_capacity(pending.len());
+        let deadline = Instant::now() + self.limit.min(LEADER_TIMEOUT);
         loop {
-            let (client, asked) = (query_client.clone(), open.clone());
-            let left = move || deadline.saturating_duration_since(Instant::now());
+            let (client, requested) = (query_client.clone(), pending.clone());
+            let remaining = move || deadline.saturating_duration_since(Instant::now());
             let watermarks = blocking("topics", move || {
-                let low = offsets::find_each(&*client, &asked, OffsetSpec::Earliest, left());
+                let low = offsets::find_each(&*client, &requested, OffsetSpec::Earliest, remaining());
                 Ok(low.and_then(|low| {
-                    Ok((low, offsets::find_each(&*client, &asked, OffsetSpec::Latest, left())?))
+                    Ok((low, offsets::find_each(&*client, &requested, OffsetSpec::Latest, remaining())?))
                 }))
             });
-            let refused = match watermarks.await?.map_err(|e| self.failed(e, "topics")) {
+            let failure = match watermarks.await?.map_err(|e| self.request_error(e, "topics")) {
                 Ok((low, mut high)) => {
-                    let mut refused = None;
-                    open.clear();
+                    let mut failure = None;
+                    pending.clear();
                     for (partition, low) in low {
                         let high = high.remove(&partition).unwrap_or(Ok(0));
                         match low.and_then(|low| Ok((low, high?))) {
                             Ok((low, high)) => found.push((partition, Watermarks::Known { low, high })),
-                            Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {
-                                found.push((partition, Watermarks::Gone));
+                            Err(error) if error::is_missing(&error) || error::is_unauthorized(&error) => {
+                                found.push((partition, Watermarks::Missing));
                             }
                             Err(error) => {
-                                let error = self.failed(error, "topics");
-                                refused = Some(error.with_context("partition", &partition));
-                                open.push(partition);
+                                let error = self.request_error(error, "topics");
+                                failure = Some(error.with_context("partition", &partition));
+                                pending.push(partition);
                             }
                         }
                     }
-                    refused
+                    failure
                 }
                 // The error of one partition may be reported for all partitions.
                 Err(error) => Some(error),
             };
-            let Some(error) = refused else { return Ok(found) };
+            let Some(error) = failure else { return Ok(found) };
             if !error.retry().is_retryable() {
                 return Err(error);
             }
-            if left().is_zero() {
-                tracing::warn!(error = %error.report(), partitions = open.len(), "a leader does not answer");
-                found.extend(open.into_iter().map(|partition| (partition, Watermarks::Unknown)));
+            if remaining().is_zero() {
+                tracing::warn!(error = %error.report(), partitions = pending.len(), "no response from a partition leader");
+                found.extend(pending.into_iter().map(|partition| (partition, Watermarks::Unknown)));
                 return Ok(found);
             }
             // The next metadata may contain a new leader, and it no longer contains a deleted topic.
             tokio::time::sleep(POLL_INTERVAL).await;
-            let Ok(there) = self.metadata("topics").await else { continue };
-            let (kept, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
-                there.topics().iter().any(|topic| topic.name() == partition.topic.as_str())
+            let Ok(metadata) = self.metadata("topics").await else { continue };
+            let (existing, missing): (Vec<_>, Vec<_>) = pending.into_iter().partition(|partition| {
+                metadata.topics().iter().any(|topic| topic.name() == partition.topic.as_str())
             });
-            found.extend(gone.into_iter().map(|partition| (partition, Watermarks::Gone)));
-            open = kept;
+            found.extend(missing.into_iter().map(|partition| (partition, Watermarks::Missing)));
+            pending = existing;
         }
     }
 }
@@ -379,19 +380,19 @@ enum Watermarks {
     /// No response of the leader.
     Unknown,
     /// A partition that was deleted in the meantime, or that the principal is no longer allowed to describe.
-    Gone,
+    Missing,
 }
 
 /// The number of successive responses that contain a new topic. Each request goes to any broker, and not every broker
 /// knows a new topic immediately.
 #[derive(Default)]
-struct SuccessiveAnswers(usize);
+struct ConsecutiveResponses(usize);
 
-impl SuccessiveAnswers {
+impl ConsecutiveResponses {
     /// Adds a response. Returns whether all brokers count as knowing the topic.
-    fn are_enough(&mut self, is_known: bool, brokers: usize) -> bool {
+    fn is_sufficient(&mut self, is_known: bool, brokers: usize) -> bool {
         self.0 = if is_known { self.0 + 1 } else { 0 };
-        self.0 >= if brokers > 1 { ANSWERS_PER_BROKER * brokers.min(10) } else { 1 }
+        self.0 >= if brokers > 1 { RESPONSES_PER_BROKER * brokers.min(10) } else { 1 }
     }
 }
 
@@ -422,9 +423,9 @@ fn settings_of(spec: &TopicSpec) -> BTreeMap<String, String> {
 }
 
 fn new_topic<'a>(spec: &'a TopicSpec, settings: &'a BTreeMap<String, String>) -> NewTopic<'a> {
-    let copies = spec.replication.map_or(-1, i32::from);
+    let replicas = spec.replication.map_or(-1, i32::from);
     let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
-    let new = NewTopic::new(spec.name.as_str(), partitions, TopicReplication::Fixed(copies));
+    let new = NewTopic::new(spec.name.as_str(), partitions, TopicReplication::Fixed(replicas));
     settings.iter().fold(new, |new, (name, value)| new.set(name, value))
 }
 
@@ -436,7 +437,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_leader_that_does_not_answer_hides_the_ends_of_its_partitions_alone() {
+    async fn an_unresponsive_leader_hides_only_its_own_partitions() {
         let cluster = MockCluster::new(3).unwrap();
         cluster.create_topic("t", 3, 1).unwrap();
         for (partition, leader) in [(0, 1), (1, 2), (2, 3)] {
@@ -454,9 +455,9 @@ mod tests {
             info
         });
         let topics = BTreeMap::from([(TopicName::new("t").unwrap(), led.to_vec())]);
-        let began = Instant::now();
+        let started = Instant::now();
         let mut found = admin.watermarks(&Arc::new(query_client), &topics).await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
         found.sort_by_key(|(partition, _)| partition.partition);
         let found: Vec<_> = found.into_iter().map(|(_, watermarks)| watermarks).collect();
         let empty = Watermarks::Known { low: 0, high: 0 };
@@ -464,10 +465,10 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_is_known_after_successive_answers_of_all_brokers() {
+    fn a_new_topic_is_known_after_consecutive_responses_of_all_brokers() {
         for (brokers, unknown_at, wanted) in [(1, 0, 1), (1, 1, 2), (3, 0, 15), (3, 4, 19), (20, 1, 51)] {
-            let mut answers = SuccessiveAnswers::default();
-            let first = (1..99).find(|answer| answers.are_enough(*answer != unknown_at, brokers));
+            let mut responses = ConsecutiveResponses::default();
+            let first = (1..99).find(|response| responses.is_sufficient(*response != unknown_at, brokers));
             assert_eq!(first, Some(wanted), "{brokers} brokers");
         }
     }

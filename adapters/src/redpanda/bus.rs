@@ -71,7 +71,7 @@ struct Clients {
     query_client: Option<Arc<QueryClient>>,
     /// The client that requests last stable offsets.
     stable_client: Option<Arc<QueryClient>>,
-    of_groups: Arc<groups::GroupClients>,
+    groups: Arc<groups::GroupClients>,
 }
 
 /// The phase of a bus.
@@ -94,7 +94,7 @@ impl RedpandaBus {
         config.validate()?;
         client_config::check(&config)?;
         client_config::check_panics(&config, cfg!(panic = "abort"))?;
-        let password_warning = Arc::new(client_config::warn(&config));
+        let password_warning = Arc::new(client_config::password_warning(&config));
         let config = Arc::new(config);
         Ok(Self {
             publisher: Publisher::new(config.clone()),
@@ -126,9 +126,9 @@ impl RedpandaBus {
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        let link = self.admin_context().with_auth_errors_of(auth_errors);
-        let admin = client_config::admin(&self.config).create_with_context(link);
-        let admin: AdminClient<KafkaContext> = admin.map_err(|e| error::of(e, operation))?;
+        let context = self.admin_context().with_auth_errors_of(auth_errors);
+        let admin = client_config::admin(&self.config).create_with_context(context);
+        let admin: AdminClient<KafkaContext> = admin.map_err(|e| error::from_kafka(e, operation))?;
         Ok(clients.admin.insert(Arc::new(admin)).clone())
     }
 
@@ -138,33 +138,34 @@ impl RedpandaBus {
 
     fn query_client(&self, operation: &'static str) -> Result<Arc<QueryClient>> {
         let config = || client_config::query_client(&self.config, None);
-        self.kept_client(|clients| &mut clients.query_client, config, operation)
+        self.cached_client(|clients| &mut clients.query_client, config, operation)
     }
 
     fn stable_client(&self, operation: &'static str) -> Result<Arc<QueryClient>> {
         let config = || client_config::stable_client(&self.config);
-        self.kept_client(|clients| &mut clients.stable_client, config, operation)
+        self.cached_client(|clients| &mut clients.stable_client, config, operation)
     }
 
-    fn kept_client(
+    fn cached_client(
         &self,
-        kept: impl FnOnce(&mut Clients) -> &mut Option<Arc<QueryClient>>,
+        cached: impl FnOnce(&mut Clients) -> &mut Option<Arc<QueryClient>>,
         config: impl FnOnce() -> ClientConfig,
         operation: &'static str,
     ) -> Result<Arc<QueryClient>> {
         let mut clients = self.clients();
-        let kept = kept(&mut clients);
-        if let Some(client) = kept {
+        let cached = cached(&mut clients);
+        if let Some(client) = cached {
             return Ok(client.clone());
         }
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        let client: QueryClient =
-            config().create_with_context(self.admin_context()).map_err(|e| error::of(e, operation))?;
+        let client: QueryClient = config()
+            .create_with_context(self.admin_context())
+            .map_err(|e| error::from_kafka(e, operation))?;
         let client = Arc::new(client);
         connect::serve(&client).map_err(|e| error::internal(operation, e))?;
-        Ok(kept.insert(client).clone())
+        Ok(cached.insert(client).clone())
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {
@@ -184,7 +185,7 @@ impl RedpandaBus {
     }
 
     /// Begins a call. Consumes a unit of tokio's cooperative budget. Fails if the bus is closing or closed.
-    async fn enter(&self, operation: &'static str) -> Result<()> {
+    async fn check_open(&self, operation: &'static str) -> Result<()> {
         tokio::task::coop::consume_budget().await;
         if self.phase() == Phase::Open { Ok(()) } else { Err(error::closed(operation)) }
     }
@@ -225,19 +226,19 @@ impl RedpandaBus {
         let (admin, context) = (self.admin_client(operation)?, KafkaContext::new("consumer", group));
         let (consumer, joined) = consumer::start(settings, admin, client_config, context, start)?;
         let mut subscription = RedpandaSubscription::new(consumer.clone());
-        self.keep(consumer, operation)?;
-        let refused = match timeout(JOIN_TIMEOUT, joined).await {
+        self.register(consumer, operation)?;
+        let failure = match timeout(JOIN_TIMEOUT, joined).await {
             Ok(Ok(Ok(()))) => return Ok(Box::new(subscription)),
-            Ok(Ok(Err(refused))) => refused.with_operation(operation),
+            Ok(Ok(Err(failure))) => failure.with_operation(operation),
             Ok(Err(_)) => error::closed(operation),
-            Err(_) => error::late(operation, "the group assigned nothing in time"),
+            Err(_) => error::timed_out(operation, "no assignment within 300 s"),
         };
         subscription.close().await?;
-        Err(refused)
+        Err(failure)
     }
 
     /// Stores a consumer, so that `close` of the bus also closes the consumer. Fails if the bus is closed.
-    fn keep(&self, consumer: ConsumerHandle, operation: &'static str) -> Result<()> {
+    fn register(&self, consumer: ConsumerHandle, operation: &'static str) -> Result<()> {
         let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
@@ -247,7 +248,7 @@ impl RedpandaBus {
         Ok(())
     }
 
-    async fn drained(&self) {
+    async fn wait_until_drained(&self) {
         loop {
             let published = self.published.notified();
             tokio::pin!(published);
@@ -257,7 +258,7 @@ impl RedpandaBus {
             }
             published.await;
         }
-        self.publisher.drained().await;
+        self.publisher.wait_until_drained().await;
     }
 }
 
@@ -300,7 +301,7 @@ impl MessageBus for RedpandaBus {
     }
 
     async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
-        self.enter("subscribe").await?;
+        self.check_open("subscribe").await?;
         let admin = self.admin_client("subscribe")?;
         for topic in &request.topics {
             self.partitions(&admin, topic, "subscribe").await?;
@@ -318,7 +319,7 @@ impl MessageBus for RedpandaBus {
     }
 
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
-        self.enter("read").await?;
+        self.check_open("read").await?;
         let admin = self.admin_client("read")?;
         let mut topics: Vec<TopicName> = Vec::new();
         for (partition, _) in &request.from {
@@ -340,13 +341,13 @@ impl MessageBus for RedpandaBus {
     }
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
-        self.enter("create_topics").await?;
+        self.check_open("create_topics").await?;
         let admin = self.admin_client("create_topics")?;
         AdminOperations { admin: &admin, limit: self.request_timeout() }.create(specs).await
     }
 
     async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
-        self.enter("delete_topics").await?;
+        self.check_open("delete_topics").await?;
         let admin = self.admin_client("delete_topics")?;
         AdminOperations { admin: &admin, limit: self.request_timeout() }
             .delete(names, self.publisher.topics())
@@ -354,25 +355,25 @@ impl MessageBus for RedpandaBus {
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>> {
-        self.enter("topics").await?;
+        self.check_open("topics").await?;
         let (admin, query_client) = (self.admin_client("topics")?, self.query_client("topics")?);
         AdminOperations { admin: &admin, limit: self.request_timeout() }.topics(&query_client).await
     }
 
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
-        self.enter("groups").await?;
+        self.check_open("groups").await?;
         let query_client = self.query_client("groups")?;
         let (stable_client, config) = (self.stable_client("groups")?, self.config.clone());
-        let (query, request_timeout, kept) =
-            (query.clone(), self.request_timeout(), self.clients().of_groups.clone());
+        let (query, request_timeout, cached) =
+            (query.clone(), self.request_timeout(), self.clients().groups.clone());
         let describe = move || {
-            groups::describe(&config, [&query_client, &stable_client], &kept, &query, request_timeout)
+            groups::describe(&config, [&query_client, &stable_client], &cached, &query, request_timeout)
         };
         blocking("groups", describe).await
     }
 
     async fn ping(&self) -> Result<BusPingReport> {
-        self.enter("ping").await?;
+        self.check_open("ping").await?;
         let admin = self.admin_client("ping")?;
         AdminOperations { admin: &admin, limit: self.request_timeout() }.ping().await
     }
@@ -383,7 +384,7 @@ impl MessageBus for RedpandaBus {
         // A second call of `close` finds another phase and does not change it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
         let drain = client_config::limit(self.config.close_timeout);
-        let _ = timeout(drain, self.drained()).await;
+        let _ = timeout(drain, self.wait_until_drained()).await;
         let unknown = self.publisher.in_flight();
         self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
         self.publisher.close();
@@ -392,7 +393,7 @@ impl MessageBus for RedpandaBus {
         let deadline = Instant::now() + LEAVE_TIMEOUT;
         for consumer in consumers {
             if !consumer.closed(deadline.saturating_duration_since(Instant::now())).await {
-                tracing::warn!("the bus is closed, and a consumer still leaves its group");
+                tracing::warn!("bus closed, but a consumer has not left its group within 10 s");
             }
         }
         let clients = std::mem::take(&mut *self.clients());
@@ -426,9 +427,9 @@ impl Drop for PublishGuard<'_> {
 
 impl Drop for RedpandaBus {
     fn drop(&mut self) {
-        let lost = self.publisher.in_flight();
-        if lost > 0 {
-            tracing::warn!(lost, "a bus was dropped without close while messages had no answer");
+        let unacknowledged = self.publisher.in_flight();
+        if unacknowledged > 0 {
+            tracing::warn!(unacknowledged, "bus dropped without close: messages were not acknowledged");
         }
         self.publisher.close();
         self.consumers
@@ -438,9 +439,9 @@ impl Drop for RedpandaBus {
             .for_each(ConsumerHandle::close);
         let clients = std::mem::take(self.clients.get_mut().unwrap_or_else(PoisonError::into_inner));
         // Dropping a client joins its threads, which must not block the caller that drops the bus.
-        let ending = std::thread::Builder::new().name("qi-redpanda-end".to_owned());
-        if ending.spawn(move || drop(clients)).is_err() {
-            tracing::warn!("no thread could be had to end the clients of a bus");
+        let thread = std::thread::Builder::new().name("qi-redpanda-end".to_owned());
+        if thread.spawn(move || drop(clients)).is_err() {
+            tracing::warn!("cannot spawn the thread that drops the clients of a bus");
         }
     }
 }

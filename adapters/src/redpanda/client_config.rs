@@ -13,12 +13,13 @@ use super::error::{self, BACKEND};
 use crate::plaintext::{PasswordWarning, host_of};
 
 /// The maximum of librdkafka's integers, which are i32.
-const MOST: u64 = i32::MAX as u64;
+const MAX_INT: u64 = i32::MAX as u64;
 
 /// Returns the properties of every client.
 fn common(config: &RedpandaConfig) -> ClientConfig {
-    let mut set = ClientConfig::new();
-    set.set_log_level(RDKafkaLogLevel::Info)
+    let mut client_config = ClientConfig::new();
+    client_config
+        .set_log_level(RDKafkaLogLevel::Info)
         .set("bootstrap.servers", config.brokers.as_deref().unwrap_or_default())
         .set("client.id", &config.client_id)
         .set("client.software.name", "qi")
@@ -37,11 +38,11 @@ fn common(config: &RedpandaConfig) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000")
         .set("topic.metadata.propagation.max.ms", "5000");
-    security(config, &mut set);
-    set
+    security(config, &mut client_config);
+    client_config
 }
 
-fn security(config: &RedpandaConfig, set: &mut ClientConfig) {
+fn security(config: &RedpandaConfig, client_config: &mut ClientConfig) {
     let (tls, sasl) = (&config.tls, &config.sasl);
     let protocol = match (tls.enabled, sasl.mechanism.is_some()) {
         (false, false) => "plaintext",
@@ -49,7 +50,7 @@ fn security(config: &RedpandaConfig, set: &mut ClientConfig) {
         (false, true) => "sasl_plaintext",
         (true, true) => "sasl_ssl",
     };
-    set.set("security.protocol", protocol);
+    client_config.set("security.protocol", protocol);
     for (property, value) in [
         ("ssl.ca.location", &tls.root_cert),
         ("ssl.certificate.location", &tls.client_cert),
@@ -57,63 +58,64 @@ fn security(config: &RedpandaConfig, set: &mut ClientConfig) {
         ("sasl.username", &sasl.username),
     ] {
         if let Some(value) = value {
-            set.set(property, value);
+            client_config.set(property, value);
         }
     }
     if let Some(mechanism) = sasl.mechanism {
-        set.set("sasl.mechanisms", mechanism.as_str());
+        client_config.set("sasl.mechanisms", mechanism.as_str());
     }
     for (property, secret) in
         [("ssl.key.password", &tls.client_key_password), ("sasl.password", &sasl.password)]
     {
         if let Some(secret) = secret {
-            set.set(property, secret.expose_secret());
+            client_config.set(property, secret.expose_secret());
         }
     }
 }
 
 /// Adds the user's properties last. The validation has already rejected properties that the user must not change.
-fn finish(config: &RedpandaConfig, mut set: ClientConfig) -> ClientConfig {
+fn finish(config: &RedpandaConfig, mut client_config: ClientConfig) -> ClientConfig {
     for (property, value) in &config.properties {
-        set.set(property, value.as_str());
+        client_config.set(property, value.as_str());
     }
-    set
+    client_config
 }
 
 /// Returns the properties of a producer with this maximum batch size.
 pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientConfig {
-    let mut set = common(config);
+    let mut client_config = common(config);
     let (linger_ms, compression) = match config.profile {
         Profile::Balanced => ("2", MessageCompression::Lz4),
         Profile::LowLatency => ("0", MessageCompression::None),
         Profile::HighThroughput => ("20", MessageCompression::Lz4),
     };
-    set.set("enable.idempotence", "true")
+    client_config
+        .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("linger.ms", linger_ms)
         .set("compression.type", config.compression.unwrap_or(compression).as_str())
         .set("batch.size", batch_bytes.to_string())
         .set("batch.num.messages", "1000000")
-        .set("message.max.bytes", (config.max_message_bytes + OVERHEAD).to_string())
+        .set("message.max.bytes", (config.max_message_bytes + MESSAGE_OVERHEAD_BYTES).to_string())
         .set("message.timeout.ms", millis(config.delivery_timeout).to_string())
         // The adapter waits for space, whereas librdkafka would reject the message.
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
         .set("partitioner", "murmur2_random")
         .set("sticky.partitioning.linger.ms", "10");
-    finish(config, set)
+    finish(config, client_config)
 }
 
 /// The space for the protocol's overhead of a message, in bytes.
-pub(super) const OVERHEAD: usize = 512;
+pub(super) const MESSAGE_OVERHEAD_BYTES: usize = 512;
 
 /// The maximum size of a response, and of a zstd batch after decompression. librdkafka triples its buffer until the batch
 /// fits, so it reads every batch up to a third of this size.
-const RECEIVED: u64 = 512 << 20;
+const MAX_RECEIVE_BYTES: u64 = 512 << 20;
 
 /// Returns the properties of members and readers.
 fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
-    let mut set = common(config);
+    let mut client_config = common(config);
     let (wait_ms, min_bytes) = match config.profile {
         Profile::Balanced => ("100", "1"),
         Profile::LowLatency => ("10", "1"),
@@ -124,7 +126,8 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
     // message of any size.
     let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
     let fetched = (queued / 2).clamp(1_024, 100_000_000);
-    set.set("enable.auto.commit", "false")
+    client_config
+        .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         // This event triggers the search for offsets without a message at the end of a partition.
         .set("enable.partition.eof", "true")
@@ -132,7 +135,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("isolation.level", "read_committed")
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
-        .set("receive.message.max.bytes", RECEIVED.to_string())
+        .set("receive.message.max.bytes", MAX_RECEIVE_BYTES.to_string())
         .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
         .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
         .set("queued.min.messages", "1000000")
@@ -142,17 +145,18 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("fetch.error.backoff.ms", "100")
         // The refresh detects deleted topics and topics with additional partitions.
         .set("topic.metadata.refresh.interval.ms", "30000");
-    set
+    client_config
 }
 
 /// Returns the properties of a group member.
 pub(super) fn member(config: &RedpandaConfig, request: &SubscribeRequest) -> ClientConfig {
-    let mut set = consumer(config, request.max_buffered_bytes);
+    let mut client_config = consumer(config, request.max_buffered_bytes);
     let session = millis(request.session_timeout).clamp(1, 3_600_000);
     // At most a third of the session timeout, as the protocol's documentation recommends. A single lost heartbeat then
     // does not remove the member.
     let heartbeat = (session / 3).clamp(1, 500);
-    set.set("group.id", request.group.as_str())
+    client_config
+        .set("group.id", request.group.as_str())
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", session.to_string())
         .set("heartbeat.interval.ms", heartbeat.to_string())
@@ -161,51 +165,51 @@ pub(super) fn member(config: &RedpandaConfig, request: &SubscribeRequest) -> Cli
             millis(request.max_poll_interval).clamp(session, 86_400_000).to_string(),
         );
     if let Some(member) = &request.group_instance_id {
-        set.set("group.instance.id", member.as_str());
+        client_config.set("group.instance.id", member.as_str());
     }
-    finish(config, set)
+    finish(config, client_config)
 }
 
 /// Returns the properties of a reader without a group. librdkafka still requires the name of a group.
 /// The reader never commits.
 pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
-    let mut set = consumer(config, max_buffered_bytes);
-    set.set("group.id", format!("qi-reader-{:016x}", fastrand::u64(..)));
-    finish(config, set)
+    let mut client_config = consumer(config, max_buffered_bytes);
+    client_config.set("group.id", format!("qi-reader-{:016x}", fastrand::u64(..)));
+    finish(config, client_config)
 }
 
 /// Returns the properties of the client that queries ends, groups and commits. It never joins a group.
 pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
-    let mut set = quiet(config);
-    set.set("enable.auto.commit", "false");
+    let mut client_config = request_client(config);
+    client_config.set("enable.auto.commit", "false");
     if let Some(group) = group {
-        set.set("group.id", group);
+        client_config.set("group.id", group);
     }
-    let mut set = finish(config, set);
+    let mut client_config = finish(config, client_config);
     // The user's properties do not change this. The end of a partition is the end of its log, not the first open
     // transaction of any producer. An offset in an open transaction also does not delay the response.
-    set.set("isolation.level", "read_uncommitted");
-    set
+    client_config.set("isolation.level", "read_uncommitted");
+    client_config
 }
 
 /// Returns the properties of the client that requests last stable offsets.
 pub(super) fn stable_client(config: &RedpandaConfig) -> ClientConfig {
-    let mut set = query_client(config, None);
-    set.set("isolation.level", "read_committed");
-    set
+    let mut client_config = query_client(config, None);
+    client_config.set("isolation.level", "read_committed");
+    client_config
 }
 
 /// Returns the properties of the client for administration.
 pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
-    finish(config, quiet(config))
+    finish(config, request_client(config))
 }
 
 /// Returns the properties of a client for requests. Its events are not served between requests,
 /// so statistics are disabled.
-fn quiet(config: &RedpandaConfig) -> ClientConfig {
-    let mut set = common(config);
-    set.set("statistics.interval.ms", "0");
-    set
+fn request_client(config: &RedpandaConfig) -> ClientConfig {
+    let mut client_config = common(config);
+    client_config.set("statistics.interval.ms", "0");
+    client_config
 }
 
 /// Rejects unknown properties and invalid values without connecting.
@@ -219,7 +223,7 @@ pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
     }
     let probe = finish(config, common(config));
     probe.create_native_config().map(drop).map_err(|e| {
-        let error = error::of(e, "open");
+        let error = error::from_kafka(e, "open");
         match error.context_value("property") {
             Some(property) if config.properties.contains_key(property) => {
                 let key = format!("{}.properties.{property}", config.section);
@@ -232,7 +236,7 @@ pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
 
 /// Returns the warning about a password that is sent to brokers without encryption. Checks the configured brokers now.
 /// The hosts that brokers advertise are checked when they are known.
-pub(super) fn warn(config: &RedpandaConfig) -> PasswordWarning {
+pub(super) fn password_warning(config: &RedpandaConfig) -> PasswordWarning {
     let exposed = config.sasl.password.is_some() && !config.tls.enabled;
     let warning = PasswordWarning::new(BACKEND, exposed);
     warning.check(config.brokers.as_deref().unwrap_or_default().split(',').map(host_of));
@@ -246,7 +250,7 @@ pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
     }
     Err(Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
         .with_message(
-            "the program is built with panic = \"abort\": a message whose header name is not UTF-8 text would end the \
+            "the program is built with panic = \"abort\": a message with a header name that is not UTF-8 would abort the \
              process; build with panic = \"unwind\", or set allow_panic_abort if all producers are trusted",
         )
         .with_backend(BACKEND)
@@ -255,18 +259,18 @@ pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
 
 fn needs_tls(config: &RedpandaConfig, key: &str) -> Error {
     Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
-        .with_message("this needs OpenSSL, which the feature `redpanda-tls` of qi-adapters builds in")
+        .with_message("needs OpenSSL; enable the feature `redpanda-tls` of qi-adapters")
         .with_backend(BACKEND)
         .with_context("key", format_args!("{}.{key}", config.section))
 }
 
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(MOST).min(MOST)
+    u64::try_from(duration.as_millis()).unwrap_or(MAX_INT).min(MAX_INT)
 }
 
 /// Returns a time limit within the range of librdkafka.
 pub(super) fn limit(duration: Duration) -> Duration {
-    duration.min(Duration::from_millis(MOST))
+    duration.min(Duration::from_millis(MAX_INT))
 }
 
 #[cfg(test)]
@@ -274,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_those_of_the_log_whatever_the_properties_say() {
+    fn query_clients_ignore_the_configured_isolation_level() {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
         config.properties.insert("isolation.level".to_owned(), "read_committed".into());
         for group in [None, Some("g")] {
@@ -283,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_aborts_on_a_panic_needs_trusted_producers() {
+    fn panic_abort_is_rejected_without_allow_panic_abort() {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
         assert!(check_panics(&config, false).is_ok());
         let refused = check_panics(&config, true).unwrap_err();

@@ -239,58 +239,58 @@ impl From<Scalar> for PropertyValue {
 }
 
 /// The properties that a key of the section or the adapter controls, each with the reason.
-const DECIDED: &[(&str, &str)] = &[
-    ("bootstrap.servers", "the key `brokers` sets it"),
-    ("metadata.broker.list", "the key `brokers` sets it"),
-    ("client.id", "the key `client_id` sets it"),
-    ("compression.codec", "the key `compression` sets it"),
-    ("compression.type", "the key `compression` sets it"),
-    ("message.max.bytes", "the key `max_message_bytes` sets it"),
-    ("message.timeout.ms", "the key `delivery_timeout` sets it"),
-    ("delivery.timeout.ms", "the key `delivery_timeout` sets it"),
-    ("queue.buffering.max.kbytes", "the key `buffer_bytes` sets it"),
-    ("queue.buffering.max.messages", "the key `buffer_bytes` sets it"),
-    ("statistics.interval.ms", "the key `statistics_interval` sets it"),
-    ("security.protocol", "`tls` and `sasl` set it"),
-    ("sasl.mechanism", "`sasl.mechanism` sets it"),
-    ("sasl.mechanisms", "`sasl.mechanism` sets it"),
-    ("sasl.username", "`sasl.username` sets it"),
-    ("sasl.password", "`sasl.password` sets it"),
-    ("ssl.ca.location", "`tls.root_cert` sets it"),
-    ("ssl.certificate.location", "`tls.client_cert` sets it"),
-    ("ssl.key.location", "`tls.client_key` sets it"),
-    ("ssl.key.password", "`tls.client_key_password` sets it"),
-    ("group.id", "each subscription sets it"),
-    ("group.instance.id", "each subscription sets it"),
-    ("group.protocol", "the adapter needs the classic one"),
-    ("session.timeout.ms", "each subscription sets it"),
-    ("max.poll.interval.ms", "each subscription sets it"),
-    ("auto.offset.reset", "each subscription sets it"),
-    ("enable.auto.commit", "commits are explicit"),
-    ("auto.commit.enable", "commits are explicit"),
-    ("auto.commit.interval.ms", "commits are explicit"),
-    ("enable.auto.offset.store", "commits are explicit"),
-    ("enable.partition.eof", "the adapter needs it"),
-    ("enable.idempotence", "publishing is idempotent"),
-    ("acks", "publishing is idempotent, which needs all"),
-    ("request.required.acks", "publishing is idempotent, which needs all"),
-    ("transactional.id", "there are no transactions on the port"),
-    ("partitioner", "keys map as in Java"),
-    ("allow.auto.create.topics", "nothing is created by accident"),
-    ("delivery.report.only.error", "a publish answers for every message"),
-    ("produce.offset.report", "a publish answers with offsets"),
-    ("partition.assignment.strategy", "the adapter needs cooperative-sticky"),
-    ("queue.buffering.max.ms", "it is another name of `linger.ms`"),
-    ("fetch.message.max.bytes", "it is another name of `max.partition.fetch.bytes`"),
-    ("ssl.engine.location", "no library is loaded by configuration"),
-    ("ssl.providers", "no library is loaded by configuration"),
-    ("test.mock.num.brokers", "it would replace the brokers by a mock"),
-    ("log.queue", "the driver sets it"),
-    ("plugin.library.paths", "no library is loaded by configuration"),
+const RESERVED_PROPERTIES: &[(&str, &str)] = &[
+    ("bootstrap.servers", "is set by the key `brokers`"),
+    ("metadata.broker.list", "is set by the key `brokers`"),
+    ("client.id", "is set by the key `client_id`"),
+    ("compression.codec", "is set by the key `compression`"),
+    ("compression.type", "is set by the key `compression`"),
+    ("message.max.bytes", "is set by the key `max_message_bytes`"),
+    ("message.timeout.ms", "is set by the key `delivery_timeout`"),
+    ("delivery.timeout.ms", "is set by the key `delivery_timeout`"),
+    ("queue.buffering.max.kbytes", "is set by the key `buffer_bytes`"),
+    ("queue.buffering.max.messages", "is set by the key `buffer_bytes`"),
+    ("statistics.interval.ms", "is set by the key `statistics_interval`"),
+    ("security.protocol", "is set by `tls` and `sasl`"),
+    ("sasl.mechanism", "is set by `sasl.mechanism`"),
+    ("sasl.mechanisms", "is set by `sasl.mechanism`"),
+    ("sasl.username", "is set by `sasl.username`"),
+    ("sasl.password", "is set by `sasl.password`"),
+    ("ssl.ca.location", "is set by `tls.root_cert`"),
+    ("ssl.certificate.location", "is set by `tls.client_cert`"),
+    ("ssl.key.location", "is set by `tls.client_key`"),
+    ("ssl.key.password", "is set by `tls.client_key_password`"),
+    ("group.id", "is set by each subscription"),
+    ("group.instance.id", "is set by each subscription"),
+    ("group.protocol", "must be `classic`, which the adapter requires"),
+    ("session.timeout.ms", "is set by each subscription"),
+    ("max.poll.interval.ms", "is set by each subscription"),
+    ("auto.offset.reset", "is set by each subscription"),
+    ("enable.auto.commit", "must not be set, because commits are explicit"),
+    ("auto.commit.enable", "must not be set, because commits are explicit"),
+    ("auto.commit.interval.ms", "must not be set, because commits are explicit"),
+    ("enable.auto.offset.store", "must not be set, because commits are explicit"),
+    ("enable.partition.eof", "is set by the adapter"),
+    ("enable.idempotence", "is always enabled by the adapter"),
+    ("acks", "is always `all`, because publishing is idempotent"),
+    ("request.required.acks", "is always `all`, because publishing is idempotent"),
+    ("transactional.id", "is not supported, because the bus has no transactions"),
+    ("partitioner", "is always `murmur2_random`, as in the Java client"),
+    ("allow.auto.create.topics", "is always disabled by the adapter"),
+    ("delivery.report.only.error", "is not supported, because publish reports every message"),
+    ("produce.offset.report", "is not supported, because publish reports offsets"),
+    ("partition.assignment.strategy", "is always `cooperative-sticky`"),
+    ("queue.buffering.max.ms", "is an alias of `linger.ms`, which must be used instead"),
+    ("fetch.message.max.bytes", "is an alias of `max.partition.fetch.bytes`, which must be used instead"),
+    ("ssl.engine.location", "is not supported, because the configuration must not load libraries"),
+    ("ssl.providers", "is not supported, because the configuration must not load libraries"),
+    ("test.mock.num.brokers", "is not supported, because a mock would replace the brokers"),
+    ("log.queue", "is set by the client library"),
+    ("plugin.library.paths", "is not supported, because the configuration must not load libraries"),
 ];
 
 /// The properties that control the verification of the brokers' certificates, each with the values that enable it.
-const VERIFYING: &[(&str, &[&str])] = &[
+const VERIFICATION_PROPERTIES: &[(&str, &[&str])] = &[
     ("enable.ssl.certificate.verification", &["true", "t", "1"]),
     ("ssl.endpoint.identification.algorithm", &["https"]),
 ];
@@ -338,40 +338,37 @@ impl RedpandaConfig {
             return Err(rules.refuse(
                 "tls",
                 "one of two",
-                "`client_cert` and `client_key` are given together",
+                "`client_cert` and `client_key` must be set together",
             ));
         }
         let files = tls.root_cert.is_some() || tls.client_cert.is_some();
         if files && !tls.enabled {
-            return Err(rules.refuse("tls.enabled", false, "files are named, and nothing is encrypted"));
+            return Err(rules.refuse("tls.enabled", false, "must be true if a certificate file is set"));
         }
         let sasl = &self.sasl;
-        let given = [sasl.mechanism.is_some(), sasl.username.is_some(), sasl.password.is_some()];
-        if given.contains(&true) && given.contains(&false) {
-            let rule = "`mechanism`, `username` and `password` are given together";
+        let is_set = [sasl.mechanism.is_some(), sasl.username.is_some(), sasl.password.is_some()];
+        if is_set.contains(&true) && is_set.contains(&false) {
+            let rule = "`mechanism`, `username` and `password` must be set together";
             return Err(rules.refuse("sasl", "some of three", rule));
         }
         for (key, value) in &self.properties {
             // librdkafka also accepts this prefix before a property of topics.
             let name = key.strip_prefix("topic.").unwrap_or(key);
-            if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| *decided == key || *decided == name)
+            if let Some((_, reason)) =
+                RESERVED_PROPERTIES.iter().find(|(reserved, _)| *reserved == key || *reserved == name)
             {
                 return Err(rules.refuse("properties", key, reason));
             }
-            if let Some((_, safe)) = VERIFYING.iter().find(|(verifying, _)| verifying == key)
+            if let Some((_, safe)) = VERIFICATION_PROPERTIES.iter().find(|(property, _)| property == key)
                 && !safe.iter().any(|safe| safe.eq_ignore_ascii_case(value.as_str()))
             {
-                let rule = "certificates and host names of brokers are always verified; `tls.root_cert` names \
-                            the authority of the brokers";
+                let rule = "must not disable the verification of certificates and host names; `tls.root_cert` sets the \
+                            certificate authority of the brokers";
                 return Err(rules.refuse("properties", key, rule));
             }
             let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";
             if name != key && !own {
-                return Err(rules.refuse(
-                    "properties",
-                    key,
-                    "a property of topics is written without `topic.`",
-                ));
+                return Err(rules.refuse("properties", key, "must be written without the prefix `topic.`"));
             }
         }
         Ok(())
@@ -382,18 +379,14 @@ impl RedpandaConfig {
 /// part of the host.
 fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
     let Some(brokers) = brokers else {
-        return Err(rules.refuse(
-            "brokers",
-            "none",
-            "the brokers must be given, as `host:port` with commas between",
-        ));
+        return Err(rules.refuse("brokers", "none", "is required: a comma-separated list of `host:port`"));
     };
     for broker in brokers.split(',').map(str::trim) {
         let (host, port) = broker.rsplit_once(':').unwrap_or((broker, ""));
-        let names_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
-        let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
-        if !names_host || !bracketed || !port.parse::<u16>().is_ok_and(|port| port > 0) {
-            return Err(rules.refuse("brokers", broker, "must be `host:port` with commas between"));
+        let has_valid_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
+        let has_valid_brackets = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+        if !has_valid_host || !has_valid_brackets || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+            return Err(rules.refuse("brokers", broker, "must be a comma-separated list of `host:port`"));
         }
     }
     Ok(())

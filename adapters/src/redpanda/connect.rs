@@ -44,7 +44,7 @@ pub(super) struct KafkaContext {
     connected: AtomicBool,
     /// The authentication error, as long as the brokers reject this client.
     auth_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
-    reported: Mutex<Reported>,
+    reported: Mutex<ReportedStatistics>,
     auth_errors: Option<AuthErrors>,
     password_warning: Option<Arc<PasswordWarning>>,
 }
@@ -60,7 +60,7 @@ impl fmt::Debug for AuthErrors {
 
 /// The values of this client that are included in the metrics.
 #[derive(Debug, Default)]
-struct Reported {
+struct ReportedStatistics {
     sent: u64,
     received: u64,
     retries: u64,
@@ -107,14 +107,14 @@ impl KafkaContext {
         }
         let auth_error = self.auth_error.lock().unwrap_or_else(PoisonError::into_inner);
         match &*auth_error {
-            Some((code, reason)) => error::by_code(*code, "connect")
+            Some((code, reason)) => error::from_code(*code, "connect")
                 .with_message(reason)
                 .with_operation(error.operation().to_owned()),
             None => error,
         }
     }
 
-    fn measure(&self, now: &Statistics) {
+    fn record_metrics(&self, now: &Statistics) {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
         let (mut retries, mut errors) = (0, 0);
@@ -123,7 +123,7 @@ impl KafkaContext {
             errors += broker.txerrs;
             if let Some(trip) = broker.rtt.as_ref().filter(|trip| trip.cnt > 0) {
                 histogram!("qi_redpanda_round_trip_seconds", &labels)
-                    .record(float(trip.avg.unsigned_abs()) / 1e6);
+                    .record(as_f64(trip.avg.unsigned_abs()) / 1e6);
             }
         }
         let add = |name: &'static str, before: &mut u64, now: u64| {
@@ -136,18 +136,18 @@ impl KafkaContext {
         add("qi_redpanda_request_errors_total", &mut reported.errors, errors);
         let fetched = now.topics.values().flat_map(|topic| topic.partitions.values());
         let fetched: u64 = fetched.map(|partition| partition.fetchq_cnt.unsigned_abs()).sum();
-        self.queued(&mut reported, now.msg_cnt + fetched, now.msg_size);
-        self.lag(&mut reported, now);
+        self.record_queue(&mut reported, now.msg_cnt + fetched, now.msg_size);
+        self.record_lag(&mut reported, now);
     }
 
-    fn queued(&self, reported: &mut Reported, messages: u64, bytes: u64) {
+    fn record_queue(&self, reported: &mut ReportedStatistics, messages: u64, bytes: u64) {
         let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
-        gauge!("qi_redpanda_queued_messages", &labels).increment(float(messages) - float(reported.queued));
-        gauge!("qi_redpanda_queued_bytes", &labels).increment(float(bytes) - float(reported.queued_bytes));
+        gauge!("qi_redpanda_queued_messages", &labels).increment(as_f64(messages) - as_f64(reported.queued));
+        gauge!("qi_redpanda_queued_bytes", &labels).increment(as_f64(bytes) - as_f64(reported.queued_bytes));
         (reported.queued, reported.queued_bytes) = (messages, bytes);
     }
 
-    fn lag(&self, reported: &mut Reported, now: &Statistics) {
+    fn record_lag(&self, reported: &mut ReportedStatistics, now: &Statistics) {
         if self.group.is_empty() {
             return;
         }
@@ -172,20 +172,20 @@ impl KafkaContext {
             ("topic", topic.to_owned()),
             ("partition", partition.to_string()),
         ];
-        gauge!("qi_redpanda_consumer_lag", &labels).set(float(lag));
+        gauge!("qi_redpanda_consumer_lag", &labels).set(as_f64(lag));
     }
 }
 
 impl Drop for KafkaContext {
     fn drop(&mut self) {
         let mut reported = std::mem::take(self.reported.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.queued(&mut reported, 0, 0);
-        self.lag(&mut reported, &Statistics::default());
+        self.record_queue(&mut reported, 0, 0);
+        self.record_lag(&mut reported, &Statistics::default());
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a metric")]
-fn float(count: u64) -> f64 {
+fn as_f64(count: u64) -> f64 {
     count as f64
 }
 
@@ -217,7 +217,7 @@ impl ClientContext for KafkaContext {
         if up {
             *self.auth_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        self.measure(&statistics);
+        self.record_metrics(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -255,7 +255,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(failed) => Err(error::internal(operation, failed)),
+        Err(error) => Err(error::internal(operation, error)),
     }
 }
 
@@ -279,15 +279,15 @@ fn take_events(client: &QueryClient) {
 /// Serves the pending events, and returns the codes of error events.
 pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
     // A poll without a result may have served an event, such as a log line.
-    const NOTHING: usize = 100;
-    let (mut nothing, mut codes) = (0, Vec::new());
-    while nothing < NOTHING {
+    const MAX_EMPTY_POLLS: usize = 100;
+    let (mut empty, mut codes) = (0, Vec::new());
+    while empty < MAX_EMPTY_POLLS {
         match client.poll(Duration::ZERO) {
             Some(event) => {
-                nothing = 0;
+                empty = 0;
                 codes.extend(event.err().as_ref().and_then(error::code_of));
             }
-            None => nothing += 1,
+            None => empty += 1,
         }
     }
     codes
@@ -296,14 +296,14 @@ pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
 /// Serves the events of a query client until the client is dropped. Unserved events would accumulate while
 /// the brokers are unreachable.
 pub(super) fn serve(client: &Arc<QueryClient>) -> std::io::Result<()> {
-    const PAUSE: Duration = Duration::from_secs(1);
+    const POLL_INTERVAL: Duration = Duration::from_secs(1);
     let client = Arc::downgrade(client);
     let thread = std::thread::Builder::new().name("qi-redpanda-ask".to_owned());
     let serving = move || {
         while let Some(client) = client.upgrade() {
             take_events(&client);
             drop(client);
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     };
     thread.spawn(serving).map(drop)

@@ -81,7 +81,7 @@ pub(super) const CODES: &[(Code, ErrorKind, &str)] = &[
     (Code::OperationTimedOut, ErrorKind::Timeout, "bus.redpanda.timeout"),
     (Code::TimedOutQueue, ErrorKind::Timeout, "bus.redpanda.timeout"),
     (Code::RequestTimedOut, ErrorKind::Timeout, "bus.redpanda.timeout"),
-    (Code::QueueFull, ErrorKind::Overloaded, FULL),
+    (Code::QueueFull, ErrorKind::Overloaded, BUFFER_FULL),
     (Code::ThrottlingQuotaExceeded, ErrorKind::Overloaded, "bus.redpanda.quota"),
     (Code::GroupMaxSizeReached, ErrorKind::Overloaded, "bus.redpanda.group.size"),
     (Code::IllegalGeneration, ErrorKind::Conflict, "bus.redpanda.rebalance"),
@@ -98,10 +98,10 @@ pub(super) const CODES: &[(Code, ErrorKind, &str)] = &[
     (Code::Fatal, ErrorKind::Internal, "bus.redpanda.fatal"),
 ];
 
-const FULL: &str = "bus.redpanda.full";
+const BUFFER_FULL: &str = "bus.redpanda.full";
 const FENCED: &str = "bus.redpanda.fenced";
 
-/// Returns the code of an error. Administration results contain the code in another place than other results.
+/// Returns the code of an error. Administration results contain the code in a separate variant.
 pub(super) fn code_of(error: &KafkaError) -> Option<Code> {
     match error {
         KafkaError::AdminOp(code) => Some(*code),
@@ -109,7 +109,7 @@ pub(super) fn code_of(error: &KafkaError) -> Option<Code> {
     }
 }
 
-pub(super) fn by_code(code: Code, operation: &'static str) -> Error {
+pub(super) fn from_code(code: Code, operation: &'static str) -> Error {
     let (kind, name) = CODES
         .iter()
         .find(|(known, ..)| *known == code)
@@ -122,9 +122,9 @@ pub(super) fn by_code(code: Code, operation: &'static str) -> Error {
     }
 }
 
-pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
+pub(super) fn from_kafka(error: KafkaError, operation: &'static str) -> Error {
     if let Some(code) = code_of(&error) {
-        return by_code(code, operation);
+        return from_code(code, operation);
     }
     let (kind, name) = match &error {
         KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_) => {
@@ -135,16 +135,16 @@ pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
     };
     match error {
         // The value of a property may be a secret.
-        KafkaError::ClientConfig(_, words, key, value) => {
-            let words = if value.is_empty() { words } else { words.replace(&value, "***") };
-            self::error(kind, name, operation).with_message(words).with_context("property", key)
+        KafkaError::ClientConfig(_, message, key, value) => {
+            let message = if value.is_empty() { message } else { message.replace(&value, "***") };
+            self::error(kind, name, operation).with_message(message).with_context("property", key)
         }
         other => self::error(kind, name, operation).with_source(other),
     }
 }
 
 /// Returns whether a topic or partition does not exist.
-pub(super) fn is_gone(error: &KafkaError) -> bool {
+pub(super) fn is_missing(error: &KafkaError) -> bool {
     matches!(
         code_of(error),
         Some(
@@ -173,13 +173,13 @@ pub(super) fn is_leaderless(error: &KafkaError) -> bool {
 }
 
 /// Returns whether the principal is not allowed to describe a topic.
-pub(super) fn is_hidden(error: &KafkaError) -> bool {
+pub(super) fn is_unauthorized(error: &KafkaError) -> bool {
     code_of(error) == Some(Code::TopicAuthorizationFailed)
 }
 
 /// Returns the error of a failed request. A timeout becomes `Unavailable`, because no broker responded.
-pub(super) fn asked(e: KafkaError, operation: &'static str) -> Error {
-    let error = of(e, operation);
+pub(super) fn from_request(e: KafkaError, operation: &'static str) -> Error {
+    let error = from_kafka(e, operation);
     if error.kind() == ErrorKind::Timeout { unavailable(operation).with_source(error) } else { error }
 }
 
@@ -207,11 +207,11 @@ pub(super) fn delivery(code: Code) -> DeliveryError {
     let error = match code {
         Code::PurgeQueue | Code::PurgeInflight => {
             error(ErrorKind::Unavailable, "bus.redpanda.purged", "publish")
-                .with_message("the producer was given up before the brokers answered")
+                .with_message("producer closed before the brokers acknowledged the message")
         }
-        code => by_code(code, "publish"),
+        code => from_code(code, "publish"),
     };
-    DeliveryError { state, error }
+    DeliveryError::new(state, error)
 }
 
 fn error(kind: ErrorKind, code: &'static str, operation: &'static str) -> Error {
@@ -240,12 +240,12 @@ pub(super) fn unavailable(operation: &'static str) -> Error {
         .with_message("no broker is connected")
 }
 
-pub(super) fn late(operation: &'static str, what: &'static str) -> Error {
-    error(ErrorKind::Timeout, "bus.redpanda.timeout", operation).with_message(what)
+pub(super) fn timed_out(operation: &'static str, message: &'static str) -> Error {
+    error(ErrorKind::Timeout, "bus.redpanda.timeout", operation).with_message(message)
 }
 
-pub(super) fn internal(operation: &'static str, what: impl Display) -> Error {
-    error(ErrorKind::Internal, "bus.redpanda.internal", operation).with_message(what)
+pub(super) fn internal(operation: &'static str, message: impl Display) -> Error {
+    error(ErrorKind::Internal, "bus.redpanda.internal", operation).with_message(message)
 }
 
 pub(super) fn unknown_topic(topic: &TopicName, operation: &'static str) -> Error {
@@ -255,45 +255,51 @@ pub(super) fn unknown_topic(topic: &TopicName, operation: &'static str) -> Error
 }
 
 pub(super) fn unknown_partition(topic: &TopicName, partition: u32, operation: &'static str) -> Error {
-    invalid("bus.redpanda.partition", operation, "partition", partition, "the topic has no such partition")
-        .with_context("topic", topic)
+    invalid(
+        "bus.redpanda.partition",
+        operation,
+        "partition",
+        partition,
+        "the topic does not have this partition",
+    )
+    .with_context("topic", topic)
 }
 
-pub(super) fn partitions_differ(topic: &TopicName, wanted: u32, found: usize) -> Error {
+pub(super) fn partition_count_differs(topic: &TopicName, expected: u32, found: usize) -> Error {
     error(ErrorKind::Conflict, "bus.redpanda.topic.partitions", "create_topics")
         .with_retry(RetryAdvice::Never)
-        .with_message(format_args!("the topic exists with {found} partitions, not {wanted}"))
+        .with_message(format_args!("topic has {found} partitions, expected {expected}"))
         .with_context("topic", topic)
-        .with_context("wanted", wanted)
+        .with_context("wanted", expected)
         .with_context("found", found)
 }
 
 pub(super) fn too_large(size: usize, limit: usize) -> Error {
-    let rule = "the message is larger than its topic or this client allows";
+    let rule = "message exceeds the size limit";
     invalid(DeliveryError::TOO_LARGE, "publish", "size", size, rule).with_context("limit", limit)
 }
 
-pub(super) fn full(bytes: usize) -> Error {
-    error(ErrorKind::Overloaded, FULL, "publish")
-        .with_message("the send buffer had no room for the whole delivery timeout")
+pub(super) fn buffer_full(bytes: usize) -> Error {
+    error(ErrorKind::Overloaded, BUFFER_FULL, "publish")
+        .with_message("send buffer full for the entire delivery timeout")
         .with_context("buffer_bytes", bytes)
 }
 
 /// Returns the error of a producer that is replaced after a fatal error. The next producer can
 /// send the unsent messages.
-pub(super) fn rebuilding() -> Error {
+pub(super) fn producer_replaced() -> Error {
     error(ErrorKind::Unavailable, "bus.redpanda.rebuilding", "publish")
-        .with_message("the producer met a fatal error and is replaced")
+        .with_message("producer is being replaced after a fatal error")
 }
 
-pub(super) fn dropped() -> Error {
+pub(super) fn publish_cancelled() -> Error {
     error(ErrorKind::Unavailable, "bus.redpanda.dropped", "publish")
-        .with_message("the call was dropped before this message was handed over")
+        .with_message("publish was cancelled before this message was sent")
 }
 
-pub(super) fn no_start(partition: &TopicPartition, operation: &'static str) -> Error {
+pub(super) fn no_valid_offset(partition: &TopicPartition, operation: &'static str) -> Error {
     error(ErrorKind::NotFound, "bus.redpanda.position", operation)
-        .with_message("the group has no valid position in this partition, and was told to fail then")
+        .with_message("the group has no valid offset in this partition, and `offset_reset` is `Error`")
         .with_context("partition", partition)
 }
 
@@ -302,16 +308,16 @@ pub(super) fn not_owned(partition: &TopicPartition, operation: &'static str) -> 
 }
 
 pub(super) fn beyond_position(partition: &TopicPartition, upto: u64, position: u64) -> Error {
-    invalid("bus.redpanda.commit.position", "commit", "offset", upto, "lies above the position of recv")
+    invalid("bus.redpanda.commit.position", "commit", "offset", upto, "must not exceed the position of recv")
         .with_context("partition", partition)
         .with_context("position", position)
 }
 
-pub(super) fn no_messages() -> Error {
+pub(super) fn zero_max() -> Error {
     invalid("bus.redpanda.recv.max", "recv", "max", 0, "must be at least 1")
 }
 
-pub(super) fn no_group() -> Error {
+pub(super) fn commit_without_group() -> Error {
     error(ErrorKind::Unsupported, "bus.redpanda.commit.group", "commit")
-        .with_message("a reader without a group has nothing to commit to")
+        .with_message("a reader without a group cannot commit")
 }

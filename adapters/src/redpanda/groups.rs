@@ -29,23 +29,25 @@ struct ListedGroup {
 pub(super) struct GroupClients(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
 
 impl GroupClients {
-    /// The maximum number of kept clients.
+    /// The maximum number of cached clients.
     const MAX_CLIENTS: usize = 4;
 
     /// Removes and returns the client of this group.
     fn take(&self, group: &GroupId) -> Option<Arc<QueryClient>> {
-        let mut kept = self.lock();
-        let at = kept.iter().position(|(of, _)| of == group)?;
-        Some(kept.remove(at).1)
+        let mut cached = self.lock();
+        let at = cached.iter().position(|(of, _)| of == group)?;
+        Some(cached.remove(at).1)
     }
 
-    fn keep(&self, group: &GroupId, client: Arc<QueryClient>) {
-        let mut kept = self.lock();
-        let replaced =
-            kept.iter().position(|(of, _)| of == group).or((kept.len() >= Self::MAX_CLIENTS).then_some(0));
-        let replaced = replaced.map(|at| kept.remove(at));
-        kept.push((group.clone(), client));
-        drop(kept);
+    fn put(&self, group: &GroupId, client: Arc<QueryClient>) {
+        let mut cached = self.lock();
+        let replaced = cached
+            .iter()
+            .position(|(of, _)| of == group)
+            .or((cached.len() >= Self::MAX_CLIENTS).then_some(0));
+        let replaced = replaced.map(|at| cached.remove(at));
+        cached.push((group.clone(), client));
+        drop(cached);
         // Dropping a client joins its threads.
         drop(replaced);
     }
@@ -59,41 +61,41 @@ impl GroupClients {
 pub(super) fn describe(
     config: &RedpandaConfig,
     [query_client, stable_client]: [&QueryClient; 2],
-    kept: &GroupClients,
+    cached: &GroupClients,
     query: &GroupQuery,
     limit: Duration,
 ) -> Result<Vec<GroupInfo>> {
-    let failed = |e| connect::explain(query_client, error::asked(e, "groups"));
-    let asked = partitions(query_client, &query.topics, limit)?;
-    let wanted: BTreeSet<GroupId> = match &query.groups {
-        Selection::All => names(query_client, limit).map_err(failed)?,
-        Selection::Only(these) => these.iter().cloned().collect(),
+    let failed = |e| connect::explain(query_client, error::from_request(e, "groups"));
+    let requested = partitions(query_client, &query.topics, limit)?;
+    let group_ids: BTreeSet<GroupId> = match &query.groups {
+        Selection::All => group_names(query_client, limit).map_err(failed)?,
+        Selection::Only(ids) => ids.iter().cloned().collect(),
     };
-    let wanted: Vec<_> = wanted.into_iter().collect();
-    let kept = (wanted.len() <= GroupClients::MAX_CLIENTS).then_some(kept);
+    let group_ids: Vec<_> = group_ids.into_iter().collect();
+    let cached = (group_ids.len() <= GroupClients::MAX_CLIENTS).then_some(cached);
     let request = DescribeRequest {
         config,
         query_client,
         stable_client,
-        kept,
+        cached,
         topics: &query.topics,
-        asked: &asked,
+        requested: &requested,
         limit,
     };
     // Each group needs a separate client, which mostly waits for brokers. The groups are therefore described
     // concurrently.
-    let share = wanted.len().div_ceil(MAX_CONCURRENT).max(1);
+    let groups_per_thread = group_ids.len().div_ceil(MAX_CONCURRENT).max(1);
     let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
-        let shares: Vec<_> = wanted
-            .chunks(share)
+        let threads: Vec<_> = group_ids
+            .chunks(groups_per_thread)
             .map(|groups| {
                 scope.spawn(move || {
                     groups.iter().filter_map(|group| request.describe(group).transpose()).collect()
                 })
             })
             .collect();
-        let ended = shares.into_iter().map(std::thread::ScopedJoinHandle::join);
-        ended
+        let joined = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        joined
             .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a request panicked"))))
             .collect()
     });
@@ -115,23 +117,23 @@ struct DescribeRequest<'a> {
     config: &'a RedpandaConfig,
     query_client: &'a QueryClient,
     stable_client: &'a QueryClient,
-    kept: Option<&'a GroupClients>,
+    cached: Option<&'a GroupClients>,
     topics: &'a Selection<TopicName>,
-    asked: &'a [TopicPartition],
+    requested: &'a [TopicPartition],
     limit: Duration,
 }
 
 impl DescribeRequest<'_> {
     /// Describes one group. Returns None if the group does not exist.
     fn describe(self, group: &GroupId) -> Result<Option<GroupInfo>> {
-        let failed = |e| connect::explain(self.query_client, error::asked(e, "groups"));
+        let failed = |e| connect::explain(self.query_client, error::from_request(e, "groups"));
         for round in 1.. {
             // The coordinator of the group is queried first. In the list of groups, the response of another broker can
             // hide a broker that does not respond.
             let Some(commits) = self.commits(group)? else {
                 return Ok(Some(GroupInfo::new(group.clone(), GroupState::Hidden, Vec::new(), Vec::new())));
             };
-            let listed = list(self.query_client, group, self.limit).map_err(failed)?;
+            let listed = list_group(self.query_client, group, self.limit).map_err(failed)?;
             // The brokers list a group as dead if they cannot describe it in this protocol.
             if let Some(listed) = listed.filter(|listed| !matches!(listed.state.as_str(), "Dead" | "")) {
                 let state = match listed.state.as_str() {
@@ -144,7 +146,9 @@ impl DescribeRequest<'_> {
                 }
                 return self.info(group, state, listed.members, &commits).map(Some);
             }
-            if commits.is_empty() && !names(self.query_client, self.limit).map_err(failed)?.contains(group) {
+            if commits.is_empty()
+                && !group_names(self.query_client, self.limit).map_err(failed)?.contains(group)
+            {
                 return Ok(None);
             }
             // The group may have been deleted, or created again, between two requests.
@@ -163,40 +167,40 @@ impl DescribeRequest<'_> {
         members: Vec<GroupMember>,
         commits: &BTreeMap<TopicPartition, u64>,
     ) -> Result<GroupInfo> {
-        let failed = |e| connect::explain(self.query_client, error::asked(e, "groups"));
+        let failed = |e| connect::explain(self.query_client, error::from_request(e, "groups"));
         let owned = members.iter().flat_map(|member| &member.partitions);
         let owned = owned.filter(|partition| self.topics.contains(&partition.topic));
-        let places: BTreeSet<_> = owned.chain(commits.keys()).cloned().collect();
-        let mut partitions = Vec::with_capacity(places.len());
-        let ends = offsets::find_each(self.query_client, &places, OffsetSpec::Latest, self.limit);
-        for (place, end) in ends.map_err(failed)? {
-            let committed = commits.get(&place).copied();
+        let queried: BTreeSet<_> = owned.chain(commits.keys()).cloned().collect();
+        let mut partitions = Vec::with_capacity(queried.len());
+        let ends = offsets::find_each(self.query_client, &queried, OffsetSpec::Latest, self.limit);
+        for (partition, end) in ends.map_err(failed)? {
+            let committed = commits.get(&partition).copied();
             match end {
-                Ok(end) => partitions.push(GroupPartition::new(place, committed, end)),
+                Ok(end) => partitions.push(GroupPartition::new(partition, committed, end)),
                 // A partition without a leader does not fail the query.
                 Err(error) if error::is_leaderless(&error) => {
-                    partitions.push(GroupPartition::new(place, committed, None));
+                    partitions.push(GroupPartition::new(partition, committed, None));
                 }
                 // The topic was deleted after the first request, or the principal may not describe it.
-                Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {}
+                Err(error) if error::is_missing(&error) || error::is_unauthorized(&error) => {}
                 Err(error) => return Err(failed(error)),
             }
         }
-        self.add_last_stable(&mut partitions);
+        self.set_last_stable(&mut partitions);
         Ok(GroupInfo::new(group.clone(), state, members, partitions))
     }
 
     /// Adds the last stable offsets of partitions whose commit is not at the end. A commit at the end proves that no
     /// transaction is open.
-    fn add_last_stable(self, partitions: &mut [GroupPartition]) {
-        let behind = partitions.iter().filter(|found| found.committed != found.end);
-        let behind: Vec<_> = behind.map(|found| found.partition.clone()).collect();
-        if behind.is_empty() {
+    fn set_last_stable(self, partitions: &mut [GroupPartition]) {
+        let lagging = partitions.iter().filter(|found| found.committed != found.end);
+        let lagging: Vec<_> = lagging.map(|found| found.partition.clone()).collect();
+        if lagging.is_empty() {
             return;
         }
-        let stable = offsets::find_each(self.stable_client, &behind, OffsetSpec::Latest, self.limit);
+        let stable = offsets::find_each(self.stable_client, &lagging, OffsetSpec::Latest, self.limit);
         let stable = stable.unwrap_or_else(|error| {
-            tracing::debug!(%error, "the last stable offsets are not known");
+            tracing::debug!(%error, "cannot query the last stable offsets");
             BTreeMap::new()
         });
         for found in partitions.iter_mut().filter(|found| found.committed != found.end) {
@@ -206,34 +210,35 @@ impl DescribeRequest<'_> {
     }
 
     fn commits(self, group: &GroupId) -> Result<Commits> {
-        if let Some(kept) = self.kept.and_then(|kept| kept.take(group))
-            && let Ok(Some(commits)) = self.commits_by(&kept)
+        if let Some(cached) = self.cached.and_then(|cached| cached.take(group))
+            && let Ok(Some(commits)) = self.commits_with(&cached)
         {
-            if let Some(clients) = self.kept {
-                clients.keep(group, kept);
+            if let Some(clients) = self.cached {
+                clients.put(group, cached);
             }
             return Ok(Some(commits));
         }
         let client = client_config::query_client(self.config, Some(group.as_str()));
-        let client: QueryClient =
-            client.create_with_context(KafkaContext::new("admin", "")).map_err(|e| error::of(e, "groups"))?;
+        let client: QueryClient = client
+            .create_with_context(KafkaContext::new("admin", ""))
+            .map_err(|e| error::from_kafka(e, "groups"))?;
         let client = Arc::new(client);
-        let commits = self.commits_by(&client)?;
-        if let Some(kept) = self.kept.filter(|_| commits.is_some())
+        let commits = self.commits_with(&client)?;
+        if let Some(cached) = self.cached.filter(|_| commits.is_some())
             && connect::serve(&client).is_ok()
         {
-            kept.keep(group, client);
+            cached.put(group, client);
         }
         Ok(commits)
     }
 
     /// Queries the commits with the client of the group. Without permission to look up the coordinator, librdkafka
     /// waits until the limit and reports the reason only as an event. Therefore the first attempts are short.
-    fn commits_by(self, client: &QueryClient) -> Result<Commits> {
-        let mut shorter = [40, 10].into_iter();
+    fn commits_with(self, client: &QueryClient) -> Result<Commits> {
+        let mut divisors = [40, 10].into_iter();
         loop {
-            let part = shorter.next();
-            let error = match offsets::committed(client, self.asked, self.limit / part.unwrap_or(1)) {
+            let divisor = divisors.next();
+            let error = match offsets::committed(client, self.requested, self.limit / divisor.unwrap_or(1)) {
                 Ok(commits) => return Ok(Some(commits)),
                 Err(error) => error,
             };
@@ -244,8 +249,8 @@ impl DescribeRequest<'_> {
             match code {
                 // Groups of other kinds, such as share groups, have no commits.
                 Some(Code::GroupIdNotFound) => return Ok(Some(BTreeMap::new())),
-                Some(Code::OperationTimedOut) if part.is_some() => {}
-                _ => return Err(connect::explain(client, error::asked(error, "groups"))),
+                Some(Code::OperationTimedOut) if divisor.is_some() => {}
+                _ => return Err(connect::explain(client, error::from_request(error, "groups"))),
             }
         }
     }
@@ -260,18 +265,19 @@ fn partitions(
 ) -> Result<Vec<TopicPartition>> {
     let names: Vec<Option<&TopicName>> = match topics {
         Selection::All => vec![None],
-        Selection::Only(these) => these.iter().map(Some).collect(),
+        Selection::Only(ids) => ids.iter().map(Some).collect(),
     };
     let mut all = Vec::new();
     for name in names {
         let metadata = connect::fetch_metadata(query_client.client(), name.map(TopicName::as_str), limit);
-        let metadata = metadata.map_err(|e| connect::explain(query_client, error::asked(e, "groups")))?;
+        let metadata =
+            metadata.map_err(|e| connect::explain(query_client, error::from_request(e, "groups")))?;
         for topic in metadata.topics() {
             let Ok(found) = TopicName::new(topic.name()) else { continue };
             if let (Some(name), Some(Code::TopicAuthorizationFailed)) = (name, topic.error().map(Code::from))
             {
-                let refused = error::by_code(Code::TopicAuthorizationFailed, "groups");
-                return Err(refused.with_context("topic", name));
+                let unauthorized = error::from_code(Code::TopicAuthorizationFailed, "groups");
+                return Err(unauthorized.with_context("topic", name));
             }
             let numbers =
                 topic.partitions().iter().filter_map(|partition| u32::try_from(partition.id()).ok());
@@ -282,13 +288,17 @@ fn partitions(
 }
 
 /// Returns the names of all consumer groups.
-fn names(query_client: &QueryClient, limit: Duration) -> KafkaResult<BTreeSet<GroupId>> {
+fn group_names(query_client: &QueryClient, limit: Duration) -> KafkaResult<BTreeSet<GroupId>> {
     let list = query_client.fetch_group_list(None, limit)?;
     let consumers = list.groups().iter().filter(|group| matches!(group.protocol_type(), "consumer" | ""));
     Ok(consumers.filter_map(|group| GroupId::new(group.name()).ok()).collect())
 }
 
-fn list(query_client: &QueryClient, group: &GroupId, limit: Duration) -> KafkaResult<Option<ListedGroup>> {
+fn list_group(
+    query_client: &QueryClient,
+    group: &GroupId,
+    limit: Duration,
+) -> KafkaResult<Option<ListedGroup>> {
     let list = query_client.fetch_group_list(Some(group.as_str()), limit)?;
     let found = list.groups().iter().find(|found| found.name() == group.as_str());
     Ok(found.map(|found| ListedGroup {
@@ -349,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn assignments_are_read_and_garbage_is_not() {
+    fn assignments_decode_and_malformed_bytes_are_rejected() {
         let bytes = [
             &[0, 1, 0, 0, 0, 2][..],
             &[0, 1, b'b', 0, 0, 0, 1, 0, 0, 0, 7],
@@ -362,8 +372,8 @@ mod tests {
         assert_eq!(shown, ["a/1", "a/3", "b/7"]);
         assert_eq!(assignment(&[]), Some(vec![]));
         for cut in 1..bytes.len() - 4 {
-            assert_eq!(assignment(&bytes[..cut]), None, "cut to {cut} bytes");
+            assert_eq!(assignment(&bytes[..cut]), None, "truncated to {cut} bytes");
         }
-        assert_eq!(assignment(&[0, 1, 127, 255, 255, 255]), None, "a count that nothing follows");
+        assert_eq!(assignment(&[0, 1, 127, 255, 255, 255]), None, "a count without entries");
     }
 }

@@ -78,19 +78,20 @@ pub(super) async fn partition_count(
     let (admin, name) = (admin.clone(), topic.clone());
     super::connect::blocking(operation, move || {
         let metadata = fetch_metadata(admin.inner(), Some(name.as_str()), limit);
-        let metadata = metadata
-            .map_err(|e| named(admin.inner().context().explain(error::asked(e, operation)), &name))?;
+        let metadata = metadata.map_err(|e| {
+            with_topic(admin.inner().context().explain(error::from_request(e, operation)), &name)
+        })?;
         let found = metadata.topics().iter().find(|found| found.name() == name.as_str());
         let found = found.ok_or_else(|| error::unknown_topic(&name, operation))?;
         match found.error() {
             None => Ok(u32::try_from(found.partitions().len()).unwrap_or(u32::MAX)),
-            Some(code) => Err(named(error::by_code(code.into(), operation), &name)),
+            Some(code) => Err(with_topic(error::from_code(code.into(), operation), &name)),
         }
     })
     .await
 }
 
-fn named(error: Error, topic: &TopicName) -> Error {
+fn with_topic(error: Error, topic: &TopicName) -> Error {
     error.with_context("topic", topic)
 }
 
@@ -101,20 +102,20 @@ async fn max_message_bytes(
     operation: &'static str,
 ) -> Result<usize> {
     let options = AdminOptions::new().request_timeout(Some(limit));
-    let asked = admin.describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &options).await;
-    let answer = match asked {
-        Ok(mut answers) => answers.pop().unwrap_or(Err(Code::Unknown)),
+    let response = admin.describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &options).await;
+    let description = match response {
+        Ok(mut descriptions) => descriptions.pop().unwrap_or(Err(Code::Unknown)),
         Err(e) => Err(error::code_of(&e).unwrap_or(Code::Unknown)),
     };
-    let found = match answer {
+    let found = match description {
         Ok(found) => found.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok()),
         // A client with the right to write may lack the right to read settings, and not every broker supports settings.
         // If a broker rejects a message because the assumed limit is wrong, the client looks up the metadata again.
         Err(code) => {
-            let error = error::by_code(code, operation);
+            let error = error::from_code(code, operation);
             let assumed = [ErrorKind::Unauthorized, ErrorKind::Unsupported, ErrorKind::Timeout];
             if !assumed.contains(&error.kind()) {
-                return Err(named(admin.inner().context().explain(error), topic));
+                return Err(with_topic(admin.inner().context().explain(error), topic));
             }
             None
         }
@@ -125,9 +126,10 @@ async fn max_message_bytes(
 /// Returns the maximum size of a topic's batches, in bytes. It leaves space for the protocol below the topic's limit,
 /// because the brokers reject an entire batch. Most sizes are powers of two, so that few producers are needed.
 pub(super) fn batch_bytes(max_message_bytes: usize) -> usize {
-    const MOST: usize = 1_000_000;
-    let room = max_message_bytes.saturating_sub(client_config::OVERHEAD).clamp(1, MOST);
-    if room == MOST { MOST } else { 1 << room.ilog2() }
+    const MAX_BATCH_BYTES: usize = 1_000_000;
+    let available_bytes =
+        max_message_bytes.saturating_sub(client_config::MESSAGE_OVERHEAD_BYTES).clamp(1, MAX_BATCH_BYTES);
+    if available_bytes == MAX_BATCH_BYTES { MAX_BATCH_BYTES } else { 1 << available_bytes.ilog2() }
 }
 
 #[cfg(test)]
@@ -135,10 +137,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_stay_below_the_limit_of_their_topic() {
+    fn the_batch_size_stays_below_the_topic_limit() {
         for limit in [700, 1_000, 10_000, 65_536, 1_000_000, DEFAULT_MAX_MESSAGE_BYTES, 2 << 20] {
             let batch = batch_bytes(limit);
-            assert!(batch + client_config::OVERHEAD <= limit, "{batch} for {limit}");
+            assert!(batch + client_config::MESSAGE_OVERHEAD_BYTES <= limit, "{batch} for {limit}");
             assert!(batch >= limit / 8 || batch == 1_000_000, "{batch} for {limit}");
         }
     }

@@ -45,12 +45,12 @@ pub(super) fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
 }
 
 /// The answer of the brokers for each partition.
-type Answers<T> = BTreeMap<TopicPartition, KafkaResult<T>>;
+type PartitionResults<T> = BTreeMap<TopicPartition, KafkaResult<T>>;
 
-fn read(list: &TopicPartitionList) -> Answers<Offset> {
+fn offsets_of(list: &TopicPartitionList) -> PartitionResults<Offset> {
     let elements = list.elements();
-    let answers = elements.iter().map(|element| element.error().map(|()| element.offset()));
-    partitions(list).into_iter().zip(answers).collect()
+    let results = elements.iter().map(|element| element.error().map(|()| element.offset()));
+    partitions(list).into_iter().zip(results).collect()
 }
 
 /// Returns one offset of each partition, or its error. For a time without a message at that time or later, returns the
@@ -60,8 +60,8 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
     spec: OffsetSpec,
     limit: Duration,
-) -> KafkaResult<Answers<u64>> {
-    let asked = match spec {
+) -> KafkaResult<PartitionResults<u64>> {
+    let requested = match spec {
         OffsetSpec::Earliest => Offset::Beginning,
         OffsetSpec::Latest => Offset::End,
         // The timestamps of messages are truncated to milliseconds as well.
@@ -71,16 +71,20 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     if partitions.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let list = list(partitions.iter().map(|partition| (*partition, asked)))?;
-    let answers = match client.offsets_for_times(list, limit) {
-        Ok(list) => read(&list),
+    let list = list(partitions.iter().map(|partition| (*partition, requested)))?;
+    let results = match client.offsets_for_times(list, limit) {
+        Ok(list) => offsets_of(&list),
         // librdkafka also returns this error for partitions without leaders.
         Err(error) if error::code_of(&error) == Some(Code::UnknownPartition) => {
             return without_leaders(client, &partitions, limit);
         }
         // A single deleted, hidden or leaderless partition can fail the entire request. The recursion
         // finds it by bisection.
-        Err(error) if error::is_gone(&error) || error::is_hidden(&error) || error::is_leaderless(&error) => {
+        Err(error)
+            if error::is_missing(&error)
+                || error::is_unauthorized(&error)
+                || error::is_leaderless(&error) =>
+        {
             let (left, right) = partitions.split_at(partitions.len() / 2);
             if left.is_empty() {
                 return Ok(right
@@ -94,17 +98,17 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
         }
         Err(error) => return Err(error),
     };
-    let mut offsets = Answers::new();
-    let mut beyond = Vec::new();
-    for (partition, answer) in answers {
-        match answer {
+    let mut offsets = PartitionResults::new();
+    let mut after_last = Vec::new();
+    for (partition, result) in results {
+        match result {
             Ok(Offset::Offset(offset)) => drop(offsets.insert(partition, Ok(offset.cast_unsigned()))),
-            Ok(_) => beyond.push(partition),
+            Ok(_) => after_last.push(partition),
             Err(error) => drop(offsets.insert(partition, Err(error))),
         }
     }
-    if !beyond.is_empty() && matches!(spec, OffsetSpec::At(_)) {
-        offsets.extend(find_each(client, &beyond, OffsetSpec::Latest, limit)?);
+    if !after_last.is_empty() && matches!(spec, OffsetSpec::At(_)) {
+        offsets.extend(find_each(client, &after_last, OffsetSpec::Latest, limit)?);
     }
     Ok(offsets)
 }
@@ -115,22 +119,22 @@ fn without_leaders<C: ConsumerContext, T>(
     client: &BaseConsumer<C>,
     partitions: &[&TopicPartition],
     limit: Duration,
-) -> KafkaResult<Answers<T>> {
-    let mut answers = Answers::new();
+) -> KafkaResult<PartitionResults<T>> {
+    let mut results = PartitionResults::new();
     let topics: BTreeSet<_> = partitions.iter().map(|partition| &partition.topic).collect();
     for topic in topics {
         let metadata = client.fetch_metadata(Some(topic.as_str()), limit)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic.as_str());
         for partition in partitions.iter().filter(|partition| partition.topic == *topic) {
             let id = partition.partition.cast_signed();
-            let is_there = found.is_some_and(|found| found.partitions().iter().any(|part| part.id() == id));
-            let refused = found.and_then(rdkafka::metadata::MetadataTopic::error).map(Code::from);
+            let exists = found.is_some_and(|found| found.partitions().iter().any(|part| part.id() == id));
+            let topic_error = found.and_then(rdkafka::metadata::MetadataTopic::error).map(Code::from);
             let code =
-                if is_there { Code::LeaderNotAvailable } else { refused.unwrap_or(Code::UnknownPartition) };
-            answers.insert((*partition).clone(), Err(KafkaError::OffsetFetch(code)));
+                if exists { Code::LeaderNotAvailable } else { topic_error.unwrap_or(Code::UnknownPartition) };
+            results.insert((*partition).clone(), Err(KafkaError::OffsetFetch(code)));
         }
     }
-    Ok(answers)
+    Ok(results)
 }
 
 /// Returns one offset of each partition. The first error of a partition fails the call.
@@ -141,7 +145,7 @@ pub(super) fn find<'a, C: ConsumerContext>(
     limit: Duration,
 ) -> KafkaResult<BTreeMap<TopicPartition, u64>> {
     let found = find_each(client, partitions, spec, limit)?;
-    found.into_iter().map(|(partition, answer)| Ok((partition, answer?))).collect()
+    found.into_iter().map(|(partition, result)| Ok((partition, result?))).collect()
 }
 
 /// Returns the existing commits of the client's group. A deleted or hidden partition has no commit.
@@ -150,16 +154,16 @@ pub(super) fn committed<'a, C: ConsumerContext>(
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
     limit: Duration,
 ) -> KafkaResult<BTreeMap<TopicPartition, u64>> {
-    let asked = list(partitions.into_iter().map(|partition| (partition, Offset::Invalid)))?;
-    if asked.count() == 0 {
+    let requested = list(partitions.into_iter().map(|partition| (partition, Offset::Invalid)))?;
+    if requested.count() == 0 {
         return Ok(BTreeMap::new());
     }
     let mut commits = BTreeMap::new();
-    for (partition, answer) in read(&client.committed_offsets(asked, limit)?) {
-        match answer {
+    for (partition, result) in offsets_of(&client.committed_offsets(requested, limit)?) {
+        match result {
             Ok(Offset::Offset(offset)) => drop(commits.insert(partition, offset.cast_unsigned())),
             Ok(_) => {}
-            Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {}
+            Err(error) if error::is_missing(&error) || error::is_unauthorized(&error) => {}
             Err(error) => return Err(error),
         }
     }
@@ -185,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_without_a_leader_fails_no_other_and_is_not_gone() {
+    fn a_leaderless_partition_fails_no_other_partition() {
         let limit = Duration::from_secs(10);
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("t", 2, 1).unwrap();
@@ -193,12 +197,13 @@ mod tests {
         let client: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
         let at = |number| TopicPartition::new(TopicName::new("t").unwrap(), number);
-        let leaderless = |found: &Answers<u64>| error::is_leaderless(found[&at(1)].as_ref().unwrap_err());
+        let leaderless =
+            |found: &PartitionResults<u64>| error::is_leaderless(found[&at(1)].as_ref().unwrap_err());
         let found = find_each(&client, &[at(0), at(1)], OffsetSpec::Latest, limit).unwrap();
         assert_eq!(found[&at(0)], Ok(0));
         assert!(leaderless(&found), "{found:?}");
         let found = find_each(&client, &[at(1), at(7)], OffsetSpec::Latest, limit).unwrap();
         assert!(leaderless(&found), "{found:?}");
-        assert!(error::is_gone(found[&at(7)].as_ref().unwrap_err()), "{found:?}");
+        assert!(error::is_missing(found[&at(7)].as_ref().unwrap_err()), "{found:?}");
     }
 }

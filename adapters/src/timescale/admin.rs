@@ -11,13 +11,13 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use super::connect::PooledConnection;
 use super::error::{Cause, DUPLICATE_OBJECT, has_state};
 use super::policy;
-use super::read::Keys;
-use super::sql::Stored;
+use super::read::OwnerKeys;
+use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
 
 /// The maximum number of chunks in one deletion, and in one drop of chunks.
-const AT_ONCE: i64 = 50;
+const MAX_CHUNKS_PER_STATEMENT: i64 = 50;
 
 /// One chunk of a hypertable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,19 +39,25 @@ impl TimescaleStore {
     /// # Errors
     /// `SchemaMismatch` if the schema does not exist, and the errors of a read.
     pub async fn chunks(&self, dataset: Dataset) -> Result<Vec<ChunkInfo>> {
-        const CALL: Operation = Operation::Series;
-        let named = |error: qi_core::Error| error.with_operation("chunks");
-        let stored = self.stored(CALL, dataset).map_err(named)?;
-        self.run(CALL, async |lease| self.chunk_list(lease, stored).await).await.map_err(named)
+        const OPERATION: Operation = Operation::Series;
+        let with_name = |error: qi_core::Error| error.with_operation("chunks");
+        let registered = self.registered(OPERATION, dataset).map_err(with_name)?;
+        self.run(OPERATION, async |connection| self.chunk_list(connection, registered).await)
+            .await
+            .map_err(with_name)
     }
 
-    async fn chunk_list(&self, lease: &mut PgConnection, stored: &Stored) -> Result<Vec<ChunkInfo>, Cause> {
+    async fn chunk_list(
+        &self,
+        connection: &mut PgConnection,
+        registered: &RegisteredDataset,
+    ) -> Result<Vec<ChunkInfo>, Cause> {
         if !self.inner.cache.chunks.are_hypertables() {
             return Ok(Vec::new());
         }
-        let relation = self.inner.config.relation(stored.table.name());
+        let relation = self.inner.config.relation(registered.table.name());
         // An unknown table must be an error here, not an empty list.
-        sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut *lease).await?;
+        sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut *connection).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT quote_ident(c.chunk_schema) || '.' || quote_ident(c.chunk_name), \
              (extract(epoch FROM c.range_start) * 1000000)::bigint, \
@@ -60,12 +66,12 @@ impl TimescaleStore {
              LEFT JOIN {}.chunks_detailed_size($1::regclass) s \
              ON s.chunk_schema = c.chunk_schema AND s.chunk_name = c.chunk_name \
              WHERE c.hypertable_schema = $2 AND c.hypertable_name = $3 ORDER BY c.range_start",
-            policy::installed(lease).await?
+            policy::installed(connection).await?
         )))
         .bind(&relation)
         .bind(&self.inner.config.schema)
-        .bind(stored.table.name())
-        .fetch_all(&mut *lease)
+        .bind(registered.table.name())
+        .fetch_all(&mut *connection)
         .await?;
         let clamp = |micros: i64| {
             let micros = micros.clamp(Timestamp::MIN.as_micros(), Timestamp::MAX.as_micros());
@@ -93,25 +99,26 @@ impl TimescaleStore {
     /// # Errors
     /// `Unsupported` on an edition without columnstore, `Closed` after `close`, and the error of a busy chunk.
     pub async fn convert_to_columnstore(&self, dataset: Dataset) -> Result<usize> {
-        const CALL: Operation = Operation::PurgeBefore;
-        let named = |error: qi_core::Error| error.with_operation("convert_to_columnstore");
-        let stored = self.stored(CALL, dataset).map_err(named)?;
-        let outcome = self.inner.connections.until_closed(self.convert(stored)).await;
-        outcome.map_err(|cause| named(cause.at(CALL)))
+        const OPERATION: Operation = Operation::PurgeBefore;
+        let with_name = |error: qi_core::Error| error.with_operation("convert_to_columnstore");
+        let registered = self.registered(OPERATION, dataset).map_err(with_name)?;
+        let outcome = self.inner.connections.until_closed(self.convert(registered)).await;
+        outcome.map_err(|cause| with_name(cause.into_error(OPERATION)))
     }
 
-    async fn convert(&self, stored: &Stored) -> Result<usize, Cause> {
+    async fn convert(&self, registered: &RegisteredDataset) -> Result<usize, Cause> {
         // A separate connection, because the statement runs outside a transaction and its limit applies to the session.
-        let mut connection = self.inner.connections.direct().await?;
-        self.inner.connections.allow_heavy_session(&mut connection).await?;
+        let mut connection = self.inner.connections.connect_unpooled().await?;
+        self.inner.connections.set_session_bulk_timeout(&mut connection).await?;
         policy::community(&mut connection, "columnstore").await?;
         let extension = policy::installed(&mut connection).await?;
-        let enable = policy::enable_columnstore(&mut connection, &self.inner.config, &stored.table).await?;
+        let enable =
+            policy::enable_columnstore(&mut connection, &self.inner.config, &registered.table).await?;
         if let Some(sql) = enable {
             sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await?;
         }
         let (mut converted, mut busy) = (0, None);
-        for chunk in self.chunk_list(&mut connection, stored).await? {
+        for chunk in self.chunk_list(&mut connection, registered).await? {
             // A converted chunk with new rows is converted again. `CALL` then processes only the new rows.
             let name = chunk.name.replace('\'', "''");
             let sql = format!(
@@ -126,44 +133,45 @@ impl TimescaleStore {
             }
         }
         let _ = connection.close().await;
-        self.inner.cache.chunks.forget(stored);
+        self.inner.cache.chunks.invalidate(registered);
         busy.map_or(Ok(converted), |error| Err(error.into()))
     }
 
     pub(super) async fn delete(
         &self,
-        lease: &mut PooledConnection,
-        stored: &Stored,
+        connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         query: &DeleteQuery,
     ) -> Result<(), Cause> {
-        let keys = self.selected(lease, stored, &query.selection).await?;
-        let mut sql = stored.sql.delete.clone();
+        let keys = self.selected_keys(connection, registered, &query.selection).await?;
+        let mut sql = registered.sql.delete.clone();
         if keys.is_some() {
-            let _ = write!(sql, " AND \"{}\" = ANY($3)", stored.table.series()[0].name);
+            let _ = write!(sql, " AND \"{}\" = ANY($3)", registered.table.series()[0].name);
         }
         if let Some((column, interval)) = query.dataset.interval().zip(query.interval) {
             // The interval comes from a fixed list of texts.
             let _ = write!(sql, " AND \"{column}\" = '{interval}'");
         }
-        self.delete_parts(lease, stored, query.range, &sql, keys.as_ref()).await
+        self.delete_parts(connection, registered, query.range, &sql, keys.as_ref()).await
     }
 
     /// Runs a deletion over a range, a few chunks at a time. Each part is a separate transaction. Repeating a
     /// deletion is always safe.
     async fn delete_parts(
         &self,
-        lease: &mut PooledConnection,
-        stored: &Stored,
+        connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         range: TimeRange,
         sql: &str,
-        keys: Option<&Keys>,
+        keys: Option<&OwnerKeys>,
     ) -> Result<(), Cause> {
         let chunks = &self.inner.cache.chunks;
         let mut rest = range;
         loop {
-            let part = chunks.part(lease, stored, rest, Order::Ascending, AT_ONCE).await?;
-            let mut transaction = lease.begin().await?;
-            self.inner.connections.allow_heavy(&mut transaction).await?;
+            let part =
+                chunks.part(connection, registered, rest, Order::Ascending, MAX_CHUNKS_PER_STATEMENT).await?;
+            let mut transaction = connection.begin().await?;
+            self.inner.connections.set_transaction_bulk_timeout(&mut transaction).await?;
             let query =
                 sqlx::query(AssertSqlSafe(sql.to_owned())).bind(Pg(part.start())).bind(Pg(part.end()));
             let query = match keys {
@@ -172,7 +180,7 @@ impl TimescaleStore {
             };
             query.execute(&mut *transaction).await?;
             transaction.commit().await?;
-            chunks.forget(stored);
+            chunks.invalidate(registered);
             if part == rest {
                 return Ok(());
             }
@@ -183,21 +191,23 @@ impl TimescaleStore {
     /// Drops the chunks that lie entirely before the cutoff. Then deletes the remaining rows before the cutoff.
     pub(super) async fn purge(
         &self,
-        lease: &mut PooledConnection,
-        stored: &Stored,
+        connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         cutoff: Timestamp,
     ) -> Result<(), Cause> {
         let chunks = &self.inner.cache.chunks;
         if chunks.are_hypertables() {
-            let relation = self.inner.config.relation(stored.table.name());
-            sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **lease).await?;
-            let extension = policy::installed(lease).await?;
+            let relation = self.inner.config.relation(registered.table.name());
+            sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **connection).await?;
+            let extension = policy::installed(connection).await?;
             let mut rest = TimeRange::before(cutoff);
             loop {
                 // A few chunks at a time, oldest first, because dropping chunks also takes locks.
-                let part = chunks.part(lease, stored, rest, Order::Ascending, AT_ONCE).await?;
-                let mut transaction = lease.begin().await?;
-                self.inner.connections.allow_heavy(&mut transaction).await?;
+                let part = chunks
+                    .part(connection, registered, rest, Order::Ascending, MAX_CHUNKS_PER_STATEMENT)
+                    .await?;
+                let mut transaction = connection.begin().await?;
+                self.inner.connections.set_transaction_bulk_timeout(&mut transaction).await?;
                 let sql =
                     format!("SELECT {extension}.drop_chunks($1::regclass, older_than => $2::timestamptz)");
                 sqlx::query(AssertSqlSafe(sql))
@@ -206,14 +216,15 @@ impl TimescaleStore {
                     .execute(&mut *transaction)
                     .await?;
                 transaction.commit().await?;
-                chunks.forget(stored);
+                chunks.invalidate(registered);
                 if part == rest {
                     break;
                 }
                 rest = TimeRange::new(part.end(), rest.end())?;
             }
         }
-        self.delete_parts(lease, stored, TimeRange::before(cutoff), &stored.sql.delete, None).await
+        self.delete_parts(connection, registered, TimeRange::before(cutoff), &registered.sql.delete, None)
+            .await
     }
 }
 
@@ -228,22 +239,22 @@ mod tests {
     use crate::timescale::TimescaleConfig;
 
     /// The time limit of a test that would otherwise wait for the server.
-    const LIMIT: Duration = Duration::from_secs(20);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
     /// A store whose server accepts connections and never answers.
-    fn silent() -> (TimescaleStore, TcpListener) {
+    fn silent_server() -> (TimescaleStore, TcpListener) {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("postgres://qi:qi@{}/qi", server.local_addr().unwrap());
         (TimescaleStore::open(TimescaleConfig::from_url(url)).unwrap(), server)
     }
 
     #[tokio::test]
-    async fn nothing_connects_after_close() {
-        let (store, server) = silent();
+    async fn no_call_connects_after_close() {
+        let (store, server) = silent_server();
         store.close().await.unwrap();
         let converting = store.convert_to_columnstore(PriceTick::DATASET);
         let error =
-            tokio::time::timeout(LIMIT, converting).await.expect("no connection is made").unwrap_err();
+            tokio::time::timeout(TEST_TIMEOUT, converting).await.expect("the call timed out").unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::Closed, "convert_to_columnstore"));
         assert_eq!(store.ensure_schema().await.unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(store.chunks(PriceTick::DATASET).await.unwrap_err().kind(), ErrorKind::Closed);
@@ -252,15 +263,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn close_ends_a_conversion() {
-        let (store, server) = silent();
+    async fn close_cancels_a_conversion() {
+        let (store, server) = silent_server();
         let converting = tokio::spawn({
             let store = store.clone();
             async move { store.convert_to_columnstore(PriceTick::DATASET).await }
         });
         let _connection = tokio::task::spawn_blocking(move || server.accept().unwrap()).await.unwrap();
         store.close().await.unwrap();
-        let ended = tokio::time::timeout(LIMIT, converting).await.expect("close ends the conversion");
+        let ended = tokio::time::timeout(TEST_TIMEOUT, converting).await.expect("the conversion timed out");
         assert_eq!(ended.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     }
 }

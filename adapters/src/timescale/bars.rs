@@ -1,7 +1,7 @@
 //! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::kit::BucketWalk;
+use qi_core::store::kit::BucketPlanner;
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
 use qi_core::{Bar, BarValues, Error, ErrorKind, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
@@ -10,7 +10,7 @@ use sqlx::{Connection as _, PgConnection, Row, ValueRef};
 use super::chunks::ChunkScan;
 use super::connect::PooledConnection;
 use super::error::Cause;
-use super::sql::Stored;
+use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
 use super::wire;
@@ -46,20 +46,20 @@ const LAST_POINT: &str = "SELECT ts, seq, price FROM ticks \
     WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
 
 /// The maximum number of chunks in the window of one statement.
-const CHUNKS: i64 = 100;
+const MAX_WINDOW_CHUNKS: i64 = 100;
 
 impl TimescaleStore {
     /// Returns a page of derived bars, computed window by window. Skips a gap with a query for the next tick.
     pub(super) async fn derived_page(
         &self,
-        lease: &mut PooledConnection,
-        ticks: &Stored,
+        connection: &mut PooledConnection,
+        ticks: &RegisteredDataset,
         id: i32,
         query: &BarQuery,
     ) -> Result<Page<Bar>, Cause> {
-        let mut walk = BucketWalk::new(query)?;
-        while let Some(window) = walk.window()? {
-            let window = self.in_few_chunks(lease, ticks, window, query).await?;
+        let mut planner = BucketPlanner::new(query)?;
+        while let Some(window) = planner.window()? {
+            let window = self.limit_to_chunks(connection, ticks, window, query).await?;
             let statement = match query.order {
                 Order::Ascending => OLDEST_BUCKETS,
                 Order::Descending => NEWEST_BUCKETS,
@@ -73,31 +73,31 @@ impl TimescaleStore {
                     days: 0,
                     microseconds: query.interval.as_micros(),
                 })
-                .bind(i64::try_from(walk.wanted()).unwrap_or(i64::MAX))
-                .fetch_all(&mut **lease)
+                .bind(i64::try_from(planner.wanted()).unwrap_or(i64::MAX))
+                .fetch_all(&mut **connection)
                 .await?;
             for row in &rows {
-                walk.push(read_bar(row, query, walk.is_on_page())?);
+                planner.push(read_bar(row, query, planner.is_on_page())?);
             }
-            if let Some(rest) = walk.step(window)? {
-                walk.jump(self.next_tick(lease, (ticks, id), rest, query.order).await?)?;
+            if let Some(rest) = planner.advance(window)? {
+                planner.skip_to(self.next_tick(connection, (ticks, id), rest, query.order).await?)?;
             }
         }
-        Ok(walk.page()?)
+        Ok(planner.page()?)
     }
 
     /// Returns the part of a window that lies in few chunks. The part ends between two buckets and contains
     /// at least one bucket.
-    async fn in_few_chunks(
+    async fn limit_to_chunks(
         &self,
-        lease: &mut PooledConnection,
-        ticks: &Stored,
+        connection: &mut PooledConnection,
+        ticks: &RegisteredDataset,
         window: TimeRange,
         query: &BarQuery,
     ) -> Result<TimeRange, Cause> {
         let BarQuery { interval, order, .. } = *query;
         let chunks = &self.inner.cache.chunks;
-        let part = chunks.part(lease, ticks, window, order, CHUNKS).await?;
+        let part = chunks.part(connection, ticks, window, order, MAX_WINDOW_CHUNKS).await?;
         if part == window {
             return Ok(window);
         }
@@ -120,19 +120,19 @@ impl TimescaleStore {
     /// Returns the time of the first tick in a range, in the given order.
     async fn next_tick(
         &self,
-        lease: &mut PooledConnection,
-        (ticks, id): (&Stored, i32),
+        connection: &mut PooledConnection,
+        (ticks, id): (&RegisteredDataset, i32),
         range: TimeRange,
         order: Order,
     ) -> Result<Option<Timestamp>, Cause> {
         let statement = if order == Order::Ascending { FIRST_TICK } else { LAST_TICK };
-        let mut walk = ChunkScan::new(range, order);
-        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, ticks).await? {
+        let mut scan = ChunkScan::new(range, order);
+        while let Some(part) = scan.next(connection, &self.inner.cache.chunks, ticks).await? {
             let row = sqlx::query(statement)
                 .bind(id)
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
-                .fetch_optional(&mut **lease)
+                .fetch_optional(&mut **connection)
                 .await?;
             if let Some(row) = row {
                 return Ok(Some(row.try_get::<Pg<Timestamp>, _>(0)?.0));
@@ -142,31 +142,31 @@ impl TimescaleStore {
     }
 
     /// Returns the statistics over a range, computed in one snapshot.
-    pub(super) async fn stats_of(
+    pub(super) async fn range_stats(
         &self,
-        lease: &mut PooledConnection,
-        ticks: &Stored,
+        connection: &mut PooledConnection,
+        ticks: &RegisteredDataset,
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
         // The statements share a snapshot, because a concurrent deletion must not affect only some of them.
-        let mut snapshot = lease.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        let stats = self.stats_in(&mut snapshot, ticks, id, query).await?;
+        let mut snapshot = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let stats = self.aggregate_stats(&mut snapshot, ticks, id, query).await?;
         snapshot.rollback().await?;
         Ok(stats)
     }
 
     /// Computes the statistics in parts that touch few chunks each.
-    async fn stats_in(
+    async fn aggregate_stats(
         &self,
         connection: &mut PgConnection,
-        ticks: &Stored,
+        ticks: &RegisteredDataset,
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
-        let mut sum: Option<Figures> = None;
-        let mut walk = ChunkScan::new(query.range, Order::Ascending);
-        while let Some(part) = walk.next(connection, &self.inner.cache.chunks, ticks).await? {
+        let mut sum: Option<Aggregates> = None;
+        let mut scan = ChunkScan::new(query.range, Order::Ascending);
+        while let Some(part) = scan.next(connection, &self.inner.cache.chunks, ticks).await? {
             let row = sqlx::query(STATS)
                 .bind(id)
                 .bind(Pg(part.start()))
@@ -181,10 +181,10 @@ impl TimescaleStore {
             let sums = read_sums(&row, 3)?;
             sum = Some(match sum {
                 None => {
-                    let first = self.point(connection, FIRST_POINT, id, part).await?;
-                    Figures { first, part, min, max, sums, count }
+                    let first = self.price_point(connection, FIRST_POINT, id, part).await?;
+                    Aggregates { first, part, min, max, sums, count }
                 }
-                Some(so_far) => Figures {
+                Some(so_far) => Aggregates {
                     first: so_far.first,
                     part,
                     min: so_far.min.min(min),
@@ -199,12 +199,12 @@ impl TimescaleStore {
                 },
             });
         }
-        let Some(Figures { first, part, min, max, sums, count }) = sum else { return Ok(None) };
-        let last = self.point(connection, LAST_POINT, id, part).await?;
+        let Some(Aggregates { first, part, min, max, sums, count }) = sum else { return Ok(None) };
+        let last = self.price_point(connection, LAST_POINT, id, part).await?;
         Ok(Some(RangeStats::new(first, last, (min, max), sums, count)?))
     }
 
-    async fn point(
+    async fn price_point(
         &self,
         connection: &mut PgConnection,
         statement: &'static str,
@@ -226,7 +226,7 @@ impl TimescaleStore {
 }
 
 /// The statistics of the parts read so far.
-struct Figures {
+struct Aggregates {
     first: PricePoint,
     /// The last part that contains ticks.
     part: TimeRange,
@@ -268,13 +268,13 @@ fn read_sums(row: &PgRow, at: usize) -> Result<Option<(Sum18, Sum36)>, Cause> {
     let bytes = |value: sqlx::postgres::PgValueRef<'_>| {
         value.as_bytes().map(<[u8]>::to_vec).map_err(sqlx::Error::Decode)
     };
-    let volume = wire::decode_sum::<18>(&bytes(volume)?).map_err(beyond)?;
-    let turnover = wire::decode_sum::<36>(&bytes(turnover)?).map_err(beyond)?;
+    let volume = wire::decode_sum::<18>(&bytes(volume)?).map_err(sum_error)?;
+    let turnover = wire::decode_sum::<36>(&bytes(turnover)?).map_err(sum_error)?;
     Ok(Some((volume, turnover)))
 }
 
 /// Maps a sum that exceeds 256 bits to an out-of-range error, and an invalid sum to a decode error.
-fn beyond(error: wire::NumericError) -> Cause {
+fn sum_error(error: wire::NumericError) -> Cause {
     match error {
         wire::NumericError::TooLarge => Cause::Core(
             Error::new(ErrorKind::OutOfRange, "store.timescale.sum", Operation::DerivedBars)

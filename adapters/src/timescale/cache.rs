@@ -10,22 +10,22 @@ use super::instrument_ids::InstrumentIds;
 pub(super) struct SchemaCache {
     pub(super) ids: InstrumentIds,
     pub(super) chunks: Chunks,
-    incarnation: AtomicI64,
+    schema_oid: AtomicI64,
 }
 
 impl SchemaCache {
     /// Returns an empty cache.
     pub(super) fn new(config: &TimescaleConfig) -> Self {
-        let incarnation = AtomicI64::new(0);
-        Self { ids: InstrumentIds::default(), chunks: Chunks::new(config), incarnation }
+        let schema_oid = AtomicI64::new(0);
+        Self { ids: InstrumentIds::default(), chunks: Chunks::new(config), schema_oid }
     }
 
     /// Clears the cache if the schema was dropped and created again.
-    pub(super) fn met(&self, incarnation: i64) {
-        let before = self.incarnation.swap(incarnation, Ordering::SeqCst);
-        if before != 0 && before != incarnation {
-            self.ids.forget_all();
-            self.chunks.forget_all();
+    pub(super) fn set_schema_oid(&self, schema_oid: i64) {
+        let previous = self.schema_oid.swap(schema_oid, Ordering::SeqCst);
+        if previous != 0 && previous != schema_oid {
+            self.ids.clear();
+            self.chunks.clear();
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The parts of a range that one statement may read. Every chunk that a statement touches costs locks and planning
-//! time. Thousands of chunks exhaust the server's lock table (SQLSTATE 53200).
+//! The division of a range into parts, each for one statement. Every chunk that a statement touches costs locks and
+//! planning time. Thousands of chunks exhaust the server's lock table (SQLSTATE 53200).
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row};
 
 use super::config::{Hypertables, TimescaleConfig};
 use super::error::Cause;
-use super::sql::Stored;
+use super::sql::RegisteredDataset;
 
 /// The cached knowledge about the chunks of the tables.
 #[derive(Debug)]
@@ -19,15 +19,15 @@ pub(super) struct Chunks {
     schema: String,
     hypertables: bool,
     /// The chunks of each table, indexed by the position of its dataset.
-    tables: Vec<ChunksOfTable>,
+    tables: Vec<TableChunks>,
 }
 
 #[derive(Debug)]
-struct ChunksOfTable {
+struct TableChunks {
     /// The configured chunk interval, in microseconds.
-    micros: i64,
+    interval_micros: i64,
     /// The length of the shortest chunk that exists or will be created, in microseconds. 0 until the first query.
-    least: AtomicI64,
+    min_length: AtomicI64,
     /// The start of the newest chunk, and the time of the query.
     newest: Mutex<Option<(i64, Instant)>>,
     /// The end of the newest chunk in the columnstore, and the time of the query.
@@ -35,35 +35,35 @@ struct ChunksOfTable {
 }
 
 /// The number of chunks in the first part of a scan. The following parts grow by the factor `GROWTH` up to
-/// `MOST` chunks.
-const FIRST: i64 = 50;
-const MOST: i64 = 200;
+/// `MAX_CHUNKS` chunks.
+const INITIAL_CHUNKS: i64 = 50;
+const MAX_CHUNKS: i64 = 200;
 const GROWTH: i64 = 4;
 
 /// The lifetime of the cached newest chunk. Other writers may add a newer chunk, but reads also cover the time
 /// after the cached chunk.
-const FRESH: Duration = Duration::from_secs(1);
+const NEWEST_TTL: Duration = Duration::from_secs(1);
 
 /// The interval at which a writer queries the chunks in the columnstore. The answer affects only the speed of a write.
 const CONVERTED_TTL: Duration = Duration::from_secs(30);
 
 /// The number of newest chunks that `latest` reads first.
-const NEWEST: i64 = 3;
+const RECENT_CHUNKS: i64 = 3;
 
 // The catalog of slices is indexed by time; the view timescaledb_information.chunks would read every chunk.
-const LEAST_OF: &str = "SELECT min(s.range_end - s.range_start) \
+const MIN_LENGTH_SQL: &str = "SELECT min(s.range_end - s.range_start) \
     FROM _timescaledb_catalog.hypertable h \
     JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
     JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
     WHERE h.schema_name = $1 AND h.table_name = $2";
-const OLDEST_OF: &str = "SELECT count(*), max(range_end) FROM (\
+const OLDEST_SQL: &str = "SELECT count(*), max(range_end) FROM (\
     SELECT s.range_start, s.range_end \
     FROM _timescaledb_catalog.hypertable h \
     JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
     JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
     WHERE h.schema_name = $1 AND h.table_name = $2 AND s.range_end > $3 AND s.range_start < $4 \
     ORDER BY s.range_start LIMIT $5) x";
-const NEWEST_OF: &str = "SELECT count(*), min(range_start) FROM (\
+const NEWEST_SQL: &str = "SELECT count(*), min(range_start) FROM (\
     SELECT s.range_start, s.range_end \
     FROM _timescaledb_catalog.hypertable h \
     JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
@@ -72,7 +72,7 @@ const NEWEST_OF: &str = "SELECT count(*), min(range_start) FROM (\
     ORDER BY s.range_start DESC LIMIT $5) x";
 
 // The view reads every chunk of the database.
-const CONVERTED_UNTIL: &str = "SELECT extract(epoch FROM least(max(range_end), '2262-01-01'))::bigint * 1000000 \
+const CONVERTED_UNTIL_SQL: &str = "SELECT extract(epoch FROM least(max(range_end), '2262-01-01'))::bigint * 1000000 \
     FROM timescaledb_information.chunks \
     WHERE hypertable_schema = $1 AND hypertable_name = $2 AND is_compressed";
 
@@ -84,9 +84,9 @@ impl Chunks {
             tables: config
                 .datasets
                 .iter()
-                .map(|dataset| ChunksOfTable {
-                    micros: config.chunk_micros(dataset),
-                    least: AtomicI64::new(0),
+                .map(|dataset| TableChunks {
+                    interval_micros: config.chunk_micros(dataset),
+                    min_length: AtomicI64::new(0),
                     newest: Mutex::new(None),
                     converted_until: Mutex::new(None),
                 })
@@ -96,54 +96,58 @@ impl Chunks {
 
     /// Returns the length of the shortest chunk: the configured interval, or the length of older chunks from before a
     /// change of the configuration. Returns 0 for an ordinary table.
-    pub(super) async fn least(&self, connection: &mut PgConnection, stored: &Stored) -> Result<i64, Cause> {
-        let table = &self.tables[stored.position];
-        let known = table.least.load(Ordering::Relaxed);
+    pub(super) async fn min_length(
+        &self,
+        connection: &mut PgConnection,
+        registered: &RegisteredDataset,
+    ) -> Result<i64, Cause> {
+        let table = &self.tables[registered.position];
+        let known = table.min_length.load(Ordering::Relaxed);
         if known != 0 || !self.hypertables {
             return Ok(known);
         }
-        let there: Option<i64> = sqlx::query_scalar(LEAST_OF)
+        let stored_length: Option<i64> = sqlx::query_scalar(MIN_LENGTH_SQL)
             .bind(&self.schema)
-            .bind(stored.table.name())
+            .bind(registered.table.name())
             .fetch_one(connection)
             .await?;
-        let least = there.unwrap_or(i64::MAX).clamp(1, table.micros);
-        table.least.store(least, Ordering::Relaxed);
-        Ok(least)
+        let min_length = stored_length.unwrap_or(i64::MAX).clamp(1, table.interval_micros);
+        table.min_length.store(min_length, Ordering::Relaxed);
+        Ok(min_length)
     }
 
-    /// Returns the number of the chunk that contains a time, for chunks of the length `least`. Returns 0
+    /// Returns the number of the chunk that contains a time, for chunks of the length `min_length`. Returns 0
     /// for an ordinary table.
-    pub(super) fn number(&self, least: i64, micros: i64) -> i64 {
-        if self.hypertables { micros.div_euclid(least) } else { 0 }
+    pub(super) fn chunk_number(&self, min_length: i64, micros: i64) -> i64 {
+        if self.hypertables { micros.div_euclid(min_length) } else { 0 }
     }
 
-    /// Returns the part of `range` that comes first in `order` and lies in at most `most` chunks.
+    /// Returns the part of `range` that comes first in `order` and lies in at most `max_chunks` chunks.
     pub(super) async fn part(
         &self,
         connection: &mut PgConnection,
-        stored: &Stored,
+        registered: &RegisteredDataset,
         range: TimeRange,
         order: Order,
-        most: i64,
+        max_chunks: i64,
     ) -> Result<TimeRange, Cause> {
         let (start, end) = (range.start().as_micros(), range.end().as_micros());
-        if !self.hypertables || (end - start) / self.least(connection, stored).await? < most {
+        if !self.hypertables || (end - start) / self.min_length(connection, registered).await? < max_chunks {
             return Ok(range);
         }
-        let sql = if order == Order::Ascending { OLDEST_OF } else { NEWEST_OF };
+        let sql = if order == Order::Ascending { OLDEST_SQL } else { NEWEST_SQL };
         let row = sqlx::query(sql)
             .bind(&self.schema)
-            .bind(stored.table.name())
+            .bind(registered.table.name())
             .bind(start)
             .bind(end)
-            .bind(most)
+            .bind(max_chunks)
             .fetch_one(connection)
             .await?;
         let (count, edge): (i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
         let edge = match edge {
             // The entire range, including chunks that are created in the meantime.
-            _ if count < most => return Ok(range),
+            _ if count < max_chunks => return Ok(range),
             Some(edge) if start < edge && edge < end => Timestamp::from_micros(edge).unwrap_or(range.end()),
             _ => return Ok(range),
         };
@@ -156,23 +160,23 @@ impl Chunks {
     /// Returns the time from which `latest` reads first: a few chunks before `until`, or before the newest known
     /// chunk. If a key has a record at or after this time, its latest record is there as well, even if the cached
     /// newest chunk is outdated.
-    pub(super) async fn recent(
+    pub(super) async fn recent_start(
         &self,
         connection: &mut PgConnection,
-        stored: &Stored,
+        registered: &RegisteredDataset,
         until: Timestamp,
     ) -> Result<Timestamp, Cause> {
         if !self.hypertables {
             return Ok(Timestamp::MIN);
         }
-        let table = &self.tables[stored.position];
+        let table = &self.tables[registered.position];
         let known = *table.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = match known {
-            Some((newest, asked)) if asked.elapsed() < FRESH => newest,
+            Some((newest, queried_at)) if queried_at.elapsed() < NEWEST_TTL => newest,
             _ => {
-                let row = sqlx::query(NEWEST_OF)
+                let row = sqlx::query(NEWEST_SQL)
                     .bind(&self.schema)
-                    .bind(stored.table.name())
+                    .bind(registered.table.name())
                     .bind(Timestamp::MIN.as_micros())
                     .bind(Timestamp::MAX.as_micros())
                     .bind(1_i64)
@@ -183,7 +187,7 @@ impl Chunks {
                 found
             }
         };
-        let from = newest.min(until.as_micros()).saturating_sub(NEWEST * table.micros);
+        let from = newest.min(until.as_micros()).saturating_sub(RECENT_CHUNKS * table.interval_micros);
         Ok(Timestamp::from_micros(from).unwrap_or(Timestamp::MIN))
     }
 
@@ -191,21 +195,21 @@ impl Chunks {
     pub(super) async fn are_converted(
         &self,
         connection: &mut PgConnection,
-        stored: &Stored,
+        registered: &RegisteredDataset,
         time: Timestamp,
     ) -> Result<bool, Cause> {
-        let cell = &self.tables[stored.position].converted_until;
-        let known = *cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = &self.tables[registered.position].converted_until;
+        let known = *cache.lock().unwrap_or_else(PoisonError::into_inner);
         let until = match known {
-            Some((until, asked)) if asked.elapsed() < CONVERTED_TTL => until,
+            Some((until, queried_at)) if queried_at.elapsed() < CONVERTED_TTL => until,
             _ => {
-                let until: Option<i64> = sqlx::query_scalar(CONVERTED_UNTIL)
+                let until: Option<i64> = sqlx::query_scalar(CONVERTED_UNTIL_SQL)
                     .bind(&self.schema)
-                    .bind(stored.table.name())
+                    .bind(registered.table.name())
                     .fetch_one(connection)
                     .await?;
                 let until = until.unwrap_or(i64::MIN);
-                *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some((until, Instant::now()));
+                *cache.lock().unwrap_or_else(PoisonError::into_inner) = Some((until, Instant::now()));
                 until
             }
         };
@@ -213,16 +217,16 @@ impl Chunks {
     }
 
     /// Clears all cached knowledge, because the schema was created again.
-    pub(super) fn forget_all(&self) {
+    pub(super) fn clear(&self) {
         for table in &self.tables {
-            table.forget();
-            table.least.store(0, Ordering::Relaxed);
+            table.invalidate();
+            table.min_length.store(0, Ordering::Relaxed);
         }
     }
 
     /// Clears the cached knowledge about a table after a deletion of records or a conversion of chunks.
-    pub(super) fn forget(&self, stored: &Stored) {
-        self.tables[stored.position].forget();
+    pub(super) fn invalidate(&self, registered: &RegisteredDataset) {
+        self.tables[registered.position].invalidate();
     }
 
     pub(super) fn are_hypertables(&self) -> bool {
@@ -230,8 +234,8 @@ impl Chunks {
     }
 }
 
-impl ChunksOfTable {
-    fn forget(&self) {
+impl TableChunks {
+    fn invalidate(&self) {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.converted_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -241,12 +245,12 @@ impl ChunksOfTable {
 pub(super) struct ChunkScan {
     rest: TimeRange,
     order: Order,
-    most: i64,
+    max_chunks: i64,
 }
 
 impl ChunkScan {
     pub(super) fn new(range: TimeRange, order: Order) -> Self {
-        Self { rest: range, order, most: FIRST }
+        Self { rest: range, order, max_chunks: INITIAL_CHUNKS }
     }
 
     /// Returns the next part, or None at the end of the range. An empty range has one empty part, because only the
@@ -255,21 +259,21 @@ impl ChunkScan {
         &mut self,
         connection: &mut PgConnection,
         chunks: &Chunks,
-        stored: &Stored,
+        registered: &RegisteredDataset,
     ) -> Result<Option<TimeRange>, Cause> {
-        if self.most == 0 {
+        if self.max_chunks == 0 {
             return Ok(None);
         }
-        let part = chunks.part(connection, stored, self.rest, self.order, self.most).await?;
+        let part = chunks.part(connection, registered, self.rest, self.order, self.max_chunks).await?;
         if part == self.rest {
-            self.most = 0;
+            self.max_chunks = 0;
             return Ok(Some(part));
         }
         self.rest = match self.order {
             Order::Ascending => TimeRange::new(part.end(), self.rest.end())?,
             Order::Descending => TimeRange::new(self.rest.start(), part.start())?,
         };
-        self.most = (self.most * GROWTH).min(MOST);
+        self.max_chunks = (self.max_chunks * GROWTH).min(MAX_CHUNKS);
         Ok(Some(part))
     }
 }

@@ -261,26 +261,26 @@ impl TimescaleConfig {
         let Self { url, host, schema, max_batch, pool, server_limits, write, columnstore, retention, .. } =
             self;
         if url.is_none() && host.is_none() {
-            return Err(rules.refuse("url", "none", "the server's `url` or its `host` must be given"));
+            return Err(rules.refuse("url", "none", "`url` or `host` is required"));
         }
         if let Some(url) = url {
             check_url(&rules, url.expose_secret())?;
         }
         let first = schema.bytes().next().unwrap_or(b'0');
-        let fits = schema.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-        let of_the_server =
+        let has_valid_characters = schema.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        let is_system_schema =
             ["pg_", "timescaledb_", "_timescaledb_"].iter().any(|name| schema.starts_with(name))
                 || schema == "information_schema";
-        if !fits || first.is_ascii_digit() || schema.len() > 63 || of_the_server {
-            let rule = "must be lower-case letters, digits and underscores, begin with no digit, be none of the \
-                        server's own (information_schema, pg_.., timescaledb_..), and have at most 63 characters";
+        if !has_valid_characters || first.is_ascii_digit() || schema.len() > 63 || is_system_schema {
+            let rule = "must be lower-case letters, digits and underscores, at most 63 characters, must not begin with a digit, \
+                        and must not be a system schema (information_schema, pg_.., timescaledb_..)";
             return Err(rules.refuse("schema", schema, rule));
         }
         if self.tls.client_cert.is_some() != self.tls.client_key.is_some() {
             return Err(rules.refuse(
                 "tls",
                 "one of two",
-                "`client_cert` and `client_key` are given together",
+                "`client_cert` and `client_key` must be set together",
             ));
         }
         rules.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
@@ -365,11 +365,11 @@ fn check_url(rules: &Rules, url: &str) -> Result<()> {
         if !URL_PARAMETERS.contains(&name) && !name.starts_with("options[") {
             let known = URL_PARAMETERS.join(", ");
             let rule = format!(
-                "the URL has a parameter that nothing reads; known are {known}, options[..]. A `?`, `&` or `#` in a \
-                 password is written %3F, %26 or %23"
+                "unknown URL parameter; known: {known}, options[..]. Escape `?`, `&` and `#` in a password as %3F, %26 \
+                 and %23"
             );
-            let near = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
-            let shown = if URL_PARAMETERS.iter().any(near) { name } else { "not shown" };
+            let is_similar = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
+            let shown = if URL_PARAMETERS.iter().any(is_similar) { name } else { "not shown" };
             return Err(rules.refuse("url", shown, rule));
         }
     }

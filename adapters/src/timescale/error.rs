@@ -13,10 +13,10 @@ pub(super) enum Cause {
     Sql(#[from] sqlx::Error),
     /// The pool was exhausted, so no connection was free within the acquire timeout.
     #[error("all {in_use} connections of the pool are in use")]
-    PoolBusy { in_use: u32 },
-    /// No connection was made within the acquire timeout, although the pool was not exhausted.
-    #[error("no connection was made within the acquire timeout")]
-    NoAnswer,
+    PoolExhausted { in_use: u32 },
+    /// No connection was opened within the acquire timeout, although the pool was not exhausted.
+    #[error("no connection within the acquire timeout")]
+    AcquireTimeout,
     /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
@@ -80,7 +80,7 @@ const DISK_FULL: &str = "store.timescale.disk_full";
 pub(super) const UNIQUE_VIOLATION: &str = "23505";
 
 /// PostgreSQL's message for a table that was dropped during a statement.
-const NO_RELATION: &str = "could not open relation with OID";
+const MISSING_RELATION_MESSAGE: &str = "could not open relation with OID";
 
 /// The code of an object that already exists.
 pub(super) const DUPLICATE_OBJECT: &str = "42710";
@@ -90,20 +90,22 @@ pub(super) fn has_state(error: &sqlx::Error, state: &str) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == state)
 }
 
-fn by_state(state: &str) -> (ErrorKind, &'static str) {
+fn classify_state(state: &str) -> (ErrorKind, &'static str) {
     SQLSTATES
         .iter()
         .find(|(known, ..)| state.starts_with(known))
         .map_or((ErrorKind::Internal, "store.timescale.server"), |(_, kind, code)| (*kind, *code))
 }
 
-fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
+fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     match error {
         // A chunk was dropped between the planning and the execution of a statement. PostgreSQL has no code for that.
-        sqlx::Error::Database(e) if has_state(error, "XX000") && e.message().contains(NO_RELATION) => {
+        sqlx::Error::Database(e)
+            if has_state(error, "XX000") && e.message().contains(MISSING_RELATION_MESSAGE) =>
+        {
             (ErrorKind::Conflict, "store.timescale.dropped_chunk")
         }
-        sqlx::Error::Database(e) => by_state(&e.code().unwrap_or_default()),
+        sqlx::Error::Database(e) => classify_state(&e.code().unwrap_or_default()),
         // The driver's error for a failed TLS handshake, for example because of an untrusted certificate.
         sqlx::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
             (ErrorKind::Unavailable, "store.timescale.tls")
@@ -129,16 +131,16 @@ fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
 
 /// The SQLSTATEs, or their prefixes, that make a connection unusable. The connection is broken, or its server is
 /// shutting down or read-only.
-const ENDS: &[&str] = &["08", "25006", "25P03", "25P04", "57P"];
+const CONNECTION_ENDING_STATES: &[&str] = &["08", "25006", "25P03", "25P04", "57P"];
 
 impl Cause {
     /// Returns whether the connection that returned this error must not be used again.
     pub(super) fn ends_connection(&self) -> bool {
         let Self::Sql(error) = self else { return false };
         match error {
-            sqlx::Error::Database(error) => {
-                error.code().is_some_and(|state| ENDS.iter().any(|end| state.starts_with(end)))
-            }
+            sqlx::Error::Database(error) => error
+                .code()
+                .is_some_and(|state| CONNECTION_ENDING_STATES.iter().any(|end| state.starts_with(end))),
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
@@ -148,14 +150,16 @@ impl Cause {
     }
 
     /// Returns the public error of `operation`, with the original error as its source.
-    pub(super) fn at(self, operation: Operation) -> Error {
+    pub(super) fn into_error(self, operation: Operation) -> Error {
         let new = |kind, code: &'static str| Error::new(kind, code, operation).with_backend(BACKEND);
         match self {
             Self::Core(error) => error.with_operation(operation).with_backend(BACKEND),
-            Self::PoolBusy { in_use } => new(ErrorKind::Overloaded, "store.timescale.pool")
+            Self::PoolExhausted { in_use } => new(ErrorKind::Overloaded, "store.timescale.pool")
                 .with_message(self)
                 .with_context("in_use", in_use),
-            Self::NoAnswer => new(ErrorKind::Unavailable, "store.timescale.no_answer").with_message(self),
+            Self::AcquireTimeout => {
+                new(ErrorKind::Unavailable, "store.timescale.no_answer").with_message(self)
+            }
             Self::Schema { .. } => {
                 new(ErrorKind::SchemaMismatch, "store.timescale.schema").with_message(self)
             }
@@ -164,7 +168,7 @@ impl Cause {
                 Error::closed("store.timescale.closed", operation).with_backend(BACKEND)
             }
             Self::Sql(source) => {
-                let (kind, code) = by_driver(&source);
+                let (kind, code) = classify(&source);
                 let mut error = new(kind, code);
                 if let Some(state) = source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
                     error = error.with_context("sqlstate", state);
@@ -188,18 +192,18 @@ mod tests {
     /// An error of the server.
     #[derive(Debug, thiserror::Error)]
     #[error("{message}")]
-    struct Answer {
+    struct ServerError {
         state: &'static str,
         message: &'static str,
     }
 
-    impl Answer {
+    impl ServerError {
         fn sql(state: &'static str, message: &'static str) -> sqlx::Error {
             sqlx::Error::Database(Box::new(Self { state, message }))
         }
     }
 
-    impl sqlx::error::DatabaseError for Answer {
+    impl sqlx::error::DatabaseError for ServerError {
         fn message(&self) -> &str {
             self.message
         }
@@ -220,13 +224,13 @@ mod tests {
         }
     }
 
-    fn answer(state: &'static str) -> Error {
-        Cause::Sql(Answer::sql(state, "")).at(Operation::Insert)
+    fn error_of_state(state: &'static str) -> Error {
+        Cause::Sql(ServerError::sql(state, "")).into_error(Operation::Insert)
     }
 
     /// Checks every row of the table of error codes, with the codes of PostgreSQL's list.
     #[test]
-    fn every_row_of_the_table() {
+    fn every_sqlstate_has_a_kind() {
         use ErrorKind::{
             Config, Conflict, CorruptData, Internal, InvalidInput, Overloaded, SchemaMismatch, Timeout,
             Unauthorized, Unavailable, Unsupported,
@@ -249,7 +253,7 @@ mod tests {
             (&["XX000", "42601", "P0001", "54000", ""], Internal, false),
         ] {
             for state in states {
-                let error = answer(state);
+                let error = error_of_state(state);
                 assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{state}");
                 assert_eq!((error.operation(), error.backend()), ("insert", Some(BACKEND)));
                 assert_eq!(error.context_value("sqlstate"), Some(*state));
@@ -260,10 +264,10 @@ mod tests {
     }
 
     #[test]
-    fn every_error_of_the_driver() {
+    fn every_driver_error_has_a_kind() {
         use sqlx::Error as Sql;
         let of = |error: Sql| {
-            let error = Cause::from(error).at(Operation::Range);
+            let error = Cause::from(error).into_error(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
         let text = || Box::<dyn std::error::Error + Send + Sync>::from("no");
@@ -273,7 +277,7 @@ mod tests {
             assert_eq!(of(error), (ErrorKind::Unavailable, true));
         }
         let handshake = Sql::Io(io::Error::new(io::ErrorKind::InvalidData, "certificate"));
-        assert_eq!(Cause::from(handshake).at(Operation::Range).code(), "store.timescale.tls");
+        assert_eq!(Cause::from(handshake).into_error(Operation::Range).code(), "store.timescale.tls");
         assert_eq!(of(Sql::PoolTimedOut), (ErrorKind::Overloaded, true));
         assert_eq!(of(Sql::PoolClosed), (ErrorKind::Closed, false));
         assert_eq!(of(Sql::Configuration(text())), (ErrorKind::Config, false));
@@ -286,15 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_was_dropped_under_a_statement_is_a_conflict() {
-        let dropped = Answer::sql("XX000", "could not open relation with OID 4711");
-        let error = Cause::Sql(dropped).at(Operation::Insert);
+    fn a_chunk_dropped_during_a_statement_is_a_conflict() {
+        let dropped = ServerError::sql("XX000", "could not open relation with OID 4711");
+        let error = Cause::Sql(dropped).into_error(Operation::Insert);
         assert_eq!((error.kind(), error.retry().is_retryable()), (ErrorKind::Conflict, true));
     }
 
     #[test]
-    fn a_connection_error_and_read_only_end_the_connection() {
-        let state = |state| Cause::Sql(Answer::sql(state, ""));
+    fn connection_errors_and_read_only_close_the_connection() {
+        let state = |state| Cause::Sql(ServerError::sql(state, ""));
         for ended in ["08006", "08P01", "25006", "25P03", "57P01", "57P02", "57P03", "57P05"] {
             assert!(state(ended).ends_connection(), "{ended}");
         }
@@ -304,27 +308,27 @@ mod tests {
         assert!(Cause::Sql(sqlx::Error::Io(io::ErrorKind::BrokenPipe.into())).ends_connection());
         assert!(Cause::Sql(sqlx::Error::Protocol("unexpected message".into())).ends_connection());
         assert!(!Cause::Sql(sqlx::Error::RowNotFound).ends_connection());
-        assert!(!Cause::NoAnswer.ends_connection());
+        assert!(!Cause::AcquireTimeout.ends_connection());
     }
 
     #[test]
-    fn what_the_adapter_finds_itself() {
+    fn every_adapter_error_has_a_kind() {
         let of = |cause: Cause| {
-            let error = cause.at(Operation::Range);
+            let error = cause.into_error(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
-        assert_eq!(of(Cause::PoolBusy { in_use: 8 }), (ErrorKind::Overloaded, true));
-        assert_eq!(of(Cause::NoAnswer), (ErrorKind::Unavailable, true));
+        assert_eq!(of(Cause::PoolExhausted { in_use: 8 }), (ErrorKind::Overloaded, true));
+        assert_eq!(of(Cause::AcquireTimeout), (ErrorKind::Unavailable, true));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
         assert_eq!(of(MigrateError::VersionMissing(9).into()), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(MigrateError::VersionMismatch(1).into()), (ErrorKind::SchemaMismatch, false));
-        let inner = Answer::sql("40P01", "");
+        let inner = ServerError::sql("40P01", "");
         assert_eq!(of(MigrateError::ExecuteMigration(inner, 1).into()), (ErrorKind::Conflict, true));
     }
 
     #[test]
-    fn the_code_of_a_row_is_its_own() {
+    fn codes_are_unique() {
         let codes: std::collections::BTreeSet<_> = SQLSTATES.iter().map(|(.., code)| code).collect();
         assert_eq!(codes.len(), SQLSTATES.len());
     }

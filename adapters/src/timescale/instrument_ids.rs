@@ -17,39 +17,39 @@ pub(super) struct InstrumentIds {
 }
 
 /// The maximum number of cached instruments. A full cache is cleared.
-const MOST: usize = 200_000;
+const MAX_CACHED_IDS: usize = 200_000;
 
-const FIND: &str = "SELECT i.id, x.n \
+const FIND_SQL: &str = "SELECT i.id, x.n \
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x(exchange, symbol, n) \
     JOIN instruments i ON i.exchange = x.exchange AND i.symbol = x.symbol";
 
 // Inserts only absent instruments, so that no ids are wasted. The order of the key prevents a deadlock between two
 // writers of the same new instruments.
-const ADD: &str = "INSERT INTO instruments (exchange, symbol) \
+const INSERT_SQL: &str = "INSERT INTO instruments (exchange, symbol) \
     SELECT x.exchange, x.symbol \
     FROM unnest($1::text[], $2::text[]) AS x(exchange, symbol) \
     WHERE NOT EXISTS (SELECT FROM instruments i WHERE i.exchange = x.exchange AND i.symbol = x.symbol) \
     ORDER BY x.exchange COLLATE \"C\", x.symbol COLLATE \"C\" \
     ON CONFLICT (exchange, symbol) DO NOTHING";
 
-const LIST: &str = "SELECT id, exchange, symbol FROM instruments \
+const LIST_SQL: &str = "SELECT id, exchange, symbol FROM instruments \
     WHERE (exchange, symbol) > ($1, $2) AND ($3::text IS NULL OR exchange = $3) \
     ORDER BY exchange, symbol LIMIT $4";
 
 impl InstrumentIds {
     /// Clears the cache, because the schema was created again.
-    pub(super) fn forget_all(&self) {
+    pub(super) fn clear(&self) {
         self.ids.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn known(&self, instrument: &Instrument) -> Option<i32> {
+    fn cached(&self, instrument: &Instrument) -> Option<i32> {
         self.ids.read().unwrap_or_else(PoisonError::into_inner).get(instrument).copied()
     }
 
-    fn keep(&self, met: impl IntoIterator<Item = (Instrument, i32)>) {
+    fn cache_all(&self, found: impl IntoIterator<Item = (Instrument, i32)>) {
         let mut ids = self.ids.write().unwrap_or_else(PoisonError::into_inner);
-        for (instrument, id) in met {
-            if ids.len() >= MOST {
+        for (instrument, id) in found {
+            if ids.len() >= MAX_CACHED_IDS {
                 ids.clear();
             }
             ids.insert(instrument, id);
@@ -72,14 +72,14 @@ impl InstrumentIds {
         connection: &mut PgConnection,
         instruments: &[Instrument],
     ) -> Result<Vec<(Instrument, i32)>, Cause> {
-        let mut ids: Vec<Option<i32>> = instruments.iter().map(|i| self.known(i)).collect();
-        let unknown: Vec<usize> = (0..ids.len()).filter(|at| ids[*at].is_none()).collect();
-        if !unknown.is_empty() {
-            let asked = unknown.iter().map(|at| &instruments[*at]);
-            for (place, id) in select(connection, asked).await? {
-                ids[unknown[place]] = Some(id);
+        let mut ids: Vec<Option<i32>> = instruments.iter().map(|i| self.cached(i)).collect();
+        let uncached: Vec<usize> = (0..ids.len()).filter(|at| ids[*at].is_none()).collect();
+        if !uncached.is_empty() {
+            let uncached_instruments = uncached.iter().map(|at| &instruments[*at]);
+            for (index, id) in select(connection, uncached_instruments).await? {
+                ids[uncached[index]] = Some(id);
             }
-            self.keep(unknown.iter().filter_map(|at| Some((instruments[*at].clone(), ids[*at]?))));
+            self.cache_all(uncached.iter().filter_map(|at| Some((instruments[*at].clone(), ids[*at]?))));
         }
         Ok(instruments.iter().cloned().zip(ids).filter_map(|(i, id)| Some((i, id?))).collect())
     }
@@ -91,30 +91,32 @@ impl InstrumentIds {
         connection: &mut PgConnection,
         batch: impl Iterator<Item = &'a Instrument> + Clone,
     ) -> Result<Vec<i32>, Cause> {
-        let (mut ids, absent) = self.resolve(batch.clone());
-        if absent.is_empty() {
+        let (mut ids, missing) = self.resolve(batch.clone());
+        if missing.is_empty() {
             return Ok(ids.into_iter().flatten().collect());
         }
-        let mut met: HashMap<&Instrument, i32> = HashMap::with_capacity(absent.len());
-        let absent: Vec<&Instrument> = absent.into_iter().collect();
+        let mut resolved: HashMap<&Instrument, i32> = HashMap::with_capacity(missing.len());
+        let missing: Vec<&Instrument> = missing.into_iter().collect();
         // A batch has at most 1,000,000 records, and therefore at most 1,000,000 instruments.
-        for part in absent.chunks(20_000) {
+        for part in missing.chunks(20_000) {
             let mut found = select(connection, part.iter().copied()).await?;
             if found.len() < part.len() {
                 let (exchanges, symbols) = columns(part.iter().copied());
-                sqlx::query(ADD).bind(exchanges).bind(symbols).execute(&mut *connection).await?;
+                sqlx::query(INSERT_SQL).bind(exchanges).bind(symbols).execute(&mut *connection).await?;
                 found = select(connection, part.iter().copied()).await?;
             }
-            met.extend(found.into_iter().map(|(place, id)| (part[place], id)));
+            resolved.extend(found.into_iter().map(|(index, id)| (part[index], id)));
         }
         // The cache is not used here, because it may have been cleared in the meantime.
         for (instrument, id) in batch.zip(&mut ids).filter(|(_, id)| id.is_none()) {
-            *id = met.get(instrument).copied();
+            *id = resolved.get(instrument).copied();
         }
-        self.keep(met.into_iter().map(|(instrument, id)| (instrument.clone(), id)));
+        self.cache_all(resolved.into_iter().map(|(instrument, id)| (instrument.clone(), id)));
         let all: Option<Vec<i32>> = ids.into_iter().collect();
         // Another program removed rows of this table, which the guide forbids.
-        all.ok_or_else(|| Cause::Schema { rule: "an instrument that was just added is gone".to_owned() })
+        all.ok_or_else(|| Cause::Schema {
+            rule: "table instruments: an inserted instrument is missing".to_owned(),
+        })
     }
 
     /// Returns the cached ids of a batch, and the instruments without a cached id.
@@ -124,7 +126,7 @@ impl InstrumentIds {
     ) -> (Vec<Option<i32>>, BTreeSet<&'a Instrument>) {
         let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::with_capacity(batch.size_hint().0);
-        let mut absent = BTreeSet::new();
+        let mut missing = BTreeSet::new();
         // Consecutive records often belong to the same instrument.
         let mut last: Option<(&Instrument, Option<i32>)> = None;
         for instrument in batch {
@@ -133,7 +135,7 @@ impl InstrumentIds {
                 _ => {
                     let id = ids.get(instrument).copied();
                     if id.is_none() {
-                        absent.insert(instrument);
+                        missing.insert(instrument);
                     }
                     id
                 }
@@ -141,7 +143,7 @@ impl InstrumentIds {
             last = Some((instrument, id));
             found.push(id);
         }
-        (found, absent)
+        (found, missing)
     }
 
     /// Returns the instruments after `after`, of one exchange or of all exchanges, in the order of (exchange, symbol).
@@ -155,7 +157,7 @@ impl InstrumentIds {
         // No exchange is empty, so two empty texts sort before all instruments.
         let (after_exchange, after_symbol) =
             after.map_or(("", ""), |i| (i.exchange().as_str(), i.symbol().as_str()));
-        let rows = sqlx::query(LIST)
+        let rows = sqlx::query(LIST_SQL)
             .bind(after_exchange)
             .bind(after_symbol)
             .bind(exchange.map(Exchange::as_str))
@@ -181,11 +183,11 @@ async fn select<'a>(
     instruments: impl Iterator<Item = &'a Instrument>,
 ) -> Result<Vec<(usize, i32)>, Cause> {
     let (exchanges, symbols) = columns(instruments);
-    let rows = sqlx::query(FIND).bind(exchanges).bind(symbols).fetch_all(connection).await?;
+    let rows = sqlx::query(FIND_SQL).bind(exchanges).bind(symbols).fetch_all(connection).await?;
     let read = |row: &PgRow| -> Result<_, sqlx::Error> {
-        let place =
+        let index =
             usize::try_from(row.try_get::<i64, _>(1)? - 1).map_err(|e| sqlx::Error::Decode(e.into()))?;
-        Ok((place, row.try_get(0)?))
+        Ok((index, row.try_get(0)?))
     };
     Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
 }

@@ -3,25 +3,29 @@
 use qi_core::store::kit::Entry;
 
 /// The maximum span of a piece, in chunks. Each new chunk costs several locks.
-const SPAN: i64 = 50;
+const MAX_SPAN: i64 = 50;
 
 /// The distance between two consecutive records that ends a piece, in chunks. A statement opens every chunk of its
 /// span, and a few chunks without records cost less than another statement.
-const GAP: i64 = 8;
+const MIN_GAP: i64 = 8;
 
 /// The number of records after which a piece ends at the next chunk. A statement looks up each of its records in every
 /// chunk of its span.
-const ENOUGH: usize = 5_000;
+const SOFT_MAX_RECORDS: usize = 5_000;
 
-/// Cuts the entries into pieces of at most `most` records, each of which spans few chunks.
-pub(super) fn cut(entries: &[Entry], most: usize) -> Vec<&[Entry]> {
+/// Splits the entries into pieces of at most `max_records` records, each of which spans few chunks.
+pub(super) fn split(entries: &[Entry], max_records: usize) -> Vec<&[Entry]> {
     let mut pieces = Vec::new();
     let mut start = 0;
     for at in 1..entries.len() {
         let (gap, span) =
             (entries[at].group - entries[at - 1].group, entries[at].group - entries[start].group);
         let records = at - start;
-        if records == most || gap >= GAP || span >= SPAN || (gap > 0 && records >= ENOUGH) {
+        if records == max_records
+            || gap >= MIN_GAP
+            || span >= MAX_SPAN
+            || (gap > 0 && records >= SOFT_MAX_RECORDS)
+        {
             pieces.push(&entries[start..at]);
             start = at;
         }
@@ -34,10 +38,10 @@ pub(super) fn cut(entries: &[Entry], most: usize) -> Vec<&[Entry]> {
 mod tests {
     use super::*;
 
-    fn sizes(groups: impl IntoIterator<Item = i64>, most: usize) -> Vec<usize> {
+    fn sizes(groups: impl IntoIterator<Item = i64>, max_records: usize) -> Vec<usize> {
         let entry = |group| Entry { group, series: 1, sort_key: (qi_core::Timestamp::MIN, 0), at: 0 };
         let entries: Vec<_> = groups.into_iter().map(entry).collect();
-        cut(&entries, most).iter().map(|piece| piece.len()).collect()
+        split(&entries, max_records).iter().map(|piece| piece.len()).collect()
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub(super) async fn installed(connection: &mut PgConnection) -> Result<String, C
 
 /// Rejects any edition except the Community edition. Checks the license setting, because the names of
 /// distributions are not reliable.
-pub(super) async fn community(connection: &mut PgConnection, what: &str) -> Result<(), Cause> {
+pub(super) async fn community(connection: &mut PgConnection, feature: &str) -> Result<(), Cause> {
     let license: Option<String> = sqlx::query_scalar("SELECT current_setting('timescaledb.license', true)")
         .fetch_one(connection)
         .await?;
@@ -98,7 +98,9 @@ pub(super) async fn community(connection: &mut PgConnection, what: &str) -> Resu
     }
     let license = license.unwrap_or_else(|| "none".to_owned());
     Err(Cause::Edition {
-        rule: format!("{what} needs TimescaleDB's Community edition; this server's license is `{license}`"),
+        rule: format!(
+            "{feature} requires the Community edition of TimescaleDB; the server's license is `{license}`"
+        ),
     })
 }
 
@@ -130,7 +132,7 @@ pub(super) async fn enable_columnstore(
          timescaledb.orderby = '{}')",
         config.relation(table.name()),
         names(table.series(), ""),
-        sql::ordered(table, "DESC"),
+        sql::order_by(table, "DESC"),
     )))
 }
 

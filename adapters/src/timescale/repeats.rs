@@ -2,7 +2,8 @@
 //!
 //! COPY is several times faster than a merge, but fails if a single record exists. Therefore the store reads the
 //! existing keys, copies the new records and merges the others. This read costs far less than a lookup of every key. A
-//! batch is cut into segments of one series. One index probe per segment returns the newest existing keys in its range.
+//! batch is split into segments of one series. One index probe per segment returns the newest existing keys in its
+//! range.
 
 use qi_core::record::SortKey;
 use qi_core::store::kit::Entry;
@@ -13,7 +14,7 @@ const SEGMENT_RECORDS: usize = 128;
 /// The maximum number of existing keys that the probe returns for a segment.
 pub(super) const SEGMENT_KEYS: usize = 8;
 
-/// Cuts a piece into segments: consecutive records of one series in one chunk.
+/// Splits a piece into segments: consecutive records of one series in one chunk.
 pub(super) fn segments(piece: &[Entry]) -> Vec<&[Entry]> {
     piece
         .chunk_by(|a, b| (a.group, a.series) == (b.group, b.series))
@@ -28,7 +29,7 @@ pub(super) fn samples(piece: &[Entry]) -> Vec<&[Entry]> {
 
 /// The records of a piece, each part in the order of the piece.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Parts {
+pub(super) struct ProbedRecords {
     /// Records whose keys did not exist at the time of the probe.
     pub(super) new: Vec<Entry>,
     /// Records whose keys may exist.
@@ -37,9 +38,9 @@ pub(super) struct Parts {
 
 /// Divides the records of the segments into new and repeated records. `existing` contains existing keys, each with the
 /// index of its segment: the newest keys of each segment, at most [`SEGMENT_KEYS`].
-pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, SortKey)>) -> Parts {
+pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, SortKey)>) -> ProbedRecords {
     existing.sort_unstable();
-    let mut parts = Parts::default();
+    let mut records = ProbedRecords::default();
     let mut rest = existing.as_slice();
     for (at, segment) in segments.iter().enumerate() {
         let keys;
@@ -49,10 +50,10 @@ pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, SortKey)>)
         for entry in *segment {
             let is_repeat = unknown_before.is_some_and(|(_, oldest)| entry.sort_key < *oldest)
                 || keys.binary_search_by_key(&entry.sort_key, |(_, sort_key)| *sort_key).is_ok();
-            if is_repeat { parts.repeats.push(*entry) } else { parts.new.push(*entry) }
+            if is_repeat { records.repeats.push(*entry) } else { records.new.push(*entry) }
         }
     }
-    parts
+    records
 }
 
 #[cfg(test)]
@@ -89,7 +90,7 @@ mod tests {
         // The probe also returns keys of other records, in any order.
         let between = (Timestamp::from_micros(SECS * 1_000_000 + 5_500_000).unwrap(), 0);
         let existing = vec![(1, sort_key(150)), (0, sort_key(9)), (0, between), (0, sort_key(3))];
-        let Parts { new, repeats } = divide(&segments, existing);
+        let ProbedRecords { new, repeats } = divide(&segments, existing);
         assert_eq!(repeats.iter().map(|entry| entry.at).collect::<Vec<_>>(), [3, 9, 150]);
         assert_eq!(new.len(), 198);
         assert!(new.is_sorted());
@@ -101,10 +102,10 @@ mod tests {
         let segments = segments(&piece);
         let newest: Vec<_> = (40..48).map(|at| (0, sort_key(at))).collect();
         assert_eq!(newest.len(), SEGMENT_KEYS);
-        let Parts { new, repeats } = divide(&segments, newest.clone());
+        let ProbedRecords { new, repeats } = divide(&segments, newest.clone());
         assert_eq!(repeats, piece[..48]);
         assert_eq!(new, piece[48..]);
-        let Parts { repeats, .. } = divide(&segments, newest[1..].to_vec());
+        let ProbedRecords { repeats, .. } = divide(&segments, newest[1..].to_vec());
         assert_eq!(repeats, piece[41..48], "all existing keys of the segment are known");
     }
 }

@@ -18,15 +18,15 @@ use crate::first_datasets;
 use qi_core::store::kit::evolution;
 
 /// The table that records the steps.
-const RECORD: &str = "qi_migrations";
+const MIGRATIONS_TABLE: &str = "qi_migrations";
 
 /// The table that records the columns of the datasets. Line 0 is the key.
-const DATASETS: &str = "qi_datasets";
+const DATASETS_TABLE: &str = "qi_datasets";
 
 /// The advisory lock for changes of the schema, which one process at a time holds. The number is arbitrary,
 /// and the same in all versions. The lock covers the database instead of the schema, because CREATE
 /// EXTENSION changes the database.
-const LOCK: i64 = 0x7169_5f73_6368_656d;
+const SCHEMA_LOCK: i64 = 0x7169_5f73_6368_656d;
 
 /// Returns the migration steps of the library, oldest first. New steps are only appended. Each step is applied once.
 fn migrations() -> Vec<Migration> {
@@ -44,10 +44,10 @@ pub(super) struct Step {
     /// The description of the step in [`SchemaReport::applied`].
     pub(super) label: String,
     pub(super) statements: Vec<String>,
-    kind: Kind,
+    kind: StepKind,
 }
 
-enum Kind {
+enum StepKind {
     Plain,
     Extension,
     Migration(Migration),
@@ -56,36 +56,36 @@ enum Kind {
 
 impl Step {
     pub(super) fn new(label: String, statements: Vec<String>) -> Self {
-        Self { label, statements, kind: Kind::Plain }
+        Self { label, statements, kind: StepKind::Plain }
     }
 
     /// Runs the step. Its statements contain only validated names and numbers.
     pub(super) async fn run(&self, connection: &mut PgConnection) -> Result<(), Cause> {
-        if let Kind::Migration(step) = &self.kind {
-            connection.ensure_migrations_table(RECORD).await?;
-            connection.apply(RECORD, step).await?;
+        if let StepKind::Migration(step) = &self.kind {
+            connection.ensure_migrations_table(MIGRATIONS_TABLE).await?;
+            connection.apply(MIGRATIONS_TABLE, step).await?;
             return Ok(());
         }
         for sql in &self.statements {
             let done = sqlx::query(AssertSqlSafe(sql.clone())).execute(&mut *connection).await;
-            done.map_err(|error| self.explain(error))?;
+            done.map_err(|error| self.classify_error(error))?;
         }
         Ok(())
     }
 
-    fn explain(&self, error: sqlx::Error) -> Cause {
+    fn classify_error(&self, error: sqlx::Error) -> Cause {
         let state = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
         match (&self.kind, state.as_deref()) {
             // "extension is not available" or "must be preloaded": a retry does not help.
-            (Kind::Extension, Some("0A000" | "58P01" | "55000" | "XX000")) => Cause::Edition {
+            (StepKind::Extension, Some("0A000" | "58P01" | "55000" | "XX000")) => Cause::Edition {
                 rule: format!(
-                    "TimescaleDB cannot be created here; `hypertables = \"off\"` does without: {error}"
+                    "cannot create the extension TimescaleDB (not needed with `hypertables = \"off\"`): {error}"
                 ),
             },
-            (Kind::Hypertable(table), Some("0A000")) => Cause::Schema {
+            (StepKind::Hypertable(table), Some("0A000")) => Cause::Schema {
                 rule: format!(
-                    "the table {table} is no hypertable and holds data, from a time with hypertables = \"off\"; \
-                     docs/backends/timescale.md says how to convert it"
+                    "table {table}: an ordinary table with rows cannot become a hypertable automatically; \
+                     docs/backends/timescale.md describes the conversion"
                 ),
             },
             _ => Cause::Sql(error),
@@ -99,7 +99,7 @@ pub(super) async fn ensure(
     config: &TimescaleConfig,
 ) -> Result<SchemaReport, Cause> {
     // A separate connection, because the lock ends with the connection, even if this future is dropped.
-    let mut connection = connections.direct().await?;
+    let mut connection = connections.connect_unpooled().await?;
     let outcome = ensure_on(&mut connection, connections, config).await;
     let _ = connection.close().await;
     outcome
@@ -112,8 +112,8 @@ async fn ensure_on(
 ) -> Result<SchemaReport, Cause> {
     let version = migrations().iter().map(|step| step.version).max().unwrap_or(0);
     let version = u32::try_from(version).unwrap_or(u32::MAX);
-    connections.allow_heavy_session(connection).await?;
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
+    connections.set_session_bulk_timeout(connection).await?;
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(SCHEMA_LOCK).execute(&mut *connection).await?;
     // All steps run in one transaction, so that no client sees an incomplete table. A concurrent writer would leave
     // rows in a table that is about to become a hypertable. If no step is missing, nothing is written, so a role
     // without the right to create objects may also call `ensure_schema`.
@@ -136,7 +136,7 @@ async fn ensure_on(
 
 /// Returns the statements that [`ensure`] would run now.
 pub(super) async fn plan(connections: &Connections, config: &TimescaleConfig) -> Result<Vec<String>, Cause> {
-    let mut connection = connections.direct().await?;
+    let mut connection = connections.connect_unpooled().await?;
     let outcome = async {
         let mut all = steps(&mut connection, config).await?;
         all.extend(policies(&mut connection, config).await?);
@@ -167,54 +167,54 @@ async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Resul
         // race condition. The lock prevents the race between processes of this library.
         let create = "CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA public".to_owned();
         let step = Step::new("extension timescaledb".to_owned(), vec![create]);
-        steps.push(Step { kind: Kind::Extension, ..step });
+        steps.push(Step { kind: StepKind::Extension, ..step });
     }
-    let there: bool = sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
+    let exists: bool = sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
         .bind(&config.schema)
         .fetch_one(&mut *connection)
         .await?;
-    if !there {
+    if !exists {
         // The name was validated: letters, digits and underscores.
         let create = format!("CREATE SCHEMA \"{}\"", config.schema);
         steps.push(Step::new(format!("schema {}", config.schema), vec![create]));
     }
-    let (done, all) = (recorded(connection, &config.schema).await?, migrations());
-    check(&done, &all)?;
+    let (done, all) = (applied_steps(connection, &config.schema).await?, migrations());
+    check_applied_steps(&done, &all)?;
     for step in all.into_iter().filter(|step| !done.iter().any(|(version, _)| *version == step.version)) {
         let label = format!("{} {}", step.version, step.description);
         let statements = vec![step.sql.as_str().to_owned()];
-        steps.push(Step { kind: Kind::Migration(step), ..Step::new(label, statements) });
+        steps.push(Step { kind: StepKind::Migration(step), ..Step::new(label, statements) });
     }
     let tables: Vec<Table> = config.datasets.iter().map(Table::of).collect();
-    steps.extend(datasets(connection, config, &tables, done.is_empty()).await?);
+    steps.extend(dataset_steps(connection, config, &tables, done.is_empty()).await?);
     if config.hypertables == Hypertables::On {
-        steps.extend(hypertables(connection, config, &tables, extension).await?);
+        steps.extend(hypertable_steps(connection, config, &tables, extension).await?);
     }
     Ok(steps)
 }
 
 /// Returns the recorded steps with their checksums.
-async fn recorded(connection: &mut PgConnection, schema: &str) -> Result<Vec<(i64, Vec<u8>)>, Cause> {
-    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-        .bind(format!("\"{schema}\".{RECORD}"))
+async fn applied_steps(connection: &mut PgConnection, schema: &str) -> Result<Vec<(i64, Vec<u8>)>, Cause> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(format!("\"{schema}\".{MIGRATIONS_TABLE}"))
         .fetch_one(&mut *connection)
         .await?;
-    if !there {
+    if !exists {
         return Ok(Vec::new());
     }
-    let sql = AssertSqlSafe(format!("SELECT version, checksum FROM {RECORD} ORDER BY version"));
+    let sql = AssertSqlSafe(format!("SELECT version, checksum FROM {MIGRATIONS_TABLE} ORDER BY version"));
     Ok(sqlx::query_as(sql).fetch_all(connection).await?)
 }
 
 /// Rejects a database with recorded steps that differ from `steps`.
-fn check(recorded: &[(i64, Vec<u8>)], steps: &[Migration]) -> Result<(), Cause> {
+fn check_applied_steps(recorded: &[(i64, Vec<u8>)], steps: &[Migration]) -> Result<(), Cause> {
     for (version, checksum) in recorded {
         let rule = match steps.iter().find(|step| step.version == *version) {
             None => {
-                format!("the database has step {version}, which this version of the library does not know")
+                format!("schema step {version} is unknown to this version of the library")
             }
             Some(step) if *step.checksum != **checksum => {
-                format!("step {version} was applied with another text than this version of the library has")
+                format!("schema step {version}: checksum mismatch with this version of the library")
             }
             Some(_) => continue,
         };
@@ -224,30 +224,30 @@ fn check(recorded: &[(i64, Vec<u8>)], steps: &[Migration]) -> Result<(), Cause> 
 }
 
 /// Returns the missing steps for the tables of the datasets. `fresh` states that no step of the library is applied yet.
-async fn datasets(
+async fn dataset_steps(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
     tables: &[Table],
-    fresh: bool,
+    is_new: bool,
 ) -> Result<Vec<Step>, Cause> {
-    let stored = stored_lines(connection, &config.schema).await?;
-    let present = present(connection, &config.schema, tables).await?;
+    let stored = recorded_lines(connection, &config.schema).await?;
+    let existing = stored_columns(connection, &config.schema, tables).await?;
     let mut steps = Vec::new();
     for table in tables {
         let name = table.name();
-        let refuse = |what: &str| Err(Cause::Schema { rule: format!("the table {name} {what}") });
-        let (lines, columns) = (stored.lines.get(name), present.get(name));
+        let refuse = |problem: &str| Err(Cause::Schema { rule: format!("table {name}: {problem}") });
+        let (lines, columns) = (stored.lines.get(name), existing.get(name));
         match (lines, columns) {
-            (None, None) => steps.push(create(table)),
+            (None, None) => steps.push(create_step(table)),
             (None, Some(_)) => {
                 return refuse(
-                    "is there, and no dataset of this library made it: use another schema, or another name",
+                    "exists, but no dataset of this library created it; use another schema or another name",
                 );
             }
-            (Some(lines), None) if !(fresh && stored.first.contains(name)) => {
+            (Some(lines), None) if !(is_new && stored.first.contains(name)) => {
                 let rows = lines.len();
                 return refuse(&format!(
-                    "is gone, although it is recorded: restore it, or delete its {rows} rows from {DATASETS}"
+                    "is missing; restore it, or delete its {rows} rows from {DATASETS_TABLE}"
                 ));
             }
             (Some(lines), columns) => {
@@ -255,22 +255,22 @@ async fn datasets(
                 if let Some(columns) = columns {
                     check_columns(table, lines.len(), columns)?;
                 }
-                steps.extend(extend(table, lines.len(), &changes));
+                steps.extend(column_steps(table, lines.len(), &changes));
             }
         }
     }
     if !steps.is_empty() && !stored.is_recorded {
         let create = format!(
-            "CREATE TABLE {DATASETS} (dataset text COLLATE \"C\" NOT NULL, line int NOT NULL, text text NOT NULL, \
+            "CREATE TABLE {DATASETS_TABLE} (dataset text COLLATE \"C\" NOT NULL, line int NOT NULL, text text NOT NULL, \
              checksum bytea NOT NULL, applied timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (dataset, line))"
         );
-        steps.insert(0, Step::new(format!("table {DATASETS}"), vec![create]));
+        steps.insert(0, Step::new(format!("table {DATASETS_TABLE}"), vec![create]));
     }
     Ok(steps)
 }
 
 /// The recorded declarations of datasets.
-struct StoredLines {
+struct RecordedLines {
     lines: HashMap<String, Vec<String>>,
     /// The datasets of step 1.
     first: HashSet<String>,
@@ -278,19 +278,19 @@ struct StoredLines {
     is_recorded: bool,
 }
 
-async fn stored_lines(connection: &mut PgConnection, schema: &str) -> Result<StoredLines, Cause> {
+async fn recorded_lines(connection: &mut PgConnection, schema: &str) -> Result<RecordedLines, Cause> {
     // Step 1 creates the tables of these datasets.
     let mut lines = first_datasets::lines();
     let first = lines.keys().cloned().collect();
     let is_recorded: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-        .bind(format!("\"{schema}\".{DATASETS}"))
+        .bind(format!("\"{schema}\".{DATASETS_TABLE}"))
         .fetch_one(&mut *connection)
         .await?;
     if !is_recorded {
-        return Ok(StoredLines { lines, first, is_recorded });
+        return Ok(RecordedLines { lines, first, is_recorded });
     }
     let sql = format!(
-        "SELECT dataset, line, text, checksum = sha256(convert_to(text, 'UTF8')) FROM {DATASETS} ORDER BY dataset, line"
+        "SELECT dataset, line, text, checksum = sha256(convert_to(text, 'UTF8')) FROM {DATASETS_TABLE} ORDER BY dataset, line"
     );
     let rows: Vec<(String, i32, String, bool)> =
         sqlx::query_as(AssertSqlSafe(sql)).fetch_all(connection).await?;
@@ -298,7 +298,9 @@ async fn stored_lines(connection: &mut PgConnection, schema: &str) -> Result<Sto
         let known = lines.entry(name.clone()).or_default();
         let at = usize::try_from(line).unwrap_or(usize::MAX);
         if !intact || at > known.len() {
-            let rule = format!("line {line} of the dataset {name} in {DATASETS} was changed or is missing");
+            let rule = format!(
+                "table {DATASETS_TABLE}: line {line} of dataset {name} was changed or does not follow the previous line"
+            );
             return Err(Cause::Schema { rule });
         }
         match known.get_mut(at) {
@@ -307,18 +309,18 @@ async fn stored_lines(connection: &mut PgConnection, schema: &str) -> Result<Sto
             None => known.push(text),
         }
     }
-    Ok(StoredLines { lines, first, is_recorded })
+    Ok(RecordedLines { lines, first, is_recorded })
 }
 
 /// A column in the catalog: its name, its type, and true if it is NOT NULL.
-type Present = (String, String, bool);
+type StoredColumn = (String, String, bool);
 
 /// Returns the columns of those tables that exist.
-async fn present(
+async fn stored_columns(
     connection: &mut PgConnection,
     schema: &str,
     tables: &[Table],
-) -> Result<HashMap<String, Vec<Present>>, Cause> {
+) -> Result<HashMap<String, Vec<StoredColumn>>, Cause> {
     let rows: Vec<(String, String, String, bool)> = sqlx::query_as(
         "SELECT c.relname::text, a.attname::text, t.typname::text, a.attnotnull \
          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid \
@@ -329,37 +331,33 @@ async fn present(
     .bind(tables.iter().map(Table::name).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    let mut present: HashMap<_, Vec<_>> = HashMap::new();
+    let mut existing: HashMap<_, Vec<_>> = HashMap::new();
     for (table, column, ty, required) in rows {
-        present.entry(table).or_default().push((column, ty, required));
+        existing.entry(table).or_default().push((column, ty, required));
     }
-    Ok(present)
+    Ok(existing)
 }
 
 /// Rejects a table whose columns differ from the recorded columns. Ignores additional columns of other programs.
-fn check_columns(table: &Table, lines: usize, present: &[Present]) -> Result<(), Cause> {
+fn check_columns(table: &Table, lines: usize, existing: &[StoredColumn]) -> Result<(), Cause> {
     let count = table.key().len() + lines.saturating_sub(1);
     for column in table.columns().iter().take(count) {
-        let found = present.iter().find(|(name, ..)| name == column.name);
-        let what = match found {
+        let found = existing.iter().find(|(name, ..)| name == column.name);
+        let problem = match found {
             None => "is missing".to_owned(),
             Some((_, ty, _)) if ty != column.ty.name() => {
-                format!("has the type {ty}, not {}", column.ty.name())
+                format!("has type {ty}, expected {}", column.ty.name())
             }
-            Some((.., true)) if column.optional => "does not take NULL".to_owned(),
+            Some((.., true)) if column.optional => "is NOT NULL, expected nullable".to_owned(),
             Some(_) => continue,
         };
-        let rule = format!(
-            "the column {} of the table {} {what}: somebody changed it by hand",
-            column.name,
-            table.name()
-        );
+        let rule = format!("table {}: column {} {problem}", table.name(), column.name);
         return Err(Cause::Schema { rule });
     }
     Ok(())
 }
 
-fn create(table: &Table) -> Step {
+fn create_step(table: &Table) -> Step {
     let name = table.name();
     let mut statements = vec![
         format!(
@@ -367,19 +365,19 @@ fn create(table: &Table) -> Step {
             join(table.columns(), super::table::Column::definition),
             names(table.key(), "")
         ),
-        format!("CREATE VIEW \"{name}_view\" AS {}", view(table)),
+        format!("CREATE VIEW \"{name}_view\" AS {}", view_query(table)),
     ];
     let lines = evolution::lines(table.dataset);
-    statements.extend(lines.iter().enumerate().map(|(at, line)| record(name, at, line)));
+    statements.extend(lines.iter().enumerate().map(|(at, line)| insert_line(name, at, line)));
     Step::new(format!("dataset {name}"), statements)
 }
 
 /// Returns the steps for the new or changed lines of a declaration.
-fn extend(table: &Table, stored: usize, changes: &[usize]) -> Vec<Step> {
+fn column_steps(table: &Table, stored: usize, changes: &[usize]) -> Vec<Step> {
     let (name, lines) = (table.name(), evolution::lines(table.dataset));
     let mut steps = Vec::new();
     for (column, at) in changes.iter().filter_map(|at| Some((table.values().get(at.checked_sub(1)?)?, *at))) {
-        let mut statements = vec![record(name, at, &lines[at])];
+        let mut statements = vec![insert_line(name, at, &lines[at])];
         let label = if at < stored {
             format!("names of {}.{}", name, column.name)
         } else {
@@ -389,21 +387,21 @@ fn extend(table: &Table, stored: usize, changes: &[usize]) -> Vec<Step> {
         steps.push(Step::new(label, statements));
     }
     if let Some(last) = steps.last_mut() {
-        last.statements.push(format!("CREATE OR REPLACE VIEW \"{name}_view\" AS {}", view(table)));
+        last.statements.push(format!("CREATE OR REPLACE VIEW \"{name}_view\" AS {}", view_query(table)));
     }
     steps
 }
 
-fn record(name: &str, at: usize, line: &str) -> String {
+fn insert_line(name: &str, at: usize, line: &str) -> String {
     format!(
-        "INSERT INTO {DATASETS} (dataset, line, text, checksum) \
+        "INSERT INTO {DATASETS_TABLE} (dataset, line, text, checksum) \
          VALUES ('{name}', {at}, '{line}', sha256(convert_to('{line}', 'UTF8'))) \
          ON CONFLICT (dataset, line) DO UPDATE SET text = EXCLUDED.text, checksum = EXCLUDED.checksum, applied = now()"
     )
 }
 
 /// Returns the query of a dataset's view, with names instead of ids and codes.
-fn view(table: &Table) -> String {
+fn view_query(table: &Table) -> String {
     let instruments = table.dataset.series() == SeriesType::Instrument;
     let mut columns: Vec<String> = Vec::new();
     if instruments {
@@ -424,7 +422,7 @@ fn view(table: &Table) -> String {
 }
 
 /// Returns the steps that convert the tables to hypertables and set the configured chunk intervals.
-async fn hypertables(
+async fn hypertable_steps(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
     tables: &[Table],
@@ -453,7 +451,10 @@ async fn hypertables(
                      chunk_time_interval => {micros}::bigint, create_default_indexes => false)",
                     table.time()
                 );
-                Step { kind: Kind::Hypertable(name), ..Step::new(format!("hypertable {name}"), vec![sql]) }
+                Step {
+                    kind: StepKind::Hypertable(name),
+                    ..Step::new(format!("hypertable {name}"), vec![sql])
+                }
             }
             Some(known) if *known != Some(micros) => {
                 let sql = format!(
@@ -486,9 +487,9 @@ pub(super) async fn columns(
 }
 
 /// Returns the server's edition, for example `timescaledb community`.
-pub(super) fn edition(facts: &ServerInfo) -> Option<String> {
-    match (&facts.extension, facts.license.as_deref()) {
-        (None, _) if facts.server.is_empty() => None,
+pub(super) fn edition(info: &ServerInfo) -> Option<String> {
+    match (&info.extension, info.license.as_deref()) {
+        (None, _) if info.server.is_empty() => None,
         (None, _) => Some("postgresql".to_owned()),
         (Some(_), Some("timescale")) => Some("timescaledb community".to_owned()),
         (Some(_), _) => Some("timescaledb apache".to_owned()),
@@ -502,9 +503,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tables_of_a_dataset() {
+    fn a_dataset_has_a_table_and_a_view() {
         let ticks = Table::of(Datasets::standard().get("ticks").unwrap());
-        let step = create(&ticks);
+        let step = create_step(&ticks);
         assert_eq!(
             step.statements[0],
             "CREATE TABLE \"ticks\" (\"instrument_id\" int NOT NULL, \"ts\" timestamptz NOT NULL, \
@@ -512,7 +513,7 @@ mod tests {
              \"side\" smallint, PRIMARY KEY (\"instrument_id\", \"ts\", \"seq\"))"
         );
         assert_eq!(
-            view(&ticks),
+            view_query(&ticks),
             "SELECT i.exchange, i.symbol, t.\"ts\", t.\"seq\", t.\"price\", t.\"quantity\", \
              CASE t.\"side\" WHEN 1 THEN 'buy' WHEN 2 THEN 'sell' END AS \"side\" \
              FROM \"ticks\" t JOIN instruments i ON i.id = t.instrument_id"

@@ -11,14 +11,14 @@ use super::table::{Column, ColumnType, Table, join, names};
 
 /// A registered dataset of a store.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct RegisteredDataset {
     /// The position of the dataset in the order of registration.
     pub(super) position: usize,
     pub(super) table: Table,
     pub(super) sql: Sql,
 }
 
-impl Stored {
+impl RegisteredDataset {
     pub(super) fn new(position: usize, dataset: Dataset) -> Self {
         let table = Table::of(dataset);
         Self { position, sql: Sql::of(&table), table }
@@ -60,24 +60,24 @@ pub(super) struct Sql {
 
 impl Sql {
     pub(super) fn of(table: &Table) -> Self {
-        let made = |text: String| AssertSqlSafe(Arc::<str>::from(text)).into_sql_str();
+        let sql_str = |text: String| AssertSqlSafe(Arc::<str>::from(text)).into_sql_str();
         Self {
             copy: format!(
                 "COPY \"{}\" ({}) FROM STDIN (FORMAT binary)",
                 table.name(),
                 names(table.columns(), "")
             ),
-            merge: made(merge(table, &by_row(table))),
-            merge_converted: made(merge(table, &by_set(table))),
-            existing: made(existing(table)),
-            ascending: made(range(table, ">", "ASC")),
-            descending: made(range(table, "<", "DESC")),
-            latest: made(latest(table)),
-            first_time: made(edge(table, "ASC")),
-            last_time: made(edge(table, "DESC")),
-            names: made(match table.dataset.series() {
+            merge: sql_str(merge(table, &lookup_join(table))),
+            merge_converted: sql_str(merge(table, &series_join(table))),
+            existing: sql_str(existing_query(table)),
+            ascending: sql_str(range_query(table, ">", "ASC")),
+            descending: sql_str(range_query(table, "<", "DESC")),
+            latest: sql_str(latest_query(table)),
+            first_time: sql_str(time_bound_query(table, "ASC")),
+            last_time: sql_str(time_bound_query(table, "DESC")),
+            names: sql_str(match table.dataset.series() {
                 SeriesType::Instrument => String::new(),
-                SeriesType::Name { column, .. } => names_after(table, column),
+                SeriesType::Name { column, .. } => names_query(table, column),
             }),
             delete: format!(
                 "DELETE FROM \"{}\" WHERE \"{time}\" >= $1 AND \"{time}\" < $2",
@@ -88,17 +88,17 @@ impl Sql {
     }
 }
 
-/// Returns the merge statement. `there` is the join with the existing rows.
+/// Returns the merge statement. `existing_rows` is the join with the existing rows.
 ///
 /// A replay costs only a read, because equal rows are not written again. ON CONFLICT covers the rows that another
 /// writer inserts in between. All writers lock their rows in the same order, which is the order of the input. A table
 /// without value columns has nothing to replace.
-fn merge(table: &Table, there: &str) -> String {
+fn merge(table: &Table, existing_rows: &str) -> String {
     let columns = names(table.columns(), "");
     let differs = if table.values().is_empty() {
         String::new()
     } else {
-        let (t, x) = (names(table.values(), "t."), join(table.values(), sent));
+        let (t, x) = (names(table.values(), "t."), join(table.values(), input_column));
         format!(" OR ROW({t}) IS DISTINCT FROM ROW({x})")
     };
     let conflict = if table.values().is_empty() {
@@ -108,13 +108,13 @@ fn merge(table: &Table, there: &str) -> String {
     };
     format!(
         "INSERT INTO \"{table}\" ({columns}) \
-         SELECT {sent} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, _n) \
-         LEFT JOIN {there} \
+         SELECT {input} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, _n) \
+         LEFT JOIN {existing_rows} \
          WHERE t.\"{time}\" IS NULL{differs} \
          ORDER BY x._n \
          ON CONFLICT ({key}) DO {conflict}",
         table = table.name(),
-        sent = join(table.columns(), sent),
+        input = join(table.columns(), input_column),
         arrays = arrays(table.columns()),
         time = table.time(),
         key = names(table.key(), ""),
@@ -122,7 +122,7 @@ fn merge(table: &Table, there: &str) -> String {
 }
 
 /// Returns the expression for a column of the input.
-fn sent(column: &Column) -> String {
+fn input_column(column: &Column) -> String {
     let cast = if column.ty == ColumnType::Levels { "::numeric[]" } else { "" };
     format!("x.\"{}\"{cast}", column.name)
 }
@@ -130,7 +130,7 @@ fn sent(column: &Column) -> String {
 /// Returns a join that looks up each row by its full key, whatever the statistics of the table are. For a table
 /// without statistics, a plain join was planned as a nested loop over all pairs. With 50,000 rows it took longer
 /// than the statement timeout.
-fn by_row(table: &Table) -> String {
+fn lookup_join(table: &Table) -> String {
     let count = table.columns().len();
     let mut found = vec![table.sort_key()[0]];
     found.extend(table.values());
@@ -149,7 +149,7 @@ fn by_row(table: &Table) -> String {
 /// Returns a join that reads all rows of the series in the time range once. A lookup in the columnstore reads an entire
 /// segment, so a million lookups take seven times as long. The statement runs without nested loops, so it is a hash
 /// join whatever the statistics are.
-fn by_set(table: &Table) -> String {
+fn series_join(table: &Table) -> String {
     let count = table.columns().len();
     let series = table.series()[0];
     format!(
@@ -168,22 +168,22 @@ fn by_set(table: &Table) -> String {
 
 /// Returns the statement with one index probe per segment. The row comparison bounds the keys exactly. TimescaleDB
 /// excludes chunks only by the comparisons of the time column.
-fn existing(table: &Table) -> String {
+fn existing_query(table: &Table) -> String {
     let bound =
         |prefix: &str, alias: &str| join(table.sort_key(), |c| format!("{alias}\"{prefix}{}\"", c.name));
     let same_series = |column: &Column| format!("k.\"{0}\" = x.\"{0}\" AND ", column.name);
     let segment = table.segment();
     format!(
         "SELECT x._n, e.* FROM unnest({arrays}) WITH ORDINALITY AS x({series}, {first}, {last}, _n) \
-         CROSS JOIN LATERAL (SELECT {place} FROM \"{table}\" k WHERE {same_series}\
-         ROW({place}) >= ROW({x_first}) AND ROW({place}) <= ROW({x_last}) \
+         CROSS JOIN LATERAL (SELECT {sort_key} FROM \"{table}\" k WHERE {same_series}\
+         ROW({sort_key}) >= ROW({x_first}) AND ROW({sort_key}) <= ROW({x_last}) \
          AND k.\"{time}\" BETWEEN x.\"_first_{time}\" AND x.\"_last_{time}\" \
          AND k.\"{time}\" BETWEEN ${lo} AND ${hi} ORDER BY {order} LIMIT {SEGMENT_KEYS}) e",
         arrays = arrays(&segment),
         series = names(table.series(), ""),
         first = bound("_first_", ""),
         last = bound("_last_", ""),
-        place = names(table.sort_key(), "k."),
+        sort_key = names(table.sort_key(), "k."),
         table = table.name(),
         same_series = table.series().iter().map(same_series).collect::<String>(),
         x_first = bound("_first_", "x."),
@@ -207,7 +207,7 @@ fn same_key(table: &Table, side: &str) -> String {
     table.key().iter().map(same).collect::<Vec<_>>().join(" AND ")
 }
 
-fn range(table: &Table, side: &str, direction: &str) -> String {
+fn range_query(table: &Table, side: &str, direction: &str) -> String {
     let time = table.time();
     let mut next = 4;
     let mut conditions = String::new();
@@ -222,16 +222,16 @@ fn range(table: &Table, side: &str, direction: &str) -> String {
         "SELECT {} FROM \"{}\" WHERE \"{time}\" >= $1 AND \"{time}\" < $2{conditions} ORDER BY {} LIMIT $3",
         names(table.read_list(), ""),
         table.name(),
-        ordered(table, direction),
+        order_by(table, direction),
     )
 }
 
 /// Returns the sort order, for example `"ts" DESC, "seq" DESC`.
-pub(super) fn ordered(table: &Table, direction: &str) -> String {
+pub(super) fn order_by(table: &Table, direction: &str) -> String {
     join(table.sort_key(), |column| format!("\"{}\" {direction}", column.name))
 }
 
-fn latest(table: &Table) -> String {
+fn latest_query(table: &Table) -> String {
     let interval = table.dataset.interval().map(|name| format!(" AND t.\"{name}\" = $4")).unwrap_or_default();
     format!(
         "SELECT k._n, l.* FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(_key, _n) \
@@ -243,11 +243,11 @@ fn latest(table: &Table) -> String {
         table = table.name(),
         series = table.series()[0].name,
         time = table.time(),
-        order = ordered(table, "DESC"),
+        order = order_by(table, "DESC"),
     )
 }
 
-fn edge(table: &Table, direction: &str) -> String {
+fn time_bound_query(table: &Table, direction: &str) -> String {
     let (from, interval) = match table.dataset.interval() {
         Some(name) => (" CROSS JOIN unnest($4::text[]) AS i(_name)", format!(" AND t.\"{name}\" = i._name")),
         None => ("", String::new()),
@@ -265,7 +265,7 @@ fn edge(table: &Table, direction: &str) -> String {
 }
 
 /// Returns the statement that finds each name with one step in the primary key.
-fn names_after(table: &Table, column: &str) -> String {
+fn names_query(table: &Table, column: &str) -> String {
     let step = |after: &str| {
         format!(
             "SELECT x.\"{column}\" FROM \"{table}\" x WHERE {after} \
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_statements_of_the_ticks() {
+    fn ticks_have_a_copy_and_a_range_statement() {
         let sql = Sql::of(&Table::of(PriceTick::DATASET));
         assert_eq!(
             sql.copy,
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_are_probed_by_their_keys() {
+    fn the_probe_compares_the_keys_of_a_segment() {
         let ticks = Sql::of(&Table::of(PriceTick::DATASET));
         assert_eq!(
             ticks.existing.as_str(),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_belongs_to_the_series() {
+    fn the_interval_is_part_of_the_series() {
         let bars = Sql::of(&Table::of(Bar::DATASET));
         assert!(bars.descending.as_str().ends_with(
             "WHERE \"open_time\" >= $1 AND \"open_time\" < $2 AND \"instrument_id\" = $4 AND \"interval\" = $5 \
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_by_steps() {
+    fn names_are_found_by_a_recursive_query() {
         let snapshots = Sql::of(&Table::of(MarketSnapshot::DATASET));
         assert!(snapshots.names.as_str().contains("x.\"scope\" > s._name"));
     }

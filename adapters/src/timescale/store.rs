@@ -17,7 +17,7 @@ use super::cache::SchemaCache;
 use super::config::TimescaleConfig;
 use super::connect::{Connections, PooledConnection};
 use super::error::Cause;
-use super::sql::Stored;
+use super::sql::RegisteredDataset;
 use super::table::Table;
 use super::{BACKEND, schema};
 
@@ -48,18 +48,18 @@ pub(super) struct Inner {
     pub(super) connections: Connections,
     pub(super) cache: Arc<SchemaCache>,
     /// The statements of each dataset, indexed by its position.
-    stored: Vec<Stored>,
+    registered: Vec<RegisteredDataset>,
     closed: AtomicBool,
 }
 
 impl Inner {
     pub(super) fn info(&self) -> StoreInfo {
-        let facts = self.connections.facts();
+        let server_info = self.connections.server_info();
         let mut info = StoreInfo::new(BACKEND);
-        info.edition = schema::edition(&facts);
-        info.version = (!facts.server.is_empty()).then(|| match &facts.extension {
-            Some(extension) => format!("{} (timescaledb {extension})", facts.server),
-            None => facts.server.clone(),
+        info.edition = schema::edition(&server_info);
+        info.version = (!server_info.server.is_empty()).then(|| match &server_info.extension {
+            Some(extension) => format!("{} (timescaledb {extension})", server_info.server),
+            None => server_info.server.clone(),
         });
         info.max_batch = self.config.max_batch;
         let ages = self.config.datasets.iter().filter_map(|dataset| {
@@ -82,9 +82,10 @@ impl TimescaleStore {
         let cache = Arc::new(SchemaCache::new(&config));
         let connections = Connections::open(&config, cache.clone())?;
         let datasets = config.datasets.iter().enumerate();
-        let stored = datasets.map(|(position, dataset)| Stored::new(position, dataset)).collect();
+        let registered =
+            datasets.map(|(position, dataset)| RegisteredDataset::new(position, dataset)).collect();
         let closed = AtomicBool::new(false);
-        Ok(Self { inner: Arc::new(Inner { config, connections, cache, stored, closed }) })
+        Ok(Self { inner: Arc::new(Inner { config, connections, cache, registered, closed }) })
     }
 
     /// Returns the connection pool for custom SQL. Its connections find the tables without the name of the schema, and
@@ -100,9 +101,11 @@ impl TimescaleStore {
     /// The errors of a read.
     pub async fn columns(&self, dataset: Dataset) -> Result<Vec<(String, String)>> {
         let schema = &self.inner.config.schema;
-        self.run(Operation::Series, async |lease| schema::columns(lease, schema, dataset.name()).await)
-            .await
-            .map_err(|error| error.with_operation("columns"))
+        self.run(Operation::Series, async |connection| {
+            schema::columns(connection, schema, dataset.name()).await
+        })
+        .await
+        .map_err(|error| error.with_operation("columns"))
     }
 
     /// Returns the columns that this version reads and writes, in order, with their types. [`Self::columns`] must
@@ -113,7 +116,7 @@ impl TimescaleStore {
     }
 
     /// Rejects a call after `close`.
-    pub(super) fn enter(&self, operation: Operation) -> Result<()> {
+    pub(super) fn check_open(&self, operation: Operation) -> Result<()> {
         if self.inner.closed.load(Ordering::SeqCst) {
             return Err(Error::closed("store.timescale.closed", operation).with_backend(BACKEND));
         }
@@ -126,24 +129,26 @@ impl TimescaleStore {
         operation: Operation,
         work: impl AsyncFnOnce(&mut PooledConnection) -> Result<T, Cause>,
     ) -> Result<T> {
-        self.enter(operation)?;
-        let mut lease = self.inner.connections.lease().await.map_err(|e| e.at(operation))?;
-        let outcome = work(&mut lease).await;
-        lease.give_back(&outcome);
-        outcome.map_err(|e| e.at(operation))
+        self.check_open(operation)?;
+        let mut connection = self.inner.connections.acquire().await.map_err(|e| e.into_error(operation))?;
+        let outcome = work(&mut connection).await;
+        connection.release(&outcome);
+        outcome.map_err(|e| e.into_error(operation))
     }
 
     /// Returns the entry of a registered dataset. Rejects other datasets, and any call after `close`.
-    pub(super) fn stored(&self, operation: Operation, dataset: Dataset) -> Result<&Stored> {
-        self.enter(operation)?;
+    pub(super) fn registered(&self, operation: Operation, dataset: Dataset) -> Result<&RegisteredDataset> {
+        self.check_open(operation)?;
         let position = self.inner.config.datasets.position(dataset);
-        position.map(|at| &self.inner.stored[at]).map_err(|error| Cause::Core(error).at(operation))
+        position
+            .map(|at| &self.inner.registered[at])
+            .map_err(|error| Cause::Core(error).into_error(operation))
     }
 }
 
 /// Adds the operation to the error of a check before any I/O.
 fn checked(operation: Operation, check: Result<()>) -> Result<()> {
-    check.map_err(|error| Cause::Core(error).at(operation))
+    check.map_err(|error| Cause::Core(error).into_error(operation))
 }
 
 /// Rejects owners that do not fit the dataset.
@@ -173,7 +178,7 @@ fn check_range(request: &RangeRequest) -> Result<()> {
         return Ok(());
     }
     let value = series.interval.map_or("none", Interval::as_str);
-    let rule = "must be given for a dataset of intervals alone";
+    let rule = "must be set if and only if the dataset has intervals";
     Err(Error::invalid("store.query.interval", "interval", value, rule).with_context("dataset", *dataset))
 }
 
@@ -181,7 +186,7 @@ fn check_series(request: &SeriesRequest) -> Result<()> {
     request.anchor()?;
     match &request.exchange {
         Some(exchange) if request.dataset.series() != SeriesType::Instrument => {
-            let rule = "must not be given for a dataset of names";
+            let rule = "must not be set for a dataset of named series";
             Err(Error::invalid("store.query.exchange", "exchange", exchange, rule))
         }
         _ => Ok(()),
@@ -215,7 +220,7 @@ impl PriceStore for TimescaleStore {
         connections
             .until_closed(schema::ensure(connections, &self.inner.config))
             .await
-            .map_err(|cause| cause.at(Operation::EnsureSchema))
+            .map_err(|cause| cause.into_error(Operation::EnsureSchema))
     }
 
     async fn plan_schema(&self) -> Result<Vec<String>> {
@@ -223,13 +228,13 @@ impl PriceStore for TimescaleStore {
         connections
             .until_closed(schema::plan(connections, config))
             .await
-            .map_err(|cause| cause.at(Operation::PlanSchema))
+            .map_err(|cause| cause.into_error(Operation::PlanSchema))
     }
 
     async fn ping(&self) -> Result<StorePingReport> {
         let started = Instant::now();
-        self.run(Operation::StorePing, async |lease| {
-            sqlx::query("SELECT 1").execute(&mut **lease).await?;
+        self.run(Operation::StorePing, async |connection| {
+            sqlx::query("SELECT 1").execute(&mut **connection).await?;
             Ok(())
         })
         .await?;
@@ -239,69 +244,72 @@ impl PriceStore for TimescaleStore {
     }
 
     async fn insert(&self, batch: &dyn Records) -> Result<InsertReport> {
-        const CALL: Operation = Operation::Insert;
-        let stored = self.stored(CALL, batch.dataset())?;
-        checked(CALL, self.inner.info().check_batch(batch.len()))?;
+        const OPERATION: Operation = Operation::Insert;
+        let registered = self.registered(OPERATION, batch.dataset())?;
+        checked(OPERATION, self.inner.info().check_batch(batch.len()))?;
         if batch.is_empty() {
             return Ok(InsertReport::default());
         }
-        self.run(CALL, async |lease| self.insert_on(lease, stored, batch).await).await
+        self.run(OPERATION, async |connection| self.insert_on(connection, registered, batch).await).await
     }
 
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
-        const CALL: Operation = Operation::Range;
-        let stored = self.stored(CALL, request.dataset)?;
-        checked(CALL, check_range(request))?;
-        self.run(CALL, async |lease| self.range_page(lease, stored, request).await).await
+        const OPERATION: Operation = Operation::Range;
+        let registered = self.registered(OPERATION, request.dataset)?;
+        checked(OPERATION, check_range(request))?;
+        self.run(OPERATION, async |connection| self.range_page(connection, registered, request).await).await
     }
 
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
-        const CALL: Operation = Operation::Latest;
-        let stored = self.stored(CALL, request.dataset)?;
-        checked(CALL, request.check().and_then(|()| check_selection(request.dataset, &request.selection)))?;
-        self.run(CALL, async |lease| self.latest_page(lease, stored, request).await).await
+        const OPERATION: Operation = Operation::Latest;
+        let registered = self.registered(OPERATION, request.dataset)?;
+        checked(
+            OPERATION,
+            request.check().and_then(|()| check_selection(request.dataset, &request.selection)),
+        )?;
+        self.run(OPERATION, async |connection| self.latest_page(connection, registered, request).await).await
     }
 
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
-        const CALL: Operation = Operation::DerivedBars;
-        let ticks = self.stored(CALL, PriceTick::DATASET)?;
-        checked(CALL, Derived(query).anchor().map(drop))?;
-        self.run(CALL, async |lease| {
-            let Some(id) = self.inner.cache.ids.find(lease, &query.instrument).await? else {
+        const OPERATION: Operation = Operation::DerivedBars;
+        let ticks = self.registered(OPERATION, PriceTick::DATASET)?;
+        checked(OPERATION, Derived(query).anchor().map(drop))?;
+        self.run(OPERATION, async |connection| {
+            let Some(id) = self.inner.cache.ids.find(connection, &query.instrument).await? else {
                 return Ok(Derived(query).page_of(Vec::new())?);
             };
-            self.derived_page(lease, ticks, id, query).await
+            self.derived_page(connection, ticks, id, query).await
         })
         .await
     }
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
-        const CALL: Operation = Operation::Stats;
-        let ticks = self.stored(CALL, PriceTick::DATASET)?;
-        self.run(CALL, async |lease| {
-            let Some(id) = self.inner.cache.ids.find(lease, &query.instrument).await? else {
+        const OPERATION: Operation = Operation::Stats;
+        let ticks = self.registered(OPERATION, PriceTick::DATASET)?;
+        self.run(OPERATION, async |connection| {
+            let Some(id) = self.inner.cache.ids.find(connection, &query.instrument).await? else {
                 return Ok(None);
             };
-            self.stats_of(lease, ticks, id, query).await
+            self.range_stats(connection, ticks, id, query).await
         })
         .await
     }
 
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
-        const CALL: Operation = Operation::Series;
-        let stored = self.stored(CALL, request.dataset)?;
-        checked(CALL, check_series(request))?;
-        self.run(CALL, async |lease| self.series_page(lease, stored, request).await).await
+        const OPERATION: Operation = Operation::Series;
+        let registered = self.registered(OPERATION, request.dataset)?;
+        checked(OPERATION, check_series(request))?;
+        self.run(OPERATION, async |connection| self.series_page(connection, registered, request).await).await
     }
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
-        const CALL: Operation = Operation::DeleteRange;
-        let stored = self.stored(CALL, query.dataset)?;
-        checked(CALL, query.check().and_then(|()| check_selection(query.dataset, &query.selection)))?;
-        self.run(CALL, async |lease| self.delete(lease, stored, query).await).await
+        const OPERATION: Operation = Operation::DeleteRange;
+        let registered = self.registered(OPERATION, query.dataset)?;
+        checked(OPERATION, query.check().and_then(|()| check_selection(query.dataset, &query.selection)))?;
+        self.run(OPERATION, async |connection| self.delete(connection, registered, query).await).await
     }
     async fn purge_before(&self, dataset: Dataset, cutoff: qi_core::Timestamp) -> Result<()> {
-        const CALL: Operation = Operation::PurgeBefore;
-        let stored = self.stored(CALL, dataset)?;
-        self.run(CALL, async |lease| self.purge(lease, stored, cutoff).await).await
+        const OPERATION: Operation = Operation::PurgeBefore;
+        let registered = self.registered(OPERATION, dataset)?;
+        self.run(OPERATION, async |connection| self.purge(connection, registered, cutoff).await).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -243,7 +243,7 @@ pub(super) struct Encoder<B>(pub(super) B);
 const NULL: [u8; 4] = (-1_i32).to_be_bytes();
 
 /// Writes a value, preceded by its length.
-fn sized(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+fn length_prefixed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     write(out);
@@ -253,7 +253,7 @@ fn sized(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 impl<B: Buffers> Encoder<B> {
-    fn fixed<const N: usize>(&mut self, bytes: [u8; N]) {
+    fn fixed_size<const N: usize>(&mut self, bytes: [u8; N]) {
         let out = self.0.next();
         // N is at most 8.
         out.extend_from_slice(&u32::try_from(N).unwrap_or(u32::MAX).to_be_bytes());
@@ -261,7 +261,7 @@ impl<B: Buffers> Encoder<B> {
     }
 
     pub(super) fn int4(&mut self, value: i32) {
-        self.fixed(value.to_be_bytes());
+        self.fixed_size(value.to_be_bytes());
     }
 }
 
@@ -272,17 +272,17 @@ impl<B: Buffers> FieldWriter for Encoder<B> {
         }
     }
     fn decimal(&mut self, value: Decimal) {
-        sized(self.0.next(), |out| wire::encode(value.units(), out));
+        length_prefixed(self.0.next(), |out| wire::encode(value.units(), out));
     }
     fn counter(&mut self, value: u64) {
         // The core library keeps every counter at or below `i64::MAX`.
-        self.fixed(value.to_be_bytes());
+        self.fixed_size(value.to_be_bytes());
     }
     fn integer(&mut self, value: i64) {
-        self.fixed(value.to_be_bytes());
+        self.fixed_size(value.to_be_bytes());
     }
     fn boolean(&mut self, value: bool) {
-        self.fixed([u8::from(value)]);
+        self.fixed_size([u8::from(value)]);
     }
     fn text(&mut self, value: &str) {
         let out = self.0.next();
@@ -291,19 +291,18 @@ impl<B: Buffers> FieldWriter for Encoder<B> {
         out.extend_from_slice(value.as_bytes());
     }
     fn code(&mut self, value: u8) {
-        self.fixed(i16::from(value).to_be_bytes());
+        self.fixed_size(i16::from(value).to_be_bytes());
     }
     fn time(&mut self, value: Timestamp) {
-        self.fixed((value.as_micros() - PG_EPOCH_MICROS).to_be_bytes());
+        self.fixed_size((value.as_micros() - PG_EPOCH_MICROS).to_be_bytes());
     }
     fn interval(&mut self, value: Interval) {
         self.text(value.as_str());
     }
     fn levels(&mut self, value: &[Level]) {
-        sized(
-            self.0.next(),
-            |out| if B::ARRAYS { levels_text(value, out) } else { levels_binary(value, out) },
-        );
+        length_prefixed(self.0.next(), |out| {
+            if B::ARRAYS { levels_text(value, out) } else { levels_binary(value, out) }
+        });
     }
 }
 
@@ -333,8 +332,8 @@ fn levels_binary(levels: &[Level], out: &mut Vec<u8>) {
         out.extend_from_slice(&word.to_be_bytes());
     }
     for Level { price, quantity } in levels {
-        sized(out, |out| wire::encode(price.units(), out));
-        sized(out, |out| wire::encode(quantity.units(), out));
+        length_prefixed(out, |out| wire::encode(price.units(), out));
+        length_prefixed(out, |out| wire::encode(quantity.units(), out));
     }
 }
 
@@ -342,7 +341,7 @@ fn levels_binary(levels: &[Level], out: &mut Vec<u8>) {
 fn read_levels(bytes: &[u8]) -> std::result::Result<Vec<Level>, sqlx::error::BoxDynError> {
     let mut rest = bytes;
     let mut take = |count: usize| {
-        let (head, tail) = rest.split_at_checked(count).ok_or("an array that ends too early")?;
+        let (head, tail) = rest.split_at_checked(count).ok_or("truncated array")?;
         rest = tail;
         Ok::<_, sqlx::error::BoxDynError>(head)
     };
@@ -355,12 +354,12 @@ fn read_levels(bytes: &[u8]) -> std::result::Result<Vec<Level>, sqlx::error::Box
         return Ok(Vec::new());
     }
     if dimensions != 2 {
-        return Err("not a list of pairs".into());
+        return Err(format!("array with {dimensions} dimensions, expected 2").into());
     }
     let count = word(take(4)?)?;
     take(4)?;
     if word(take(4)?)? != 2 {
-        return Err("not a list of pairs".into());
+        return Err("second dimension of an array is not 2".into());
     }
     take(4)?;
     // The number of bytes bounds the allocation, because the count is not trusted.
@@ -400,7 +399,7 @@ impl<'r> RowReader<'r> {
         self.error.unwrap_or_else(|| sqlx::Error::Decode(Box::new(error)))
     }
 
-    fn raw(&self) -> std::result::Result<PgValueRef<'r>, sqlx::Error> {
+    fn next_raw(&self) -> std::result::Result<PgValueRef<'r>, sqlx::Error> {
         match self.first {
             Some(first) => self.row.try_get_raw(first + self.next),
             None => self.row.try_get_raw(self.columns[self.next].name),
@@ -417,17 +416,17 @@ impl<'r> RowReader<'r> {
         ty: ColumnType,
         decode: impl FnOnce(PgValueRef<'r>) -> std::result::Result<T, sqlx::error::BoxDynError>,
     ) -> Result<T> {
-        let raw = match self.raw() {
+        let raw = match self.next_raw() {
             Ok(raw) => raw,
             Err(error) => return self.fail(error),
         };
-        let of_type = raw.type_info().oid().is_some_and(|oid| oid.0 == ty.oid());
+        let has_type = raw.type_info().oid().is_some_and(|oid| oid.0 == ty.oid());
         let value = if raw.is_null() {
             Err(sqlx::error::UnexpectedNullError.into())
-        } else if of_type {
+        } else if has_type {
             decode(raw)
         } else {
-            Err(format!("a value of the type {}, not {}", raw.type_info(), ty.name()).into())
+            Err(format!("value has type {}, expected {}", raw.type_info(), ty.name()).into())
         };
         let at = self.next;
         self.next += 1;
@@ -450,7 +449,7 @@ impl<'r> RowReader<'r> {
 
 impl FieldReader for RowReader<'_> {
     fn presence(&mut self) -> Result<bool> {
-        match self.raw() {
+        match self.next_raw() {
             Ok(raw) if raw.is_null() => {
                 self.next += 1;
                 Ok(false)
@@ -482,7 +481,7 @@ impl FieldReader for RowReader<'_> {
         let record::ColumnType::Enumeration(names) = self.columns[self.next].ty else { return Ok(0) };
         self.value(ColumnType::Text, |raw| {
             let text = <&str>::decode(raw)?;
-            let at = names.iter().position(|name| *name == text).ok_or("not one of the names")?;
+            let at = names.iter().position(|name| *name == text).ok_or("unknown name of an enumeration")?;
             Ok(u8::try_from(at + 1)?)
         })
     }
@@ -502,7 +501,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_there_and_back() {
+    fn encoded_levels_decode_to_the_same_levels() {
         let level = |price: &str, quantity: &str| Level {
             price: price.parse().unwrap(),
             quantity: quantity.parse().unwrap(),

@@ -20,7 +20,7 @@ use super::wire::{self, PG_EPOCH_MICROS};
 /// ```no_run
 /// use qi_adapters::timescale::{Pg, TimescaleStore};
 /// use qi_core::{Price, PriceTick};
-/// async fn above(store: &TimescaleStore, price: Price) -> Result<Vec<PriceTick>, sqlx::Error> {
+/// async fn ticks_above(store: &TimescaleStore, price: Price) -> Result<Vec<PriceTick>, sqlx::Error> {
 ///     let found: Vec<Pg<PriceTick>> =
 ///         sqlx::query_as("SELECT * FROM ticks_view WHERE price > $1 ORDER BY ts, seq LIMIT 100")
 ///             .bind(Pg(price))
@@ -140,7 +140,7 @@ impl<'r> Decode<'r, Postgres> for Pg<Timestamp> {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         let micros = i64::from_be_bytes(binary(&value)?.try_into()?);
         // Positive infinity is `i64::MAX` and overflows here. `Timestamp` rejects negative infinity.
-        let micros = micros.checked_add(PG_EPOCH_MICROS).ok_or("an infinite time")?;
+        let micros = micros.checked_add(PG_EPOCH_MICROS).ok_or("infinite timestamp")?;
         Ok(Self(Timestamp::from_micros(micros)?))
     }
 }

@@ -7,16 +7,16 @@ use qi_core::domain::ExactSum;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NumericError {
     /// Bytes that are not a binary `numeric`.
-    #[error("not a binary numeric")]
+    #[error("malformed binary numeric")]
     Malformed,
     /// NaN or an infinity.
-    #[error("NaN or infinity")]
+    #[error("numeric is NaN or infinite")]
     NotFinite,
     /// More than 18 decimal places.
-    #[error("more than 18 decimal places")]
+    #[error("numeric has more than 18 decimal places")]
     TooFine,
     /// A magnitude of 10²⁰ or more.
-    #[error("1e20 or more")]
+    #[error("numeric is 1e20 or more")]
     TooLarge,
 }
 
@@ -91,14 +91,14 @@ pub(super) fn encode(units: i128, out: &mut Vec<u8>) {
 }
 
 /// The parts of a binary numeric.
-struct Parts<'a> {
+struct NumericParts<'a> {
     negative: bool,
     /// The power of 10,000 of the first digit.
     weight: i32,
     digits: &'a [u8],
 }
 
-impl<'a> Parts<'a> {
+impl<'a> NumericParts<'a> {
     fn read(bytes: &'a [u8]) -> Result<Self, NumericError> {
         let (header, digits) = bytes.split_at_checked(8).ok_or(NumericError::Malformed)?;
         let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
@@ -131,7 +131,7 @@ impl<'a> Parts<'a> {
 /// Decodes a decimal as units of 10⁻¹⁸, without rounding.
 pub(super) fn decode(bytes: &[u8]) -> Result<i128, NumericError> {
     const LIMIT: u128 = 10_u128.pow(38);
-    let parts = Parts::read(bytes)?;
+    let parts = NumericParts::read(bytes)?;
     let mut units: u128 = 0;
     for (at, digit) in parts.digits().enumerate() {
         if digit == 0 {
@@ -158,7 +158,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<i128, NumericError> {
 
 /// Decodes a sum with `PLACES` decimal places (18 or 36). A sum may be far wider than a decimal.
 pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLACES>, NumericError> {
-    let parts = Parts::read(bytes)?;
+    let parts = NumericParts::read(bytes)?;
     let places = i32::try_from(PLACES).map_err(|_| NumericError::Malformed)?;
     let count = i32::try_from(parts.digits().len()).map_err(|_| NumericError::Malformed)?;
     let mut text = String::with_capacity(80);
@@ -221,7 +221,7 @@ mod tests {
     const ONE: i128 = 1_000_000_000_000_000_000;
 
     #[test]
-    fn known_forms() {
+    fn decimals_encode_to_known_bytes() {
         for (units, form) in [
             (0, &[0, 0, 0, 18][..]),
             (ONE, &[1, 0, 0, 18, 1]),
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn any_decimal_there_and_back() {
+    fn encoded_decimals_decode_to_the_same_value() {
         let mut random = 0x9E37_79B9_7F4A_7C15_u64;
         let mut next = || {
             random ^= random << 13;
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_bytes_are_refused() {
+    fn malformed_bytes_are_rejected() {
         use NumericError::{Malformed, NotFinite, TooFine, TooLarge};
         for (form, error) in [
             (&[][..], Malformed),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_wider_than_decimals() {
+    fn sums_may_exceed_the_range_of_decimals() {
         // 10^40 + 10^-36.
         let mut form = vec![20, 10, 0, 36];
         form.extend([1; 1]);

@@ -17,23 +17,23 @@ use tracing::Instrument as _;
 
 use super::connect::PooledConnection;
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
-use super::pieces::cut;
-use super::repeats::{Parts, divide, samples, segments};
-use super::sql::Stored;
+use super::pieces::split;
+use super::repeats::{ProbedRecords, divide, samples, segments};
+use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::table::{Buffers, Column, ColumnType, Encoder};
 use super::types::Pg;
 
 /// The path of a write, as the label of the metric and the field of the span.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+enum WritePath {
     Copy,
     Merge,
     /// COPY failed because another writer inserted a record after the probe. The records were then merged.
     CopyThenMerge,
 }
 
-impl Way {
+impl WritePath {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Copy => "copy",
@@ -72,34 +72,35 @@ fn name(batch: &dyn Records, at: usize) -> Option<Cow<'_, str>> {
 impl TimescaleStore {
     pub(super) async fn insert_on(
         &self,
-        lease: &mut PooledConnection,
-        stored: &Stored,
+        connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         batch: &dyn Records,
     ) -> Result<InsertReport, Cause> {
-        let series = self.series_numbers(lease, stored, batch).await?;
-        let chunk_length = self.inner.cache.chunks.least(lease, stored).await?;
+        let series = self.series_numbers(connection, registered, batch).await?;
+        let chunk_length = self.inner.cache.chunks.min_length(connection, registered).await?;
         let chunks = &self.inner.cache.chunks;
-        let entries = entries(batch, &series.numbers, |(ts, _)| chunks.number(chunk_length, ts.as_micros()));
+        let entries =
+            entries(batch, &series.numbers, |(ts, _)| chunks.chunk_number(chunk_length, ts.as_micros()));
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
-        let job = Job { store: self, stored, batch, names: &series.names };
-        let pieces = cut(&entries, self.inner.config.write.piece);
-        let lanes = self.inner.config.write.connections.min(pieces.len());
+        let write = BatchWrite { store: self, registered, batch, names: &series.names };
+        let pieces = split(&entries, self.inner.config.write.piece);
+        let writers = self.inner.config.write.connections.min(pieces.len());
         let queue = std::sync::Mutex::new(pieces.into_iter());
-        // When the first lane has finished, the other lanes stop waiting for a connection.
+        // When the first writer has finished, the other writers stop waiting for a connection.
         let done = Notify::new();
         let first = async {
-            let outcome = job.lane(lease, &queue).await;
+            let outcome = write.write_pieces(connection, &queue).await;
             done.notify_waiters();
             outcome
         };
-        let others = join_all((1..lanes).map(|_| async {
+        let others = join_all((1..writers).map(|_| async {
             let spare = tokio::select! {
-                spare = self.inner.connections.lease_spare() => spare,
+                spare = self.inner.connections.acquire_spare() => spare,
                 () = done.notified() => None,
             };
             let Some(mut other) = spare else { return Ok(()) };
-            let outcome = job.lane(&mut other, &queue).await;
-            other.give_back(&outcome);
+            let outcome = write.write_pieces(&mut other, &queue).await;
+            other.release(&outcome);
             outcome
         }));
         let (first, rest) = futures::join!(first, others);
@@ -110,10 +111,10 @@ impl TimescaleStore {
     async fn series_numbers<'a>(
         &self,
         connection: &mut PgConnection,
-        stored: &Stored,
+        registered: &RegisteredDataset,
         batch: &'a dyn Records,
     ) -> Result<SeriesNumbers<'a>, Cause> {
-        let (all, dataset) = (0..batch.len(), stored.table.dataset);
+        let (all, dataset) = (0..batch.len(), registered.table.dataset);
         let (owners, names) = if dataset.series() == SeriesType::Instrument {
             let instruments = all.filter_map(move |at| instrument(batch, at));
             (self.inner.cache.ids.ensure(connection, instruments).await?, Vec::new())
@@ -137,24 +138,24 @@ impl TimescaleStore {
 }
 
 /// A batch that is being written.
-struct Job<'a> {
+struct BatchWrite<'a> {
     store: &'a TimescaleStore,
-    stored: &'a Stored,
+    registered: &'a RegisteredDataset,
     batch: &'a dyn Records,
     names: &'a [Cow<'a, str>],
 }
 
-impl<'a> Job<'a> {
+impl<'a> BatchWrite<'a> {
     /// Writes pieces until none is left or a write fails.
-    async fn lane(
+    async fn write_pieces(
         &self,
-        lease: &mut PooledConnection,
+        connection: &mut PooledConnection,
         queue: &std::sync::Mutex<std::vec::IntoIter<&'a [Entry]>>,
     ) -> Result<(), Cause> {
         let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
         while let Some(piece) = next() {
-            if let Err(error) = self.write(lease, piece).await {
-                // The other lanes stop after their current piece.
+            if let Err(error) = self.write_piece(connection, piece).await {
+                // The other writers stop after their current piece.
                 let mut queue = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 queue.by_ref().for_each(drop);
                 return Err(error);
@@ -163,45 +164,50 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    async fn write(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<(), Cause> {
+    async fn write_piece(&self, connection: &mut PooledConnection, piece: &[Entry]) -> Result<(), Cause> {
         if piece.len() < self.store.inner.config.write.copy_from {
-            return self.send(lease, piece, Way::Merge).await;
+            return self.send(connection, piece, WritePath::Merge).await;
         }
-        let Parts { new, repeats } = self.probe(lease, piece).await?;
+        let ProbedRecords { new, repeats } = self.probe(connection, piece).await?;
         if new.len() < repeats.len() {
             // The piece is mostly a replay, so one statement is cheaper than two.
-            return self.send(lease, piece, Way::Merge).await;
+            return self.send(connection, piece, WritePath::Merge).await;
         }
-        self.send(lease, &new, Way::Copy).await?;
+        self.send(connection, &new, WritePath::Copy).await?;
         if !repeats.is_empty() {
-            self.send(lease, &repeats, Way::Merge).await?;
+            self.send(connection, &repeats, WritePath::Merge).await?;
         }
         Ok(())
     }
 
     /// Sends records by COPY or by a merge. Either is one transaction.
-    async fn send(&self, lease: &mut PooledConnection, records: &[Entry], way: Way) -> Result<(), Cause> {
+    async fn send(
+        &self,
+        connection: &mut PooledConnection,
+        records: &[Entry],
+        path: WritePath,
+    ) -> Result<(), Cause> {
         let span = tracing::debug_span!(
             "timescale.write",
-            dataset = self.stored.table.name(),
+            dataset = self.registered.table.name(),
             rows = records.len(),
             way = tracing::field::Empty,
         );
         let work = async {
-            if let Way::Copy = way {
-                match self.copy(lease, records).await {
+            if let WritePath::Copy = path {
+                match self.copy(connection, records).await {
                     Err(error) if has_state(&error, UNIQUE_VIOLATION) => {}
-                    done => return Ok::<_, Cause>(done.map(|()| way)?),
+                    done => return Ok::<_, Cause>(done.map(|()| path)?),
                 }
-                self.merge(lease, records).await?;
-                return Ok(Way::CopyThenMerge);
+                self.merge(connection, records).await?;
+                return Ok(WritePath::CopyThenMerge);
             }
-            self.merge(lease, records).await?;
-            Ok(way)
+            self.merge(connection, records).await?;
+            Ok(path)
         };
-        let way = work.instrument(span.clone()).await?;
-        span.record("way", way.as_str());
-        let labels = [("dataset", self.stored.table.name()), ("way", way.as_str())];
+        let path = work.instrument(span.clone()).await?;
+        span.record("way", path.as_str());
+        let labels = [("dataset", self.registered.table.name()), ("way", path.as_str())];
         metrics::counter!("qi_timescale_written_rows_total", &labels).increment(records.len() as u64);
         metrics::counter!("qi_timescale_written_pieces_total", &labels).increment(1);
         Ok(())
@@ -215,7 +221,7 @@ impl<'a> Job<'a> {
             Some(name) => out.text(name),
             None => out.int4(owner.cast_signed()),
         }
-        if self.stored.table.dataset.interval().is_some()
+        if self.registered.table.dataset.interval().is_some()
             && let Some(interval) = self.batch.series(at as usize).interval
         {
             out.interval(interval);
@@ -225,7 +231,7 @@ impl<'a> Job<'a> {
 
     fn encode_sort_key<B: Buffers>(&self, (ts, seq): SortKey, out: &mut Encoder<B>) {
         out.time(ts);
-        if self.stored.table.dataset.seq().is_some() {
+        if self.registered.table.dataset.seq().is_some() {
             out.counter(seq);
         }
     }
@@ -236,19 +242,19 @@ impl<'a> Job<'a> {
     }
 
     /// Writes all records or none, with one COPY in one transaction.
-    async fn copy(&self, lease: &mut PooledConnection, records: &[Entry]) -> Result<(), sqlx::Error> {
+    async fn copy(&self, connection: &mut PooledConnection, records: &[Entry]) -> Result<(), sqlx::Error> {
         /// The size of the buffer after which its rows are sent, in bytes.
-        const SEND: usize = 256 * 1024;
-        let columns = i16::try_from(self.stored.table.columns().len()).unwrap_or(i16::MAX).to_be_bytes();
-        let mut copy = lease.copy_in_raw(&self.stored.sql.copy).await?;
-        let mut rows = Encoder(CopyRows(Vec::with_capacity(SEND + 1024)));
+        const BUFFER_BYTES: usize = 256 * 1024;
+        let columns = i16::try_from(self.registered.table.columns().len()).unwrap_or(i16::MAX).to_be_bytes();
+        let mut copy = connection.copy_in_raw(&self.registered.sql.copy).await?;
+        let mut rows = Encoder(CopyRows(Vec::with_capacity(BUFFER_BYTES + 1024)));
         rows.0.0.extend_from_slice(COPY_HEADER);
         let mut sent = false;
         for entry in records {
             rows.0.0.extend_from_slice(&columns);
             self.encode(entry, &mut rows);
-            if rows.0.0.len() >= SEND {
-                let length = rows.0.0.len() - MIN_SEND;
+            if rows.0.0.len() >= BUFFER_BYTES {
+                let length = rows.0.0.len() - MIN_LAST_SEND_BYTES;
                 copy.send(&rows.0.0[..length]).await?;
                 rows.0.0.drain(..length);
                 sent = true;
@@ -263,10 +269,14 @@ impl<'a> Job<'a> {
     }
 
     /// Queries the existing keys of a piece, and divides its records into new and repeated records.
-    async fn probe(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<Parts, Cause> {
-        let Stored { sql, table, .. } = self.stored;
+    async fn probe(
+        &self,
+        connection: &mut PooledConnection,
+        piece: &[Entry],
+    ) -> Result<ProbedRecords, Cause> {
+        let RegisteredDataset { sql, table, .. } = self.registered;
         // In the columnstore each probe decompresses rows, so only three records are probed. They detect most replays.
-        let converted = self.touches_columnstore(lease, piece).await?;
+        let converted = self.touches_columnstore(connection, piece).await?;
         let segments = if converted { samples(piece) } else { segments(piece) };
         let query = bind_arrays(&sql.existing, &table.segment(), &segments, |segment, out| {
             let (Some(first), Some(last)) = (segment.first(), segment.last()) else { return };
@@ -274,12 +284,12 @@ impl<'a> Job<'a> {
             self.encode_sort_key(last.sort_key, out);
         });
         let query = bind_times(query, piece);
-        let found = query.fetch_all(&mut **lease).await?;
+        let found = query.fetch_all(&mut **connection).await?;
         if found.is_empty() {
-            return Ok(Parts { new: piece.to_vec(), repeats: Vec::new() });
+            return Ok(ProbedRecords { new: piece.to_vec(), repeats: Vec::new() });
         }
         if converted {
-            return Ok(Parts { new: Vec::new(), repeats: piece.to_vec() });
+            return Ok(ProbedRecords { new: Vec::new(), repeats: piece.to_vec() });
         }
         let key = |row: &PgRow| -> Result<(usize, SortKey), Cause> {
             let number: i64 = row.try_get(0)?;
@@ -291,20 +301,20 @@ impl<'a> Job<'a> {
 
     /// Merges records with one statement. It reads the existing records, and writes only records that
     /// are new or differ.
-    async fn merge(&self, lease: &mut PooledConnection, records: &[Entry]) -> Result<(), Cause> {
+    async fn merge(&self, connection: &mut PooledConnection, records: &[Entry]) -> Result<(), Cause> {
         /// The number of records from which the rows in the columnstore are read as a set, in a transaction.
-        const MANY: usize = 200;
-        let Stored { sql, table, .. } = self.stored;
+        const MIN_SET_RECORDS: usize = 200;
+        let RegisteredDataset { sql, table, .. } = self.registered;
         let bind = |statement| {
             let query =
                 bind_arrays(statement, table.columns(), records, |entry, out| self.encode(entry, out));
             bind_times(query, records)
         };
-        if records.len() < MANY || !self.touches_columnstore(lease, records).await? {
-            bind(&sql.merge).execute(&mut **lease).await?;
+        if records.len() < MIN_SET_RECORDS || !self.touches_columnstore(connection, records).await? {
+            bind(&sql.merge).execute(&mut **connection).await?;
             return Ok(());
         }
-        let mut transaction = lease.begin().await?;
+        let mut transaction = connection.begin().await?;
         sqlx::query("SELECT set_config('enable_nestloop', 'off', true)").execute(&mut *transaction).await?;
         bind(&sql.merge_converted).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
@@ -313,13 +323,13 @@ impl<'a> Job<'a> {
     /// Returns whether the piece may touch chunks in the columnstore. Only the Community edition has a columnstore.
     async fn touches_columnstore(
         &self,
-        lease: &mut PooledConnection,
+        connection: &mut PooledConnection,
         piece: &[Entry],
     ) -> Result<bool, Cause> {
         let store = &self.store.inner;
-        match least_and_greatest(piece) {
-            Some((begin, _)) if store.connections.facts().license.as_deref() == Some("timescale") => {
-                store.cache.chunks.are_converted(lease, self.stored, begin).await
+        match time_bounds(piece) {
+            Some((begin, _)) if store.connections.server_info().license.as_deref() == Some("timescale") => {
+                store.cache.chunks.are_converted(connection, self.registered, begin).await
             }
             _ => Ok(false),
         }
@@ -344,15 +354,15 @@ fn bind_arrays<T>(
     query
 }
 
-fn least_and_greatest(piece: &[Entry]) -> Option<(Timestamp, Timestamp)> {
+fn time_bounds(piece: &[Entry]) -> Option<(Timestamp, Timestamp)> {
     let times = || piece.iter().map(|entry| entry.sort_key.0);
     times().min().zip(times().max())
 }
 
 /// Binds the earliest and the latest time of a piece.
 fn bind_times(query: Statement, piece: &[Entry]) -> Statement {
-    match least_and_greatest(piece) {
-        Some((least, greatest)) => query.bind(Pg(least)).bind(Pg(greatest)),
+    match time_bounds(piece) {
+        Some((earliest, latest)) => query.bind(Pg(earliest)).bind(Pg(latest)),
         None => query,
     }
 }
@@ -365,11 +375,11 @@ const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 ///
 /// The driver does not set `TCP_NODELAY`. Therefore the final packet of a COPY is sent only after the server
 /// acknowledged the data. The acknowledgement takes 40 ms if the data fits in one segment.
-const MIN_SEND: usize = 64 * 1024;
+const MIN_LAST_SEND_BYTES: usize = 64 * 1024;
 
-/// Extends a short COPY to [`MIN_SEND`] with a header extension, which the server skips.
+/// Extends a short COPY to [`MIN_LAST_SEND_BYTES`] with a header extension, which the server skips.
 fn extend_header(copy: &mut Vec<u8>) {
-    let Some(missing) = MIN_SEND.checked_sub(copy.len()) else { return };
+    let Some(missing) = MIN_LAST_SEND_BYTES.checked_sub(copy.len()) else { return };
     let length = u32::try_from(missing).unwrap_or(0).to_be_bytes();
     let end = COPY_HEADER.len();
     copy.splice(end - length.len()..end, length.into_iter().chain(std::iter::repeat_n(0, missing)));
@@ -448,17 +458,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_copy_is_lengthened_in_its_header() {
+    fn a_short_copy_is_extended_by_its_header() {
         let rows = [7; 1_000];
         let mut copy = [COPY_HEADER, &rows].concat();
         extend_header(&mut copy);
-        assert_eq!(copy.len(), MIN_SEND);
-        let extension = MIN_SEND - COPY_HEADER.len() - rows.len();
+        assert_eq!(copy.len(), MIN_LAST_SEND_BYTES);
+        let extension = MIN_LAST_SEND_BYTES - COPY_HEADER.len() - rows.len();
         let (header, rest) = copy.split_at(COPY_HEADER.len());
         assert_eq!(header[..15], COPY_HEADER[..15]);
         assert_eq!(header[15..], u32::try_from(extension).unwrap().to_be_bytes());
         assert!(rest[..extension].iter().all(|byte| *byte == 0) && rest[extension..] == rows);
-        let long = vec![7; MIN_SEND + 1];
+        let long = vec![7; MIN_LAST_SEND_BYTES + 1];
         let mut same = long.clone();
         extend_header(&mut same);
         assert_eq!(same, long);

@@ -10,9 +10,9 @@ use futures::FutureExt as _;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_core::Datasets;
 use qi_core::{PriceStore, Result};
-use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
+use qi_testkit::store::contract::{SECRET, StoreFactory, TestStore};
 
-use crate::servers::{Tested, namespace};
+use crate::servers::{TestServer, namespace};
 
 /// A server, and the creation of its stores.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ impl Server {
         ClickHouseStore::open(self.config(prefix).with_datasets(datasets))
     }
 
-    fn fresh_of(&self, store: ClickHouseStore, prefix: String) -> Fresh {
+    fn test_store(&self, store: ClickHouseStore, prefix: String) -> TestStore {
         let cleanup = {
             let (server, store, prefix) = (self.clone(), store.clone(), prefix.clone());
             async move {
@@ -66,7 +66,7 @@ impl Server {
             let opened = server.with_datasets(&prefix, datasets);
             async move { Ok(Arc::new(opened?) as Arc<dyn PriceStore>) }.boxed()
         };
-        Fresh::new(Arc::new(store)).with_cleanup(cleanup).with_reopen(reopen)
+        TestStore::new(Arc::new(store)).with_cleanup(cleanup).with_reopen(reopen)
     }
 
     /// Removes all tables of a prefix.
@@ -82,7 +82,7 @@ impl Server {
     }
 }
 
-impl Tested for Server {
+impl TestServer for Server {
     fn kind(&self) -> &str {
         self.name()
     }
@@ -91,7 +91,7 @@ impl Tested for Server {
         self.absent()
     }
 
-    fn at(self, url: String) -> Self {
+    fn with_address(self, url: String) -> Self {
         Self { url: Some(url) }
     }
 }
@@ -106,24 +106,24 @@ impl StoreFactory for Server {
         self.url.is_none().then(|| "QI_CLICKHOUSE_URL is not set".to_owned())
     }
 
-    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         let (store, prefix) = self.open(datasets)?;
-        Ok(self.fresh_of(store, prefix))
+        Ok(self.test_store(store, prefix))
     }
 
-    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         let (store, prefix) = self.open(datasets)?;
         store.ensure_schema().await?;
         let insert =
             format!("INSERT INTO {prefix}qi_migrations SELECT 1000000, 'of a later version', now64(6)");
         store.client().query_raw(&insert).execute().await.unwrap();
-        Ok(self.fresh_of(store, prefix))
+        Ok(self.test_store(store, prefix))
     }
 
-    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore> {
         // No server listens on port 1.
         let config = ClickHouseConfig::from_url(format!("http://qi:{SECRET}@127.0.0.1:1"));
         let store = ClickHouseStore::open(config.with_datasets(datasets.clone()))?;
-        Ok(Fresh::new(Arc::new(store)))
+        Ok(TestStore::new(Arc::new(store)))
     }
 }

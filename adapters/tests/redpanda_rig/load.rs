@@ -164,7 +164,7 @@ pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<Received
         if assignment.partitions.iter().all(|p| p.position >= places[&p.partition]) {
             break;
         }
-        assert!(Instant::now() < deadline, "{} messages came: {assignment:?}", all.len());
+        assert!(Instant::now() < deadline, "{} messages received: {assignment:?}", all.len());
         all.extend(reader.recv(10_000, Duration::from_secs(1)).await.unwrap().into_messages());
     }
     reader.close().await.unwrap();
@@ -182,7 +182,7 @@ pub(crate) async fn follow(
     let (mut all, mut known) = (Vec::new(), std::collections::BTreeSet::new());
     let deadline = Instant::now() + limit;
     while known.len() < count {
-        assert!(Instant::now() < deadline, "{} of {count} messages came", known.len());
+        assert!(Instant::now() < deadline, "{} of {count} messages received", known.len());
         match sub.recv(2_000, Duration::from_millis(500)).await {
             Ok(batch) => {
                 known.extend(batch.iter().map(number));

@@ -15,18 +15,18 @@ use qi_core::bus::{
 use qi_core::{
     Clock as _, Error, ErrorKind, MessageBus, Result, ResultExt as _, Subscription, SystemClock, Timestamp,
 };
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection, Timing};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-use super::NoWire;
+use super::FixedConnection;
 
 pub(crate) type Cluster = MockCluster<'static, DefaultProducerContext>;
-type Order = Box<dyn FnOnce(&Cluster) + Send>;
+type ClusterTask = Box<dyn FnOnce(&Cluster) + Send>;
 
 /// A mock cluster on a separate thread, because it must not move between threads.
 pub(crate) struct Mock {
-    orders: Mutex<mpsc::Sender<Order>>,
+    tasks: Mutex<mpsc::Sender<ClusterTask>>,
     pub(crate) addresses: String,
 }
 
@@ -38,24 +38,24 @@ impl fmt::Debug for Mock {
 
 impl Mock {
     pub(crate) fn start(brokers: i32) -> Arc<Self> {
-        let (orders, received) = mpsc::channel::<Order>();
-        let (told, addresses) = mpsc::channel();
+        let (tasks, received) = mpsc::channel::<ClusterTask>();
+        let (sender, addresses) = mpsc::channel();
         std::thread::spawn(move || {
             let cluster = MockCluster::new(brokers).unwrap();
-            told.send(cluster.bootstrap_servers()).unwrap();
-            while let Ok(order) = received.recv() {
-                order(&cluster);
+            sender.send(cluster.bootstrap_servers()).unwrap();
+            while let Ok(task) = received.recv() {
+                task(&cluster);
             }
         });
-        Arc::new(Self { orders: Mutex::new(orders), addresses: addresses.recv().unwrap() })
+        Arc::new(Self { tasks: Mutex::new(tasks), addresses: addresses.recv().unwrap() })
     }
 
     /// Runs a function on the cluster.
     pub(crate) fn with<T: Send + 'static>(&self, work: impl FnOnce(&Cluster) -> T + Send + 'static) -> T {
-        let (told, answer) = mpsc::channel();
-        let order: Order = Box::new(move |cluster| drop(told.send(work(cluster))));
-        self.orders.lock().unwrap().send(order).unwrap();
-        answer.recv().unwrap()
+        let (sender, receiver) = mpsc::channel();
+        let task: ClusterTask = Box::new(move |cluster| drop(sender.send(work(cluster))));
+        self.tasks.lock().unwrap().send(task).unwrap();
+        receiver.recv().unwrap()
     }
 
     /// Creates a new topic.
@@ -100,7 +100,7 @@ impl MessageBus for MockBus {
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         let created = specs.iter().map(|spec| {
             self.mock.topic(&spec.name, spec.partitions);
-            TopicOutcome { topic: spec.name.clone(), result: Ok(TopicState::Created) }
+            TopicOutcome::new(spec.name.clone(), Ok(TopicState::Created))
         });
         Ok(created.collect())
     }
@@ -136,15 +136,15 @@ impl BusFactory for MockFactory {
     }
 
     /// The mock stores no times, cannot describe or delete topics, and does not list groups.
-    fn provides(&self) -> &'static [Need] {
+    fn capabilities(&self) -> &'static [Capability] {
         &[]
     }
 
-    fn pace(&self) -> Pace {
-        Pace::Real
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Real
     }
 
-    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+    async fn create_env(&self) -> Result<Box<dyn BusEnv>> {
         let mock = tokio::task::spawn_blocking(|| Mock::start(2)).await.permanent("test.rig", "rig")?;
         Ok(Box::new(MockEnv(mock)))
     }
@@ -158,7 +158,7 @@ impl MockEnv {
         let mut config = self.0.config();
         change(&mut config);
         let bus = MockBus { bus: RedpandaBus::open(config)?, mock: self.0.clone() };
-        Ok(Client { bus: Arc::new(bus), wire: Arc::new(NoWire) as Arc<dyn Wire> })
+        Ok(Client { bus: Arc::new(bus), connection: Arc::new(FixedConnection) as Arc<dyn Connection> })
     }
 }
 
@@ -172,11 +172,11 @@ impl BusEnv for MockEnv {
         self.client(|_| {})
     }
 
-    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client> {
         self.client(|config| (config.buffer_bytes, config.max_message_bytes) = (bytes, bytes / 2))
     }
 
-    async fn trim(&self, _: &TopicPartition, _: u64) -> Result<()> {
+    async fn delete_records(&self, _: &TopicPartition, _: u64) -> Result<()> {
         Err(Error::new(ErrorKind::Unsupported, "mock.trim", "trim"))
     }
 
@@ -186,10 +186,10 @@ impl BusEnv for MockEnv {
 
     fn timing(&self) -> Timing {
         Timing {
-            session: Duration::from_secs(4),
+            session_timeout: Duration::from_secs(4),
             max_poll_interval: Duration::from_secs(8),
-            short: Duration::from_millis(250),
-            eventually: Duration::from_mins(1),
+            receive_timeout: Duration::from_millis(250),
+            effect_timeout: Duration::from_mins(1),
         }
     }
 

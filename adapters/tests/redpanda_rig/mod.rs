@@ -15,13 +15,13 @@ use async_trait::async_trait;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::TopicPartition;
 use qi_core::{Clock as _, MessageBus, Result, ResultExt as _, SystemClock, Timestamp};
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection, Timing};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::servers::{Tested, namespace};
+use crate::servers::{TestServer, namespace};
 use wire::Proxies;
 
 /// Brokers, and the creation of their buses.
@@ -29,30 +29,30 @@ use wire::Proxies;
 pub(crate) struct Brokers {
     addresses: Option<String>,
     request_timeout: Duration,
-    traits: Arc<OnceLock<Traits>>,
+    features: Arc<OnceLock<BrokerFeatures>>,
 }
 
 /// The properties of the brokers.
 #[derive(Debug, Clone)]
-struct Traits {
+struct BrokerFeatures {
     /// The ports of all brokers, if all brokers are on this machine.
     ports: Option<Vec<u16>>,
-    provides: &'static [Need],
+    provides: &'static [Capability],
 }
 
 impl Brokers {
     /// Returns the brokers of `QI_KAFKA_BROKERS`.
     pub(crate) fn redpanda() -> Self {
-        Self::named(std::env::var("QI_KAFKA_BROKERS").ok().filter(|addresses| !addresses.is_empty()))
+        Self::at_addresses(std::env::var("QI_KAFKA_BROKERS").ok().filter(|addresses| !addresses.is_empty()))
     }
 
     /// Returns the brokers at these addresses.
-    pub(crate) fn named(addresses: Option<String>) -> Self {
-        Self { addresses, request_timeout: Duration::from_millis(2500), traits: Arc::default() }
+    pub(crate) fn at_addresses(addresses: Option<String>) -> Self {
+        Self { addresses, request_timeout: Duration::from_millis(2500), features: Arc::default() }
     }
 
     /// Returns the same brokers with a longer request timeout, for trials that keep a machine busy.
-    pub(crate) fn patient(self) -> Self {
+    pub(crate) fn with_long_timeout(self) -> Self {
         Self { request_timeout: Duration::from_secs(20), ..self }
     }
 
@@ -75,37 +75,50 @@ impl Brokers {
         config
     }
 
-    fn traits(&self) -> &Traits {
-        self.traits.get_or_init(|| self.look())
+    fn features(&self) -> &BrokerFeatures {
+        self.features.get_or_init(|| self.detect_features())
     }
 
-    fn look(&self) -> Traits {
-        const AWAY: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime];
-        const SLOW: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults];
-        const ALL: &[Need] =
-            &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults, Need::Retention];
+    fn detect_features(&self) -> BrokerFeatures {
+        const REMOTE: &[Capability] =
+            &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes];
+        const LOCAL: &[Capability] = &[
+            Capability::Admin,
+            Capability::Groups,
+            Capability::Coordinator,
+            Capability::OffsetsForTimes,
+            Capability::ConnectionFaults,
+        ];
+        const LOCAL_WITH_RETENTION: &[Capability] = &[
+            Capability::Admin,
+            Capability::Groups,
+            Capability::Coordinator,
+            Capability::OffsetsForTimes,
+            Capability::ConnectionFaults,
+            Capability::Retention,
+        ];
         let consumer: BaseConsumer = self.client().create().unwrap();
         let metadata = consumer.fetch_metadata(None, Duration::from_secs(30)).unwrap();
-        let here = metadata.brokers().iter().all(|broker| broker.host() == wire::HOST);
+        let is_local = metadata.brokers().iter().all(|broker| broker.host() == wire::HOST);
         let ports = metadata.brokers().iter().map(|broker| u16::try_from(broker.port()).unwrap()).collect();
         let first = metadata.brokers().first().map_or(0, rdkafka::metadata::MetadataBroker::id);
-        let provides = if !here {
-            AWAY
-        } else if self.cleans_up_soon(first) {
-            ALL
+        let provides = if !is_local {
+            REMOTE
+        } else if self.has_fast_retention(first) {
+            LOCAL_WITH_RETENTION
         } else {
-            SLOW
+            LOCAL
         };
-        Traits { ports: here.then_some(ports), provides }
+        BrokerFeatures { ports: is_local.then_some(ports), provides }
     }
 
     /// Returns whether old messages are removed within seconds. By default a broker checks every five minutes.
-    fn cleans_up_soon(&self, broker: i32) -> bool {
+    fn has_fast_retention(&self, broker: i32) -> bool {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
-        let asked = [ResourceSpecifier::Broker(broker)];
+        let request = [ResourceSpecifier::Broker(broker)];
         let options = AdminOptions::new();
-        let asked = admin.describe_configs(&asked, &options);
-        let found = futures::executor::block_on(asked).unwrap().pop().unwrap().unwrap();
+        let request = admin.describe_configs(&request, &options);
+        let found = futures::executor::block_on(request).unwrap().pop().unwrap().unwrap();
         let interval = found.get("log.retention.check.interval.ms").and_then(|entry| entry.value.clone());
         interval.and_then(|ms| ms.parse::<u64>().ok()).is_some_and(|ms| ms <= 10_000)
     }
@@ -122,7 +135,7 @@ pub(crate) fn config(addresses: &str) -> RedpandaConfig {
     config
 }
 
-impl Tested for Brokers {
+impl TestServer for Brokers {
     fn kind(&self) -> &str {
         self.backend()
     }
@@ -131,8 +144,8 @@ impl Tested for Brokers {
         self.absent()
     }
 
-    fn at(self, address: String) -> Self {
-        Self::named(Some(address))
+    fn with_address(self, address: String) -> Self {
+        Self::at_addresses(Some(address))
     }
 }
 
@@ -146,59 +159,59 @@ impl BusFactory for Brokers {
         self.addresses.is_none().then(|| "QI_KAFKA_BROKERS is not set".to_owned())
     }
 
-    fn provides(&self) -> &'static [Need] {
-        self.traits().provides
+    fn capabilities(&self) -> &'static [Capability] {
+        self.features().provides
     }
 
-    fn pace(&self) -> Pace {
-        Pace::Real
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Real
     }
 
-    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+    async fn create_env(&self) -> Result<Box<dyn BusEnv>> {
         let brokers = self.clone();
-        let ports = tokio::task::spawn_blocking(move || brokers.traits().ports.clone()).await;
-        let keeper = RedpandaBus::open(self.config())?;
+        let ports = tokio::task::spawn_blocking(move || brokers.features().ports.clone()).await;
+        let cleanup_bus = RedpandaBus::open(self.config())?;
         let prefix = namespace();
-        Ok(Box::new(Env {
+        Ok(Box::new(BrokersEnv {
             brokers: self.clone(),
             ports: ports.permanent("test.rig", "rig")?,
-            keeper,
+            cleanup_bus,
             prefix,
         }))
     }
 }
 
 #[derive(Debug)]
-struct Env {
+struct BrokersEnv {
     brokers: Brokers,
     ports: Option<Vec<u16>>,
     /// A client that no check uses.
-    keeper: RedpandaBus,
+    cleanup_bus: RedpandaBus,
     prefix: String,
 }
 
-impl Env {
+impl BrokersEnv {
     async fn client(&self, change: impl FnOnce(&mut RedpandaConfig)) -> Result<Client> {
-        let (wire, addresses): (Arc<dyn Wire>, _) = match &self.ports {
+        let (connection, addresses): (Arc<dyn Connection>, _) = match &self.ports {
             Some(ports) => {
                 let (proxies, addresses) = Proxies::of(ports).await.permanent("test.rig", "rig")?;
                 (Arc::new(proxies), addresses)
             }
-            None => (Arc::new(NoWire), self.brokers.addresses().to_owned()),
+            None => (Arc::new(FixedConnection), self.brokers.addresses().to_owned()),
         };
         let mut config = config(&addresses);
         config.request_timeout = self.brokers.request_timeout;
         change(&mut config);
-        Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), wire })
+        Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), connection })
     }
 }
 
-impl Env {
+impl BrokersEnv {
     /// Deletes the topics and the groups of a trial.
-    async fn clear(&self) -> Result<()> {
-        let topics = self.keeper.topics().await?.into_iter().map(|topic| topic.name);
-        let ours: Vec<_> = topics.filter(|name| name.as_str().starts_with(&self.prefix)).collect();
-        self.keeper.delete_topics(&ours).await?;
+    async fn delete_topics_and_groups(&self) -> Result<()> {
+        let topics = self.cleanup_bus.topics().await?.into_iter().map(|topic| topic.name);
+        let of_trial: Vec<_> = topics.filter(|name| name.as_str().starts_with(&self.prefix)).collect();
+        self.cleanup_bus.delete_topics(&of_trial).await?;
         self.delete_groups().await
     }
 
@@ -209,23 +222,24 @@ impl Env {
         let names = tokio::task::spawn_blocking(move || {
             let list = client.fetch_group_list(None, Duration::from_secs(10))?;
             let names = list.groups().iter().map(rdkafka::groups::GroupInfo::name);
-            let ours = names.filter(|name| name.starts_with(&prefix)).map(str::to_owned);
-            Ok::<_, rdkafka::error::KafkaError>(ours.collect::<Vec<_>>())
+            let of_trial = names.filter(|name| name.starts_with(&prefix)).map(str::to_owned);
+            Ok::<_, rdkafka::error::KafkaError>(of_trial.collect::<Vec<_>>())
         });
         let names = names.await.permanent("test.rig", "rig")?.permanent("test.rig", "rig")?;
-        let ours: Vec<_> = names.iter().map(String::as_str).collect();
+        let of_trial: Vec<_> = names.iter().map(String::as_str).collect();
         let admin: AdminClient<DefaultClientContext> =
             self.brokers.client().create().permanent("test.rig", "rig")?;
-        if !ours.is_empty() {
+        if !of_trial.is_empty() {
             // A group whose member has not left yet is not deleted.
-            let _ = admin.delete_groups(&ours, &AdminOptions::new()).await.permanent("test.rig", "rig")?;
+            let _ =
+                admin.delete_groups(&of_trial, &AdminOptions::new()).await.permanent("test.rig", "rig")?;
         }
         Ok(())
     }
 }
 
 #[async_trait]
-impl BusEnv for Env {
+impl BusEnv for BrokersEnv {
     fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -234,11 +248,11 @@ impl BusEnv for Env {
         self.client(|_| {}).await
     }
 
-    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client> {
         self.client(|config| (config.buffer_bytes, config.max_message_bytes) = (bytes, bytes / 2)).await
     }
 
-    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+    async fn delete_records(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> =
             self.brokers.client().create().permanent("test.rig", "rig")?;
         let mut list = TopicPartitionList::new();
@@ -259,33 +273,33 @@ impl BusEnv for Env {
     fn timing(&self) -> Timing {
         Timing {
             // Longer than the detection of unreachable brokers.
-            session: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(10),
             max_poll_interval: Duration::from_secs(12),
-            short: Duration::from_millis(250),
-            eventually: Duration::from_mins(1),
+            receive_timeout: Duration::from_millis(250),
+            effect_timeout: Duration::from_mins(1),
         }
     }
 
     async fn tear_down(&self) -> Result<()> {
         // Brokers that have just started, or that other trials keep busy, may reject requests for a moment.
-        let mut tries = 0;
-        while let Err(error) = self.clear().await {
-            if tries >= 50 {
+        let mut attempts = 0;
+        while let Err(error) = self.delete_topics_and_groups().await {
+            if attempts >= 50 {
                 return Err(error);
             }
-            tries += 1;
+            attempts += 1;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        self.keeper.close().await.map(drop)
+        self.cleanup_bus.close().await.map(drop)
     }
 }
 
 /// The connections to remote brokers, which cannot be cut.
 #[derive(Debug)]
-pub(crate) struct NoWire;
+pub(crate) struct FixedConnection;
 
 #[async_trait]
-impl Wire for NoWire {
-    async fn cut(&self) {}
-    async fn mend(&self) {}
+impl Connection for FixedConnection {
+    async fn interrupt(&self) {}
+    async fn restore(&self) {}
 }

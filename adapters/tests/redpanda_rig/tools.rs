@@ -6,19 +6,19 @@ use std::sync::OnceLock;
 use libtest_mimic::Trial;
 use qi_testkit::presence;
 
-use crate::servers::{Tested, no_root, run, script};
+use crate::servers::{TestServer, no_root, run, script};
 
 use super::Brokers;
 
 /// Runs one of Kafka's tools against brokers. Returns its output.
 pub(crate) async fn tool(brokers: &Brokers, class: &str, options: &str, input: &str) -> String {
-    let mut words = vec!["kafka-tool".to_owned(), class.to_owned()];
-    words.extend(["--bootstrap-server".to_owned(), brokers.addresses().to_owned()]);
-    words.extend(options.split_whitespace().map(str::to_owned));
+    let mut arguments = vec!["kafka-tool".to_owned(), class.to_owned()];
+    arguments.extend(["--bootstrap-server".to_owned(), brokers.addresses().to_owned()]);
+    arguments.extend(options.split_whitespace().map(str::to_owned));
     let input = input.to_owned();
     let printed = tokio::task::spawn_blocking(move || {
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
-        script(&words, &input)
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        script(&arguments, &input)
     });
     printed.await.unwrap().unwrap()
 }
@@ -31,17 +31,17 @@ pub(crate) fn tool_trial<R: Future<Output = ()>>(
 ) -> Trial {
     let brokers = brokers.clone();
     let absent = brokers.missing().or_else(no_root);
-    presence::trial(format!("redpanda/{name}"), "redpanda", absent, move || match cannot() {
+    presence::trial(format!("redpanda/{name}"), "redpanda", absent, move || match unsupported_reason() {
         Some(reason) => presence::absent("redpanda", reason.clone()),
         None => run(check(brokers)),
     })
 }
 
 /// Returns the reason why the tools cannot run on this machine, if any.
-fn cannot() -> Option<&'static String> {
-    static ANSWER: OnceLock<Option<String>> = OnceLock::new();
-    let ask = || script(&["kafka-tool", "TopicCommand", "--version"], "").err();
-    ANSWER.get_or_init(ask).as_ref()
+fn unsupported_reason() -> Option<&'static String> {
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    let reason = || script(&["kafka-tool", "TopicCommand", "--version"], "").err();
+    REASON.get_or_init(reason).as_ref()
 }
 
 /// Returns the rows of a table with columns separated by spaces. Each row maps the names in the table's head to values.

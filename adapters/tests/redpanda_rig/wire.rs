@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use qi_testkit::bus::contract::Wire;
+use qi_testkit::bus::contract::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,12 +47,12 @@ impl Proxies {
 }
 
 #[async_trait]
-impl Wire for Proxies {
-    async fn cut(&self) {
+impl Connection for Proxies {
+    async fn interrupt(&self) {
         self.cut.send_replace(true);
     }
 
-    async fn mend(&self) {
+    async fn restore(&self) {
         self.cut.send_replace(false);
     }
 }
@@ -68,8 +68,8 @@ async fn accept(listener: TcpListener, broker: u16, ports: Ports, cut: watch::Re
             let (from_server, to_server) = server.into_split();
             // When one direction ends, both directions end.
             tokio::select! {
-                _ = requests(from_client, to_server, cut.clone()) => {}
-                _ = answers(from_server, to_client, &ports, cut) => {}
+                _ = forward_requests(from_client, to_server, cut.clone()) => {}
+                _ = forward_responses(from_server, to_client, &ports, cut) => {}
             }
         });
         while connections.try_join_next().is_some() {}
@@ -77,11 +77,11 @@ async fn accept(listener: TcpListener, broker: u16, ports: Ports, cut: watch::Re
 }
 
 /// Waits while the connection is cut. Data sent in the meantime arrives late.
-async fn whole(cut: &mut watch::Receiver<bool>) {
+async fn wait_until_restored(cut: &mut watch::Receiver<bool>) {
     let _ = cut.wait_for(|cut| !cut).await;
 }
 
-async fn requests(
+async fn forward_requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut cut: watch::Receiver<bool>,
@@ -89,12 +89,12 @@ async fn requests(
     let mut buffer = vec![0; 64 << 10];
     loop {
         let count = from.read(&mut buffer).await.ok().filter(|count| *count > 0)?;
-        whole(&mut cut).await;
+        wait_until_restored(&mut cut).await;
         to.write_all(&buffer[..count]).await.ok()?;
     }
 }
 
-async fn answers(
+async fn forward_responses(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     ports: &[(u16, u16)],
@@ -110,14 +110,14 @@ async fn answers(
         if read < length as usize {
             return None;
         }
-        readdress(&mut frame, ports);
-        whole(&mut cut).await;
+        replace_ports(&mut frame, ports);
+        wait_until_restored(&mut cut).await;
         to.write_all(&frame).await.ok()?;
     }
 }
 
 /// Replaces the port of a broker with the port of its proxy, wherever the port follows the host.
-fn readdress(frame: &mut [u8], ports: &[(u16, u16)]) {
+fn replace_ports(frame: &mut [u8], ports: &[(u16, u16)]) {
     let host = HOST.as_bytes();
     let mut at = 0;
     // Fetched messages contain no addresses.

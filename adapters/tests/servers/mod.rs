@@ -12,15 +12,15 @@ use qi_testkit::presence;
 
 /// Returns a name that no other trial has, in this run or in any other run.
 pub(crate) fn namespace() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static NEXT_ID: AtomicU32 = AtomicU32::new(0);
     let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let next = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     format!("t_{}_{}_{next}", std::process::id(), started.as_micros())
 }
 
-/// Returns `brief`, and `long` too if the environment sets `QI_LONG_TESTS=1`.
-pub(crate) fn brief_or_long<T>(brief: impl Into<Vec<T>>, long: impl IntoIterator<Item = T>) -> Vec<T> {
-    let mut all = brief.into();
+/// Returns `short`, and `long` too if the environment sets `QI_LONG_TESTS=1`.
+pub(crate) fn with_long_tests<T>(short: impl Into<Vec<T>>, long: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut all = short.into();
     if std::env::var("QI_LONG_TESTS").is_ok_and(|value| value == "1") {
         all.extend(long);
     }
@@ -28,7 +28,7 @@ pub(crate) fn brief_or_long<T>(brief: impl Into<Vec<T>>, long: impl IntoIterator
 }
 
 /// A kind of server that the tests run on.
-pub(crate) trait Tested: Clone + Send + 'static {
+pub(crate) trait TestServer: Clone + Send + 'static {
     /// Returns the name of the kind in `scripts/backends` and in `QI_REQUIRE_BACKENDS`.
     fn kind(&self) -> &str;
 
@@ -36,7 +36,7 @@ pub(crate) trait Tested: Clone + Send + 'static {
     fn missing(&self) -> Option<String>;
 
     /// Returns the same kind at another address.
-    fn at(self, address: String) -> Self;
+    fn with_address(self, address: String) -> Self;
 }
 
 /// A server or a cluster that the script started. Dropping it removes the server.
@@ -55,16 +55,17 @@ impl Spare {
     }
 
     /// Runs an action of the script. Returns its output.
-    pub(crate) fn order(&self, action: &str) -> String {
-        let words: Vec<_> = ["spare", &self.kind, &self.name].into_iter().chain(action.split(' ')).collect();
-        script(&words, "").unwrap()
+    pub(crate) fn run_action_blocking(&self, action: &str) -> String {
+        let arguments: Vec<_> =
+            ["spare", &self.kind, &self.name].into_iter().chain(action.split(' ')).collect();
+        script(&arguments, "").unwrap()
     }
 
     /// Runs an action of the script inside a runtime.
-    pub(crate) async fn ordered(self, action: impl Into<String>) -> Self {
+    pub(crate) async fn run_action(self, action: impl Into<String>) -> Self {
         let action = action.into();
         tokio::task::spawn_blocking(move || {
-            self.order(&action);
+            self.run_action_blocking(&action);
             self
         })
         .await
@@ -80,23 +81,23 @@ impl Drop for Spare {
 }
 
 /// Runs `scripts/backends` with this input. Returns its output, or the reason why this machine cannot run it.
-pub(crate) fn script(words: &[&str], input: &str) -> Result<String, String> {
-    const CANNOT: i32 = 3;
+pub(crate) fn script(arguments: &[&str], input: &str) -> Result<String, String> {
+    const EXIT_UNSUPPORTED: i32 = 3;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
     let mut command = Command::new(path);
-    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
     // A separate thread writes the input, so that a script that prints before reading everything is not blocked.
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let out = child.wait_with_output().unwrap();
-    let words = words.join(" ");
+    let arguments = arguments.join(" ");
     let errors = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-    if out.status.code() == Some(CANNOT) {
+    if out.status.code() == Some(EXIT_UNSUPPORTED) {
         return Err(errors);
     }
-    assert!(out.status.success(), "{words}: {errors}");
+    assert!(out.status.success(), "{arguments}: {errors}");
     writer.join().unwrap().unwrap();
     Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned())
 }
@@ -109,7 +110,7 @@ pub(crate) fn run<R: Future<Output = ()>>(check: R) -> Result<Completion, Failed
 }
 
 /// Returns a trial on the shared server.
-pub(crate) fn trial<S: Tested, R: Future<Output = ()>>(
+pub(crate) fn trial<S: TestServer, R: Future<Output = ()>>(
     server: &S,
     name: &str,
     check: impl FnOnce(S) -> R + Send + 'static,
@@ -120,29 +121,29 @@ pub(crate) fn trial<S: Tested, R: Future<Output = ()>>(
 }
 
 /// Returns a trial on a separate server.
-pub(crate) fn spare_trial<S: Tested, R: Future<Output = ()>>(
+pub(crate) fn spare_trial<S: TestServer, R: Future<Output = ()>>(
     server: &S,
     name: &'static str,
     check: impl FnOnce(S, Spare) -> R + Send + 'static,
 ) -> Trial {
-    broken_trial(server, server.kind(), name, check)
+    trial_on(server, server.kind(), name, check)
 }
 
 /// Returns a trial on a separate server that the script starts under another name than the kind of the server.
-pub(crate) fn broken_trial<S: Tested, R: Future<Output = ()>>(
+pub(crate) fn trial_on<S: TestServer, R: Future<Output = ()>>(
     server: &S,
-    started: &str,
+    server_name: &str,
     name: &'static str,
     check: impl FnOnce(S, Spare) -> R + Send + 'static,
 ) -> Trial {
-    let (server, started) = (server.clone(), started.to_owned());
+    let (server, server_name) = (server.clone(), server_name.to_owned());
     let (backend, absent) = (server.kind().to_owned(), server.missing().or_else(no_root));
     presence::trial(format!("{backend}/{name}"), &backend.clone(), absent, move || {
-        let (spare, address) = match Spare::start(&started) {
+        let (spare, address) = match Spare::start(&server_name) {
             Ok(started) => started,
             Err(reason) => return presence::absent(&backend, reason),
         };
-        run(check(server.at(address), spare))
+        run(check(server.with_address(address), spare))
     })
 }
 

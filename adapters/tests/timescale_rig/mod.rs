@@ -14,10 +14,10 @@ use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::Datasets;
 use qi_core::layer::Layered;
 use qi_core::{PriceStore, Result};
-use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
+use qi_testkit::store::contract::{SECRET, StoreFactory, TestStore};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::servers::{Tested, namespace};
+use crate::servers::{TestServer, namespace};
 
 /// A server, and the creation of its stores.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ impl Server {
         }
     }
 
-    fn fresh_of(&self, config: TimescaleConfig) -> Result<Fresh> {
+    fn test_store(&self, config: TimescaleConfig) -> Result<TestStore> {
         let store = TimescaleStore::open(config.clone())?;
         let (url, schema) = (self.url().to_owned(), config.schema.clone());
         let cleanup = {
@@ -100,7 +100,7 @@ impl Server {
             let opened = opened.map(|store| server.wrapped(store));
             Box::pin(async move { opened })
         };
-        Ok(Fresh::new(self.wrapped(store)).with_cleanup(cleanup).with_reopen(reopen))
+        Ok(TestStore::new(self.wrapped(store)).with_cleanup(cleanup).with_reopen(reopen))
     }
 }
 
@@ -124,7 +124,7 @@ pub(crate) async fn drop_schema(url: &str, schema: &str) {
     connection.close().await.unwrap();
 }
 
-impl Tested for Server {
+impl TestServer for Server {
     fn kind(&self) -> &str {
         self.name()
     }
@@ -133,7 +133,7 @@ impl Tested for Server {
         self.absent()
     }
 
-    fn at(self, url: String) -> Self {
+    fn with_address(self, url: String) -> Self {
         Self { url: Some(url), ..self }
     }
 }
@@ -148,11 +148,11 @@ impl StoreFactory for Server {
         self.url.is_none().then(|| format!("{} is not set", self.variable))
     }
 
-    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
-        self.fresh_of(self.config(&namespace()).with_datasets(datasets.clone()))
+    async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
+        self.test_store(self.config(&namespace()).with_datasets(datasets.clone()))
     }
 
-    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         let config = self.config(&namespace()).with_datasets(datasets.clone());
         let store = TimescaleStore::open(config.clone())?;
         store.ensure_schema().await?;
@@ -164,15 +164,15 @@ impl StoreFactory for Server {
         .await
         .unwrap();
         store.close().await?;
-        self.fresh_of(config)
+        self.test_store(config)
     }
 
-    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore> {
         // No server listens on port 1.
         let mut config = TimescaleConfig::from_url(format!("postgres://qi:{SECRET}@127.0.0.1:1/qi"));
         config.hypertables = self.hypertables;
         config.pool.acquire_timeout = std::time::Duration::from_millis(100);
         config.datasets = datasets.clone();
-        Ok(Fresh::new(Arc::new(TimescaleStore::open(config)?)))
+        Ok(TestStore::new(Arc::new(TimescaleStore::open(config)?)))
     }
 }

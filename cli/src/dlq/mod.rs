@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_origin_is_forgotten_at_the_limit() {
+    fn the_oldest_origin_is_evicted_at_the_limit() {
         let origin = |offset| Origin { topic: "a".parse().unwrap(), partition: 0, offset, timestamp: None };
         let mut seen = Seen::new(2);
         assert!(seen.insert(&origin(1)) && seen.insert(&origin(2)) && !seen.insert(&origin(1)));

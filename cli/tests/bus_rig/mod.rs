@@ -17,26 +17,26 @@ use qi_testkit::bus::MemoryBus;
 
 /// A bus whose topics have one partition without a leader, for a number of requests for topics.
 #[derive(Debug)]
-pub(crate) struct Leaderless {
+pub(crate) struct BusWithoutLeader {
     bus: MemoryBus,
     partition: usize,
     requests: AtomicUsize,
 }
 
-impl Leaderless {
+impl BusWithoutLeader {
     pub(crate) fn new(bus: MemoryBus, partition: usize, requests: usize) -> Self {
         Self { bus, partition, requests: AtomicUsize::new(requests) }
     }
 }
 
-impl fmt::Display for Leaderless {
+impl fmt::Display for BusWithoutLeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.bus.fmt(f)
     }
 }
 
 #[async_trait]
-impl MessageBus for Leaderless {
+impl MessageBus for BusWithoutLeader {
     fn info(&self) -> BusInfo {
         self.bus.info()
     }
@@ -91,21 +91,21 @@ impl MessageBus for Leaderless {
 /// Delivers no message of a partition from the second receive up to the receive of this number, as if its leader were
 /// lost.
 #[derive(Debug)]
-pub(crate) struct LosesLeader {
+pub(crate) struct LeaderLoss {
     partition: TopicPartition,
     receives: AtomicUsize,
     until: usize,
 }
 
-impl LosesLeader {
+impl LeaderLoss {
     pub(crate) fn new(partition: TopicPartition, until: usize) -> Self {
         Self { partition, receives: AtomicUsize::new(0), until }
     }
 }
 
-impl Layer for LosesLeader {
+impl Layer for LeaderLoss {
     fn name(&self) -> &'static str {
-        "LosesLeader"
+        "LeaderLoss"
     }
 
     fn recv<'a>(
@@ -128,11 +128,11 @@ impl Layer for LosesLeader {
 
 /// Delivers each offset from this offset on as a transaction marker: a position without a message.
 #[derive(Debug)]
-pub(crate) struct HoldsMarkers(pub(crate) u64);
+pub(crate) struct TransactionMarkers(pub(crate) u64);
 
-impl Layer for HoldsMarkers {
+impl Layer for TransactionMarkers {
     fn name(&self) -> &'static str {
-        "HoldsMarkers"
+        "TransactionMarkers"
     }
 
     fn recv<'a>(

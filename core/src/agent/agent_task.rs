@@ -139,10 +139,10 @@ async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> Inc
     let mut phase = Phase::Initialize;
     let mut ran_for = Duration::ZERO;
     let (mut agent, mut end) = create(&cx, factory, init).await;
-    let mut untidy = end.drop_panicked;
+    let mut release_failed = end.drop_panicked;
     if let Some(agent) = &mut agent {
         end = run_hook(&cx, phase, init, || agent.get().initialize(&cx)).await;
-        untidy |= end.drop_panicked;
+        release_failed |= end.drop_panicked;
         if matches!(end.exit, ExitReason::Completed) {
             if state.must_stop() {
                 end.exit = ExitReason::Cancelled;
@@ -154,7 +154,7 @@ async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> Inc
                 // Lets dependents start even if `run` never yields its thread.
                 tokio::task::yield_now().await;
                 end = run_hook(&cx, phase, (running, None), || agent.get().run(&cx)).await;
-                untidy |= end.drop_panicked;
+                release_failed |= end.drop_panicked;
                 ran_for = running.elapsed();
             }
         }
@@ -171,16 +171,20 @@ async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> Inc
         for failed in
             Box::pin(end_children(&state.name, children, stop_by, &state.shared.soft_deadline)).await
         {
-            untidy |= failed.is_crash();
+            release_failed |= failed.is_crash();
             state.record_exit(phase, &failed);
         }
     }
     if let Some(agent) = agent {
-        untidy |= !clean_up(&cx, agent, &exit).await;
+        release_failed |= !clean_up(&cx, agent, &exit).await;
     }
     // After any other exit, a failed cleanup is only recorded.
-    let ended_well = matches!(*exit, ExitReason::Completed | ExitReason::Cancelled);
-    IncarnationEnd { exit, ran_for, cleanup_failed: end.panicked_after_stop || (untidy && ended_well) }
+    let ended_normally = matches!(*exit, ExitReason::Completed | ExitReason::Cancelled);
+    IncarnationEnd {
+        exit,
+        ran_for,
+        cleanup_failed: end.panicked_after_stop || (release_failed && ended_normally),
+    }
 }
 
 type Value = DropCaught<Box<dyn Agent>>;
@@ -223,9 +227,9 @@ async fn clean_up(cx: &AgentContext, mut agent: Value, exit: &ExitReason) -> boo
     }
     state.record_exit(Phase::Cleanup, &end.exit);
     let dropped = state.enter(|| agent.drop_now());
-    let well = matches!(end.exit, ExitReason::Completed) && !end.drop_panicked && dropped.is_ok();
+    let succeeded = matches!(end.exit, ExitReason::Completed) && !end.drop_panicked && dropped.is_ok();
     if let Err(panic) = dropped {
         state.record_exit(Phase::Cleanup, &ExitReason::Panicked(panic));
     }
-    well
+    succeeded
 }

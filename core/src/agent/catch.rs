@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::redact::tidy;
+use crate::redact::redact;
 
 /// Runs `work` and returns its value, or the message of its panic.
 ///
@@ -18,8 +18,8 @@ pub(super) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 pub(super) fn panic_message(payload: Box<dyn Any + Send>) -> String {
     let text = payload
         .downcast_ref::<&str>()
-        .map(|text| tidy(text))
-        .or_else(|| payload.downcast_ref::<String>().map(|text| tidy(text)))
+        .map(|text| redact(text))
+        .or_else(|| payload.downcast_ref::<String>().map(|text| redact(text)))
         .unwrap_or_else(|| "payload without a text".to_owned());
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(second);

@@ -94,7 +94,7 @@ impl AgentContext {
 
     /// Records for the watchdog that `run` makes progress. Costs one relaxed atomic store.
     pub fn heartbeat(&self) {
-        self.incarnation.beat();
+        self.incarnation.heartbeat();
     }
 
     /// Reports the agent as degraded. The reason is cut to 200 characters. The agent is not ready until

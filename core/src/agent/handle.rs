@@ -141,7 +141,7 @@ impl RuntimeHandle {
                 _ = self.set().report.wait() => None,
             };
             let Some(next) = next else {
-                let message = format!("ended as {} without the wanted state", snapshot.status);
+                let message = format!("agent ended as {} before the awaited state", snapshot.status);
                 return Err(agent_error(ErrorKind::Closed, "agent.ended", "wait_for", agent, message));
             };
             snapshot = next;
@@ -183,11 +183,11 @@ impl RuntimeHandle {
     }
 
     /// Sets the gauge of heartbeat ages (`qi_agent_heartbeat_age_seconds`) to the current ages. Call it before each
-    /// scrape, because silence produces no event. The age of an agent that is not running is 0.
+    /// scrape, because a missing heartbeat produces no event. The age of an agent that is not running is 0.
     pub fn measure_heartbeats(&self) {
         // Removed agents come first, because one of them may have the name of a present agent.
         for agent in self.set().removed().iter().chain(&self.set().agents()) {
-            let age = agent.silence().unwrap_or_default();
+            let age = agent.heartbeat_age().unwrap_or_default();
             gauge!(AGENT_HEARTBEAT_AGE.name, "agent" => agent.name.clone()).set(age.as_secs_f64());
         }
     }

@@ -29,7 +29,7 @@ impl HardDeadline {
             }
         };
         if let Err(error) = std::thread::Builder::new().name("qi-deadline".to_owned()).spawn(wait) {
-            tracing::error!(target: "qi_core::agent", %error, "no thread for the hard deadline");
+            tracing::error!(target: "qi_core::agent", %error, "the thread of the hard deadline could not be started");
         }
     }
 

@@ -9,7 +9,7 @@ use super::state::AgentState;
 use super::status::{AgentHealth, AgentSnapshot, AgentStatus, ExitReason};
 
 /// The number of watchdog limits after which a silent agent makes the runtime not live. The watchdog acts after one
-/// limit, so silence for three limits means that the watchdog itself cannot run.
+/// limit, so an age of three limits means that the watchdog itself cannot run.
 const DEAD_AFTER_LIMITS: u32 = 3;
 
 /// The health of a runtime. It never depends on a backend, because an outage of a database
@@ -50,8 +50,9 @@ pub(super) fn report(set: &AgentSet) -> HealthReport {
     let agents: Vec<AgentHealthReport> = states.iter().map(|state| agent(state)).collect();
     let has_run = |state: &AgentState| !state.settings.critical || state.has_run();
     let is_live = |state: &AgentState| {
-        let silence = state.settings.watchdog.zip(state.silence());
-        silence.is_none_or(|(limit, silence)| silence < limit.saturating_mul(DEAD_AFTER_LIMITS))
+        let heartbeat_age = state.settings.watchdog.zip(state.heartbeat_age());
+        heartbeat_age
+            .is_none_or(|(limit, heartbeat_age)| heartbeat_age < limit.saturating_mul(DEAD_AFTER_LIMITS))
     };
     if states.iter().all(|state| has_run(state)) {
         set.started.store(true, Ordering::Relaxed);

@@ -61,7 +61,7 @@ impl Limits<'_> {
         self.cx.incarnation.expires_at(self.watchdog?)
     }
 
-    fn next_alarm(&self) -> Option<Instant> {
+    fn next_timer(&self) -> Option<Instant> {
         self.deadline.into_iter().chain(self.watchdog_expires_at()).min()
     }
 
@@ -115,12 +115,12 @@ pub(super) async fn run_hook<'a>(
             registered = false;
         }
         let stopping = limits.stop_by.is_some();
-        let alarm = limits.next_alarm();
+        let timer = limits.next_timer();
         tokio::select! {
             biased;
-            () = async { sleep_until(alarm.unwrap_or(began)).await }, if registered && alarm.is_some() => {
-                // A heartbeat may have moved the alarm.
-                if let Some(exit) = limits.expired(Instant::now().max(alarm.unwrap_or(began))) {
+            () = async { sleep_until(timer.unwrap_or(began)).await }, if registered && timer.is_some() => {
+                // A heartbeat may have moved the timer.
+                if let Some(exit) = limits.expired(Instant::now().max(timer.unwrap_or(began))) {
                     break (exit, true);
                 }
             }

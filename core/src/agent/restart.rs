@@ -221,7 +221,7 @@ mod tests {
         }
 
         #[test]
-        fn before_jitter_delays_never_shrink(policy in policies(), n in 1u32..200) {
+        fn delays_without_jitter_never_decrease(policy in policies(), n in 1u32..200) {
             let backoff = policy.backoff.with_jitter(0.0);
             prop_assert!(backoff.delay(n, 1.0) <= backoff.delay(n + 1, 0.0));
             prop_assert_eq!(backoff.delay(u32::MAX, 0.5) <= backoff.max, true);
@@ -233,7 +233,7 @@ mod tests {
         }
 
         #[test]
-        fn gives_up_at_exactly_the_last_allowed_crash(max in 1u32..50, exits in prop::collection::vec(crashes(), 50)) {
+        fn gives_up_after_max_crashes(max in 1u32..50, exits in prop::collection::vec(crashes(), 50)) {
             let policy = RestartPolicy::default().with_max_crashes(max);
             let decisions = delays(policy, 7, &exits);
             let end = decisions.iter().position(|d| matches!(d, Decision::GiveUp(_))).unwrap();
@@ -242,13 +242,13 @@ mod tests {
         }
 
         #[test]
-        fn retryable_errors_never_end_it_and_are_no_crashes(seed: u64, n in 1usize..300) {
+        fn retryable_errors_restart_without_limit(seed: u64, n in 1usize..300) {
             let decisions = delays(RestartPolicy::default().with_max_crashes(1), seed, &vec![retryable(); n]);
             prop_assert!(decisions.iter().all(|d| matches!(d, Decision::RestartAfter(_))));
         }
 
         #[test]
-        fn a_stable_run_ends_the_streak_and_a_shorter_one_does_not(before in 1u32..5, short in 0u64..60_000) {
+        fn only_a_stable_run_resets_the_streak(before in 1u32..5, short in 0u64..60_000) {
             let panicked = ExitReason::Panicked("p".into());
             let policy = RestartPolicy::default().with_backoff(Backoff::default().with_jitter(0.0)).with_max_crashes(10);
             let mut rng = Rng::with_seed(1);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_it_goes_on_for_ever_and_saturates() {
+    fn restarts_without_a_crash_limit_never_end() {
         let mut state = RestartState::new(RestartPolicy::default().with_max_crashes(None));
         (state.streak, state.crashes) = (u32::MAX - 1, u32::MAX - 1);
         let mut rng = Rng::with_seed(1);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_of_an_error_decides() {
+    fn the_retry_advice_decides_on_a_restart() {
         let never = ExitReason::Error(Error::new(ErrorKind::Config, "test", "run"));
         assert_eq!(
             delays(RestartPolicy::default(), 1, std::slice::from_ref(&never)),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mode_answers_each_exit() {
+    fn every_mode_decides_on_every_exit() {
         let restarts = |policy: RestartPolicy, exit: &ExitReason| {
             matches!(delays(policy, 1, std::slice::from_ref(exit))[0], Decision::RestartAfter(_))
         };
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn policies_that_cannot_be_meant_are_refused() {
+    fn invalid_policies_are_rejected() {
         let with = |backoff| RestartPolicy::default().with_backoff(backoff).check();
         assert!(RestartPolicy::default().check().is_ok());
         assert!(RestartPolicy::default().with_stable_after(Duration::ZERO).check().is_err());

@@ -97,6 +97,6 @@ impl AgentRuntime {
 
 impl Drop for AgentRuntime {
     fn drop(&mut self) {
-        self.handle.set().abandon();
+        self.handle.set().end_before_start();
     }
 }

@@ -165,7 +165,7 @@ impl AgentSet {
         registry.longest = registry.longest.max(time_to_stop);
         drop(registry);
         if started.is_some() {
-            self.warn_of(time_to_stop);
+            self.warn_if_longer_than_available(time_to_stop);
         }
         Ok(started)
     }
@@ -173,10 +173,10 @@ impl AgentSet {
     /// Logs a warning if the longest dependency path cannot stop before the soft deadline.
     pub(super) fn check_time_to_stop(&self) {
         let longest = lock(&self.registry).longest;
-        self.warn_of(longest);
+        self.warn_if_longer_than_available(longest);
     }
 
-    fn warn_of(&self, needed: Duration) {
+    fn warn_if_longer_than_available(&self, needed: Duration) {
         let available = self.shared.available;
         if needed > available {
             tracing::warn!(
@@ -209,7 +209,7 @@ impl AgentSet {
             return Ok((state, removal));
         }
         if member.alive {
-            registry.count_out(id);
+            registry.record_end(id);
         }
         let unstarted = registry.unstarted.extract_if(.., |agent| agent.id == id).next();
         let forgotten = registry.forget(id);
@@ -226,14 +226,14 @@ impl AgentSet {
             self.begin_shutdown(ShutdownCause::AgentFailed(state.name.clone()));
         }
         let mut registry = lock(&self.registry);
-        let (stops, removal) = registry.count_out(id);
+        let (to_stop, removal) = registry.record_end(id);
         // A shutdown removes no agent, so the report names every agent.
         let forget = removal.is_some() && registry.shutdown.is_none();
         let forgotten = forget.then(|| registry.forget(id));
         let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
         drop(forgotten);
-        for agent in stops {
+        for agent in to_stop {
             agent.request_stop();
         }
         if let Some(removal) = removal {
@@ -256,7 +256,7 @@ impl AgentSet {
     }
 
     /// Ends a runtime that is dropped before its start.
-    pub(super) fn abandon(self: &Arc<Self>) {
+    pub(super) fn end_before_start(self: &Arc<Self>) {
         if lock(&self.registry).runtime.is_some() {
             return;
         }
@@ -280,12 +280,12 @@ impl AgentSet {
         registry.shutdown = Some((cause, Instant::now()));
         self.shared.begin_shutdown(registry.longest);
         let leaves = registry.members.values().filter(|member| member.dependents == 0);
-        let stops: Vec<_> = leaves.map(|member| member.state.clone()).collect();
+        let to_stop: Vec<_> = leaves.map(|member| member.state.clone()).collect();
         self.arm_deadlines(&registry);
         let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
         tracing::info!(target: "qi_core::agent", cause = text, "shutdown");
-        for agent in stops {
+        for agent in to_stop {
             agent.request_stop();
         }
         self.publish(report);
@@ -302,13 +302,13 @@ impl AgentSet {
         let (Some(runtime), Some(_)) = (&registry.runtime, &registry.shutdown) else { return };
         let set = self.clone();
         self.hard_deadline.arm(self.config.deadline, move || set.expire_hard_deadline());
-        runtime.spawn(keep_soft_deadline(self.clone()));
+        runtime.spawn(run_soft_deadline(self.clone()));
     }
 
     fn expire_hard_deadline(&self) {
         let Some(report) = lock(&self.registry).close() else { return };
         self.publish(Some(report.clone()));
-        tracing::error!(target: "qi_core::agent", %report, "hard deadline of the shutdown");
+        tracing::error!(target: "qi_core::agent", %report, "shutdown exceeded its hard deadline");
         if let Some(call) = lock(&self.on_deadline_exceeded).take()
             && let Err(panic) = catch(|| call(&report))
         {
@@ -375,21 +375,21 @@ impl Registry {
     }
 
     /// Records the end of an agent. Returns the dependencies that must stop now, and the token of the agent's removal.
-    fn count_out(&mut self, id: u64) -> (Vec<Arc<AgentState>>, Option<CancellationToken>) {
+    fn record_end(&mut self, id: u64) -> (Vec<Arc<AgentState>>, Option<CancellationToken>) {
         let Some(member) = self.members.get_mut(&id) else { return (Vec::new(), None) };
         member.alive = false;
         self.alive -= 1;
         let (dependencies, shutdown) = (std::mem::take(&mut member.dependencies), self.shutdown.is_some());
         let removal = member.removal.clone();
-        let mut stops = Vec::new();
+        let mut to_stop = Vec::new();
         for dependency in dependencies {
             let Some(member) = self.members.get_mut(&dependency) else { continue };
             member.dependents -= 1;
             if shutdown && member.dependents == 0 {
-                stops.push(member.state.clone());
+                to_stop.push(member.state.clone());
             }
         }
-        (stops, removal)
+        (to_stop, removal)
     }
 
     /// Removes an agent and keeps its history. Returns the oldest removed agent if that agent
@@ -436,7 +436,7 @@ impl Drop for ShutdownOnDrop {
     }
 }
 
-async fn keep_soft_deadline(set: Arc<AgentSet>) {
+async fn run_soft_deadline(set: Arc<AgentSet>) {
     tokio::select! {
         biased;
         _ = set.report.wait() => return,
@@ -446,7 +446,7 @@ async fn keep_soft_deadline(set: Arc<AgentSet>) {
     // The last fifth of the reserve belongs to the runtime, so that the last cleanup is recorded before the hard
     // deadline.
     let _once = set.shared.cleanup_by.set(later(set.config.reserve / 5 * 4));
-    tracing::warn!(target: "qi_core::agent", "soft deadline of the shutdown: remaining hooks are dropped");
+    tracing::warn!(target: "qi_core::agent", "shutdown exceeded its soft deadline; the remaining hooks are dropped");
     set.shared.soft_deadline.cancel();
     for agent in set.agents() {
         agent.request_stop();

@@ -24,7 +24,7 @@ impl AgentRuntime {
     pub async fn run_until_or_signal<F: Future>(self, until: F) -> Result<RuntimeReport> {
         let mut signals = Signals::listen().map_err(|source| {
             Error::new(ErrorKind::Internal, "agent.signal", "run_with_signals")
-                .with_message("cannot listen to SIGINT and SIGTERM")
+                .with_message("the handlers of SIGINT and SIGTERM could not be installed")
                 .with_source(source)
                 .with_retry(RetryAdvice::Never)
         })?;

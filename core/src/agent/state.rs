@@ -16,7 +16,7 @@ use super::status::{
     AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, ForcedStop, GiveUpReason,
     Phase, Transition,
 };
-use crate::redact::tidy;
+use crate::redact::redact;
 use crate::{Error, Timestamp};
 
 /// The number of transitions that are kept for each agent.
@@ -222,7 +222,7 @@ impl AgentState {
     /// Sets the reported health of the agent. A context of an earlier incarnation has no effect.
     pub(super) fn set_health(&self, incarnation: u32, health: AgentHealth) {
         let health = match health {
-            AgentHealth::Degraded(why) => AgentHealth::Degraded(tidy(&why)),
+            AgentHealth::Degraded(why) => AgentHealth::Degraded(redact(&why)),
             other => other,
         };
         let mut record = lock(&self.record);
@@ -240,7 +240,7 @@ impl AgentState {
         if let Some(incarnation) = &record.incarnation {
             snapshot.last_heartbeat = incarnation.last_heartbeat();
             if snapshot.status == AgentStatus::Running
-                && self.settings.watchdog.is_some_and(|limit| incarnation.silence() > limit)
+                && self.settings.watchdog.is_some_and(|limit| incarnation.heartbeat_age() > limit)
             {
                 snapshot.health = AgentHealth::Stale;
             }
@@ -254,13 +254,13 @@ impl AgentState {
     }
 
     /// Returns the time since the last heartbeat of a running agent with a watchdog or with at least one heartbeat.
-    pub(super) fn silence(&self) -> Option<Duration> {
+    pub(super) fn heartbeat_age(&self) -> Option<Duration> {
         let record = lock(&self.record);
         let incarnation = record.incarnation.as_ref().filter(|incarnation| {
             record.snapshot.status == AgentStatus::Running
                 && (self.settings.watchdog.is_some() || incarnation.last_heartbeat().is_some())
         })?;
-        Some(incarnation.silence())
+        Some(incarnation.heartbeat_age())
     }
 
     pub(super) fn history(&self) -> Vec<Transition> {

@@ -96,6 +96,7 @@ names!(Phase { Initialize => "initialize", Run => "run", Cleanup => "cleanup" })
 
 /// The reason for the end of an incarnation, or of an agent that was never started.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum ExitReason {
     /// `run` returned Ok before any stop.
     Completed,
@@ -178,6 +179,7 @@ impl fmt::Display for ExitReason {
 
 /// The reason why a failed agent does not restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GiveUpReason {
     /// The policy never restarts.
     PolicyNever,
@@ -238,6 +240,7 @@ pub struct Transition {
 
 /// The restart for which an agent in `Backoff` waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BackoffStep {
     /// The restart number within the current failure streak, starting at 1.
     pub attempt: u32,

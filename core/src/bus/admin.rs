@@ -166,13 +166,21 @@ impl TopicSpec {
 
 /// A setting of an existing topic that differs from the requested setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SettingDiff {
     /// The setting's name.
     pub name: String,
-    /// The value that the request asked for.
+    /// The requested value.
     pub wanted: String,
     /// The value of the existing topic.
     pub found: String,
+}
+
+impl SettingDiff {
+    /// Creates the difference of a setting, for authors of bus adapters.
+    pub fn new(name: impl Into<String>, wanted: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { name: name.into(), wanted: wanted.into(), found: found.into() }
+    }
 }
 
 /// The outcome of a request for one topic.
@@ -194,11 +202,19 @@ pub enum TopicState {
 
 /// The outcome for one topic of a request.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TopicOutcome {
     /// The topic's name.
     pub topic: TopicName,
     /// The outcome, or the error of this topic.
     pub result: Result<TopicState>,
+}
+
+impl TopicOutcome {
+    /// Creates the outcome for a topic, for authors of bus adapters.
+    pub fn new(topic: TopicName, result: Result<TopicState>) -> Self {
+        Self { topic, result }
+    }
 }
 
 /// One partition of a topic.
@@ -262,13 +278,19 @@ impl TopicInfo {
 }
 
 /// The groups to describe, and the topics to describe them on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct GroupQuery {
     /// The groups to describe.
     pub groups: Selection<GroupId>,
     /// The topics whose commits and lag are returned. Defaults to all topics.
+    #[serde(default = "all_topics")]
     pub topics: Selection<TopicName>,
+}
+
+fn all_topics() -> Selection<TopicName> {
+    Selection::All
 }
 
 impl GroupQuery {
@@ -405,7 +427,7 @@ mod tests {
     use crate::bus::{AssignedPartition, Assignment};
 
     #[test]
-    fn offsets_of_two_answers_never_wrap() {
+    fn offset_differences_saturate() {
         assert_eq!(PartitionInfo::new(0, 3, 10).offsets(), 7);
         assert_eq!(PartitionInfo::new(0, 10, 3).offsets(), 0);
         assert_eq!(PartitionInfo::new(0, u64::MAX, 0).offsets(), 0);

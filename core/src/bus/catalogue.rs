@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_topic_has_its_dead_letters() {
+    fn every_topic_has_a_dead_letter_topic() {
         let specs = TopicCatalogue::standard().unwrap().specs().unwrap();
         let names: Vec<_> = specs.iter().map(|s| (s.name.as_str(), s.partitions)).collect();
         assert_eq!(

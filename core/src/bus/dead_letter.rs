@@ -148,30 +148,30 @@ fn truncate(
         add(own, header::DIGEST, format!("sha256:{}", digest(payload)))?;
     }
     // Reserves space for the header with the number of dropped headers.
-    let mut room = max_bytes.saturating_sub(encoded(own.size() + 40, own.len() + 1));
-    cut(&mut letter.key, &mut room);
+    let mut space = max_bytes.saturating_sub(encoded(own.size() + 40, own.len() + 1));
+    truncate_to(&mut letter.key, &mut space);
     let before = letter.headers.len();
     let kept = std::mem::take(&mut letter.headers);
     for (name, value) in kept.iter() {
         let size = name.as_str().len() + value.map_or(0, Bytes::len) + HEADER_BYTES;
         if letter.headers.len() < MAX_HEADERS
-            && let Some(left) = room.checked_sub(size)
+            && let Some(left) = space.checked_sub(size)
         {
-            room = left;
+            space = left;
             letter.headers.push(name.clone(), value.cloned());
         }
     }
     if letter.headers.len() < before {
         add(own, header::TRUNCATED_HEADERS, (before - letter.headers.len()).to_string())?;
     }
-    cut(&mut letter.payload, &mut room);
+    truncate_to(&mut letter.payload, &mut space);
     Ok(())
 }
 
-fn cut(bytes: &mut Option<Bytes>, room: &mut usize) {
+fn truncate_to(bytes: &mut Option<Bytes>, space: &mut usize) {
     if let Some(bytes) = bytes {
-        bytes.truncate(*room);
-        *room -= bytes.len();
+        bytes.truncate(*space);
+        *space -= bytes.len();
     }
 }
 
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_has_the_message_its_origin_and_the_error() {
+    fn a_dead_letter_has_message_origin_and_error() {
         let message = received(10, 2);
         let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
         assert_eq!(letter.topic.as_str(), "origin.dlq");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_of_a_redriven_message_replaces_the_headers_and_keeps_the_count() {
+    fn a_dead_letter_of_a_redriven_message_keeps_the_redrive_count() {
         let mut message = received(10, 0);
         for name in header::OF_DEAD_LETTERS {
             message.headers.push(HeaderName::new(name).unwrap(), Bytes::from_static(b"7"));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_is_cut_to_every_limit_payload_first_then_headers_then_the_key() {
+    fn a_dead_letter_is_truncated_payload_first_then_headers_then_key() {
         let message = received(50_000, 1_000);
         let whole = digest(message.payload.as_ref().unwrap());
         for limit in [0, 1, 300, 1_000, 2_047, 2_048, 3_000, 10_000, 20_000, 60_000] {
@@ -290,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn headers_above_99_000_are_dropped_with_their_number() {
+    fn headers_above_99_000_are_dropped_and_counted() {
         let letter = DeadLetters::default().letter(&rejected(received(10, 100_000)), 64 << 20).unwrap();
         assert_eq!(text(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1000"));
         assert!(letter.headers.len() < 100_000 && letter.payload.as_ref().unwrap().len() == 10);
     }
 
     #[test]
-    fn one_giant_header_is_dropped_and_the_others_stay() {
+    fn only_oversized_headers_are_dropped() {
         let mut message = received(100, 3);
         message.headers.push(HeaderName::new("giant").unwrap(), Bytes::from(vec![0; 3 << 20]));
         message.headers.push(HeaderName::new("last").unwrap(), Bytes::from_static(b"v"));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_an_error_has_at_most_1024_bytes() {
+    fn the_error_header_has_at_most_1024_bytes() {
         let error = Error::new(ErrorKind::CorruptData, "c", "decode").with_message("€".repeat(1_000));
         let error = (0..10).fold(error, |error, n| error.with_context(n.to_string(), "€".repeat(1_000)));
         let text = error_text(&error);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_with_a_long_name_has_a_dead_letter_topic_with_a_bounded_name() {
+    fn long_dead_letter_topic_names_are_shortened() {
         let topic = |name: &str| DeadLetters::default().topic_for(&TopicName::new(name).unwrap()).unwrap();
         assert_eq!(topic(&"a".repeat(245)).as_str(), format!("{}.dlq", "a".repeat(245)));
         let (one, other) = (topic(&"a".repeat(249)), topic(&"a".repeat(248)));

@@ -31,7 +31,7 @@ pub trait MessageBusExt: MessageBus {
     fn publish_one(&self, message: &Message) -> impl Future<Output = Result<Delivery>> + Send {
         async move {
             let mut deliveries = self.send(std::slice::from_ref(message)).await?;
-            deliveries.pop().ok_or_else(no_answer)
+            deliveries.pop().ok_or_else(no_outcome)
         }
     }
 
@@ -65,21 +65,23 @@ pub trait MessageBusExt: MessageBus {
     fn send_dead_letters(
         &self,
         rejected: &[RejectedMessage],
-        dead: &DeadLetters,
+        dead_letters: &DeadLetters,
     ) -> impl Future<Output = Result<()>> + Send {
         async move {
             if rejected.is_empty() {
                 return Ok(());
             }
             let limit = self.info().max_message_bytes;
-            let letters: Vec<_> =
-                rejected.iter().map(|rejected| dead.letter(rejected, limit)).collect::<Result<_>>()?;
+            let letters: Vec<_> = rejected
+                .iter()
+                .map(|rejected| dead_letters.letter(rejected, limit))
+                .collect::<Result<_>>()?;
             let outcomes = self.publish(&letters, PublishOptions::NONE).await?.into_outcomes();
-            let mut answers = Vec::with_capacity(rejected.len());
+            let mut final_outcomes = Vec::with_capacity(rejected.len());
             for (rejected, mut outcome) in rejected.iter().zip(outcomes) {
                 if outcome.as_ref().is_err_and(DeliveryError::is_too_large) {
-                    match send_truncated(self, rejected, dead).await? {
-                        Some(answer) => outcome = answer,
+                    match send_truncated(self, rejected, dead_letters).await? {
+                        Some(retried) => outcome = retried,
                         None => continue,
                     }
                 }
@@ -88,12 +90,12 @@ pub trait MessageBusExt: MessageBus {
                     tracing::warn!(
                         origin = %origin(rejected),
                         error = %dead_letter::error_text(&rejected.error),
-                        "message sent to the dead letters"
+                        "message published to its dead letter topic"
                     );
                 }
-                answers.push(outcome);
+                final_outcomes.push(outcome);
             }
-            PublishReport::new(answers).into_result().map(drop)
+            PublishReport::new(final_outcomes).into_result().map(drop)
         }
     }
 
@@ -127,9 +129,9 @@ pub trait MessageBusExt: MessageBus {
 
 impl<B: MessageBus + ?Sized> MessageBusExt for B {}
 
-fn no_answer() -> Error {
+fn no_outcome() -> Error {
     Error::new(ErrorKind::Internal, "bus.report.short", "publish")
-        .with_message("the report answers for no message")
+        .with_message("publish report has no outcome for the message")
 }
 
 /// Publishes a dead letter that was rejected as too large. It is first sent alone, because a broker may have rejected
@@ -138,13 +140,13 @@ fn no_answer() -> Error {
 async fn send_truncated<B: MessageBus + ?Sized>(
     bus: &B,
     rejected: &RejectedMessage,
-    dead: &DeadLetters,
+    dead_letters: &DeadLetters,
 ) -> Result<Option<Result<Delivery, DeliveryError>>> {
     let mut limit = bus.info().max_message_bytes;
     loop {
-        let letter = dead.letter(rejected, limit)?;
+        let letter = dead_letters.letter(rejected, limit)?;
         let report = bus.publish(std::slice::from_ref(&letter), PublishOptions::NONE).await?;
-        match report.into_outcomes().pop().ok_or_else(no_answer)? {
+        match report.into_outcomes().pop().ok_or_else(no_outcome)? {
             Err(failure) if failure.is_too_large() => {
                 if limit == 0 {
                     count(DEAD_LETTERS_DROPPED, rejected);
@@ -152,7 +154,7 @@ async fn send_truncated<B: MessageBus + ?Sized>(
                         origin = %origin(rejected),
                         digest = rejected.message.payload.as_deref().map(dead_letter::digest),
                         error = %dead_letter::error_text(&rejected.error),
-                        "dead letter dropped: its topic refuses the smallest letter as too large"
+                        "dead letter dropped: its topic rejects the smallest size"
                     );
                     return Ok(None);
                 }

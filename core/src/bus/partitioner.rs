@@ -26,8 +26,8 @@ pub fn murmur2(data: &[u8]) -> u32 {
         hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
     }
     if !tail.is_empty() {
-        for (place, byte) in tail.iter().enumerate() {
-            hash ^= u32::from(*byte) << (8 * place);
+        for (index, byte) in tail.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * index);
         }
         hash = hash.wrapping_mul(M);
     }
@@ -42,7 +42,7 @@ mod tests {
 
     /// Uses the values of Kafka's own `UtilsTest.testMurmur2`.
     #[test]
-    fn hashes_are_those_of_the_java_client() {
+    fn hashes_equal_those_of_the_java_client() {
         for (key, hash) in [
             ("21", -973_932_308),
             ("foobar", -790_332_482),

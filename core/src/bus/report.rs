@@ -4,6 +4,7 @@ use crate::{Error, Result, Timestamp};
 
 /// The position of an acknowledged message in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Delivery {
     /// The partition of the message.
     pub partition: u32,
@@ -11,6 +12,13 @@ pub struct Delivery {
     pub offset: u64,
     /// The timestamp that the log keeps, to the millisecond.
     pub timestamp: Option<Timestamp>,
+}
+
+impl Delivery {
+    /// Creates the position of a message, for authors of bus adapters.
+    pub fn new(partition: u32, offset: u64, timestamp: Option<Timestamp>) -> Self {
+        Self { partition, offset, timestamp }
+    }
 }
 
 /// The delivery state of a message that was not acknowledged.
@@ -34,6 +42,7 @@ impl DeliveryState {
 
 /// The failure of a message that was not acknowledged.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct DeliveryError {
     /// The delivery state: not in the log, or possibly in the log.
     pub state: DeliveryState,
@@ -46,9 +55,14 @@ impl DeliveryError {
     /// `InvalidInput`.
     pub const TOO_LARGE: &str = "bus.message.size";
 
+    /// Creates the failure of a message in this state.
+    pub fn new(state: DeliveryState, error: Error) -> Self {
+        Self { state, error }
+    }
+
     /// Creates the failure of a message that is not in the log.
     pub fn not_sent(error: Error) -> Self {
-        Self { state: DeliveryState::NotSent, error }
+        Self::new(DeliveryState::NotSent, error)
     }
 
     /// Returns whether the message was rejected because of its size.
@@ -58,7 +72,7 @@ impl DeliveryError {
 
     /// Creates the failure of a message that may be in the log.
     pub fn unknown(error: Error) -> Self {
-        Self { state: DeliveryState::Unknown, error }
+        Self::new(DeliveryState::Unknown, error)
     }
 }
 

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tracing::Span;
 
 use super::{Decoded, GroupId, GroupInstanceId, ReceivedMessage, RejectedMessage, TopicName, decode_record};
+use crate::domain::{duration, from_text, text_conversions};
 use crate::record::{Record, RecordVec};
 use crate::{Error, Result, Timestamp};
 
-/// One partition of one topic.
+/// One partition of one topic. Displayed and serialised as `crypto-prices/0`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
     /// The topic of the partition.
@@ -32,6 +35,33 @@ impl fmt::Display for TopicPartition {
     }
 }
 
+impl FromStr for TopicPartition {
+    type Err = Error;
+
+    /// Parses the format of `Display`, `topic/partition`. The name of a topic contains no slash.
+    fn from_str(text: &str) -> Result<Self> {
+        let (topic, partition) = text
+            .split_once('/')
+            .and_then(|(topic, number)| Some((topic, number.parse().ok()?)))
+            .ok_or_else(|| Error::invalid("bus.partition", "partition", text, "must be TOPIC/NUMBER"))?;
+        Ok(Self::new(TopicName::new(topic)?, partition))
+    }
+}
+
+text_conversions!(TopicPartition);
+
+impl Serialize for TopicPartition {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TopicPartition {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer, "a partition such as crypto-prices/0")
+    }
+}
+
 impl fmt::Debug for TopicPartition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -39,7 +69,8 @@ impl fmt::Debug for TopicPartition {
 }
 
 /// The start position in a partition for which the group has no valid commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OffsetReset {
     /// The oldest message that still exists.
     #[default]
@@ -53,7 +84,8 @@ pub enum OffsetReset {
 }
 
 /// A target position in a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SeekTo {
     /// This offset. The next message has this offset or a higher offset.
     Offset(u64),
@@ -67,7 +99,8 @@ pub enum SeekTo {
 
 /// A request to read topics as a member of a group. The member continues from the group's commits. `offset_reset` is
 /// the start position of a partition without a valid commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawSubscribeRequest")]
 #[non_exhaustive]
 pub struct SubscribeRequest {
     /// The topics: at least one, sorted, without duplicates.
@@ -79,8 +112,10 @@ pub struct SubscribeRequest {
     /// The largest number of bytes that may be fetched before `recv` asks for them.
     pub max_buffered_bytes: usize,
     /// The time without a heartbeat after which the member counts as dead.
+    #[serde(with = "duration")]
     pub session_timeout: Duration,
     /// The longest time between calls of `recv`. After it the member loses its partitions to others.
+    #[serde(with = "duration")]
     pub max_poll_interval: Duration,
     /// The name of a static member, which keeps its partitions during a quick restart. None for a dynamic member.
     pub group_instance_id: Option<GroupInstanceId>,
@@ -90,6 +125,39 @@ pub struct SubscribeRequest {
     /// Set it for a member that receives ahead of its processing. The member then stores the records of a partition
     /// before the next owner does.
     pub announce_revocations: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSubscribeRequest {
+    topics: Vec<TopicName>,
+    group: GroupId,
+    #[serde(default)]
+    offset_reset: OffsetReset,
+    max_buffered_bytes: Option<usize>,
+    #[serde(default, with = "duration::option")]
+    session_timeout: Option<Duration>,
+    #[serde(default, with = "duration::option")]
+    max_poll_interval: Option<Duration>,
+    group_instance_id: Option<GroupInstanceId>,
+    #[serde(default)]
+    announce_revocations: bool,
+}
+
+impl TryFrom<RawSubscribeRequest> for SubscribeRequest {
+    type Error = Error;
+    fn try_from(raw: RawSubscribeRequest) -> Result<Self> {
+        let new = Self::new(raw.group, raw.topics)?;
+        let session_timeout = raw.session_timeout.unwrap_or(new.session_timeout);
+        let max_poll_interval = raw.max_poll_interval.unwrap_or(new.max_poll_interval);
+        Ok(Self {
+            offset_reset: raw.offset_reset,
+            max_buffered_bytes: raw.max_buffered_bytes.unwrap_or(new.max_buffered_bytes),
+            group_instance_id: raw.group_instance_id,
+            announce_revocations: raw.announce_revocations,
+            ..new.with_timeouts(session_timeout, max_poll_interval)?
+        })
+    }
 }
 
 impl SubscribeRequest {
@@ -215,8 +283,10 @@ impl ReaderRequest {
     }
 }
 
-/// Offsets to commit: the next offset to read of each partition.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// Offsets to commit: the next offset to read of each partition. Serialised as a map, so that a program can store its
+/// offsets together with its results.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Offsets(BTreeMap<TopicPartition, u64>);
 
 impl Offsets {
@@ -238,8 +308,8 @@ impl Offsets {
     /// Merges `later` into this set. The higher offset of each partition counts.
     pub fn merge(&mut self, later: &Self) {
         for (partition, next) in &later.0 {
-            let mine = self.0.entry(partition.clone()).or_insert(*next);
-            *mine = (*mine).max(*next);
+            let own = self.0.entry(partition.clone()).or_insert(*next);
+            *own = (*own).max(*next);
         }
     }
 
@@ -248,7 +318,7 @@ impl Offsets {
         let next = message.offset + 1;
         // A partition that is already present, the common case, needs no clone.
         match self.0.iter_mut().find(|(p, _)| p.partition == message.partition && p.topic == message.topic) {
-            Some((_, mine)) => *mine = (*mine).max(next),
+            Some((_, own)) => *own = (*own).max(next),
             None => self.set(TopicPartition::new(message.topic.clone(), message.partition), next),
         }
     }
@@ -504,5 +574,36 @@ impl Assignment {
     /// Returns the lag (high watermark minus position) summed over all partitions.
     pub fn lag(&self) -> u64 {
         self.partitions.iter().fold(0, |sum, p| sum.saturating_add(p.lag))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_offsets_deserialise_with_validation() {
+        let read = |text: &str| serde_json::from_str::<SubscribeRequest>(text);
+        let request =
+            read("{\"topics\":[\"b\",\"a\",\"b\"],\"group\":\"g\",\"session_timeout\":\"10s\"}").unwrap();
+        let expected =
+            SubscribeRequest::new(GroupId::from_static("g"), ["a", "b"].map(TopicName::from_static))
+                .and_then(|request| request.with_timeouts(Duration::from_secs(10), Duration::from_mins(5)))
+                .unwrap();
+        assert_eq!(request, expected);
+        assert_eq!(read(&serde_json::to_string(&request).unwrap()).unwrap(), request);
+        for bad in [
+            "{\"topics\":[],\"group\":\"g\"}",
+            "{\"topics\":[\"a\"],\"group\":\"g\",\"session_timeout\":\"6m\"}",
+            "{\"topics\":[\"a\"],\"group\":\"g\",\"sesion_timeout\":\"1s\"}",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        let offsets: Offsets = serde_json::from_str("{\"t/3\":7}").unwrap();
+        assert_eq!(offsets.get(&TopicPartition::new(TopicName::from_static("t"), 3)), Some(7));
+        assert_eq!(serde_json::to_string(&offsets).unwrap(), "{\"t/3\":7}");
+        for bad in ["t", "t/", "t/-1", "t/1/2", "/1"] {
+            assert!(bad.parse::<TopicPartition>().is_err(), "{bad}");
+        }
     }
 }

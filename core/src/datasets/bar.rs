@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_must_hold_together() {
+    fn inconsistent_bars_are_rejected() {
         let new = |prices: [&str; 4], at: i64| {
             let [open, high, low, close] = prices.map(p);
             let values = BarValues { open, high, low, close, ..BarValues::flat(open) };
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_fold_into_a_bar() {
+    fn ticks_aggregate_into_a_bar() {
         let ticks = [tick(0, "100.5", Some("2.25")), tick(1, "99", None), tick(2, "101", Some("1"))];
         let builder = BarBuilder::new(&ticks[0]).unwrap();
         let values = ticks[1..].iter().try_fold(builder, BarBuilder::plus).unwrap().finish().unwrap();
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_merged_is_refused() {
+    fn incompatible_bars_are_not_merged() {
         let bars = [bar(0, ["1"; 4], None), bar(1, ["1"; 4], None)];
         assert!(resample(&bars, Interval::S5).is_err());
         assert!(resample(&[bars[1].clone(), bars[0].clone()], Interval::M5).is_err());
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_checked_like_the_constructor() {
+    fn json_is_validated_like_the_constructor() {
         let bar = bar(0, ["1", "2", "1", "2"], Some("3"));
         let json = serde_json::to_string(&bar).unwrap();
         assert_eq!(serde_json::from_str::<Bar>(&json).unwrap(), bar);

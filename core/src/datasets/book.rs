@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn json_writes_a_level_as_a_pair_and_is_checked() {
+    fn json_levels_are_pairs_and_validated() {
         let book = book(&[("2.5", "1")], &[]).unwrap();
         let json = serde_json::to_string(&book).unwrap();
         assert!(json.ends_with("\"bids\":[[\"2.5\",\"1\"]],\"asks\":[]}"), "{json}");

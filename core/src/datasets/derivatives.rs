@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn json_leaves_out_what_is_unknown() {
+    fn json_omits_absent_fields() {
         let instrument: Instrument = "x:Y".parse().unwrap();
         let (price, quantity) = ("2".parse().unwrap(), "3.5".parse().unwrap());
         let liquidation =

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_price_is_enough_none_is_refused_and_crossed_is_kept() {
+    fn a_quote_needs_one_price_and_may_be_crossed() {
         let quote = |values| Quote::new("x:Y".parse().unwrap(), Timestamp::MIN, 0, values);
         let (one, two) = ("1".parse().ok(), "2".parse().ok());
         assert!(quote(QuoteValues { bid_price: one, ..Default::default() }).is_ok());

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_checked_one_by_one() {
+    fn every_figure_is_validated() {
         let new = |values| MarketSnapshot::new(Scope::Global, Timestamp::MIN, values);
         let percent = |text: &str| text.parse::<Percent>().ok();
         assert!(new(SnapshotValues::default()).is_err());
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn json_there_and_back() {
+    fn json_round_trip() {
         let values =
             SnapshotValues { markets: Some(9), btc_dominance: "51.2".parse().ok(), ..Default::default() };
         let snapshot = MarketSnapshot::new("asset:BTC".parse().unwrap(), Timestamp::MIN, values).unwrap();

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_checked_like_the_constructor() {
+    fn json_is_validated_like_the_constructor() {
         let tick = tick(Timestamp::MIN, 7).unwrap().with_quantity(Quantity::ZERO).with_side(Side::Buy);
         let json = serde_json::to_string(&tick).unwrap();
         assert_eq!(serde_json::from_str::<PriceTick>(&json).unwrap(), tick);

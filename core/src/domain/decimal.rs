@@ -158,6 +158,8 @@ impl FromStr for Decimal {
     }
 }
 
+super::text_conversions!(static Decimal);
+
 /// The powers of ten from 10⁰ to 10¹⁸.
 const POWERS_OF_TEN: [u64; 19] = {
     let mut powers = [1; 19];
@@ -482,6 +484,8 @@ macro_rules! number {
             }
         }
 
+        super::text_conversions!(static $name);
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 fmt::Display::fmt(&self.0, f)
@@ -563,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn parses_exactly_or_not_at_all() {
+    fn parses_only_exact_decimals() {
         assert_eq!(d("0.000000000000000001").units(), 1);
         assert_eq!(d("-12.50"), d("-12.5"));
         assert_eq!(d("99999999999999999999.999999999999999999"), Decimal::MAX);
@@ -592,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_name_field_and_value() {
+    fn errors_have_field_and_value() {
         let zero = "0".parse::<Price>().unwrap_err();
         assert_eq!(zero.context_value("field"), Some("price"));
         assert_eq!(zero.message(), Some("price must be greater than zero"));
@@ -644,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn half_way_at_place_18_of_a_product_rounds_up() {
+    fn products_round_half_up_at_the_18th_place() {
         // 0.000000001 * 0.0000000005 = 5e-19, half a unit.
         let sum = Sum36::ZERO.plus_product(d("0.000000001"), d("0.0000000005")).unwrap();
         assert_eq!(sum.total().unwrap().units(), 1);
@@ -660,7 +664,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn text_there_and_back(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS) {
+        fn text_round_trip(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS) {
             let value = Decimal::from_units(units).unwrap();
             proptest::prop_assert_eq!(value.to_string().parse::<Decimal>().unwrap(), value);
         }
@@ -677,7 +681,7 @@ mod tests {
 
     #[cfg(feature = "rust_decimal")]
     #[test]
-    fn rust_decimal_is_exact_or_refused() {
+    fn rust_decimal_conversions_are_exact() {
         let exact = rust_decimal::Decimal::try_from(d("1.25")).unwrap();
         assert_eq!(Decimal::try_from(exact).unwrap(), d("1.25"));
         assert!(rust_decimal::Decimal::try_from(Decimal::MAX).is_err());

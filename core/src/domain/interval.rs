@@ -81,6 +81,8 @@ impl FromStr for Interval {
     }
 }
 
+super::text_conversions!(Interval);
+
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn all_but_weeks_are_aligned_to_the_unix_epoch_too() {
+    fn intervals_except_weeks_are_aligned_to_the_unix_epoch() {
         let t: Timestamp = "2031-07-09T13:47:51.123456Z".parse().unwrap();
         for interval in Interval::ALL.iter().filter(|i| **i != Interval::W1) {
             assert_eq!(interval.floor(t).as_micros() % interval.as_micros(), 0, "{interval}");

@@ -16,10 +16,10 @@ mod time;
 pub use decimal::{Decimal, ExactSum, Percent, Price, Quantity, Sum18, Sum36};
 pub use interval::Interval;
 pub use name::{Exchange, Instrument, Provider, Symbol};
-pub use range::{Selection, TimeRange};
+pub use range::{Keys, Selection, TimeRange};
 pub use scope::Scope;
 pub use side::Side;
-pub(crate) use text::{from_text, text_name};
+pub(crate) use text::{from_text, text_conversions, text_name};
 pub use time::{Clock, SystemClock, Timestamp};
 
 use crate::{Error, Result};

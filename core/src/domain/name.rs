@@ -189,6 +189,8 @@ impl FromStr for Instrument {
     }
 }
 
+super::text_conversions!(static Instrument);
+
 impl fmt::Display for Instrument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if f.width().is_some() || f.precision().is_some() {
@@ -223,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_outside_the_rule_is_refused_with_field_and_value() {
+    fn invalid_names_are_rejected_with_field_and_value() {
         for bad in ["", "Binance", "bin ance", "binancé", &"a".repeat(33)] {
             let error = Exchange::new(bad).unwrap_err();
             assert_eq!(
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instrument_reads_what_it_writes_even_with_colons_in_the_symbol() {
+    fn instruments_with_colons_in_the_symbol_round_trip() {
         let name: Instrument = "okx:BTC:PERP".parse().unwrap();
         assert_eq!((name.exchange().as_str(), name.symbol().as_str()), ("okx", "BTC:PERP"));
         assert_eq!(serde_json::to_string(&name).unwrap(), "\"okx:BTC:PERP\"");

@@ -70,6 +70,11 @@ impl TimeRange {
         self.end
     }
 
+    /// Returns the length of the range.
+    pub fn duration(self) -> std::time::Duration {
+        self.end.duration_since(self.start)
+    }
+
     /// Returns whether `time` lies inside the range.
     pub fn contains(self, time: Timestamp) -> bool {
         self.start <= time && time < self.end
@@ -78,6 +83,13 @@ impl TimeRange {
     /// Returns whether the range is empty.
     pub fn is_empty(self) -> bool {
         self.start == self.end
+    }
+}
+
+impl TryFrom<std::ops::Range<Timestamp>> for TimeRange {
+    type Error = Error;
+    fn try_from(range: std::ops::Range<Timestamp>) -> Result<Self> {
+        Self::new(range.start, range.end)
     }
 }
 
@@ -179,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_selection_is_refused_and_repeated_keys_count_once() {
+    fn selections_are_not_empty_and_have_no_duplicates() {
         assert!(Selection::<u8>::only([]).is_err());
         let Selection::Only(keys) = Selection::only([2, 1, 2]).unwrap() else { panic!() };
         assert_eq!(*keys, [1, 2]);

@@ -89,6 +89,8 @@ impl FromStr for Scope {
     }
 }
 
+super::text_conversions!(static Scope);
+
 impl Serialize for Scope {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -43,3 +43,5 @@ impl FromStr for Side {
         }
     }
 }
+
+super::text_conversions!(Side);

@@ -1,4 +1,4 @@
-//! Types that are represented as text: their deserialisation, and validated names.
+//! Types that are represented as text: their conversions and deserialisation, and validated names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -37,6 +37,48 @@ pub(crate) fn from_text_with<'de, D: Deserializer<'de>, T>(
     deserializer.deserialize_str(Text(expecting, parse))
 }
 
+/// Implements `TryFrom<&str>` and `TryFrom<String>` for a type that parses text, and with `static` also `from_static`.
+/// Generic parameters are in brackets before the type.
+macro_rules! text_conversions {
+    (static [$($generics:tt)*] $name:ty) => {
+        impl<$($generics)*> $name {
+            /// Creates the value of a literal.
+            ///
+            /// # Panics
+            /// If the text is not valid. Parse any text that is not a literal, because parsing returns the error.
+            #[must_use]
+            #[track_caller]
+            pub fn from_static(text: &'static str) -> Self {
+                text.parse().unwrap_or_else(|error: $crate::Error| panic!("{}", error.report()))
+            }
+        }
+
+        $crate::domain::text_conversions!([$($generics)*] $name);
+    };
+    (static $name:ty) => {
+        $crate::domain::text_conversions!(static [] $name);
+    };
+    ([$($generics:tt)*] $name:ty) => {
+        impl<$($generics)*> TryFrom<&str> for $name {
+            type Error = $crate::Error;
+            fn try_from(text: &str) -> $crate::Result<Self> {
+                text.parse()
+            }
+        }
+
+        impl<$($generics)*> TryFrom<String> for $name {
+            type Error = $crate::Error;
+            fn try_from(text: String) -> $crate::Result<Self> {
+                text.parse()
+            }
+        }
+    };
+    ($name:ty) => {
+        $crate::domain::text_conversions!([] $name);
+    };
+}
+pub(crate) use text_conversions;
+
 /// Defines a validated name with shared text. Cloning a name allocates nothing.
 ///
 /// `text_name!(/// Doc. Name, "error.code", "field", "rule in words", |text| rule)`
@@ -69,6 +111,21 @@ macro_rules! text_name {
 
             /// Returns the text.
             pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        $crate::domain::text_conversions!(static [$($generics)*] $name);
+
+        impl<$($generics)*> AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        /// Maps with this key can be searched by text.
+        impl<$($generics)*> std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
                 &self.0
             }
         }

@@ -29,6 +29,15 @@ impl Timestamp {
     /// The end of the domain, 2262-01-31T00:00:00Z.
     pub const MAX: Self = Self(106_681 * MICROS_PER_DAY);
 
+    /// Returns the current time of the system clock; see [`SystemClock`].
+    ///
+    /// An agent uses [`AgentContext::now`](crate::AgentContext::now) instead, which reads the clock of its runtime, so
+    /// that tests control the time.
+    #[must_use]
+    pub fn now() -> Self {
+        SystemClock.now()
+    }
+
     /// Creates the timestamp of this number of microseconds after the epoch.
     ///
     /// # Errors
@@ -72,6 +81,12 @@ impl Timestamp {
     /// Returns the number of milliseconds since the epoch, truncated (not rounded).
     pub const fn as_millis_floor(self) -> i64 {
         self.0.div_euclid(1_000)
+    }
+
+    /// Returns the number of nanoseconds since the epoch.
+    pub const fn as_nanos(self) -> i64 {
+        // The domain ends before 2262-04-11, the end of the range of 64-bit nanoseconds.
+        self.0 * 1_000
     }
 
     /// Returns this time truncated to the millisecond, the resolution of a message bus.
@@ -151,6 +166,8 @@ impl FromStr for Timestamp {
     }
 }
 
+super::text_conversions!(static Timestamp);
+
 fn parse_utc(text: &str) -> Option<i64> {
     let number = |part: &str, digits: usize| -> Option<i64> {
         (part.len() == digits && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?
@@ -202,6 +219,23 @@ const fn civil_from_days(days: i64) -> (i64, i64, i64) {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::from_micros(i64::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl TryFrom<SystemTime> for Timestamp {
+    type Error = Error;
+
+    /// Truncates (does not round) to the microsecond.
+    fn try_from(time: SystemTime) -> Result<Self> {
+        let micros =
+            time.duration_since(UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_micros()).ok());
+        Self::checked(micros, format_args!("{time:?}"))
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(time: Timestamp) -> Self {
+        UNIX_EPOCH + Duration::from_micros(time.0.unsigned_abs())
     }
 }
 
@@ -264,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_are_floors() {
+    fn finer_times_are_truncated() {
         let t = Timestamp::from_nanos_floor(1_610_064_000_278_999_999).unwrap();
         assert_eq!(t.as_micros(), 1_610_064_000_278_999);
         assert_eq!(t.as_millis_floor(), 1_610_064_000_278);
@@ -272,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_writes() {
+    fn display_round_trips() {
         for text in ["2021-01-08T00:00:00.000278Z", "2000-02-29T23:59:59Z", "2262-01-31T00:00:00Z"] {
             assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), text);
         }
@@ -287,7 +321,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn text_there_and_back(micros in Timestamp::MIN.0..=Timestamp::MAX.0) {
+        fn text_round_trip(micros in Timestamp::MIN.0..=Timestamp::MAX.0) {
             let t = Timestamp::from_micros(micros).unwrap();
             proptest::prop_assert_eq!(t.to_string().parse::<Timestamp>().unwrap(), t);
         }
@@ -295,7 +329,7 @@ mod tests {
 
     #[cfg(feature = "chrono")]
     #[test]
-    fn chrono_agrees() {
+    fn chrono_conversions_are_exact() {
         let t: Timestamp = "2024-02-29T12:34:56.000001Z".parse().unwrap();
         let c = chrono::DateTime::<chrono::Utc>::from(t);
         assert_eq!(c.timestamp_micros(), t.as_micros());

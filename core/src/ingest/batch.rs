@@ -13,7 +13,7 @@ use crate::record::{Dataset, RecordVec};
 pub(super) struct Batch {
     pub(super) records: RecordVec,
     pub(super) rejected: Vec<RejectedMessage>,
-    pub(super) positions: Offsets,
+    pub(super) offsets: Offsets,
     /// The number of messages.
     pub(super) messages: usize,
     /// The estimated memory of the messages, in bytes.
@@ -29,7 +29,7 @@ impl Batch {
         Self {
             records: dataset.new_vec(),
             rejected: Vec::new(),
-            positions: Offsets::new(),
+            offsets: Offsets::new(),
             messages: 0,
             bytes: 0,
             oldest: None,
@@ -53,7 +53,7 @@ impl Batch {
             }
         }
         self.messages += received.len();
-        self.positions.merge(received.offsets());
+        self.offsets.merge(received.offsets());
         if !received.is_empty() {
             let span = received.span();
             match &self.span {

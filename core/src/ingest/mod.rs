@@ -72,14 +72,14 @@ const RECV_WAIT: Duration = Duration::from_secs(1);
 /// as degraded while it retries.
 #[derive(Debug)]
 pub struct Ingest {
-    parts: Arc<Parts>,
+    shared: Arc<Context>,
     subscription: Box<dyn Subscription>,
     context: Option<AgentContext>,
 }
 
 /// The values that the stages share.
 #[derive(Debug)]
-struct Parts {
+struct Context {
     bus: Arc<dyn MessageBus>,
     store: Arc<dyn PriceStore>,
     dataset: Dataset,
@@ -87,7 +87,7 @@ struct Parts {
     progress: Arc<IngestProgress>,
 }
 
-impl Parts {
+impl Context {
     /// Records the duration of a stage.
     fn observe(&self, stage: &'static str, began: Instant) {
         metrics::histogram!(INGEST_STAGE.name, "dataset" => self.dataset.name(), "stage" => stage)
@@ -95,9 +95,9 @@ impl Parts {
     }
 
     /// Returns the delay after a number of failures.
-    fn pause(&self, failures: u32, error: &Error) -> Duration {
-        let pause = self.config.backoff.delay(failures, fastrand::f64());
-        if let RetryAdvice::After(at_least) = error.retry() { pause.max(at_least) } else { pause }
+    fn retry_delay(&self, failures: u32, error: &Error) -> Duration {
+        let delay = self.config.backoff.delay(failures, fastrand::f64());
+        if let RetryAdvice::After(min) = error.retry() { delay.max(min) } else { delay }
     }
 
     /// Repeats a call until it succeeds, fails with an error that is not retryable, or fails after `stop`.
@@ -116,8 +116,8 @@ impl Parts {
             }
             stages.failed(self.dataset, stage, &error);
             failures += 1;
-            let pause = tokio::time::sleep(self.pause(failures, &error));
-            stop.run_until_cancelled(pause).await;
+            let delay = tokio::time::sleep(self.retry_delay(failures, &error));
+            stop.run_until_cancelled(delay).await;
         }
         stages.succeeded(stage);
         self.observe(stage.as_str(), began);
@@ -126,14 +126,19 @@ impl Parts {
 }
 
 /// Stores a batch, then publishes its dead letters.
-async fn write(parts: Arc<Parts>, stages: Arc<Stages>, batch: Batch, stop: CancellationToken) -> Result<()> {
-    let Parts { bus, store, dataset, config, progress } = &*parts;
+async fn write(
+    shared: Arc<Context>,
+    stages: Arc<Stages>,
+    batch: Batch,
+    stop: CancellationToken,
+) -> Result<()> {
+    let Context { bus, store, dataset, config, progress } = &*shared;
     let records = batch.records.as_records();
     if !records.is_empty() {
         let insert = || -> BoxFuture<'_, Result<()>> {
             Box::pin(async { store.insert(batch.records.as_records()).await.map(drop) })
         };
-        parts.retry(&stages, Stage::Store, &stop, insert).await?;
+        shared.retry(&stages, Stage::Store, &stop, insert).await?;
         let dataset = dataset.name();
         metrics::counter!(INGEST_RECORDS.name, "dataset" => dataset).increment(records.len() as u64);
         metrics::counter!(INGEST_BYTES.name, "dataset" => dataset).increment(batch.bytes as u64);
@@ -147,7 +152,7 @@ async fn write(parts: Arc<Parts>, stages: Arc<Stages>, batch: Batch, stop: Cance
     if !batch.rejected.is_empty() {
         let publish =
             || -> BoxFuture<'_, Result<()>> { Box::pin(send_dead_letters(&**bus, &batch.rejected, config)) };
-        parts.retry(&stages, Stage::DeadLetters, &stop, publish).await?;
+        shared.retry(&stages, Stage::DeadLetters, &stop, publish).await?;
     }
     progress.add(records.len(), batch.rejected.len());
     Ok(())
@@ -201,23 +206,23 @@ impl Ingest {
         // The store would reject a larger batch at every attempt.
         config.max_records = config.max_records.min(store.info().max_batch.max(1));
         let subscription = bus.subscribe(request.with_announced_revocations()).await?;
-        let parts = Parts { bus, store, dataset, config, progress: Arc::default() };
-        Ok(Self { parts: Arc::new(parts), subscription, context: None })
+        let shared = Context { bus, store, dataset, config, progress: Arc::default() };
+        Ok(Self { shared: Arc::new(shared), subscription, context: None })
     }
 
     /// Sets the counters. Several ingests may share them, for example the ingests before and after a restart.
     #[must_use]
     pub fn with_progress(mut self, progress: Arc<IngestProgress>) -> Self {
         // The parts are not shared before a run, so the call succeeds.
-        if let Some(parts) = Arc::get_mut(&mut self.parts) {
-            parts.progress = progress;
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.progress = progress;
         }
         self
     }
 
     /// Returns the counters of processed messages.
     pub fn progress(&self) -> &Arc<IngestProgress> {
-        &self.parts.progress
+        &self.shared.progress
     }
 
     /// Moves records until `stop` completes. Received records are stored and committed before the method returns.
@@ -227,7 +232,7 @@ impl Ingest {
     /// Uncommitted messages are redelivered to the next member.
     pub async fn run_until(&mut self, stop: impl Future<Output = ()> + Send) -> Result<()> {
         let stages = Stages { failing: AtomicU8::new(0), context: self.context.clone() };
-        let mut run = Run::new(self.parts.clone(), stages);
+        let mut run = Run::new(self.shared.clone(), stages);
         let result = run.receive(&mut *self.subscription, stop).await;
         result.and(run.drain(&mut *self.subscription).await)
     }
@@ -291,7 +296,7 @@ impl Stages {
         metrics::counter!(INGEST_RETRIES.name, "dataset" => dataset, "stage" => stage.as_str(), "kind" => kind)
             .increment(1);
         if self.failing.fetch_or(stage.bit(), Ordering::Relaxed) & stage.bit() == 0 {
-            tracing::warn!(dataset, stage = stage.as_str(), error = %error.report(), "ingest retries");
+            tracing::warn!(dataset, stage = stage.as_str(), error = %error.report(), "ingest stage failed and is retried");
         }
         if let Some(context) = &self.context {
             context.degraded(format_args!("{}: {}", stage.as_str(), error.code()));
@@ -313,7 +318,7 @@ impl Stages {
 
 /// The state of one call of [`Ingest::run_until`].
 struct Run {
-    parts: Arc<Parts>,
+    shared: Arc<Context>,
     stages: Arc<Stages>,
     /// The decoded messages that are not being stored yet.
     pending: Batch,
@@ -335,10 +340,10 @@ struct Run {
 }
 
 impl Run {
-    fn new(parts: Arc<Parts>, stages: Stages) -> Self {
-        let pending = Batch::new(parts.dataset);
+    fn new(shared: Arc<Context>, stages: Stages) -> Self {
+        let pending = Batch::new(shared.dataset);
         Self {
-            parts,
+            shared,
             stages: Arc::new(stages),
             pending,
             write: None,
@@ -367,7 +372,8 @@ impl Run {
                 self.commit(subscription).await?;
                 self.revoking = !self.stored.is_empty();
             }
-            let (room, receive_at, commit_at) = (self.room(), self.receive_at, self.commit_at);
+            let (receive_limit, receive_at, commit_at) =
+                (self.receive_limit(), self.receive_at, self.commit_at);
             tokio::select! {
                 biased;
                 () = &mut stop => return Ok(()),
@@ -375,8 +381,8 @@ impl Run {
                 () = sleep_until(commit_at), if !self.stored.is_empty() => self.commit(subscription).await?,
                 received = async {
                     sleep_until(receive_at).await;
-                    subscription.recv(room, RECV_WAIT).await
-                }, if room > 0 => self.add(received)?,
+                    subscription.recv(receive_limit, RECV_WAIT).await
+                }, if receive_limit > 0 => self.add(received)?,
             }
         }
     }
@@ -394,8 +400,8 @@ impl Run {
     }
 
     /// Returns the number of messages that may be received now.
-    fn room(&self) -> usize {
-        let IngestConfig { max_records, max_bytes, .. } = self.parts.config;
+    fn receive_limit(&self) -> usize {
+        let IngestConfig { max_records, max_bytes, .. } = self.shared.config;
         if self.revoking || self.pending.bytes >= max_bytes {
             return 0;
         }
@@ -405,24 +411,25 @@ impl Run {
     fn add(&mut self, received: Result<crate::bus::Batch>) -> Result<()> {
         let batch = match received {
             Ok(batch) => batch,
-            Err(error) => return self.pause(Stage::Receive, error),
+            Err(error) => return self.back_off(Stage::Receive, error),
         };
         self.succeeded(Stage::Receive);
         for event in batch.events() {
             self.apply(event);
         }
         let began = Instant::now();
-        self.pending.add(&batch, &self.parts.config.codecs);
-        self.parts.observe("decode", began);
-        self.keep_empty();
+        self.pending.add(&batch, &self.shared.config.codecs);
+        self.shared.observe("decode", began);
+        self.add_offsets_without_messages();
         Ok(())
     }
 
-    /// Keeps offsets without messages, such as transaction markers, once all messages before them are stored.
-    fn keep_empty(&mut self) {
+    /// Adds offsets without messages, such as transaction markers, to the stored offsets once all earlier messages are
+    /// stored.
+    fn add_offsets_without_messages(&mut self) {
         if self.pending.messages == 0 && self.write.is_none() {
-            let positions = std::mem::take(&mut self.pending.positions);
-            self.keep(&positions);
+            let offsets = std::mem::take(&mut self.pending.offsets);
+            self.add_stored(&offsets);
         }
     }
 
@@ -431,18 +438,20 @@ impl Run {
         match event {
             SubscriptionEvent::RevocationPending => self.revoking = true,
             SubscriptionEvent::AssignmentChanged { lost, .. } => {
-                self.forget(|partition| lost.contains(partition));
+                self.drop_offsets(|partition| lost.contains(partition));
             }
-            SubscriptionEvent::Reset { partition, .. } => self.forget(|other| other == partition),
-            SubscriptionEvent::MaxPollIntervalExceeded => self.forget(|_| true),
-            SubscriptionEvent::TopicDeleted { topic } => self.forget(|partition| partition.topic == *topic),
+            SubscriptionEvent::Reset { partition, .. } => self.drop_offsets(|other| other == partition),
+            SubscriptionEvent::MaxPollIntervalExceeded => self.drop_offsets(|_| true),
+            SubscriptionEvent::TopicDeleted { topic } => {
+                self.drop_offsets(|partition| partition.topic == *topic);
+            }
         }
     }
 
     /// Drops the offsets of lost or reset partitions, which must not be committed.
-    fn forget(&mut self, is_lost: impl Fn(&TopicPartition) -> bool) {
-        for positions in [&mut self.pending.positions, &mut self.writing, &mut self.stored] {
-            positions.retain(|partition| !is_lost(partition));
+    fn drop_offsets(&mut self, is_lost: impl Fn(&TopicPartition) -> bool) {
+        for offsets in [&mut self.pending.offsets, &mut self.writing, &mut self.stored] {
+            offsets.retain(|partition| !is_lost(partition));
         }
     }
 
@@ -450,57 +459,57 @@ impl Run {
         if self.write.is_some() || self.pending.messages == 0 {
             return;
         }
-        let mut batch = std::mem::replace(&mut self.pending, Batch::new(self.parts.dataset));
-        self.writing = std::mem::take(&mut batch.positions);
+        let mut batch = std::mem::replace(&mut self.pending, Batch::new(self.shared.dataset));
+        self.writing = std::mem::take(&mut batch.offsets);
         let span = batch.span.take();
-        let write = write(self.parts.clone(), self.stages.clone(), batch, self.stop.clone());
+        let write = write(self.shared.clone(), self.stages.clone(), batch, self.stop.clone());
         let write = write.instrument(span.unwrap_or_else(Span::none));
         self.write = Some(AbortOnDropHandle::new(tokio::spawn(write)));
     }
 
     fn end_write(&mut self, written: Result<()>) -> Result<()> {
         self.write = None;
-        let positions = std::mem::take(&mut self.writing);
+        let offsets = std::mem::take(&mut self.writing);
         self.failed = written.is_err();
         written?;
-        self.keep(&positions);
-        self.keep_empty();
+        self.add_stored(&offsets);
+        self.add_offsets_without_messages();
         Ok(())
     }
 
-    /// Keeps offsets for the next commit.
-    fn keep(&mut self, positions: &Offsets) {
+    /// Adds offsets to the next commit.
+    fn add_stored(&mut self, offsets: &Offsets) {
         if self.stored.is_empty() {
             self.commit_at = self.commit_at.max(Instant::now());
         }
-        self.stored.merge(positions);
+        self.stored.merge(offsets);
     }
 
     async fn commit(&mut self, subscription: &mut dyn Subscription) -> Result<()> {
         let began = Instant::now();
-        self.commit_at = later(self.parts.config.commit_interval);
+        self.commit_at = later(self.shared.config.commit_interval);
         if self.stored.is_empty() {
             return Ok(());
         }
         match subscription.commit(&self.stored).await {
             Ok(_) => {
-                self.parts.observe(Stage::Commit.as_str(), began);
+                self.shared.observe(Stage::Commit.as_str(), began);
                 self.stored = Offsets::new();
                 self.succeeded(Stage::Commit);
                 Ok(())
             }
-            Err(error) => self.pause(Stage::Commit, error),
+            Err(error) => self.back_off(Stage::Commit, error),
         }
     }
 
     /// Delays the next call of the subscription. Returns the error if it is not retryable.
-    fn pause(&mut self, stage: Stage, error: Error) -> Result<()> {
+    fn back_off(&mut self, stage: Stage, error: Error) -> Result<()> {
         if !error.retry().is_retryable() {
             return Err(error);
         }
-        self.stages.failed(self.parts.dataset, stage, &error);
+        self.stages.failed(self.shared.dataset, stage, &error);
         self.failures = self.failures.saturating_add(1);
-        self.receive_at = later(self.parts.pause(self.failures, &error));
+        self.receive_at = later(self.shared.retry_delay(self.failures, &error));
         self.commit_at = self.commit_at.max(self.receive_at);
         Ok(())
     }

@@ -147,11 +147,11 @@ pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
     const MAX_NAME: Option<usize>;
 
     /// Returns the series without its Rust type.
-    fn as_ref(&self) -> SeriesRef<'_>;
+    fn key_ref(&self) -> SeriesRef<'_>;
 
     /// Returns an owned copy of the series without its Rust type.
     fn key(&self) -> SeriesKey {
-        self.as_ref().to_owned()
+        self.key_ref().to_owned()
     }
 
     /// Returns the series of a key.
@@ -176,7 +176,7 @@ impl Series for Instrument {
 
     const MAX_NAME: Option<usize> = None;
 
-    fn as_ref(&self) -> SeriesRef<'_> {
+    fn key_ref(&self) -> SeriesRef<'_> {
         SeriesRef { owner: OwnerRef::Instrument(self), interval: None }
     }
     fn from_key(key: &SeriesKey) -> Result<Self> {
@@ -198,8 +198,8 @@ impl<S: Series<Owner = S>> Series for (S, Interval) {
 
     const MAX_NAME: Option<usize> = S::MAX_NAME;
 
-    fn as_ref(&self) -> SeriesRef<'_> {
-        SeriesRef { interval: Some(self.1), ..self.0.as_ref() }
+    fn key_ref(&self) -> SeriesRef<'_> {
+        SeriesRef { interval: Some(self.1), ..self.0.key_ref() }
     }
     fn from_key(key: &SeriesKey) -> Result<Self> {
         let Some(interval) = key.interval else { return refuse(key, "a series with an interval") };
@@ -222,7 +222,7 @@ macro_rules! names {
 
             const MAX_NAME: Option<usize> = Some($max);
 
-            fn as_ref(&self) -> SeriesRef<'_> {
+            fn key_ref(&self) -> SeriesRef<'_> {
                 let $value = self;
                 SeriesRef { owner: OwnerRef::Name($write.into()), interval: None }
             }

@@ -120,7 +120,7 @@ fn the_topic_has_no_underscore() {
 }
 
 #[test]
-fn values_go_through_rows_and_json_unchanged() {
+fn values_round_trip_through_rows_and_json() {
     let records = [everything(1), everything(2)];
     let batch = Slice::new(&records).unwrap();
     let rows = Row::copy_of(&batch).unwrap();

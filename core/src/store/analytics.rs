@@ -5,13 +5,15 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::pin::pin;
 
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
 
 use super::{Order, PricePoint, PriceStore, SeriesRequest, StatsQuery};
 use crate::domain::Sum18;
 use crate::{Bar, BarValues, Decimal, Error, Instrument, Interval, Result, Selection, TimeRange, Timestamp};
 
 /// The bars that an analysis reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BarSource {
     /// Bars that the store keeps.
     Stored,
@@ -21,6 +23,7 @@ pub enum BarSource {
 
 /// The change of a price over a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Change {
     /// The first price.
     pub open: PricePoint,
@@ -32,6 +35,7 @@ pub struct Change {
 
 /// A bar, or a flat bar in place of a bucket without trades.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FilledBar {
     /// The bar. A filled bar has the previous close as its four prices, and zero volume and count.
     pub bar: Bar,
@@ -40,7 +44,8 @@ pub struct FilledBar {
 }
 
 /// A query of the instruments whose price changed most over a range.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawMoversQuery")]
 #[non_exhaustive]
 pub struct MoversQuery {
     /// The instruments to compare.
@@ -49,6 +54,21 @@ pub struct MoversQuery {
     pub range: TimeRange,
     /// The largest number of instruments of each side.
     pub limit: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMoversQuery {
+    selection: Selection<Instrument>,
+    range: TimeRange,
+    limit: usize,
+}
+
+impl TryFrom<RawMoversQuery> for MoversQuery {
+    type Error = Error;
+    fn try_from(raw: RawMoversQuery) -> Result<Self> {
+        Self::new(raw.selection, raw.range, raw.limit)
+    }
 }
 
 impl MoversQuery {
@@ -70,6 +90,7 @@ impl MoversQuery {
 
 /// The answer to a [`MoversQuery`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Movers {
     /// The instruments that rose, largest rise first.
     pub gainers: Vec<(Instrument, Change)>,
@@ -226,7 +247,7 @@ pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQue
     match selection {
         Selection::Only(instruments) => {
             for instrument in instruments.iter() {
-                rank.look_at(store, instrument, *range).await?;
+                rank.add(store, instrument, *range).await?;
             }
         }
         Selection::All => {
@@ -234,7 +255,7 @@ pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQue
             loop {
                 let found = store.series(&page).await?;
                 for summary in &found.items {
-                    rank.look_at(store, &summary.clone().of_instrument()?.instrument, *range).await?;
+                    rank.add(store, &summary.clone().of_instrument()?.instrument, *range).await?;
                 }
                 let Some(next) = found.next else { break };
                 page = page.after(next);
@@ -282,7 +303,7 @@ impl Ranking {
         Self { limit, gainers: BinaryHeap::new(), losers: BinaryHeap::new() }
     }
 
-    async fn look_at(
+    async fn add(
         &mut self,
         store: &(impl PriceStore + ?Sized),
         instrument: &Instrument,

@@ -45,43 +45,43 @@ impl QueryFingerprint {
 
     /// Returns the cursor of this query after `anchor`.
     pub(super) fn cursor(self, anchor: &Anchor) -> Cursor {
-        let place = match anchor {
+        let position = match anchor {
             Anchor::Start => "s".to_owned(),
             Anchor::SortKey(ts, seq) => format!("p{}.{seq}", ts.as_micros()),
             Anchor::Time(ts) => format!("t{}", ts.as_micros()),
             Anchor::Owner(Owner::Instrument(instrument)) => format!("i{instrument}"),
             Anchor::Owner(Owner::Name(name)) => format!("n{name}"),
         };
-        let seal = self.seal(&place);
-        Cursor(format!("{VERSION}{seal:016x}{place}"))
+        let checksum = self.checksum(&position);
+        Cursor(format!("{VERSION}{checksum:016x}{position}"))
     }
 
     /// Returns the position of `cursor`, if it belongs to this query.
     pub(super) fn open(self, cursor: &Cursor) -> Result<Anchor> {
-        let refuse = |rule: &str| Err(Error::invalid("store.cursor", "cursor", &cursor.0, rule));
+        let reject = |rule: &str| Err(Error::invalid("store.cursor", "cursor", &cursor.0, rule));
         let Some(body) = cursor.0.strip_prefix(VERSION) else {
-            return refuse("must be of this version");
+            return reject("must be of format version 1");
         };
-        let (Some(seal), Some(place)) = (body.get(..16), body.get(16..)) else {
-            return refuse("must be one that a page gave");
+        let (Some(checksum), Some(position)) = (body.get(..16), body.get(16..)) else {
+            return reject("must be a cursor that a page returned");
         };
-        if u64::from_str_radix(seal, 16).ok() != Some(self.seal(place)) {
-            return refuse("must be one of this query");
+        if u64::from_str_radix(checksum, 16).ok() != Some(self.checksum(position)) {
+            return reject("must be a cursor of this query");
         }
-        parse_anchor(place).map_or_else(|| refuse("must be one that a page gave"), Ok)
+        parse_anchor(position).map_or_else(|| reject("must be a cursor that a page returned"), Ok)
     }
 
     /// Hashes the position together with the query, so that a change of either is detected.
-    fn seal(self, place: &str) -> u64 {
+    fn checksum(self, position: &str) -> u64 {
         let mut hash = Fnv(self.0);
-        let _ = hash.write_str(place);
+        let _ = hash.write_str(position);
         hash.0
     }
 }
 
-fn parse_anchor(place: &str) -> Option<Anchor> {
+fn parse_anchor(position: &str) -> Option<Anchor> {
     let time = |text: &str| text.parse().ok().and_then(|micros| Timestamp::from_micros(micros).ok());
-    let (kind, rest) = place.split_at_checked(1)?;
+    let (kind, rest) = position.split_at_checked(1)?;
     match kind {
         "s" => rest.is_empty().then_some(Anchor::Start),
         "p" => {
@@ -133,9 +133,29 @@ impl FromStr for Cursor {
     /// Takes any text of at most 320 bytes. The query that uses the cursor checks that the cursor belongs to it.
     fn from_str(text: &str) -> Result<Self> {
         if text.len() > 320 {
-            return Err(Error::invalid("store.cursor", "cursor", text, "must be one that a page gave"));
+            return Err(Error::invalid(
+                "store.cursor",
+                "cursor",
+                text,
+                "must be a cursor that a page returned",
+            ));
         }
         Ok(Self(text.to_owned()))
+    }
+}
+
+crate::domain::text_conversions!(Cursor);
+
+impl Cursor {
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for Cursor {
+    fn as_ref(&self) -> &str {
+        &self.0
     }
 }
 
@@ -168,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_gives_back_its_anchor_to_its_own_query_only() {
+    fn a_cursor_works_only_for_its_query() {
         let (own, other) = (QueryFingerprint::of(format_args!("a")), QueryFingerprint::of(format_args!("b")));
         for anchor in anchors() {
             let cursor = own.cursor(&anchor);
@@ -179,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_cursor_is_refused_wherever_it_was_changed() {
+    fn every_changed_cursor_is_rejected() {
         let own = QueryFingerprint::of(format_args!("a"));
         let good = own.cursor(&Anchor::SortKey(Timestamp::MIN, 7)).to_string();
         for at in 0..good.len() {

@@ -1,5 +1,7 @@
 //! Convenience methods for callers of a store. Every store has them.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -23,6 +25,27 @@ use crate::{
 ///
 /// Streams fetch page by page. They hold no connection while the caller is busy, and keep one page in memory. Every
 /// page has its own timeout and retries. A stream ends after its first error.
+///
+/// Most streams borrow the store. The methods [`into_range_stream`](Self::into_range_stream),
+/// [`into_latest_stream`](Self::into_latest_stream) and [`into_bar_stream`](Self::into_bar_stream) take the store, for
+/// example a clone of an `Arc<dyn PriceStore>`, and return a `'static` stream:
+///
+/// ```
+/// use std::sync::Arc;
+/// use futures::TryStreamExt;
+/// use qi_core::prelude::*;
+///
+/// fn count_ticks(store: &Arc<dyn PriceStore>, query: &RangeQuery) -> tokio::task::JoinHandle<Result<usize>> {
+///     let mut ticks = store.clone().into_range_stream::<PriceTick>(query);
+///     tokio::spawn(async move {
+///         let mut count = 0;
+///         while ticks.try_next().await?.is_some() {
+///             count += 1;
+///         }
+///         Ok(count)
+///     })
+/// }
+/// ```
 pub trait PriceStoreExt: PriceStore {
     /// Writes records under the contract of [`PriceStore`].
     ///
@@ -49,9 +72,9 @@ pub trait PriceStoreExt: PriceStore {
         chunk: usize,
     ) -> impl Future<Output = Result<InsertReport>> + Send {
         async move {
-            let most = self.info().max_batch;
-            if !(1..=most).contains(&chunk) {
-                let rule = format!("must lie from 1 to {most}");
+            let max_batch = self.info().max_batch;
+            if !(1..=max_batch).contains(&chunk) {
+                let rule = format!("must lie from 1 to {max_batch}");
                 return Err(Error::new(ErrorKind::InvalidInput, "store.batch.chunk", "insert_chunked")
                     .with_message(rule)
                     .with_context("field", "chunk")
@@ -79,6 +102,14 @@ pub trait PriceStoreExt: PriceStore {
         range_pages(self, query.request::<R>())
     }
 
+    /// Returns the records of a query as a stream that owns the store.
+    fn into_range_stream<R: Record>(self, query: &RangeQuery<R::Series>) -> BoxStream<'static, Result<R>>
+    where
+        Self: Sized,
+    {
+        range_pages(Arc::new(self), query.request::<R>())
+    }
+
     /// Returns the latest record of each selected owner, in the order of the owners.
     fn latest_of<R: Record>(
         &self,
@@ -94,6 +125,17 @@ pub trait PriceStoreExt: PriceStore {
         query: &LatestQuery<<R::Series as Series>::Owner>,
     ) -> BoxStream<'_, Result<R>> {
         latest_pages(self, query.request::<R>())
+    }
+
+    /// Returns the latest record of each selected owner as a stream that owns the store.
+    fn into_latest_stream<R: Record>(
+        self,
+        query: &LatestQuery<<R::Series as Series>::Owner>,
+    ) -> BoxStream<'static, Result<R>>
+    where
+        Self: Sized,
+    {
+        latest_pages(Arc::new(self), query.request::<R>())
     }
 
     /// Returns the instruments that have at least one record in a dataset.
@@ -261,16 +303,15 @@ pub trait PriceStoreExt: PriceStore {
 
     /// Returns the stored or derived bars of a query as a stream, page after page.
     fn bar_stream(&self, query: BarQuery, source: BarSource) -> BoxStream<'_, Result<Bar>> {
-        match source {
-            BarSource::Stored => range_pages(self, query.request()),
-            BarSource::Derived => pages(Ok(query), move |query| {
-                Box::pin(async move {
-                    let page = self.derived_bars(&query).await?;
-                    let rest = page.next.map(|cursor| query.after(cursor));
-                    Ok((page.items, rest))
-                })
-            }),
-        }
+        bar_pages(self, query, source)
+    }
+
+    /// Returns the stored or derived bars of a query as a stream that owns the store.
+    fn into_bar_stream(self, query: BarQuery, source: BarSource) -> BoxStream<'static, Result<Bar>>
+    where
+        Self: Sized,
+    {
+        bar_pages(Arc::new(self), query, source)
     }
 
     /// Returns the latest stored bar of each selected instrument, in the order of the instruments.
@@ -433,25 +474,34 @@ pub trait PriceStoreExt: PriceStore {
 
 impl<S: PriceStore + ?Sized> PriceStoreExt for S {}
 
+/// A store that a stream borrows or shares.
+trait Handle<S: ?Sized>: Deref<Target = S> + Clone + Send + Sync {}
+
+impl<S: ?Sized, H: Deref<Target = S> + Clone + Send + Sync> Handle<S> for H {}
+
 /// Fetches a page, yields its items, and continues after the page's cursor.
 fn pages<'a, Q: Send + 'a, T: Send + 'a>(
     query: Result<Q>,
-    ask: impl Fn(Q) -> BoxFuture<'a, Result<(Vec<T>, Option<Q>)>> + Copy + Send + 'a,
+    fetch: impl Fn(Q) -> BoxFuture<'a, Result<(Vec<T>, Option<Q>)>> + Send + 'a,
 ) -> BoxStream<'a, Result<T>> {
-    stream::try_unfold(Some(query), move |query| async move {
-        let Some(query) = query else { return Ok(None) };
-        let (items, rest) = ask(query?).await?;
-        Ok::<_, Error>(Some((stream::iter(items.into_iter().map(Ok)), rest.map(Ok))))
+    stream::try_unfold(Some(query), move |query| {
+        let page = query.map(|query| query.map(&fetch));
+        async move {
+            let Some(page) = page else { return Ok(None) };
+            let (items, next) = page?.await?;
+            Ok::<_, Error>(Some((stream::iter(items.into_iter().map(Ok)), next.map(Ok))))
+        }
     })
     .try_flatten()
     .boxed()
 }
 
-fn range_pages<R: Record>(
-    store: &(impl PriceStore + ?Sized),
+fn range_pages<'a, R: Record, S: PriceStore + ?Sized>(
+    store: impl Handle<S> + 'a,
     request: RangeRequest,
-) -> BoxStream<'_, Result<R>> {
+) -> BoxStream<'a, Result<R>> {
     pages(Ok(request), move |request| {
+        let store = store.clone();
         Box::pin(async move {
             let RecordPage { records, next, resume: _ } = store.range(&request).await?;
             Ok((records.into_vec()?, next.map(|cursor| request.after(cursor))))
@@ -459,14 +509,32 @@ fn range_pages<R: Record>(
     })
 }
 
-fn latest_pages<R: Record>(
-    store: &(impl PriceStore + ?Sized),
+fn latest_pages<'a, R: Record, S: PriceStore + ?Sized>(
+    store: impl Handle<S> + 'a,
     request: Result<LatestRequest>,
-) -> BoxStream<'_, Result<R>> {
+) -> BoxStream<'a, Result<R>> {
     pages(request, move |request| {
+        let store = store.clone();
         Box::pin(async move {
             let RecordPage { records, next, resume: _ } = store.latest(&request).await?;
             Ok((records.into_vec()?, next.map(|cursor| request.after(cursor))))
         })
     })
+}
+
+fn bar_pages<'a, S: PriceStore + ?Sized>(
+    store: impl Handle<S> + 'a,
+    query: BarQuery,
+    source: BarSource,
+) -> BoxStream<'a, Result<Bar>> {
+    match source {
+        BarSource::Stored => range_pages(store, query.request()),
+        BarSource::Derived => pages(Ok(query), move |query| {
+            let store = store.clone();
+            Box::pin(async move {
+                let Page { items, next, resume: _ } = store.derived_bars(&query).await?;
+                Ok((items, next.map(|cursor| query.after(cursor))))
+            })
+        }),
+    }
 }

@@ -18,9 +18,17 @@ pub struct PageRequest {
 }
 
 #[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct RawPageRequest {
     limit: usize,
     after: Option<Cursor>,
+}
+
+impl Default for RawPageRequest {
+    fn default() -> Self {
+        let PageRequest { limit, after } = PageRequest::default();
+        Self { limit, after }
+    }
 }
 
 impl TryFrom<RawPageRequest> for PageRequest {

@@ -3,6 +3,10 @@
 //! Callers write typed queries such as [`RangeQuery`] and [`LatestQuery`]. The port takes requests, which name a
 //! dataset and have no record type: [`RangeRequest`], [`LatestRequest`].
 //! [`super::PriceStoreExt`] converts queries to requests.
+//!
+//! Queries implement serde's traits, and deserialising validates them. Requests, [`InstrumentQuery`] and
+//! [`DeleteQuery`] do not, because a [`Dataset`] exists only in the program that declares it. To read the name of a
+//! dataset, use [`Datasets::get`](crate::Datasets::get).
 
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +29,26 @@ pub enum Order {
     Descending,
 }
 
+/// Defines the setters of the page and, with `ordered`, of the order.
 macro_rules! setters {
+    (ordered $name:ty $(, $key:ident)?) => {
+        impl$(<$key>)? $name {
+            /// Sets the order. Defaults to oldest first.
+            #[must_use]
+            pub fn order(mut self, order: Order) -> Self {
+                self.order = order;
+                self
+            }
+
+            /// Sets the order to newest first.
+            #[must_use]
+            pub fn descending(self) -> Self {
+                self.order(Order::Descending)
+            }
+        }
+
+        setters!($name $(, $key)?);
+    };
     ($name:ty $(, $key:ident)?) => {
         impl$(<$key>)? $name {
             /// Sets the page. Defaults to the first 1,000 items.
@@ -54,7 +77,8 @@ macro_rules! setters {
 }
 
 /// A query of the records of one series in a range. The series is an instrument, unless the dataset has other series.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RangeQuery<S = Instrument> {
     /// The series.
@@ -62,8 +86,10 @@ pub struct RangeQuery<S = Instrument> {
     /// The time range.
     pub range: TimeRange,
     /// The sort order: oldest or newest first, by (ts, seq).
+    #[serde(default)]
     pub order: Order,
     /// The page of the answer.
+    #[serde(default)]
     pub page: PageRequest,
 }
 
@@ -74,13 +100,6 @@ impl<S> RangeQuery<S> {
     /// Creates a query of all records of `series` in `range`, oldest first, in pages of 1,000.
     pub fn new(series: S, range: TimeRange) -> Self {
         Self { series, range, order: Order::Ascending, page: PageRequest::default() }
-    }
-
-    /// Sets the order to newest first.
-    #[must_use]
-    pub fn descending(mut self) -> Self {
-        self.order = Order::Descending;
-        self
     }
 
     /// Returns the request for records of type `R`.
@@ -98,11 +117,12 @@ impl<S> RangeQuery<S> {
         }
     }
 }
-setters!(RangeQuery<S>, S);
+setters!(ordered RangeQuery<S>, S);
 
 /// A query of the bars of one instrument and interval whose open time lies in a range. The bars are
 /// stored, or derived from ticks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct BarQuery {
     /// The instrument.
@@ -112,8 +132,10 @@ pub struct BarQuery {
     /// The range of the open time. Every bar covers its entire bucket, even if the range cuts the bucket.
     pub range: TimeRange,
     /// The sort order: oldest or newest first.
+    #[serde(default)]
     pub order: Order,
     /// The page of the answer.
+    #[serde(default)]
     pub page: PageRequest,
 }
 
@@ -123,13 +145,6 @@ impl BarQuery {
         Self { instrument, interval, range, order: Order::Ascending, page: PageRequest::default() }
     }
 
-    /// Sets the order to newest first.
-    #[must_use]
-    pub fn descending(mut self) -> Self {
-        self.order = Order::Descending;
-        self
-    }
-
     /// Returns the request for stored bars.
     pub fn request(&self) -> RangeRequest {
         let Self { instrument, interval, range, order, page } = self;
@@ -137,22 +152,26 @@ impl BarQuery {
         RangeRequest { dataset: Bar::DATASET, series, range: *range, order: *order, page: page.clone() }
     }
 }
-setters!(BarQuery);
+setters!(ordered BarQuery);
 
 /// A query of the latest record of each selected owner, in the order of the owners. An owner
 /// without a record is absent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, bound(deserialize = "K: Ord + Deserialize<'de>"))]
 #[non_exhaustive]
 pub struct LatestQuery<K = Instrument> {
     /// The selected owners: instruments, or names of the dataset.
     pub selection: Selection<K>,
     /// The interval, for a dataset whose series have one.
+    #[serde(default)]
     pub interval: Option<Interval>,
     /// The point in time up to which data counts as known, inclusive. The answer has the latest record with ts <=
     /// `as_of`. For bars, the close time counts, because a bar's values are not known at its open
     /// time. None sets no limit.
+    #[serde(default)]
     pub as_of: Option<Timestamp>,
     /// The page of the answer.
+    #[serde(default)]
     pub page: PageRequest,
 }
 
@@ -222,7 +241,8 @@ fn owners<R: Record>(selection: &Selection<<R::Series as Series>::Owner>) -> Sel
 }
 
 /// A query of the latest stored bar of each selected instrument at one interval.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LatestBarsQuery {
     /// The interval of the bars.
@@ -231,8 +251,10 @@ pub struct LatestBarsQuery {
     pub selection: Selection<Instrument>,
     /// The point in time up to which data counts as known, inclusive. The answer has the latest bar with close time <=
     /// `as_of`, because a bar's values are not known at its open time. None sets no limit.
+    #[serde(default)]
     pub as_of: Option<Timestamp>,
     /// The page of the answer.
+    #[serde(default)]
     pub page: PageRequest,
 }
 
@@ -261,7 +283,8 @@ impl LatestBarsQuery {
 setters!(LatestBarsQuery);
 
 /// A query of figures over the ticks of one instrument in a range.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct StatsQuery {
     /// The instrument.
@@ -400,13 +423,6 @@ impl RangeRequest {
         Self { dataset, series, range, order: Order::Ascending, page: PageRequest::default() }
     }
 
-    /// Sets the order to newest first.
-    #[must_use]
-    pub fn descending(mut self) -> Self {
-        self.order = Order::Descending;
-        self
-    }
-
     /// Builds the page from the records that the backend found after the anchor, in the query's order. `found` has at
     /// most limit + 1 records. The additional record shows that there is a next page.
     ///
@@ -424,7 +440,7 @@ impl RangeRequest {
         Ok(RecordPage { records: found, next, resume })
     }
 }
-setters!(RangeRequest);
+setters!(ordered RangeRequest);
 
 /// A request for the latest record of each selected owner; the argument of [`super::PriceStore::latest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -655,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn resume_does_not_pass_a_bar_that_the_end_of_the_range_cuts() {
+    fn resume_stays_before_an_unfinished_bar() {
         let mut bars: Vec<_> = (0..3).map(bar).collect();
         let ascending = query(&bars);
         let page = Derived(&ascending).page_of(bars.clone()).unwrap();
@@ -681,7 +697,32 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_page_resumes_where_it_began() {
+    fn queries_deserialise_with_defaults_and_validation() {
+        let read = |text: &str| serde_json::from_str::<LatestQuery>(text).map_err(|error| error.to_string());
+        let text = "{\"selection\":{\"these\":[\"x:B\",\"x:A\",\"x:B\"]}}";
+        let [a, b] = ["x:A", "x:B"].map(Instrument::from_static);
+        let expected = LatestQuery::new(Selection::only([a.clone(), b]).unwrap());
+        assert_eq!(read(text).unwrap(), expected);
+        assert_eq!(read(&serde_json::to_string(&expected).unwrap()).unwrap(), expected);
+        for (bad, rule) in [
+            ("{\"selection\":{\"these\":[]}}", "at least one key"),
+            ("{\"selection\":\"all\",\"page\":{\"limit\":0}}", "must lie from 1 to 10000"),
+            ("{\"selection\":\"all\",\"asof\":0}", "unknown field"),
+        ] {
+            assert!(read(bad).unwrap_err().contains(rule), "{bad}");
+        }
+
+        let bars = BarQuery::new(a, Interval::H1, TimeRange::ALL).order(Order::Descending);
+        let page = stored(&bars.clone().with_limit(1).unwrap(), (0..2).rev().map(bar).collect());
+        let bars = bars.after(page.next.unwrap());
+        let text = serde_json::to_string(&bars).unwrap();
+        assert_eq!(serde_json::from_str::<BarQuery>(&text).unwrap(), bars);
+        let reversed = "{\"instrument\":\"x:A\",\"range\":{\"start\":2000000000000,\"end\":1000000000000}}";
+        assert!(serde_json::from_str::<StatsQuery>(reversed).is_err());
+    }
+
+    #[test]
+    fn an_empty_page_resumes_at_its_start() {
         let bars = [bar(0), bar(1)];
         let first = query(&bars);
         let page = stored(&first, Vec::new());

@@ -118,6 +118,7 @@ impl InsertReport {
 
 /// An owner that has records, with the times of the first and the last one.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SeriesSummary {
     /// The owner of the series.
     pub owner: Owner,
@@ -128,15 +129,18 @@ pub struct SeriesSummary {
 }
 
 impl SeriesSummary {
+    /// Creates the summary of an owner, for authors of store adapters.
+    pub fn new(owner: Owner, first: Timestamp, last: Timestamp) -> Self {
+        Self { owner, first, last }
+    }
+
     /// Returns the summary of an instrument.
     ///
     /// # Errors
     /// `InvalidInput` if the owner is not an instrument.
     pub fn of_instrument(self) -> Result<InstrumentSummary> {
         match self.owner {
-            Owner::Instrument(instrument) => {
-                Ok(InstrumentSummary { instrument, first: self.first, last: self.last })
-            }
+            Owner::Instrument(instrument) => Ok(InstrumentSummary::new(instrument, self.first, self.last)),
             Owner::Name(name) => {
                 Err(Error::invalid("store.series.owner", "owner", name, "must be an instrument"))
             }
@@ -146,6 +150,7 @@ impl SeriesSummary {
 
 /// An instrument that has records, with the times of the first and the last one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct InstrumentSummary {
     /// The instrument.
     pub instrument: Instrument,
@@ -153,6 +158,13 @@ pub struct InstrumentSummary {
     pub first: Timestamp,
     /// The time of the last record. For bars, the open time.
     pub last: Timestamp,
+}
+
+impl InstrumentSummary {
+    /// Creates the summary of an instrument.
+    pub fn new(instrument: Instrument, first: Timestamp, last: Timestamp) -> Self {
+        Self { instrument, first, last }
+    }
 }
 
 /// One observed price with its position in the series.

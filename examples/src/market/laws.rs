@@ -106,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_the_past_may_end_now_and_no_later() {
+    fn a_past_range_ends_now_at_the_latest() {
         assert!(past(at(0), at(10), at(10)).is_ok());
         assert_eq!(past(at(0), at(11), at(10)).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 
     #[test]
-    fn a_clock_that_is_a_little_ahead_is_forgiven() {
+    fn small_clock_skew_is_accepted() {
         let second = Duration::from_secs(1);
         assert!(not_in_the_future(at(1), at(0), second).is_ok());
         let error = not_in_the_future(at(2), at(0), second).unwrap_err();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_needs_a_source_and_a_large_change_a_second_look() {
+    fn snapshots_need_a_source_and_large_changes_are_flagged() {
         let snapshot = |change: &str, source: Option<Provider>| {
             let values = SnapshotValues { change_24h: change.parse().ok(), source, ..Default::default() };
             MarketSnapshot::new(Scope::Global, at(0), values).unwrap()

@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn the_spread_is_ask_minus_bid_and_a_percentage_of_the_middle() {
+    fn the_spread_is_ask_minus_bid_and_a_percentage_of_the_midpoint() {
         let quote = level1("99", "101");
         assert_eq!(quote.spread().unwrap().to_string(), "2");
         assert_eq!(quote.spread_percent().unwrap().unwrap().to_string(), "2");
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spread_that_cannot_be_computed_is_an_error_and_not_unknown() {
+    fn a_spread_overflow_is_an_error() {
         let error = level1("90000000000000000000", "90000000000000000001").spread_percent().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
     }

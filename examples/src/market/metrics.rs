@@ -70,11 +70,11 @@ impl Meter {
                 metrics.latency_us = metrics.latency_us.saturating_add(waited);
                 Ok(delivery)
             }
-            Err(DeliveryError { state: DeliveryState::NotSent, error }) => {
+            Err(DeliveryError { state: DeliveryState::NotSent, error, .. }) => {
                 metrics.not_sent += 1;
                 Err(error.with_context("delivery", "not_sent"))
             }
-            Err(DeliveryError { state: DeliveryState::Unknown, error }) => {
+            Err(DeliveryError { state: DeliveryState::Unknown, error, .. }) => {
                 metrics.unknown += 1;
                 Err(error.with_context("delivery", "unknown"))
             }

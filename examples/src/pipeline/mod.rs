@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_job_waits_for_what_was_there_at_the_first_look() {
+    async fn the_job_waits_for_the_end_offsets_of_its_first_check() {
         // Another producer publishes faster than the writer stores.
         let busy: &[Look] =
             &[Some(&[(Some(5), Some(10))]), Some(&[(Some(9), Some(20))]), Some(&[(Some(10), Some(30))])];
@@ -381,7 +381,7 @@ mod tests {
         let wait = async |tally: &Tally| {
             tokio::time::timeout(Duration::from_hours(1), caught_up(&bus, &query, tally)).await.is_ok()
         };
-        let delivery = |offset| Delivery { partition: 0, offset, timestamp: None };
+        let delivery = |offset| Delivery::new(0, offset, None);
         tally.delivered(&topic, [delivery(4), delivery(3)].iter());
         assert!(wait(&tally).await, "everything before the transaction is committed");
         tally.delivered(&topic, [delivery(7)].iter());
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_commit_or_an_end_that_is_not_known_is_waited_for() {
+    async fn the_job_waits_for_unknown_commits_and_end_offsets() {
         let late: &[Look] = &[
             None,
             Some(&[(Some(3), Some(3)), (None, Some(3))]),
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_pauses_between_two_looks_grow_to_a_second() {
+    async fn the_delay_between_lag_checks_grows_to_one_second() {
         const BEHIND: Look = Some(&[(Some(0), Some(1))]);
         const DONE: Look = Some(&[(Some(1), Some(1))]);
         const LOOKS: [Look; 101] = {

@@ -46,7 +46,7 @@ fn kinds() -> Vec<RawMessage> {
 }
 
 /// A thread that sends every kind of poison in turn, while servers and consumers are killed.
-pub(crate) struct Poisoner {
+pub(crate) struct PoisonProducer {
     stop: Arc<AtomicBool>,
     wanted: Arc<AtomicU64>,
     thread: JoinHandle<Sent>,
@@ -63,7 +63,7 @@ pub(crate) struct Sent {
     pub(crate) unknown: u64,
 }
 
-impl Poisoner {
+impl PoisonProducer {
     pub(crate) fn start(broker: String) -> Self {
         let (stop, wanted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, target) = (stop.clone(), wanted.clone());

@@ -10,7 +10,7 @@ use qi_testkit::ManualClock;
 use crate::rig::{SECOND, at, bus, instrument, reader, store, symbol, tick};
 
 #[tokio::test]
-async fn a_current_price_that_is_an_hour_old_is_current_and_a_minute_later_it_is_stale() {
+async fn current_price_becomes_stale_after_one_hour() {
     let (store, _) = store().await;
     store.insert_ticks(&[tick("kraken:BTC-USD", 0, 0, "1")]).await.unwrap();
     let found = reader(&store).current_prices(&[symbol("BTC-USD")]).await.unwrap();
@@ -26,7 +26,7 @@ async fn a_current_price_that_is_an_hour_old_is_current_and_a_minute_later_it_is
 /// Combines a reader and a writer: each record that satisfies a rule is published, and the first violation ends the
 /// flow with its error.
 #[tokio::test(start_paused = true)]
-async fn a_reader_flows_into_a_writer_until_a_law_is_broken() {
+async fn records_flow_from_reader_to_writer_until_a_validation_fails() {
     let ((store, _), (bus, _)) = (store().await, bus().await);
     let name = instrument("kraken:BTC-USD");
     let ticks: Vec<_> = (0..4).map(|n| tick("kraken:BTC-USD", n, 0, "1")).collect();
@@ -40,5 +40,5 @@ async fn a_reader_flows_into_a_writer_until_a_law_is_broken() {
     let ended = flow.try_for_each(async |tick| sink.publish_price(&tick).await.map(drop)).await;
     assert_eq!(ended.unwrap_err().code(), "market.law.future");
     sink.flush(SECOND).await.unwrap();
-    assert_eq!(sink.publishing_metrics().delivered, 3, "those at 0, 1 and 2 s");
+    assert_eq!(sink.publishing_metrics().delivered, 3, "the records at 0, 1 and 2 s");
 }

@@ -19,7 +19,7 @@ fn opens(bars: &[Bar]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn the_current_price_is_the_newest_of_all_exchanges() {
+async fn current_price_is_the_newest_of_all_exchanges() {
     let (store, _) = store().await;
     let market = reader(&store);
     let ticks = [
@@ -33,7 +33,7 @@ async fn the_current_price_is_the_newest_of_all_exchanges() {
 }
 
 #[tokio::test]
-async fn among_ticks_of_one_time_the_last_of_an_exchange_and_then_the_first_exchange_counts() {
+async fn equal_times_prefer_the_highest_seq_and_then_the_first_exchange() {
     let (store, _) = store().await;
     let market = reader(&store);
     let ticks = [
@@ -49,7 +49,7 @@ async fn among_ticks_of_one_time_the_last_of_an_exchange_and_then_the_first_exch
 }
 
 #[tokio::test]
-async fn a_coin_has_a_price_in_each_currency_under_a_symbol_of_its_own() {
+async fn coin_has_one_price_per_currency_symbol() {
     let (store, _) = store().await;
     let market = reader(&store);
     let (eth, usd, btc) = (symbol("ETH"), symbol("USD"), symbol("BTC"));
@@ -62,7 +62,7 @@ async fn a_coin_has_a_price_in_each_currency_under_a_symbol_of_its_own() {
 }
 
 #[tokio::test]
-async fn current_prices_are_those_of_each_symbol_on_each_exchange() {
+async fn current_prices_cover_each_symbol_on_each_exchange() {
     let (store, _) = store().await;
     let market = reader(&store);
     let ticks = [
@@ -77,11 +77,11 @@ async fn current_prices_are_those_of_each_symbol_on_each_exchange() {
     let found = market.current_prices(&asked).await.unwrap();
     assert_eq!(prices(&found), ["binance:BTC-USD 103", "kraken:BTC-USD 102", "kraken:ETH-USD 5"]);
     let none = market.current_prices(&[]).await.unwrap_err();
-    assert_eq!(none.kind(), ErrorKind::InvalidInput, "no symbol does not mean every symbol");
+    assert_eq!(none.kind(), ErrorKind::InvalidInput, "an empty selection returned symbols");
 }
 
 #[tokio::test]
-async fn more_current_prices_than_a_page_holds_all_come_back() {
+async fn current_prices_are_read_over_several_pages() {
     let (store, chaos) = store().await;
     let market = reader(&store);
     let symbols: Vec<_> = (0..2_500).map(|n| symbol(&format!("C{n}-USD"))).collect();
@@ -89,14 +89,14 @@ async fn more_current_prices_than_a_page_holds_all_come_back() {
     store.insert_ticks(&ticks).await.unwrap();
     assert_eq!(market.current_prices(&symbols).await.unwrap().len(), 2_500);
 
-    chaos.next(Operation::Latest, Fault::Delay);
-    chaos.next(Operation::Latest, Fault::Error);
+    chaos.inject_next(Operation::Latest, Fault::Delay);
+    chaos.inject_next(Operation::Latest, Fault::Error);
     let broken = market.current_prices(&symbols).await.unwrap_err();
     assert_eq!(broken.kind(), ErrorKind::Unavailable, "the first page alone is no answer");
 }
 
 #[tokio::test]
-async fn the_current_candle_is_the_newest_of_all_exchanges_and_the_latest_are_those_of_each() {
+async fn current_candle_is_the_newest_and_latest_candles_cover_each_exchange() {
     let (store, _) = store().await;
     let market = reader(&store);
     let bars = [
@@ -115,7 +115,7 @@ async fn the_current_candle_is_the_newest_of_all_exchanges_and_the_latest_are_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_price_history_is_every_tick_from_so_many_days_ago_until_now() {
+async fn price_history_covers_the_last_days() {
     let (store, _) = store().await;
     let market = reader(&store);
     let name = "kraken:BTC-USD";
@@ -129,7 +129,7 @@ async fn a_price_history_is_every_tick_from_so_many_days_ago_until_now() {
 }
 
 #[tokio::test]
-async fn a_history_that_reaches_behind_the_beginning_of_time_is_refused() {
+async fn history_before_the_first_timestamp_is_rejected() {
     let (store, _) = store().await;
     let market = reader(&store);
     for days in [30_000, u32::MAX] {
@@ -139,7 +139,7 @@ async fn a_history_that_reaches_behind_the_beginning_of_time_is_refused() {
 }
 
 #[tokio::test]
-async fn candles_by_date_range_include_both_ends_stored_or_out_of_ticks() {
+async fn candles_by_date_range_include_both_ends() {
     let (store, _) = store().await;
     let market = reader(&store);
     let name = instrument("kraken:BTC-USD");
@@ -155,7 +155,7 @@ async fn candles_by_date_range_include_both_ends_stored_or_out_of_ticks() {
 }
 
 #[tokio::test]
-async fn available_tickers_come_in_pages_each_with_its_latest_price() {
+async fn available_tickers_are_paged_with_latest_prices() {
     let (store, _) = store().await;
     let market = reader(&store);
     let ticks = [
@@ -173,7 +173,7 @@ async fn available_tickers_come_in_pages_each_with_its_latest_price() {
 }
 
 #[tokio::test]
-async fn level1_is_the_newest_quote_of_any_exchange_or_that_of_one() {
+async fn level1_is_the_newest_quote_of_all_or_one_exchange() {
     let (store, _) = store().await;
     let market = reader(&store);
     let quotes = [
@@ -190,7 +190,7 @@ async fn level1_is_the_newest_quote_of_any_exchange_or_that_of_one() {
 }
 
 #[tokio::test]
-async fn market_analytics_of_the_whole_an_exchange_and_a_coin_do_not_overwrite_each_other() {
+async fn market_analytics_of_different_scopes_do_not_overwrite_each_other() {
     let (store, _) = store().await;
     let market = reader(&store);
     let [_, kraken] = exchanges();
@@ -228,13 +228,13 @@ async fn every_answer(market: &MarketReader) -> Vec<Result<usize, ErrorKind>> {
 }
 
 #[tokio::test]
-async fn an_empty_store_has_nothing_and_that_is_no_error() {
+async fn empty_store_returns_empty_results() {
     let (store, _) = store().await;
     assert_eq!(every_answer(&reader(&store)).await, [Ok(0); 9]);
 }
 
 #[tokio::test]
-async fn an_unknown_symbol_has_nothing_beside_others_that_have() {
+async fn unknown_symbol_returns_empty_results() {
     let (store, _) = store().await;
     store.insert_ticks(&[tick("kraken:ETH-USD", 1, 0, "1")]).await.unwrap();
     store.insert_bars(&[bar("kraken:ETH-USD", 1, "1")]).await.unwrap();
@@ -246,30 +246,30 @@ async fn an_unknown_symbol_has_nothing_beside_others_that_have() {
 }
 
 #[tokio::test]
-async fn a_closed_store_is_an_error_of_every_operation_and_never_an_empty_answer() {
+async fn closed_store_fails_every_operation() {
     let (store, _) = store().await;
     store.close().await.unwrap();
     assert_eq!(every_answer(&reader(&store)).await, [Err(ErrorKind::Closed); 9]);
 }
 
 #[tokio::test]
-async fn a_store_without_its_schema_is_an_error_of_every_operation() {
+async fn store_without_schema_fails_every_operation() {
     let store: std::sync::Arc<dyn qi_core::PriceStore> =
         std::sync::Arc::new(qi_testkit::store::MemoryStore::default());
     assert_eq!(every_answer(&reader(&store)).await, [Err(ErrorKind::SchemaMismatch); 9]);
 }
 
 #[tokio::test]
-async fn a_reader_of_no_exchange_is_refused() {
+async fn reader_without_exchanges_is_rejected() {
     let (store, _) = store().await;
     assert_eq!(MarketReader::new(store, []).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_store_is_waited_for() {
+async fn reader_waits_for_a_slow_store() {
     let (store, chaos) = store().await;
     let chaos = chaos.with_delay(5 * SECOND);
-    chaos.next(Operation::Latest, Fault::Delay);
+    chaos.inject_next(Operation::Latest, Fault::Delay);
     store.insert_ticks(&[tick("kraken:BTC-USD", 1, 0, "1")]).await.unwrap();
     assert!(reader(&store).current_price(&symbol("BTC-USD")).await.unwrap().is_some());
 }

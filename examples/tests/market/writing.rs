@@ -59,7 +59,7 @@ fn counts(metrics: PublishingMetrics) -> (u64, u64, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_single_record_is_delivered_on_the_topic_of_its_kind() {
+async fn each_record_is_delivered_to_the_topic_of_its_dataset() {
     let (bus, _) = bus().await;
     let market = writer(&bus);
     let (tick, bar) = (tick("kraken:BTC-USD", 1, 0, "1.5"), bar("kraken:BTC-USD", 1, "2"));
@@ -75,7 +75,7 @@ async fn each_single_record_is_delivered_on_the_topic_of_its_kind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_receipt_says_where_the_record_stands() {
+async fn receipt_reports_partition_and_offset() {
     let (bus, _) = bus().await;
     let market = writer(&bus);
     let tick = tick("kraken:BTC-USD", 1, 0, "1.5");
@@ -88,7 +88,7 @@ async fn a_receipt_says_where_the_record_stands() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn batches_of_prices_and_candles_answer_for_every_record() {
+async fn batches_report_one_outcome_per_record() {
     let (bus, _) = bus().await;
     let market = writer(&bus);
     let ticks: Vec<_> = (0..10).map(|seq| tick("kraken:BTC-USD", 1, seq, "1")).collect();
@@ -102,17 +102,17 @@ async fn batches_of_prices_and_candles_answer_for_every_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_does_not_overtake_the_single_records_before_it() {
+async fn batch_does_not_overtake_earlier_single_records() {
     let (bus, _) = bus().await;
     let market = writer(&bus);
     let (old, new) = (bar("kraken:BTC-USD", 1, "1"), bar("kraken:BTC-USD", 1, "2"));
     let _receipt = market.publish_ohlcv(&old).await.unwrap();
     market.publish_ohlcv_batch(std::slice::from_ref(&new)).await.unwrap().into_result().unwrap();
-    assert_eq!(records::<Bar>(&bus).await, [old, new], "the correction comes last, and wins in the store");
+    assert_eq!(records::<Bar>(&bus).await, [old, new], "the last correction is stored");
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_returns_when_everything_before_it_is_delivered() {
+async fn flush_waits_for_all_earlier_deliveries() {
     let (bus, _) = bus().await;
     let market = writer(&bus);
     for seq in 0..5 {
@@ -124,29 +124,29 @@ async fn flush_returns_when_everything_before_it_is_delivered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_reports_the_failure_that_nobody_asked_for_and_does_so_once() {
+async fn flush_reports_an_unread_failure_once() {
     let (bus, chaos) = bus().await;
     let market = writer(&bus);
-    chaos.next(Operation::Publish, Fault::Cut);
+    chaos.inject_next(Operation::Publish, Fault::LostResponse);
     let _dropped = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
     let failure = market.flush(SECOND).await.unwrap_err();
     assert_eq!(failure.kind(), ErrorKind::Unavailable);
-    assert_eq!(failure.context_value("delivery"), Some("unknown"), "it may be in the log all the same");
+    assert_eq!(failure.context_value("delivery"), Some("unknown"), "the message may still be in the log");
     market.flush(SECOND).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_says_when_it_takes_too_long() {
+async fn flush_reports_a_timeout() {
     let (bus, chaos) = bus().await;
     let market = writer(&bus);
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let _receipt = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
     assert_eq!(market.flush(SECOND).await.unwrap_err().kind(), ErrorKind::Timeout);
-    assert_eq!(market.publishing_metrics().total_messages(), 0, "what has no answer has no result");
+    assert_eq!(market.publishing_metrics().total_messages(), 0, "a record without a response has no result");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_shows_in_the_receipt_in_the_report_and_in_the_metrics() {
+async fn failure_appears_in_receipt_report_and_metrics() {
     let (bus, _) = bare_bus();
     let market = writer(&bus);
     let tick = tick("kraken:BTC-USD", 1, 0, "1");
@@ -172,7 +172,7 @@ async fn a_failure_shows_in_the_receipt_in_the_report_and_in_the_metrics() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn metrics_are_measured_and_unknown_before_the_first_answer() {
+async fn metrics_are_unknown_before_the_first_response() {
     let (bus, _) = bus().await;
     let market = writer(&bus);
     let none = market.publishing_metrics();
@@ -190,7 +190,7 @@ async fn metrics_are_measured_and_unknown_before_the_first_answer() {
 }
 
 #[tokio::test]
-async fn a_destination_is_created_once_and_never_changed_by_accident() {
+async fn destination_is_created_once_and_not_changed_later() {
     let (bus, _) = bare_bus();
     let market = writer(&bus);
     let name = TopicName::new("alerts").unwrap();
@@ -203,7 +203,7 @@ async fn a_destination_is_created_once_and_never_changed_by_accident() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn any_record_can_be_published_to_a_destination_of_ones_own() {
+async fn any_record_can_be_published_to_a_custom_destination() {
     let (bus, _) = bare_bus();
     let market = writer(&bus);
     let alerts = TopicName::new("alerts").unwrap();
@@ -215,20 +215,20 @@ async fn any_record_can_be_published_to_a_destination_of_ones_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_delivers_what_is_held_and_then_takes_nothing_more() {
+async fn close_delivers_buffered_records_and_rejects_new_records() {
     let (bus, _) = bus().await;
     let market = writer(&bus);
     let tick = tick("kraken:BTC-USD", 1, 0, "1");
     let _receipt = market.publish_price(&tick).await.unwrap();
     market.close(SECOND).await.unwrap();
     market.close(SECOND).await.unwrap();
-    assert_eq!(messages(&bus, "crypto-prices").await.len(), 1, "and the bus is still open");
+    assert_eq!(messages(&bus, "crypto-prices").await.len(), 1, "the bus is still open");
     assert_eq!(market.publish_price(&tick).await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(market.flush(SECOND).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_side_publishes_the_other_side_reads() {
+async fn published_records_are_read_by_the_consumer() {
     let ((bus, _), (store, _)) = (bus().await, store().await);
     let market = writer(&bus);
     let ticks: Vec<_> =

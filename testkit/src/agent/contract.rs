@@ -16,13 +16,13 @@ const STOP: Duration = Duration::from_secs(5);
 const CLEANUP: Duration = Duration::from_secs(2);
 /// The time limit within which a hook reaches its next await. A hook that is still pending waits for an event that does
 /// not occur in the check.
-const PATIENCE: Duration = Duration::from_secs(1);
+const HOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The largest number of polls at which a hook is dropped.
 const POLLS: usize = 64;
 
 /// The clock of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Time {
+pub enum ClockMode {
     /// tokio's paused clock with one thread, for agents over in-memory ports.
     Paused,
     /// Real time with two threads, for agents over real backends.
@@ -52,11 +52,11 @@ where
     A: Agent + 'static,
     F: Fn() -> A + Send + Sync + 'static,
 {
-    agent_contract_on(Time::Paused, name, make)
+    agent_contract_on(ClockMode::Paused, name, make)
 }
 
 /// Returns the checks of [`agent_contract`] for the given time.
-pub fn agent_contract_on<A, F>(time: Time, name: &str, make: F) -> Vec<Trial>
+pub fn agent_contract_on<A, F>(time: ClockMode, name: &str, make: F) -> Vec<Trial>
 where
     A: Agent + 'static,
     F: Fn() -> A + Send + Sync + 'static,
@@ -66,7 +66,7 @@ where
 
 /// Returns the checks of [`agent_contract`] for an agent that `make` opens, as in
 /// [`AgentSpec::new_async`](qi_core::agent::AgentSpec::new_async).
-pub fn agent_contract_async<A, F, Fut>(time: Time, name: &str, make: F) -> Vec<Trial>
+pub fn agent_contract_async<A, F, Fut>(time: ClockMode, name: &str, make: F) -> Vec<Trial>
 where
     A: Agent + 'static,
     F: Fn() -> Fut + Send + Sync + 'static,
@@ -82,7 +82,7 @@ where
     trials
 }
 
-fn trials<A, F, Fut>(time: Time, prefix: &str, make: &Arc<F>) -> Vec<Trial>
+fn trials<A, F, Fut>(time: ClockMode, prefix: &str, make: &Arc<F>) -> Vec<Trial>
 where
     A: Agent + 'static,
     F: Fn() -> Fut + Send + Sync + 'static,
@@ -102,27 +102,29 @@ where
         run_ends_within_the_stop_timeout_after_the_cancel,
         initialize_dropped_at_every_poll_can_be_cleaned_up,
         run_dropped_at_every_poll_can_be_cleaned_up,
-        cleanup_copes_with_a_value_that_never_ran,
-        a_second_incarnation_works,
-        the_future_moves_between_threads,
+        cleanup_accepts_an_agent_that_never_ran,
+        second_incarnation_completes_its_lifecycle,
+        agent_future_is_send,
     ]
 }
 
-fn runtime(time: Time) -> Result<tokio::runtime::Runtime, Failed> {
+fn runtime(time: ClockMode) -> Result<tokio::runtime::Runtime, Failed> {
     let runtime = match time {
-        Time::Paused => tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build(),
-        Time::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+        ClockMode::Paused => {
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()
+        }
+        ClockMode::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
     };
     Ok(runtime?)
 }
 
-async fn cleaned<A: Agent>(agent: &mut A, cx: &AgentContext, exit: &ExitReason) -> Result<(), Failed> {
+async fn run_cleanup<A: Agent>(agent: &mut A, cx: &AgentContext, exit: &ExitReason) -> Result<(), Failed> {
     cx.cancel_token().cancel();
     timeout(CLEANUP, agent.cleanup(cx, exit)).await.map_err(|_| "cleanup took longer than 2 s")??;
     Ok(())
 }
 
-async fn initialized<A: Agent>(agent: &mut A, cx: &AgentContext) -> Result<(), Failed> {
+async fn run_initialize<A: Agent>(agent: &mut A, cx: &AgentContext) -> Result<(), Failed> {
     timeout(Duration::from_secs(30), agent.initialize(cx))
         .await
         .map_err(|_| "initialize took longer than 30 s")??;
@@ -144,12 +146,12 @@ async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, M: Make<A>>
     make: &M,
 ) -> Result<(), Failed> {
     let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
-    initialized(&mut agent, &cx).await?;
+    run_initialize(&mut agent, &cx).await?;
     let stop = cx.cancel_token();
     let run = async {
         let run = agent.run(&cx);
         tokio::pin!(run);
-        if let Ok(early) = timeout(PATIENCE, &mut run).await {
+        if let Ok(early) = timeout(HOOK_TIMEOUT, &mut run).await {
             return Some(early);
         }
         stop.cancel();
@@ -159,7 +161,7 @@ async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, M: Make<A>>
         Some(result) => result?,
         None => return Err("run went on for longer than 5 s after the cancel".into()),
     }
-    cleaned(&mut agent, &cx, &ExitReason::Cancelled).await
+    run_cleanup(&mut agent, &cx, &ExitReason::Cancelled).await
 }
 
 async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>>(
@@ -167,13 +169,13 @@ async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>
 ) -> Result<(), Failed> {
     for polls in 0..POLLS {
         let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
-        let polled = drop_at_poll(agent.initialize(&cx), polls, PATIENCE).await;
-        cleaned(&mut agent, &cx, &ExitReason::Cancelled)
+        let polled = drop_at_poll(agent.initialize(&cx), polls, HOOK_TIMEOUT).await;
+        run_cleanup(&mut agent, &cx, &ExitReason::Cancelled)
             .await
             .map_err(|e| format!("initialize dropped after {polls} polls: {}", text(&e)))?;
         match polled {
             Polled::Ready(result) => return Ok(result?),
-            Polled::TooSlow => return Ok(()),
+            Polled::TimedOut => return Ok(()),
             Polled::Dropped => {}
         }
     }
@@ -183,32 +185,34 @@ async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>
 async fn run_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>>(make: &M) -> Result<(), Failed> {
     for polls in 0..POLLS {
         let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
-        initialized(&mut agent, &cx).await?;
-        let polled = drop_at_poll(agent.run(&cx), polls, PATIENCE).await;
-        cleaned(&mut agent, &cx, &ExitReason::Cancelled)
+        run_initialize(&mut agent, &cx).await?;
+        let polled = drop_at_poll(agent.run(&cx), polls, HOOK_TIMEOUT).await;
+        run_cleanup(&mut agent, &cx, &ExitReason::Cancelled)
             .await
             .map_err(|e| format!("run dropped after {polls} polls: {}", text(&e)))?;
         match polled {
             Polled::Ready(result) => return Ok(result?),
-            Polled::TooSlow => return Ok(()),
+            Polled::TimedOut => return Ok(()),
             Polled::Dropped => {}
         }
     }
     Ok(())
 }
 
-async fn cleanup_copes_with_a_value_that_never_ran<A: Agent, M: Make<A>>(make: &M) -> Result<(), Failed> {
+async fn cleanup_accepts_an_agent_that_never_ran<A: Agent, M: Make<A>>(make: &M) -> Result<(), Failed> {
     let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
     let exit = ExitReason::Error(Error::new(ErrorKind::Unavailable, "contract", "initialize"));
-    cleaned(&mut agent, &cx, &exit).await
+    run_cleanup(&mut agent, &cx, &exit).await
 }
 
-async fn a_second_incarnation_works<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
+async fn second_incarnation_completes_its_lifecycle<A: Agent + 'static, M: Make<A>>(
+    make: &M,
+) -> Result<(), Failed> {
     // The first value runs and is cleaned up. The second value has a complete lifecycle under the runtime.
     let (mut first, cx) = (make.make().await?, AgentContext::for_test());
-    initialized(&mut first, &cx).await?;
-    drop_at_poll(first.run(&cx), 2, PATIENCE).await;
-    cleaned(&mut first, &cx, &ExitReason::Stale).await?;
+    run_initialize(&mut first, &cx).await?;
+    drop_at_poll(first.run(&cx), 2, HOOK_TIMEOUT).await;
+    run_cleanup(&mut first, &cx, &ExitReason::Stale).await?;
     drop(first);
     let second = AgentSpec::once("second", make.make().await?);
     let runtime = AgentRuntime::builder().agent(second).build()?;
@@ -228,7 +232,7 @@ async fn a_second_incarnation_works<A: Agent + 'static, M: Make<A>>(make: &M) ->
     }
 }
 
-async fn the_future_moves_between_threads<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
+async fn agent_future_is_send<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
     // The check is that this compiles: a task must be `Send`. The run also shows that the agent works in a spawned
     // task.
     let (mut agent, cx) = (make.make().await?, AgentContext::for_test());

@@ -8,7 +8,7 @@ mod poll;
 mod scripted;
 
 #[cfg(feature = "contract")]
-pub use contract::{Time, agent_contract, agent_contract_async, agent_contract_on};
+pub use contract::{ClockMode, agent_contract, agent_contract_async, agent_contract_on};
 pub use log::{TransitionLog, legal, legal_history};
 pub use poll::{Polled, drop_at_poll};
 pub use scripted::{CallLog, Script, ScriptedAgent, Scripts, Step};

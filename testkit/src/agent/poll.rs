@@ -12,12 +12,12 @@ pub enum Polled<T> {
     /// The future was pending after the requested number of polls and was dropped.
     Dropped,
     /// The future was pending at the time limit, before the requested number of polls, and was dropped.
-    TooSlow,
+    TimedOut,
 }
 
 /// Polls `future` up to `polls` times, each time after a wake-up, and then drops the future.
 ///
-/// A future that does not reach this number of polls within `patience` (tokio time) is dropped too. Such a future waits
+/// A future that does not reach this number of polls within `timeout` (tokio time) is dropped too. Such a future waits
 /// for an event that does not occur in the test, so more polls would give no new result.
 ///
 /// ```
@@ -30,12 +30,12 @@ pub enum Polled<T> {
 ///     tokio::task::yield_now().await;
 ///     tokio::task::yield_now().await;
 /// };
-/// let patience = Duration::from_secs(1);
-/// assert_eq!(drop_at_poll(two_awaits(), 2, patience).await, Polled::Dropped);
-/// assert_eq!(drop_at_poll(two_awaits(), 3, patience).await, Polled::Ready(()));
+/// let timeout = Duration::from_secs(1);
+/// assert_eq!(drop_at_poll(two_awaits(), 2, timeout).await, Polled::Dropped);
+/// assert_eq!(drop_at_poll(two_awaits(), 3, timeout).await, Polled::Ready(()));
 /// # }
 /// ```
-pub async fn drop_at_poll<F: Future>(future: F, polls: usize, patience: Duration) -> Polled<F::Output> {
+pub async fn drop_at_poll<F: Future>(future: F, polls: usize, timeout: Duration) -> Polled<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;
     let until = std::future::poll_fn(|cx| {
@@ -49,5 +49,5 @@ pub async fn drop_at_poll<F: Future>(future: F, polls: usize, patience: Duration
             Poll::Pending => Poll::Pending,
         }
     });
-    tokio::time::timeout(patience, until).await.unwrap_or(Polled::TooSlow)
+    tokio::time::timeout(timeout, until).await.unwrap_or(Polled::TimedOut)
 }

@@ -23,14 +23,14 @@ pub enum Step {
     /// Panics with a text.
     Panic,
     /// Panics with a payload that is not a string and that panics when dropped.
-    PanicOddly,
+    PanicWithOtherPayload,
     /// Never ends, ignores a stop request, and panics when dropped.
     PanicOnDrop,
     /// Waits for the stop request, then returns Ok. In `cleanup`, where the stop was already requested, behaves like
-    /// `HangDeaf`.
-    Hang,
+    /// `HangIgnoringStop`.
+    WaitForStop,
     /// Never ends and ignores a stop request.
-    HangDeaf,
+    HangIgnoringStop,
     /// Never ends and is always ready. It yields only to tokio's cooperative budget.
     Spin,
     /// Blocks its thread for the given real time, then returns Ok.
@@ -66,16 +66,16 @@ impl Step {
                 Self::Ok => Ok(()),
                 Self::Err(kind) => Err(Error::new(kind, "scripted", "script")),
                 Self::Panic => panic!("scripted panic"),
-                Self::PanicOddly => std::panic::panic_any(PanicsWhenDropped),
+                Self::PanicWithOtherPayload => std::panic::panic_any(PanicsWhenDropped),
                 Self::PanicOnDrop => {
                     let _armed = PanicsWhenDropped;
                     std::future::pending().await
                 }
-                Self::Hang if may_stop => {
+                Self::WaitForStop if may_stop => {
                     cx.cancelled().await;
                     Ok(())
                 }
-                Self::Hang | Self::HangDeaf => std::future::pending().await,
+                Self::WaitForStop | Self::HangIgnoringStop => std::future::pending().await,
                 Self::Spin => loop {
                     tokio::task::consume_budget().await;
                 },
@@ -124,7 +124,7 @@ impl Default for Script {
             factory_panics: false,
             value_drop_panics: false,
             initialize: Step::Ok,
-            run: Step::Hang,
+            run: Step::WaitForStop,
             cleanup: Step::Ok,
         }
     }

@@ -40,7 +40,7 @@ pub(super) fn assign(
             shares.entry(least.0).or_default().insert(partition);
         }
     }
-    while let Some((from, to, partition)) = worst(members, &shares) {
+    while let Some((from, to, partition)) = next_move(members, &shares) {
         if let Some(share) = shares.get_mut(&from) {
             share.remove(partition);
         }
@@ -53,7 +53,7 @@ pub(super) fn assign(
 }
 
 /// Finds a partition to move, from the member with the largest share to a member with at least two partitions fewer.
-fn worst<'a>(
+fn next_move<'a>(
     members: &[Candidate<'_>],
     shares: &BTreeMap<u64, BTreeSet<&'a TopicPartition>>,
 ) -> Option<(u64, u64, &'a TopicPartition)> {
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_differ_by_at_most_one_and_move_no_more_than_they_must() {
+    fn assignment_is_balanced_and_moves_the_fewest_partitions() {
         let topics = [topic("a"), topic("b")];
         let partitions = all(&[("a", 7), ("b", 6)]);
         let mut before = BTreeMap::new();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gets_a_topic_that_it_did_not_ask_for() {
+    fn members_get_only_subscribed_topics() {
         let (a, b) = ([topic("a")], [topic("a"), topic("b")]);
         let assignment = assign(&[(0, &a), (1, &b)], &all(&[("a", 4), ("b", 4)]), &BTreeMap::new());
         assert_eq!(counts(&assignment, 2), [4, 4]);

@@ -16,7 +16,7 @@ pub(super) fn closed(operation: &'static str) -> Error {
 
 pub(super) fn unavailable(operation: &'static str) -> Error {
     error(ErrorKind::Unavailable, "bus.memory.unavailable", operation)
-        .with_message("this client is cut off from the log")
+        .with_message("this client is disconnected from the log")
 }
 
 pub(super) fn unknown_topic(topic: &TopicName, operation: &'static str) -> Error {
@@ -40,37 +40,39 @@ pub(super) fn unknown_partition(topic: &TopicName, partition: u32, operation: &'
 }
 
 pub(super) fn too_large(size: usize, limit: usize) -> Error {
-    let rule = "the message is larger than its topic or this client allows";
+    let rule = "exceeds the message size limit of the topic or of this client";
     invalid(DeliveryError::TOO_LARGE, "publish", "size", size, rule).with_context("limit", limit)
 }
 
-pub(super) fn full(max_bytes: usize, slowest: Option<(&str, u64)>) -> Error {
+pub(super) fn full(max_bytes: usize, largest_lag: Option<(&str, u64)>) -> Error {
     let error =
         error(ErrorKind::Overloaded, "bus.memory.full", "publish").with_context("max_bytes", max_bytes);
-    match slowest {
+    match largest_lag {
         Some((group, lag)) => error
             .with_message(format_args!("the bus is full and waits for group {group}"))
             .with_context("group", group)
             .with_context("lag", lag),
-        None => error.with_message("the bus is full, and no group has committed anything that could go"),
+        None => {
+            error.with_message("the bus is full, and no group has committed messages that can be removed")
+        }
     }
 }
 
-pub(super) fn late() -> Error {
+pub(super) fn delivery_timeout_while_disconnected() -> Error {
     error(ErrorKind::Timeout, "bus.memory.delivery_timeout", "publish")
-        .with_message("this client was cut off from the log for the whole delivery timeout")
+        .with_message("this client was disconnected from the log for the complete delivery timeout")
 }
 
-pub(super) fn no_start(partition: &TopicPartition, operation: &'static str) -> Error {
+pub(super) fn no_valid_position(partition: &TopicPartition, operation: &'static str) -> Error {
     error(ErrorKind::NotFound, "bus.memory.position", operation)
-        .with_message("the group has no valid position in this partition, and was told to fail then")
+        .with_message("the group has no valid position in this partition, and its offset_reset is Error")
         .with_context("partition", partition)
 }
 
 pub(super) fn fenced(operation: &'static str) -> Error {
     error(ErrorKind::Conflict, "bus.memory.fenced", operation)
         .with_retry(qi_core::RetryAdvice::Never)
-        .with_message("another subscription took over this static member")
+        .with_message("another subscription replaced this static member")
 }
 
 pub(super) fn not_owned(partition: &TopicPartition, operation: &'static str) -> Error {
@@ -78,7 +80,7 @@ pub(super) fn not_owned(partition: &TopicPartition, operation: &'static str) -> 
 }
 
 pub(super) fn beyond_position(partition: &TopicPartition, upto: u64, position: u64) -> Error {
-    invalid("bus.memory.commit.position", "commit", "offset", upto, "lies above the position of recv")
+    invalid("bus.memory.commit.position", "commit", "offset", upto, "must not exceed the position of recv")
         .with_context("partition", partition)
         .with_context("position", position)
 }
@@ -89,11 +91,11 @@ pub(super) fn no_messages() -> Error {
 
 pub(super) fn no_group() -> Error {
     error(ErrorKind::Unsupported, "bus.memory.commit.group", "commit")
-        .with_message("a reader without a group has nothing to commit to")
+        .with_message("a reader without a group cannot commit")
 }
 
 pub(super) fn beyond_end(partition: &TopicPartition, offset: u64, end: u64) -> Error {
-    invalid("bus.memory.trim", "trim", "offset", offset, "lies beyond the end")
+    invalid("bus.memory.trim", "trim", "offset", offset, "must not exceed the high watermark")
         .with_context("partition", partition)
         .with_context("end", end)
 }

@@ -8,12 +8,12 @@ use super::group::{Group, Topics};
 use super::state::State;
 
 /// The largest number of records removed from a partition before the partition with the oldest record is chosen again.
-const RUN: usize = 256;
+const EVICTION_BATCH: usize = 256;
 
 impl State {
     /// Frees at least `need` bytes if possible, oldest messages first. Frees 1/16 of `max_bytes` more, so that a full
     /// bus does not search for space at every publish.
-    pub(super) fn make_room(&mut self, need: usize, max_bytes: usize) {
+    pub(super) fn free_space(&mut self, need: usize, max_bytes: usize) {
         let goal = need + max_bytes / 16;
         let Self { topics, groups, used, .. } = self;
         let floors = floors(topics, groups);
@@ -34,7 +34,7 @@ impl State {
             else {
                 break;
             };
-            let run_end = log.records.get(RUN).map_or(log.end, |record| record.offset);
+            let run_end = log.records.get(EVICTION_BATCH).map_or(log.end, |record| record.offset);
             freed += log.drop_below(floor.min(run_end));
         }
         for (partition, floor) in &floors {
@@ -50,7 +50,7 @@ impl State {
     }
 
     /// Returns the group with the largest lag, and its lag.
-    pub(super) fn slowest(&self) -> Option<(&str, u64)> {
+    pub(super) fn largest_lag(&self) -> Option<(&str, u64)> {
         self.groups
             .iter()
             .map(|(id, group)| (id.as_str(), group.lag(&self.topics)))

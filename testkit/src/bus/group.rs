@@ -18,7 +18,7 @@ pub(super) type Topics = BTreeMap<TopicName, Topic>;
 
 /// A partition that a member owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Owned {
+pub(super) struct OwnedPartition {
     /// The offset of the next message for `recv`. None if `OffsetReset::Error` finds no valid position.
     pub(super) position: Option<u64>,
     pub(super) paused: bool,
@@ -26,7 +26,7 @@ pub(super) struct Owned {
     pub(super) floor: u64,
 }
 
-impl Owned {
+impl OwnedPartition {
     pub(super) fn new(position: Option<u64>) -> Self {
         Self { position, paused: false, floor: 0 }
     }
@@ -41,17 +41,17 @@ impl Owned {
 
 /// The state of a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    In,
+pub(super) enum Membership {
+    Active,
     /// The member was unreachable for longer than its session timeout.
-    SessionPassed,
+    SessionExpired,
     /// The member did not call `recv` within its maximum poll interval.
     MaxPollIntervalExceeded,
 }
 
 /// The events of a member's next batch. The size is bounded, because it holds each partition at most once.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct PendingEvents {
     gained: BTreeSet<TopicPartition>,
     lost: BTreeSet<TopicPartition>,
     resets: BTreeMap<TopicPartition, (u64, u64)>,
@@ -60,7 +60,7 @@ pub(super) struct Pending {
     max_poll_interval: bool,
 }
 
-impl Pending {
+impl PendingEvents {
     fn lose(&mut self, partition: TopicPartition) {
         self.resets.remove(&partition);
         // A partition that was gained and lost between two batches is not reported.
@@ -82,13 +82,13 @@ impl Pending {
     }
 
     /// Removes reported deletions of topics that exist again.
-    pub(super) fn forget_deleted(&mut self, topics: &Topics) {
-        self.deleted.retain(|topic, told| !*told || !topics.contains_key(topic));
+    pub(super) fn clear_recreated(&mut self, topics: &Topics) {
+        self.deleted.retain(|topic, reported| !*reported || !topics.contains_key(topic));
     }
 
     /// Discards the gained partitions. The result of `subscribe` is the first assignment, not a change for
     /// a batch to report.
-    pub(super) fn forget_gains(&mut self) {
+    pub(super) fn clear_gained(&mut self) {
         self.gained.clear();
     }
 
@@ -97,8 +97,8 @@ impl Pending {
         let mut deleted = std::mem::take(&mut self.deleted);
         let Self { gained, lost, resets, max_poll_interval, .. } = std::mem::take(self);
         let mut events = Vec::new();
-        for (topic, told) in &mut deleted {
-            if !std::mem::replace(told, true) {
+        for (topic, reported) in &mut deleted {
+            if !std::mem::replace(reported, true) {
                 events.push(SubscriptionEvent::TopicDeleted { topic: topic.clone() });
             }
         }
@@ -124,18 +124,18 @@ impl Pending {
 pub(super) struct Member {
     pub(super) client: u64,
     pub(super) request: SubscribeRequest,
-    pub(super) owned: BTreeMap<TopicPartition, Owned>,
+    pub(super) owned: BTreeMap<TopicPartition, OwnedPartition>,
     pub(super) epoch: u64,
-    pub(super) pending: Pending,
+    pub(super) pending: PendingEvents,
     pub(super) notify: Arc<Notify>,
-    pub(super) standing: Standing,
+    pub(super) membership: Membership,
     /// True while a `recv` waits.
     pub(super) polling: bool,
     pub(super) last_poll: Instant,
     /// The time since which the member sends no heartbeats.
-    pub(super) away_since: Option<Instant>,
+    pub(super) unreachable_since: Option<Instant>,
     /// True if the subscription was dropped, so the member cannot return.
-    pub(super) orphan: bool,
+    pub(super) dropped: bool,
     /// The index of the partition at which the next batch begins, so that no partition starves.
     pub(super) turn: usize,
     /// True if a batch has announced the revocation of partitions by the next `recv`.
@@ -149,13 +149,13 @@ impl Member {
             request,
             owned: BTreeMap::new(),
             epoch: 0,
-            pending: Pending::default(),
+            pending: PendingEvents::default(),
             notify,
-            standing: Standing::In,
+            membership: Membership::Active,
             polling: false,
             last_poll: now,
-            away_since: None,
-            orphan: false,
+            unreachable_since: None,
+            dropped: false,
             turn: 0,
             announced: false,
         }
@@ -163,16 +163,17 @@ impl Member {
 
     /// Returns whether the group reserves the partitions of this member after its departure. The group reserves them
     /// for a static member, and for an unreachable member, whose departure it cannot notice.
-    fn keeps_its_seat(&self) -> bool {
-        self.request.group_instance_id.is_some() || self.away_since.is_some()
+    fn keeps_partitions_after_departure(&self) -> bool {
+        self.request.group_instance_id.is_some() || self.unreachable_since.is_some()
     }
 
     /// Returns the next deadline: the end of the session or of the maximum poll interval.
     fn expires(&self) -> Option<Instant> {
-        if self.standing != Standing::In {
+        if self.membership != Membership::Active {
             return None;
         }
-        let session = self.away_since.and_then(|since| since.checked_add(self.request.session_timeout));
+        let session =
+            self.unreachable_since.and_then(|since| since.checked_add(self.request.session_timeout));
         let poll =
             if self.polling { None } else { self.last_poll.checked_add(self.request.max_poll_interval) };
         session.into_iter().chain(poll).min()
@@ -200,7 +201,7 @@ pub(super) enum Start {
     /// The requested position, which is valid.
     Committed(u64),
     /// A position by `offset_reset`, because none was requested.
-    Fresh(u64),
+    Initial(u64),
     /// A position by `offset_reset`, because the requested position no longer exists.
     Reset { from: u64, to: u64 },
     /// No position, by `OffsetReset::Error`.
@@ -218,7 +219,7 @@ pub(super) fn start(partition: &Partition, position: Option<u64>, offset_reset: 
         OffsetReset::At(time) => partition.first_at(time),
         OffsetReset::Error => return Start::Fail,
     };
-    position.map_or(Start::Fresh(to), |from| Start::Reset { from, to })
+    position.map_or(Start::Initial(to), |from| Start::Reset { from, to })
 }
 
 impl Group {
@@ -233,7 +234,7 @@ impl Group {
         let members: Vec<_> = self
             .members
             .iter()
-            .filter(|(_, member)| member.standing == Standing::In)
+            .filter(|(_, member)| member.membership == Membership::Active)
             .map(|(key, member)| (*key, &member.request.topics[..]))
             .collect();
         let wanted: BTreeSet<_> = members
@@ -275,15 +276,15 @@ impl Group {
             self.release_all(key);
             if let Some(member) = self.members.get_mut(&key) {
                 let session = member
-                    .away_since
+                    .unreachable_since
                     .and_then(|since| since.checked_add(member.request.session_timeout))
                     .is_some_and(|at| at <= now);
-                if session && member.orphan {
+                if session && member.dropped {
                     self.members.remove(&key);
                 } else if session {
-                    member.standing = Standing::SessionPassed;
+                    member.membership = Membership::SessionExpired;
                 } else {
-                    member.standing = Standing::MaxPollIntervalExceeded;
+                    member.membership = Membership::MaxPollIntervalExceeded;
                     member.pending.max_poll_interval = true;
                 }
             }
@@ -299,9 +300,9 @@ impl Group {
     /// Readmits an expired member.
     pub(super) fn rejoin(&mut self, key: u64, now: Instant, topics: &Topics) {
         if let Some(member) = self.members.get_mut(&key)
-            && member.standing != Standing::In
+            && member.membership != Membership::Active
         {
-            member.standing = Standing::In;
+            member.membership = Membership::Active;
             member.last_poll = now;
             self.rebalance(topics);
         }
@@ -317,19 +318,21 @@ impl Group {
 
     /// Ends the subscription of a member. A static member keeps its partitions until its session passes, so a quick
     /// restart moves no partition. Other members leave immediately.
-    pub(super) fn depart(&mut self, key: u64, now: Instant, topics: &Topics) {
+    pub(super) fn end_subscription(&mut self, key: u64, now: Instant, topics: &Topics) {
         match self.members.get_mut(&key) {
-            Some(member) if member.standing == Standing::In && member.keeps_its_seat() => {
-                member.orphan = true;
+            Some(member)
+                if member.membership == Membership::Active && member.keeps_partitions_after_departure() =>
+            {
+                member.dropped = true;
                 member.polling = false;
-                member.away_since.get_or_insert(now);
+                member.unreachable_since.get_or_insert(now);
             }
             _ => self.leave(key, topics),
         }
     }
 
     /// Inserts a new member. If a member with the same static id exists, the new member replaces it.
-    pub(super) fn succeed(&mut self, key: u64, member: Member) {
+    pub(super) fn insert_member(&mut self, key: u64, member: Member) {
         let old = member.request.group_instance_id.as_ref().and_then(|id| {
             self.members
                 .iter()
@@ -377,9 +380,9 @@ impl Group {
         Some(Batch::new(Vec::new(), Offsets::new(), events))
     }
 
-    /// Applies the target assignment to a member inside `recv`: gives up partitions of other members
+    /// Applies the target assignment to a member inside `recv`: releases partitions of other members
     /// and takes free partitions.
-    pub(super) fn settle(&mut self, key: u64, topics: &Topics) {
+    pub(super) fn apply_target(&mut self, key: u64, topics: &Topics) {
         let Some(member) = self.members.get_mut(&key) else { return };
         let given: Vec<_> = member
             .owned
@@ -404,13 +407,13 @@ impl Group {
             else {
                 continue;
             };
-            let mut owned = Owned::new(None);
+            let mut owned = OwnedPartition::new(None);
             owned.position =
                 match start(log, self.commits.get(partition).copied(), member.request.offset_reset) {
                     Start::Committed(at) => Some(at),
                     // The start is committed before the first message is delivered, so a takeover before the reader's
                     // first commit begins at the same position.
-                    Start::Fresh(at) => {
+                    Start::Initial(at) => {
                         self.commits.insert(partition.clone(), at);
                         Some(at)
                     }
@@ -435,7 +438,7 @@ impl Group {
     }
 
     /// Removes the state of a deleted topic and of its partitions.
-    pub(super) fn forget(&mut self, topic: &TopicName, topics: &Topics) {
+    pub(super) fn remove_topic(&mut self, topic: &TopicName, topics: &Topics) {
         self.commits.retain(|partition, _| partition.topic != *topic);
         self.left_since.remove(topic);
         self.owners.retain(|partition, _| partition.topic != *topic);
@@ -466,7 +469,7 @@ impl Group {
 
     /// Removes the commits in topics to which no member has subscribed for `keep`. Otherwise these commits would
     /// prevent the eviction of messages that the group no longer reads.
-    pub(super) fn forget_left(&mut self, now: Timestamp, keep: Duration) {
+    pub(super) fn expire_unsubscribed_commits(&mut self, now: Timestamp, keep: Duration) {
         let Self { members, commits, left_since, .. } = self;
         let left: BTreeSet<TopicName> = commits
             .keys()

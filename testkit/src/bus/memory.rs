@@ -13,7 +13,7 @@ use qi_core::{Clock, Error, MessageBus, Result, Subscription, SystemClock};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::publish::Sending;
+use super::publish::PendingPublish;
 use super::reader::MemoryReader;
 use super::state::{Log, cooperate};
 use super::subscription::MemorySubscription;
@@ -24,15 +24,15 @@ use super::{MemoryBusConfig, error};
 /// run on paused time. Share it in an `Arc`.
 ///
 /// It has functions for tests that are not part of the port. [`MemoryBus::connect`] opens another
-/// client of the same log. [`MemoryBus::cut_off`] disconnects a client without a departure from its
-/// groups. [`MemoryBus::trim`] removes messages.
+/// client of the same log. [`MemoryBus::disconnect`] disconnects a client without a departure from its
+/// groups. [`MemoryBus::delete_records`] removes messages.
 ///
 /// # Capacity
 /// Retention by age removes messages, read or unread. In addition, `max_bytes` limits the size of the bus. When
 /// the bus is full, it removes messages that every group of their topic has committed, oldest first. A topic
 /// without a group loses messages only by age. If the freed space does not suffice, `publish` waits up to the
 /// delivery timeout. Messages that still do not fit fail as `NotSent`. Their error has the kind `Overloaded`, the
-/// code `bus.memory.full` and the name of the slowest group.
+/// code `bus.memory.full` and the name of the group with the largest lag.
 ///
 /// # Differences from a broker
 /// There is one broker and one replica, regardless of `replication`. A compacted topic keeps all messages
@@ -91,19 +91,19 @@ impl MemoryBus {
 
     /// Disconnects this client, like a network failure. Its calls fail with `Unavailable`. Its members expire at their
     /// session timeout, and a dropped subscription does not leave its group earlier.
-    pub fn cut_off(&self) {
+    pub fn disconnect(&self) {
         let mut state = self.log.lock();
-        self.client.cut.store(true, Ordering::SeqCst);
-        state.set_away(self.client.id, Some(Instant::now()));
+        self.client.disconnected.store(true, Ordering::SeqCst);
+        state.set_unreachable(self.client.id, Some(Instant::now()));
     }
 
-    /// Reverts [`MemoryBus::cut_off`]. Members within their session timeout continue as before.
+    /// Reverts [`MemoryBus::disconnect`]. Members within their session timeout continue as before.
     pub fn reconnect(&self) {
         let mut state = self.log.lock();
         // Members whose session has passed in the meantime are removed, even if no other call has noticed.
         state.expire(&self.log.config, self.log.clock.now(), Instant::now());
-        self.client.cut.store(false, Ordering::SeqCst);
-        state.set_away(self.client.id, None);
+        self.client.disconnected.store(false, Ordering::SeqCst);
+        state.set_unreachable(self.client.id, None);
         drop(state);
         self.log.space.notify_waiters();
     }
@@ -112,7 +112,7 @@ impl MemoryBus {
     ///
     /// # Errors
     /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition or an offset beyond the end.
-    pub fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+    pub fn delete_records(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
         let mut state = self.log.lock();
         let topic = state
             .topics
@@ -180,11 +180,11 @@ impl MessageBus for MemoryBus {
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         cooperate().await;
         // The call is counted first. Either `close` sees this call and waits for it, or this call sees `close`.
-        let _under_way = UnderWay::new(&self.client);
+        let _guard = PublishGuard::new(&self.client);
         if self.client.phase() != Phase::Open {
             return Err(error::closed("publish"));
         }
-        Ok(Sending::new(batch, options).run(&self.log, &self.client).await)
+        Ok(PendingPublish::new(batch, options).run(&self.log, &self.client).await)
     }
 
     async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
@@ -238,13 +238,13 @@ impl MessageBus for MemoryBus {
         self.client.begin_close();
         let limit = self.log.config.close_timeout;
         // A publish that still waits for space after the limit fails as `NotSent`, so no message remains `Unknown`.
-        let _ = timeout(limit, self.client.drained()).await;
+        let _ = timeout(limit, self.client.wait_until_idle()).await;
         {
             let mut state = self.log.lock();
             self.client.phase.store(Phase::Closed as u8, Ordering::SeqCst);
             state.end_client(self.client.id, Instant::now());
         }
-        self.client.quiet.notify_waiters();
+        self.client.idle.notify_waiters();
         self.log.space.notify_waiters();
         Ok(CloseReport::new(0))
     }
@@ -265,11 +265,11 @@ enum Phase {
 pub(super) struct Client {
     pub(super) id: u64,
     phase: AtomicU8,
-    cut: AtomicBool,
+    disconnected: AtomicBool,
     /// The number of `publish` calls under way.
     publishing: AtomicUsize,
     /// Notifies waiters of the end of the last call.
-    quiet: Notify,
+    idle: Notify,
 }
 
 impl Client {
@@ -277,9 +277,9 @@ impl Client {
         Self {
             id,
             phase: AtomicU8::new(Phase::Open as u8),
-            cut: AtomicBool::new(false),
+            disconnected: AtomicBool::new(false),
             publishing: AtomicUsize::new(0),
-            quiet: Notify::new(),
+            idle: Notify::new(),
         }
     }
 
@@ -295,15 +295,15 @@ impl Client {
         self.phase() == Phase::Closed
     }
 
-    pub(super) fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::SeqCst)
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.disconnected.load(Ordering::SeqCst)
     }
 
     /// Fails if the client is closing, closed or disconnected.
     fn check(&self, operation: &'static str) -> Result<(), Error> {
         if self.phase() != Phase::Open {
             Err(error::closed(operation))
-        } else if self.is_cut() {
+        } else if self.is_disconnected() {
             Err(error::unavailable(operation))
         } else {
             Ok(())
@@ -316,33 +316,33 @@ impl Client {
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    async fn drained(&self) {
+    async fn wait_until_idle(&self) {
         loop {
-            let quiet = self.quiet.notified();
-            tokio::pin!(quiet);
-            quiet.as_mut().enable();
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
             if self.publishing.load(Ordering::SeqCst) == 0 {
                 return;
             }
-            quiet.await;
+            idle.await;
         }
     }
 }
 
 /// Counts a publish while it is under way. The drop of its future ends it too.
-struct UnderWay<'a>(&'a Client);
+struct PublishGuard<'a>(&'a Client);
 
-impl<'a> UnderWay<'a> {
+impl<'a> PublishGuard<'a> {
     fn new(client: &'a Client) -> Self {
         client.publishing.fetch_add(1, Ordering::SeqCst);
         Self(client)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for PublishGuard<'_> {
     fn drop(&mut self) {
         if self.0.publishing.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.quiet.notify_waiters();
+            self.0.idle.notify_waiters();
         }
     }
 }

@@ -16,19 +16,19 @@ use super::topic::{RECORD_COST, Topic};
 
 /// The interval at which a blocked publish checks for space freed by retention. Retention follows the injected clock,
 /// so tokio cannot schedule a wake-up for it.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 type Outcome = Result<Delivery, DeliveryError>;
 
 /// A batch under way. The number of outcomes is the progress.
 #[derive(Debug)]
-pub(super) struct Sending<'a> {
+pub(super) struct PendingPublish<'a> {
     batch: &'a [Message],
     options: &'a PublishOptions,
     outcomes: Vec<Outcome>,
 }
 
-impl<'a> Sending<'a> {
+impl<'a> PendingPublish<'a> {
     pub(super) fn new(batch: &'a [Message], options: &'a PublishOptions) -> Self {
         Self { batch, options, outcomes: Vec::with_capacity(batch.len()) }
     }
@@ -44,27 +44,27 @@ impl<'a> Sending<'a> {
             let now = Instant::now();
             {
                 let mut state = log.lock();
-                let (cut, closed) = (client.is_cut(), client.is_closed());
+                let (disconnected, closed) = (client.is_disconnected(), client.is_closed());
                 // `close` ends a client under this lock, so nothing is appended after `close` has returned.
-                if !cut && !closed && self.append(&mut state, log, now) {
+                if !disconnected && !closed && self.append(&mut state, log, now) {
                     break;
                 }
                 let reason = if closed {
                     Some(error::closed("publish"))
                 } else if now < deadline {
                     None
-                } else if cut {
-                    Some(error::late())
+                } else if disconnected {
+                    Some(error::delivery_timeout_while_disconnected())
                 } else {
                     state.expire(&log.config, log.clock.now(), now);
-                    Some(error::full(log.config.max_bytes, state.slowest()))
+                    Some(error::full(log.config.max_bytes, state.largest_lag()))
                 };
                 if let Some(reason) = reason {
                     self.fail_rest(&mut state, log, &reason);
                     break;
                 }
             }
-            let _ = timeout_at(deadline.min(now + LOOK_AGAIN), space).await;
+            let _ = timeout_at(deadline.min(now + SPACE_CHECK_INTERVAL), space).await;
         }
         PublishReport::new(self.outcomes)
     }
@@ -72,10 +72,10 @@ impl<'a> Sending<'a> {
     /// Appends messages as long as they fit. Returns false if the bus is full.
     fn append(&mut self, state: &mut State, log: &Log, now: Instant) -> bool {
         let time = log.clock.now();
-        while let Some(need) = self.append_run(state, &log.config, time, now) {
+        while let Some(need) = self.append_until_full(state, &log.config, time, now) {
             state.expire(&log.config, time, now);
             if state.used + need > log.config.max_bytes {
-                state.make_room(need, log.config.max_bytes);
+                state.free_space(need, log.config.max_bytes);
             }
             if state.used + need > log.config.max_bytes {
                 return false;
@@ -85,7 +85,7 @@ impl<'a> Sending<'a> {
     }
 
     /// Appends messages until the batch ends (None) or a message does not fit (its cost in bytes).
-    fn append_run(
+    fn append_until_full(
         &mut self,
         state: &mut State,
         config: &MemoryBusConfig,
@@ -122,7 +122,7 @@ impl<'a> Sending<'a> {
         while let Some(message) = self.batch.get(self.outcomes.len())
             && message.topic == *name
         {
-            let partition = match place(topic, message, self.options, config, now) {
+            let partition = match choose_partition(topic, message, self.options, config, now) {
                 Ok(partition) => partition,
                 Err(error) => {
                     self.outcomes.push(not_sent(error));
@@ -139,7 +139,7 @@ impl<'a> Sending<'a> {
             headers.extend(&self.options.headers);
             let log = &mut topic.partitions[partition as usize];
             let offset = log.append(at, message.key.clone(), message.payload.clone(), headers);
-            self.outcomes.push(Ok(Delivery { partition, offset, timestamp: Some(at) }));
+            self.outcomes.push(Ok(Delivery::new(partition, offset, Some(at))));
         }
         None
     }
@@ -150,7 +150,7 @@ impl<'a> Sending<'a> {
         for message in &self.batch[self.outcomes.len()..] {
             let own = match state.topics.get_mut(&message.topic) {
                 None => Some(error::unknown_topic(&message.topic, "publish")),
-                Some(topic) => place(topic, message, self.options, &log.config, now).err(),
+                Some(topic) => choose_partition(topic, message, self.options, &log.config, now).err(),
             };
             self.outcomes.push(not_sent(own.unwrap_or_else(|| reason.clone())));
         }
@@ -167,7 +167,7 @@ fn cost(message: &Message, options: &PublishOptions) -> usize {
 }
 
 /// Returns the partition of a message, or the error of a message that no partition can accept.
-fn place(
+fn choose_partition(
     topic: &mut Topic,
     message: &Message,
     options: &PublishOptions,

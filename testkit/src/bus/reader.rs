@@ -14,20 +14,20 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::error;
-use super::group::{Owned, Pending, Start, start};
+use super::group::{OwnedPartition, PendingEvents, Start, start};
 use super::memory::Client;
-use super::receive::{Filling, Limits};
+use super::receive::{BatchBuilder, Limits};
 use super::state::{Log, State, cooperate};
 use super::subscription::resolve;
 
 /// The longest wait. It keeps `Duration::MAX` from overflowing a deadline.
-const VERY_LONG: Duration = Duration::from_hours(24 * 365);
+const MAX_WAIT: Duration = Duration::from_hours(24 * 365);
 
 #[derive(Debug)]
-struct Place {
+struct ReaderPartition {
     /// The id of the topic. A later topic with the same name has another id.
     topic: u64,
-    owned: Owned,
+    owned: OwnedPartition,
     deleted: bool,
 }
 
@@ -36,8 +36,8 @@ struct Place {
 pub(super) struct MemoryReader {
     log: Arc<Log>,
     client: Arc<Client>,
-    places: BTreeMap<TopicPartition, Place>,
-    pending: Pending,
+    assigned: BTreeMap<TopicPartition, ReaderPartition>,
+    pending: PendingEvents,
     max_bytes: usize,
     turn: usize,
     notify: Arc<Notify>,
@@ -48,7 +48,7 @@ impl MemoryReader {
     /// Opens a reader at the positions of the request.
     pub(super) fn open(log: Arc<Log>, client: Arc<Client>, request: &ReaderRequest) -> Result<Self> {
         let notify = Arc::new(Notify::new());
-        let mut places = BTreeMap::new();
+        let mut assigned = BTreeMap::new();
         {
             let mut state = log.lock();
             for (partition, to) in &request.from {
@@ -58,8 +58,9 @@ impl MemoryReader {
                 let at = topic
                     .partition(partition.partition)
                     .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "read"))?;
-                let owned = Owned::new(Some(resolve(at, *to)));
-                places.insert(partition.clone(), Place { topic: topic.id, owned, deleted: false });
+                let owned = OwnedPartition::new(Some(resolve(at, *to)));
+                assigned
+                    .insert(partition.clone(), ReaderPartition { topic: topic.id, owned, deleted: false });
             }
             for name in request.from.iter().map(|(partition, _)| &partition.topic) {
                 if let Some(topic) = state.topics.get_mut(name) {
@@ -71,8 +72,8 @@ impl MemoryReader {
         Ok(Self {
             log,
             client,
-            places,
-            pending: Pending::default(),
+            assigned,
+            pending: PendingEvents::default(),
             max_bytes: request.max_buffered_bytes,
             turn: 0,
             notify,
@@ -87,19 +88,19 @@ impl MemoryReader {
     async fn enter(&self, operation: &'static str) -> Result<()> {
         cooperate().await;
         self.check(operation)?;
-        if self.client.is_cut() { Err(error::unavailable(operation)) } else { Ok(()) }
+        if self.client.is_disconnected() { Err(error::unavailable(operation)) } else { Ok(()) }
     }
 
     /// Reads the log once. Returns None if there are no messages, unless `last` is set.
-    fn look(&mut self, max: usize, last: bool) -> Result<Option<Batch>> {
+    fn read_once(&mut self, max: usize, last: bool) -> Result<Option<Batch>> {
         let mut state = self.log.lock();
         let State { topics, used, .. } = &mut *state;
         let time = self.log.clock.now();
-        let mut filling = Filling::new(Limits { messages: max, bytes: self.max_bytes });
+        let mut builder = BatchBuilder::new(Limits { messages: max, bytes: self.max_bytes });
         let mut left = false;
-        for (partition, place) in &mut self.places {
-            let topic = topics.get_mut(&partition.topic).filter(|topic| topic.id == place.topic);
-            place.deleted = topic.is_none();
+        for (partition, entry) in &mut self.assigned {
+            let topic = topics.get_mut(&partition.topic).filter(|topic| topic.id == entry.topic);
+            entry.deleted = topic.is_none();
             let Some(topic) = topic else {
                 self.pending.delete(&partition.topic);
                 continue;
@@ -109,33 +110,33 @@ impl MemoryReader {
             // A reader without a group has no `offset_reset`. If its position no longer exists, it continues
             // at the low watermark.
             if let Some(log) = topic.partition(partition.partition)
-                && let Start::Reset { from, to } = start(log, place.owned.position, OffsetReset::Earliest)
+                && let Start::Reset { from, to } = start(log, entry.owned.position, OffsetReset::Earliest)
             {
                 self.pending.reset(partition.clone(), from, to);
-                place.owned.position = Some(to);
+                entry.owned.position = Some(to);
             }
         }
-        if let Some((partition, _)) = self.places.first_key_value().filter(|_| !left) {
+        if let Some((partition, _)) = self.assigned.first_key_value().filter(|_| !left) {
             return Err(error::unknown_topic(&partition.topic, "recv"));
         }
-        let count = self.places.len();
+        let count = self.assigned.len();
         for step in 0..count {
-            if filling.is_full() {
+            if builder.is_full() {
                 break;
             }
             let at = (self.turn + step) % count;
-            if let Some((partition, place)) = self.places.iter_mut().nth(at)
-                && let Some(position) = place.owned.position
-                && !place.owned.paused
-                && !place.deleted
+            if let Some((partition, entry)) = self.assigned.iter_mut().nth(at)
+                && let Some(position) = entry.owned.position
+                && !entry.owned.paused
+                && !entry.deleted
             {
-                place.owned.position = Some(filling.fill(topics, partition, position));
-                if filling.is_full() {
+                entry.owned.position = Some(builder.fill(topics, partition, position));
+                if builder.is_full() {
                     self.turn = (at + 1) % count;
                 }
             }
         }
-        Ok((last || !filling.is_empty()).then(|| filling.finish(&mut self.pending)))
+        Ok((last || !builder.is_empty()).then(|| builder.finish(&mut self.pending)))
     }
 
     fn set_paused(
@@ -144,12 +145,12 @@ impl MemoryReader {
         paused: bool,
         operation: &'static str,
     ) -> Result<()> {
-        if let Some(other) = partitions.iter().find(|partition| !self.places.contains_key(*partition)) {
+        if let Some(other) = partitions.iter().find(|partition| !self.assigned.contains_key(*partition)) {
             return Err(error::not_owned(other, operation));
         }
         for partition in partitions {
-            if let Some(place) = self.places.get_mut(partition) {
-                place.owned.paused = paused;
+            if let Some(entry) = self.assigned.get_mut(partition) {
+                entry.owned.paused = paused;
             }
         }
         Ok(())
@@ -160,7 +161,7 @@ impl MemoryReader {
             return;
         }
         let mut state = self.log.lock();
-        for partition in self.places.keys() {
+        for partition in self.assigned.keys() {
             if let Some(topic) = state.topics.get_mut(&partition.topic) {
                 topic.unwatch(&self.notify);
             }
@@ -177,15 +178,15 @@ impl Subscription for MemoryReader {
         if max == 0 {
             return Err(error::no_messages());
         }
-        let deadline = Instant::now() + wait.min(VERY_LONG);
+        let deadline = Instant::now() + wait.min(MAX_WAIT);
         loop {
             let last = Instant::now() >= deadline;
             self.check("recv")?;
-            if self.client.is_cut() {
+            if self.client.is_disconnected() {
                 if last {
                     return Err(error::unavailable("recv"));
                 }
-            } else if let Some(batch) = self.look(max, last)? {
+            } else if let Some(batch) = self.read_once(max, last)? {
                 return Ok(batch);
             }
             // A reader is not a member, so a close or reconnect of its client does not wake it. It checks every 100 ms.
@@ -203,19 +204,19 @@ impl Subscription for MemoryReader {
         self.enter("seek").await?;
         let state = self.log.lock();
         let mut found = Vec::with_capacity(to.len());
-        for (partition, place) in to {
-            if !self.places.contains_key(partition) {
+        for (partition, entry) in to {
+            if !self.assigned.contains_key(partition) {
                 return Err(error::not_owned(partition, "seek"));
             }
             let log = state
                 .topic(&partition.topic)
                 .and_then(|topic| topic.partition(partition.partition))
                 .ok_or_else(|| error::unknown_topic(&partition.topic, "seek"))?;
-            found.push((partition, resolve(log, *place)));
+            found.push((partition, resolve(log, *entry)));
         }
         for (partition, position) in found {
-            if let Some(place) = self.places.get_mut(partition) {
-                place.owned.position = Some(position);
+            if let Some(entry) = self.assigned.get_mut(partition) {
+                entry.owned.position = Some(position);
             }
         }
         Ok(())
@@ -235,13 +236,13 @@ impl Subscription for MemoryReader {
         self.enter("assignment").await?;
         let state = self.log.lock();
         let partitions = self
-            .places
+            .assigned
             .iter()
-            .filter_map(|(partition, place)| {
+            .filter_map(|(partition, entry)| {
                 let log = state.topic(&partition.topic)?.partition(partition.partition)?;
-                let position = place.owned.position.unwrap_or(log.start);
+                let position = entry.owned.position.unwrap_or(log.start);
                 let lag = log.end.saturating_sub(position);
-                Some(AssignedPartition::new(partition.clone(), position, None, lag, place.owned.paused))
+                Some(AssignedPartition::new(partition.clone(), position, None, lag, entry.owned.paused))
             })
             .collect();
         // The partitions of a reader never change, and neither does the epoch.

@@ -5,16 +5,16 @@ use qi_core::{Result, Timestamp};
 use tokio::time::Instant;
 
 use super::error;
-use super::group::{Owned, Pending, Start, Topics, start};
+use super::group::{OwnedPartition, PendingEvents, Start, Topics, start};
 use super::state::State;
 
 /// The result of one read of the log.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(super) enum ReadOutcome {
     /// A batch for the caller.
-    Found(Batch),
+    Batch(Batch),
     /// No messages. The time is the next deadline of a member, at which the group changes.
-    Nothing(Option<Instant>),
+    Empty(Option<Instant>),
 }
 
 /// The limits of one batch.
@@ -26,14 +26,14 @@ pub(super) struct Limits {
 
 /// A batch under construction.
 #[derive(Debug)]
-pub(super) struct Filling {
+pub(super) struct BatchBuilder {
     messages: Vec<ReceivedMessage>,
     positions: Offsets,
     limits: Limits,
     bytes: usize,
 }
 
-impl Filling {
+impl BatchBuilder {
     pub(super) fn new(limits: Limits) -> Self {
         Self { messages: Vec::new(), positions: Offsets::new(), limits, bytes: 0 }
     }
@@ -46,7 +46,7 @@ impl Filling {
         self.messages.is_empty()
     }
 
-    pub(super) fn finish(self, pending: &mut Pending) -> Batch {
+    pub(super) fn finish(self, pending: &mut PendingEvents) -> Batch {
         Batch::new(self.messages, self.positions, pending.take())
     }
 
@@ -87,7 +87,7 @@ impl Filling {
 
 /// The identity of a group member in `recv`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seat {
+pub(super) struct MemberRef {
     pub(super) group: GroupId,
     pub(super) key: u64,
 }
@@ -95,20 +95,20 @@ pub(super) struct Seat {
 impl State {
     /// Reads once for a member: applies the target assignment and fills a batch. With `last`, returns a batch even if
     /// there are no messages.
-    pub(super) fn look(
+    pub(super) fn read_once(
         &mut self,
-        seat: &Seat,
+        member_ref: &MemberRef,
         messages: usize,
         time: Timestamp,
         now: Instant,
         last: bool,
-    ) -> Result<Look> {
+    ) -> Result<ReadOutcome> {
         let Self { topics, groups, used, .. } = self;
-        let group = groups.get_mut(&seat.group).ok_or_else(|| error::fenced("recv"))?;
+        let group = groups.get_mut(&member_ref.group).ok_or_else(|| error::fenced("recv"))?;
         // Deadlines are applied first, so a call after the maximum poll interval does not count as one in time.
         group.expire(now, topics);
-        group.rejoin(seat.key, now, topics);
-        let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
+        group.rejoin(member_ref.key, now, topics);
+        let member = group.members.get_mut(&member_ref.key).ok_or_else(|| error::fenced("recv"))?;
         member.last_poll = now;
         if !member.request.topics.iter().any(|name| topics.contains_key(name)) {
             return Err(error::unknown_topic(&member.request.topics[0], "recv"));
@@ -119,15 +119,15 @@ impl State {
                 None => member.pending.delete(name),
             }
         }
-        member.pending.forget_deleted(topics);
-        if let Some(batch) = group.announce_revocation(seat.key) {
-            return Ok(Look::Found(batch));
+        member.pending.clear_recreated(topics);
+        if let Some(batch) = group.announce_revocation(member_ref.key) {
+            return Ok(ReadOutcome::Batch(batch));
         }
-        group.settle(seat.key, topics);
+        group.apply_target(member_ref.key, topics);
         let event = group.next_event();
-        let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
+        let member = group.members.get_mut(&member_ref.key).ok_or_else(|| error::fenced("recv"))?;
         for (partition, owned) in &mut member.owned {
-            renew(
+            reset_lost_position(
                 topics,
                 partition,
                 owned,
@@ -137,10 +137,10 @@ impl State {
             )?;
         }
         let limits = Limits { messages, bytes: member.request.max_buffered_bytes };
-        let mut filling = Filling::new(limits);
+        let mut builder = BatchBuilder::new(limits);
         let count = member.owned.len();
         for place in 0..count {
-            if filling.is_full() {
+            if builder.is_full() {
                 break;
             }
             let at = (member.turn + place) % count;
@@ -148,29 +148,29 @@ impl State {
                 && let Some(position) = owned.position
                 && !owned.paused
             {
-                owned.position = Some(filling.fill(topics, partition, position));
-                if filling.is_full() {
+                owned.position = Some(builder.fill(topics, partition, position));
+                if builder.is_full() {
                     // The next batch begins with the next partition.
                     member.turn = (at + 1) % count;
                 }
             }
         }
-        if last || !filling.is_empty() {
+        if last || !builder.is_empty() {
             member.polling = false;
-            return Ok(Look::Found(filling.finish(&mut member.pending)));
+            return Ok(ReadOutcome::Batch(builder.finish(&mut member.pending)));
         }
         member.polling = true;
-        Ok(Look::Nothing(event))
+        Ok(ReadOutcome::Empty(event))
     }
 }
 
 /// Resets a position that no longer exists by `offset_reset`, reports the reset, and commits the new position.
-fn renew(
+fn reset_lost_position(
     topics: &Topics,
     partition: &TopicPartition,
-    owned: &mut Owned,
+    owned: &mut OwnedPartition,
     offset_reset: OffsetReset,
-    pending: &mut Pending,
+    pending: &mut PendingEvents,
     commits: &mut std::collections::BTreeMap<TopicPartition, u64>,
 ) -> Result<()> {
     let Some(log) = topics.get(&partition.topic).and_then(|topic| topic.partition(partition.partition))
@@ -181,9 +181,9 @@ fn renew(
         Start::Committed(_) => {}
         Start::Fail => {
             owned.floor = log.start;
-            return Err(error::no_start(partition, "recv"));
+            return Err(error::no_valid_position(partition, "recv"));
         }
-        Start::Fresh(to) => {
+        Start::Initial(to) => {
             commits.insert(partition.clone(), to);
             owned.position = Some(to);
         }

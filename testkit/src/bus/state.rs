@@ -11,7 +11,7 @@ use qi_core::{Clock, Selection, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::group::{Group, Standing, Topics};
+use super::group::{Group, Membership, Topics};
 use super::topic::Topic;
 use super::{MemoryBusConfig, error};
 
@@ -72,7 +72,7 @@ impl State {
         let keep = config.group_retention;
         groups.retain(|_, group| {
             group.expire(now, topics);
-            group.forget_left(time, keep);
+            group.expire_unsubscribed_commits(time, keep);
             group.idle_for(time) < keep
         });
     }
@@ -86,15 +86,15 @@ impl State {
             None => {
                 let id = self.next_id();
                 self.topics.insert(spec.name.clone(), Topic::new(id, spec, config));
-                self.watch_again(&spec.name);
+                self.watch_recreated(&spec.name);
                 Ok(TopicState::Created)
             }
         };
-        TopicOutcome { topic: spec.name.clone(), result }
+        TopicOutcome::new(spec.name.clone(), result)
     }
 
     /// Attaches members that subscribed to a deleted topic to the new topic with the same name.
-    fn watch_again(&mut self, name: &TopicName) {
+    fn watch_recreated(&mut self, name: &TopicName) {
         let Self { topics, groups, .. } = self;
         for group in groups.values_mut().filter(|group| group.reads(name)) {
             if let Some(topic) = topics.get_mut(name) {
@@ -112,13 +112,13 @@ impl State {
             Some(topic) => {
                 self.used -= topic.cost();
                 for group in self.groups.values_mut().filter(|group| group.reads(name)) {
-                    group.forget(name, &self.topics);
+                    group.remove_topic(name, &self.topics);
                 }
                 topic.wake();
                 Ok(TopicState::Deleted)
             }
         };
-        TopicOutcome { topic: name.clone(), result }
+        TopicOutcome::new(name.clone(), result)
     }
 
     pub(super) fn describe_topics(&self) -> Vec<TopicInfo> {
@@ -142,7 +142,7 @@ impl State {
 
     fn describe_group(&self, id: &GroupId, group: &Group, topics: &Selection<TopicName>) -> GroupInfo {
         let present: Vec<_> =
-            group.members.iter().filter(|(_, member)| member.standing == Standing::In).collect();
+            group.members.iter().filter(|(_, member)| member.membership == Membership::Active).collect();
         let state = if present.is_empty() {
             GroupState::Empty
         } else if group.target == group.owners {
@@ -190,16 +190,16 @@ impl State {
                         topic.unwatch(&member.notify);
                     }
                 }
-                group.depart(key, now, topics);
+                group.end_subscription(key, now, topics);
             }
         }
     }
 
     /// Marks the members of a client as unreachable since a time, or as reachable again.
-    pub(super) fn set_away(&mut self, client: u64, away: Option<Instant>) {
+    pub(super) fn set_unreachable(&mut self, client: u64, away: Option<Instant>) {
         for group in self.groups.values_mut() {
             for member in group.members.values_mut().filter(|member| member.client == client) {
-                member.away_since = away;
+                member.unreachable_since = away;
             }
             group.wake();
         }

@@ -15,12 +15,12 @@ use tokio::time::{Instant, timeout_at};
 use super::error;
 use super::group::{Member, Topics};
 use super::memory::Client;
-use super::receive::{Look, Seat};
+use super::receive::{MemberRef, ReadOutcome};
 use super::state::{Log, State, cooperate};
 use super::topic::Partition;
 
 /// The longest wait. It keeps `Duration::MAX` from overflowing a deadline.
-const VERY_LONG: Duration = Duration::from_hours(24 * 365);
+const MAX_WAIT: Duration = Duration::from_hours(24 * 365);
 
 /// A group member in memory. Its partitions and positions are stored in the group, so a dropped future
 /// loses none of them.
@@ -28,7 +28,7 @@ const VERY_LONG: Duration = Duration::from_hours(24 * 365);
 pub(super) struct MemorySubscription {
     log: Arc<Log>,
     client: Arc<Client>,
-    seat: Seat,
+    member_ref: MemberRef,
     notify: Arc<Notify>,
     closed: bool,
 }
@@ -38,29 +38,29 @@ impl MemorySubscription {
     pub(super) fn join(log: Arc<Log>, client: Arc<Client>, request: SubscribeRequest) -> Result<Self> {
         let now = Instant::now();
         let notify = Arc::new(Notify::new());
-        let seat = {
+        let member_ref = {
             let mut state = log.lock();
             if let Some(unknown) = request.topics.iter().find(|name| !state.topics.contains_key(*name)) {
                 return Err(error::unknown_topic(unknown, "subscribe"));
             }
             state.expire(&log.config, log.clock.now(), now);
             let key = state.next_id();
-            let seat = Seat { group: request.group.clone(), key };
+            let member_ref = MemberRef { group: request.group.clone(), key };
             let State { topics, groups, .. } = &mut *state;
             let group = groups.entry(request.group.clone()).or_default();
             let (names, strict) = (request.topics.clone(), request.offset_reset == OffsetReset::Error);
-            group.succeed(key, Member::new(client.id, request, notify.clone(), now));
+            group.insert_member(key, Member::new(client.id, request, notify.clone(), now));
             group.rebalance(topics);
-            group.settle(key, topics);
+            group.apply_target(key, topics);
             if let Some(member) = group.members.get_mut(&key) {
-                member.pending.forget_gains();
+                member.pending.clear_gained();
                 let lost = member.owned.iter().find(|(_, owned)| owned.position.is_none());
                 if let Some((partition, _)) = lost.filter(|_| strict) {
-                    let error = error::no_start(partition, "subscribe");
+                    let error = error::no_valid_position(partition, "subscribe");
                     group.leave(key, topics);
                     let unused = group.members.is_empty() && group.commits.is_empty();
                     if unused {
-                        groups.remove(&seat.group);
+                        groups.remove(&member_ref.group);
                     }
                     return Err(error);
                 }
@@ -70,9 +70,9 @@ impl MemorySubscription {
                     topic.watch(&notify);
                 }
             }
-            seat
+            member_ref
         };
-        Ok(Self { log, client, seat, notify, closed: false })
+        Ok(Self { log, client, member_ref, notify, closed: false })
     }
 
     fn check(&self, operation: &'static str) -> Result<()> {
@@ -87,14 +87,14 @@ impl MemorySubscription {
     ) -> Result<T> {
         cooperate().await;
         self.check(operation)?;
-        if self.client.is_cut() {
+        if self.client.is_disconnected() {
             return Err(error::unavailable(operation));
         }
         let mut state = self.log.lock();
         let State { topics, groups, .. } = &mut *state;
-        let group = groups.get_mut(&self.seat.group).ok_or_else(|| error::fenced(operation))?;
+        let group = groups.get_mut(&self.member_ref.group).ok_or_else(|| error::fenced(operation))?;
         group.expire(Instant::now(), topics);
-        let member = group.members.get_mut(&self.seat.key).ok_or_else(|| error::fenced(operation))?;
+        let member = group.members.get_mut(&self.member_ref.key).ok_or_else(|| error::fenced(operation))?;
         work(member, topics, &mut group.commits)
     }
 
@@ -130,8 +130,8 @@ impl MemorySubscription {
         for topic in topics.values_mut() {
             topic.unwatch(&self.notify);
         }
-        if let Some(group) = groups.get_mut(&self.seat.group) {
-            group.depart(self.seat.key, Instant::now(), topics);
+        if let Some(group) = groups.get_mut(&self.member_ref.group) {
+            group.end_subscription(self.member_ref.key, Instant::now(), topics);
         }
         drop(state);
         self.log.space.notify_waiters();
@@ -147,25 +147,25 @@ impl Subscription for MemorySubscription {
         if max == 0 {
             return Err(error::no_messages());
         }
-        let deadline = Instant::now() + wait.min(VERY_LONG);
+        let deadline = Instant::now() + wait.min(MAX_WAIT);
         loop {
             let now = Instant::now();
             let last = now >= deadline;
             self.check("recv")?;
-            let event = if self.client.is_cut() {
+            let event = if self.client.is_disconnected() {
                 if last {
                     return Err(error::unavailable("recv"));
                 }
                 None
             } else {
                 let time = self.log.clock.now();
-                match self.log.lock().look(&self.seat, max, time, now, last)? {
-                    Look::Found(batch) => return Ok(batch),
-                    Look::Nothing(event) => event,
+                match self.log.lock().read_once(&self.member_ref, max, time, now, last)? {
+                    ReadOutcome::Batch(batch) => return Ok(batch),
+                    ReadOutcome::Empty(event) => event,
                 }
             };
             let until = event.map_or(deadline, |event| event.min(deadline));
-            let _parked = Parked { log: &self.log, seat: &self.seat };
+            let _guard = PollGuard { log: &self.log, member_ref: &self.member_ref };
             let _ = timeout_at(until, self.notify.notified()).await;
         }
     }
@@ -258,7 +258,10 @@ impl Drop for MemorySubscription {
     /// Leaves the group like `close`, without waiting.
     fn drop(&mut self) {
         if !self.closed && !self.client.is_closed() {
-            tracing::debug!(group = %self.seat.group, "dropped without close: what was not committed comes again");
+            tracing::debug!(
+                group = %self.member_ref.group,
+                "subscription dropped without close; uncommitted messages will be redelivered"
+            );
         }
         self.end();
     }
@@ -275,16 +278,18 @@ pub(super) fn resolve(log: &Partition, to: SeekTo) -> u64 {
 }
 
 /// A `recv` that waits. The member counts as polling until the drop, which a wake-up or the drop of the future causes.
-struct Parked<'a> {
+struct PollGuard<'a> {
     log: &'a Log,
-    seat: &'a Seat,
+    member_ref: &'a MemberRef,
 }
 
-impl Drop for Parked<'_> {
+impl Drop for PollGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.log.lock();
-        let member =
-            state.groups.get_mut(&self.seat.group).and_then(|group| group.members.get_mut(&self.seat.key));
+        let member = state
+            .groups
+            .get_mut(&self.member_ref.group)
+            .and_then(|group| group.members.get_mut(&self.member_ref.key));
         if let Some(member) = member {
             member.polling = false;
             member.last_poll = Instant::now();

@@ -42,12 +42,12 @@ pub(super) struct Partition {
     /// The high watermark: the offset of the next message.
     pub(super) end: u64,
     /// True if the times of the records never decrease. Permits a binary search by time.
-    rising: bool,
+    times_ascend: bool,
 }
 
 impl Partition {
     fn new() -> Self {
-        Self { records: VecDeque::new(), start: 0, end: 0, rising: true }
+        Self { records: VecDeque::new(), start: 0, end: 0, times_ascend: true }
     }
 
     /// Appends a record and returns its offset.
@@ -59,7 +59,7 @@ impl Partition {
         headers: Headers,
     ) -> u64 {
         let offset = self.end;
-        self.rising = self.records.back().is_none_or(|last| self.rising && last.at <= at);
+        self.times_ascend = self.records.back().is_none_or(|last| self.times_ascend && last.at <= at);
         self.records.push_back(Record { offset, at, key, payload, headers });
         self.end += 1;
         offset
@@ -86,7 +86,7 @@ impl Partition {
         // The log stores times in milliseconds, so a search time within a millisecond finds the
         // messages of that millisecond.
         let time = time.floor_to_millis();
-        let found = if self.rising {
+        let found = if self.times_ascend {
             self.records.get(self.records.partition_point(|record| record.at < time))
         } else {
             self.records.iter().find(|record| record.at >= time)
@@ -260,7 +260,7 @@ impl Topic {
             .filter(|(name, value)| found.get(name) != Some(value))
             .map(|(name, wanted)| {
                 let found = found.get(&name).cloned().unwrap_or_default();
-                SettingDiff { name, wanted, found }
+                SettingDiff::new(name, wanted, found)
             })
             .collect()
     }

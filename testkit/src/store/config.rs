@@ -47,12 +47,12 @@ impl Default for MemoryStoreConfig {
 /// The retention rules of a memory store by dataset name: `[store.memory.retention.ticks]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RetentionConfig(BTreeMap<String, KeepConfig>);
+pub struct RetentionConfig(BTreeMap<String, RetentionRule>);
 
 /// The retention of a dataset. If both limits are set, both apply. Without limits, all records are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct KeepConfig {
+pub struct RetentionRule {
     /// The largest age of a record, at least 1 s. The age counts from the record's time; the time of a bar
     /// is its open time. Older records are removed at the next insert into the dataset, and at every insert that could
     /// exceed `max_rows`.
@@ -63,7 +63,7 @@ pub struct KeepConfig {
     pub max_rows_per_series: Option<usize>,
 }
 
-impl KeepConfig {
+impl RetentionRule {
     /// The largest age, about 292 years. It covers the complete time domain.
     const MAX_AGE: Duration = Duration::from_secs(9_223_372_036);
 
@@ -83,13 +83,13 @@ impl KeepConfig {
 impl RetentionConfig {
     /// Sets the rule of a dataset.
     #[must_use]
-    pub fn keep(mut self, dataset: &str, keep: KeepConfig) -> Self {
+    pub fn with_rule(mut self, dataset: &str, keep: RetentionRule) -> Self {
         self.0.insert(dataset.to_owned(), keep);
         self
     }
 
     /// Returns the rule of a dataset.
-    pub fn of(&self, dataset: Dataset) -> KeepConfig {
+    pub fn rule(&self, dataset: Dataset) -> RetentionRule {
         self.0.get(dataset.name()).copied().unwrap_or_default()
     }
 
@@ -98,7 +98,7 @@ impl RetentionConfig {
         datasets
             .iter()
             .flat_map(|dataset| {
-                let keep = self.of(dataset);
+                let keep = self.rule(dataset);
                 let age = keep.max_age.map(|age| Retention::Age(dataset, age));
                 let rows = keep.max_rows_per_series.map(|rows| Retention::RowsPerSeries(dataset, rows));
                 age.into_iter().chain(rows)
@@ -140,16 +140,16 @@ impl MemoryStoreConfig {
         let Self { max_rows, max_batch, retention, datasets } = self;
         within("max_rows", *max_rows as u64, 1, usize::MAX as u64)?;
         within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        for (name, KeepConfig { max_age, max_rows_per_series }) in &retention.0 {
+        for (name, RetentionRule { max_age, max_rows_per_series }) in &retention.0 {
             if datasets.get(name).is_none() {
                 let known: Vec<_> = datasets.iter().map(Dataset::name).collect();
                 let rule = format!("must name a dataset of the store: {}", known.join(", "));
-                return Err(refused(format!("retention.{name}"), &rule, name));
+                return Err(config_error(format!("retention.{name}"), &rule, name));
             }
-            let (least, most) = (Duration::from_secs(1), KeepConfig::MAX_AGE);
+            let (least, most) = (Duration::from_secs(1), RetentionRule::MAX_AGE);
             if let Some(age) = max_age.filter(|age| !(least..=most).contains(age)) {
                 let rule = format!("must lie from {} to {}", duration::format(least), duration::format(most));
-                return Err(refused(format!("retention.{name}.max_age"), &rule, duration::format(age)));
+                return Err(config_error(format!("retention.{name}.max_age"), &rule, duration::format(age)));
             }
             if let Some(rows) = max_rows_per_series {
                 within(format!("retention.{name}.max_rows_per_series"), *rows as u64, 1, usize::MAX as u64)?;
@@ -163,10 +163,10 @@ fn within(key: impl std::fmt::Display, value: u64, least: u64, most: u64) -> Res
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(refused(key, &format!("must lie from {least} to {most}"), value))
+    Err(config_error(key, &format!("must lie from {least} to {most}"), value))
 }
 
-fn refused(key: impl std::fmt::Display, rule: &str, value: impl std::fmt::Display) -> Error {
+fn config_error(key: impl std::fmt::Display, rule: &str, value: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Config, "store.memory.config", "open")
         .with_backend("memory")
         .with_message(format_args!("{key} {rule}"))
@@ -181,19 +181,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_bound_is_checked_and_named() {
-        let keep = |keep| RetentionConfig::default().keep("ticks", keep);
+    fn settings_out_of_range_are_rejected_by_key() {
+        let keep = |keep| RetentionConfig::default().with_rule("ticks", keep);
         let default = MemoryStoreConfig::default;
         default().validate().unwrap();
         for (config, key) in [
             (default().with_max_rows(0), "max_rows"),
             (default().with_max_batch(0), "max_batch"),
             (default().with_max_batch(1_000_001), "max_batch"),
-            (default().with_retention(keep(KeepConfig::by_rows(0))), "retention.ticks.max_rows_per_series"),
-            (default().with_retention(keep(KeepConfig::by_age(Duration::ZERO))), "retention.ticks.max_age"),
-            (default().with_retention(keep(KeepConfig::by_age(Duration::MAX))), "retention.ticks.max_age"),
             (
-                default().with_retention(RetentionConfig::default().keep("trades", KeepConfig::by_rows(1))),
+                default().with_retention(keep(RetentionRule::by_rows(0))),
+                "retention.ticks.max_rows_per_series",
+            ),
+            (
+                default().with_retention(keep(RetentionRule::by_age(Duration::ZERO))),
+                "retention.ticks.max_age",
+            ),
+            (default().with_retention(keep(RetentionRule::by_age(Duration::MAX))), "retention.ticks.max_age"),
+            (
+                default().with_retention(
+                    RetentionConfig::default().with_rule("trades", RetentionRule::by_rows(1)),
+                ),
                 "retention.trades",
             ),
         ] {
@@ -203,9 +211,9 @@ mod tests {
     }
 
     #[test]
-    fn retention_is_shown_rule_by_rule() {
-        let both = KeepConfig { max_age: Some(Duration::from_mins(1)), max_rows_per_series: Some(5) };
-        let config = RetentionConfig::default().keep("quotes", both);
+    fn retention_is_listed_by_rule() {
+        let both = RetentionRule { max_age: Some(Duration::from_mins(1)), max_rows_per_series: Some(5) };
+        let config = RetentionConfig::default().with_rule("quotes", both);
         let minute = Duration::from_mins(1);
         assert_eq!(
             config.rules(&Datasets::standard()),

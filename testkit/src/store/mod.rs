@@ -12,5 +12,5 @@ pub mod mutants;
 #[cfg(feature = "contract")]
 mod rows;
 
-pub use config::{KeepConfig, MemoryStoreConfig, RetentionConfig};
+pub use config::{MemoryStoreConfig, RetentionConfig, RetentionRule};
 pub use memory::MemoryStore;

@@ -32,14 +32,14 @@ pub fn scripted(name: &str, scripts: impl IntoIterator<Item = Script>) -> (Agent
 }
 
 /// The records of one agent named `a`, which ran for `run_for` or until its end.
-pub struct Life {
+pub struct AgentRun {
     pub log: TransitionLog,
     pub calls: CallLog,
     pub report: RuntimeReport,
     pub handle: RuntimeHandle,
 }
 
-impl Life {
+impl AgentRun {
     pub fn statuses(&self) -> Vec<AgentStatus> {
         self.log.statuses("a")
     }
@@ -59,11 +59,11 @@ impl Life {
 }
 
 /// Runs one agent named `a` that follows `scripts`. `change` modifies its spec.
-pub async fn live(
+pub async fn run_agent(
     scripts: impl IntoIterator<Item = Script>,
     run_for: Duration,
     change: impl FnOnce(AgentSpec) -> AgentSpec,
-) -> Life {
+) -> AgentRun {
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", scripts);
     let runtime = builder(&log).agent(change(spec)).build().unwrap();
@@ -71,11 +71,11 @@ pub async fn live(
     let report = runtime.run_until(tokio::time::sleep(run_for)).await;
     legal_history(&log.of("a")).unwrap();
     assert!(calls.is_clean(), "{calls:?}");
-    Life { log, calls, report, handle }
+    AgentRun { log, calls, report, handle }
 }
 
 /// Runs one agent named `a` for `run_for` or until its end. `make` is its factory.
-pub async fn live_as<A: Agent + 'static>(
+pub async fn run_agent_as<A: Agent + 'static>(
     run_for: Duration,
     make: impl FnMut() -> A + Send + 'static,
 ) -> (TransitionLog, RuntimeReport) {
@@ -87,6 +87,6 @@ pub async fn live_as<A: Agent + 'static>(
 }
 
 /// Returns a policy that restarts without a limit and without a delay.
-pub fn at_once() -> RestartPolicy {
+pub fn immediate_restart() -> RestartPolicy {
     RestartPolicy::default().with_max_crashes(None).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO))
 }

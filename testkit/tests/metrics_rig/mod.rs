@@ -13,9 +13,9 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use qi_core::telemetry::{METRICS, MetricKind};
 
 /// The recorded series, as `name{label=value,..}`.
-pub struct Seen(BTreeMap<String, DebugValue>);
+pub struct RecordedMetrics(BTreeMap<String, DebugValue>);
 
-impl Seen {
+impl RecordedMetrics {
     fn take(snapshotter: &Snapshotter) -> Self {
         let mut seen = BTreeMap::new();
         for (key, unit, help, value) in snapshotter.snapshot().into_vec() {
@@ -76,7 +76,7 @@ impl Seen {
 }
 
 /// Runs `work` on paused time and returns the recorded metrics.
-pub fn measured<F: Future<Output = ()>>(work: impl FnOnce() -> F) -> Seen {
+pub fn measured<F: Future<Output = ()>>(work: impl FnOnce() -> F) -> RecordedMetrics {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     metrics::with_local_recorder(&recorder, || {
@@ -85,5 +85,5 @@ pub fn measured<F: Future<Output = ()>>(work: impl FnOnce() -> F) -> Seen {
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(work());
     });
-    Seen::take(&snapshotter)
+    RecordedMetrics::take(&snapshotter)
 }

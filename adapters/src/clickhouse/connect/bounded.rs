@@ -1,8 +1,8 @@
 //! A connection that bounds the body of an error response.
 //!
 //! The driver collects the body of an error response without a limit and offers no hook for it. Therefore the
-//! connection collects that body up to [`LIMIT`] and passes on a response of that length. Every other response passes
-//! unchanged, and [`super::ask`] bounds it.
+//! connection collects that body up to [`MAX_ERROR_BYTES`] and passes on a response of that length. Every other response
+//! passes unchanged, and [`super::fetch`] bounds it.
 
 use std::io;
 use std::pin::Pin;
@@ -12,10 +12,10 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The maximum number of bytes read from the body of an error response.
-pub(super) const LIMIT: usize = 64 * 1024;
+pub(super) const MAX_ERROR_BYTES: usize = 64 * 1024;
 
 /// The maximum size of an inspected head, in bytes. The HTTP client rejects a longer head.
-const HEAD_LIMIT: usize = 64 * 1024;
+const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
@@ -35,7 +35,7 @@ enum State {
     /// An error response whose body is being collected.
     Collect(Collector),
     /// A truncated response. The connection returns no further data.
-    Cut,
+    Truncated,
 }
 
 impl<T> Bounded<T> {
@@ -59,7 +59,7 @@ impl<T> Bounded<T> {
         let end = seen.windows(END_OF_HEAD.len()).position(|part| part == END_OF_HEAD);
         let Some(end) = end.map(|at| at + END_OF_HEAD.len()) else {
             let begins = seen.len().min(PROTOCOL.len());
-            if ended || seen.len() > HEAD_LIMIT || seen[..begins] != PROTOCOL[..begins] {
+            if ended || seen.len() > MAX_HEAD_BYTES || seen[..begins] != PROTOCOL[..begins] {
                 self.ready = seen;
                 return State::Pass;
             }
@@ -82,12 +82,12 @@ impl<T> Bounded<T> {
 
     fn collect(&mut self, mut collector: Collector, bytes: &[u8], ended: bool) -> State {
         let complete = collector.take(bytes);
-        let cut = collector.body.len() > LIMIT;
-        if !complete && !cut && !ended {
+        let truncated = collector.body.len() > MAX_ERROR_BYTES;
+        if !complete && !truncated && !ended {
             return State::Collect(collector);
         }
-        self.ready.extend(collector.response(cut));
-        if complete && !cut { State::Pass } else { State::Cut }
+        self.ready.extend(collector.response(truncated));
+        if complete && !truncated { State::Pass } else { State::Truncated }
     }
 }
 
@@ -182,7 +182,7 @@ impl Collector {
                     self.framing = Framing::ChunkSize(Vec::new());
                 }
                 Framing::ChunkSize(line) => {
-                    let Some(size) = take_line(line, &mut bytes) else { return line.len() > HEAD_LIMIT };
+                    let Some(size) = take_line(line, &mut bytes) else { return line.len() > MAX_HEAD_BYTES };
                     let digits = size.split(';').next().unwrap_or_default().trim();
                     // An invalid size ends the body.
                     let size = usize::from_str_radix(digits, 16).unwrap_or(0);
@@ -192,7 +192,7 @@ impl Collector {
                     };
                 }
                 Framing::Trailer(line) => match take_line(line, &mut bytes) {
-                    None => return line.len() > HEAD_LIMIT,
+                    None => return line.len() > MAX_HEAD_BYTES,
                     Some(line) if line.is_empty() => return true,
                     Some(_) => self.framing = Framing::Trailer(Vec::new()),
                 },
@@ -201,9 +201,9 @@ impl Collector {
     }
 
     /// Returns the response with the collected body. A truncated body ends at a character boundary.
-    fn response(mut self, cut: bool) -> Vec<u8> {
-        if cut {
-            self.body.truncate(LIMIT);
+    fn response(mut self, truncated: bool) -> Vec<u8> {
+        if truncated {
+            self.body.truncate(MAX_ERROR_BYTES);
             // Counts the continuation bytes at the end. The byte before them starts the character.
             let broken = self.body.iter().rev().take(3).take_while(|byte| **byte & 0xC0 == 0x80).count();
             let first = self.body.len().checked_sub(broken + 1);
@@ -211,7 +211,7 @@ impl Collector {
                 self.body.truncate(self.body.len() - broken - 1);
             }
         }
-        let connection = if cut { "connection: close\r\n" } else { "" };
+        let connection = if truncated { "connection: close\r\n" } else { "" };
         let frame = format!("{}content-length: {}\r\n{connection}\r\n", self.head, self.body.len());
         [frame.into_bytes(), self.body].concat()
     }
@@ -241,7 +241,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Bounded<T> {
             }
             match this.state {
                 State::Pass => return Pin::new(&mut this.io).poll_read(cx, out),
-                State::Cut => return Poll::Ready(Ok(())),
+                State::Truncated => return Poll::Ready(Ok(())),
                 State::Head(_) | State::Collect(_) => {
                     let mut bytes = [0; 8 * 1024];
                     let mut read = ReadBuf::new(&mut bytes);
@@ -313,16 +313,16 @@ mod tests {
         for part in response.chunks(size) {
             match bounded.state {
                 State::Pass => out.extend_from_slice(part),
-                State::Cut => break,
+                State::Truncated => break,
                 _ => bounded.take(part),
             }
             out.append(&mut bounded.ready);
         }
-        (out, matches!(bounded.state, State::Cut))
+        (out, matches!(bounded.state, State::Truncated))
     }
 
     #[test]
-    fn a_good_response_passes_unchanged() {
+    fn a_successful_response_passes_unchanged() {
         let body = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
         for response in [&body[..], b"220 smtp.example.com ready\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"] {
             for size in [1, 7, 1000] {
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_error_keeps_its_connection() {
+    fn a_short_error_keeps_the_connection_open() {
         let length = b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\nX-A: b\r\n\r\nabc";
         let chunked = b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\nT: u\r\n\r\n";
         let wanted = b"HTTP/1.1 404 Not Found\r\nX-A: b\r\ncontent-length: 3\r\n\r\nabc";
@@ -345,14 +345,18 @@ mod tests {
         let wanted = b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         assert_eq!(passed(closing, 7), (wanted.to_vec(), false));
         let early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
-        let (out, cut) = passed(early, 9);
-        assert!(out.ends_with(b"content-length: 0\r\n\r\n") && !cut, "{}", String::from_utf8_lossy(&out));
+        let (out, truncated) = passed(early, 9);
+        assert!(
+            out.ends_with(b"content-length: 0\r\n\r\n") && !truncated,
+            "{}",
+            String::from_utf8_lossy(&out)
+        );
     }
 
     #[test]
-    fn a_long_error_is_cut_at_a_character() {
+    fn a_long_error_is_truncated_at_a_character_boundary() {
         for text in ["x", "é", "€", "🦀", "x€"] {
-            let body = text.repeat(2 * LIMIT);
+            let body = text.repeat(2 * MAX_ERROR_BYTES);
             let heads = [
                 format!("HTTP/1.1 500 No\r\nContent-Length: {}\r\n\r\n", body.len()),
                 "HTTP/1.1 500 No\r\n\r\n".to_owned(),
@@ -364,11 +368,15 @@ mod tests {
             ];
             for head in heads {
                 let response = [head.as_bytes(), body.as_bytes(), b"more"].concat();
-                let (out, cut) = passed(&response, 8 * 1024);
+                let (out, truncated) = passed(&response, 8 * 1024);
                 let out = String::from_utf8(out).expect("whole characters");
                 let (_, kept) = out.split_once("\r\n\r\n").unwrap();
-                assert!(kept.len() <= LIMIT && kept.len() + 4 > LIMIT, "{} bytes of {text}", kept.len());
-                assert!(cut, "the rest of the body is not read");
+                assert!(
+                    kept.len() <= MAX_ERROR_BYTES && kept.len() + 4 > MAX_ERROR_BYTES,
+                    "{} bytes of {text}",
+                    kept.len()
+                );
+                assert!(truncated, "the rest of the body is not read");
             }
         }
     }

@@ -20,48 +20,48 @@ use super::bounded::Bounded;
 use crate::authorities::authorities;
 
 /// The time after which the client drops an idle connection. The server closes it after 3 s (`keep_alive_timeout`).
-const IDLE: Duration = Duration::from_secs(2);
-const KEEPALIVE: Duration = Duration::from_mins(1);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
 /// The connect timeout. An unreachable server must not use up the time limit of a call.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connector that bounds error responses and counts the connections.
 #[derive(Clone)]
 struct Connector {
     https: HttpsConnector<HttpConnector>,
-    made: Arc<AtomicU64>,
+    opened: Arc<AtomicU64>,
 }
 
-type Secured = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
-type Source = Box<dyn std::error::Error + Send + Sync>;
+type HttpStream = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<Bounded<Secured>>;
-    type Error = Source;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Source>> + Send>>;
+    type Response = TokioIo<Bounded<HttpStream>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Source>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.https.poll_ready(cx)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, made) = (self.https.call(uri), self.made.clone());
+        let (connecting, opened) = (self.https.call(uri), self.opened.clone());
         Box::pin(async move {
             let connection = connecting.await?;
-            made.fetch_add(1, Ordering::SeqCst);
+            opened.fetch_add(1, Ordering::SeqCst);
             Ok(TokioIo::new(Bounded::new(TokioIo::new(connection))))
         })
     }
 }
 
-/// Creates a client without an address. `made` counts the connections that the client opens.
-pub(super) fn client(root_cert: Option<&str>, made: Arc<AtomicU64>) -> Result<Client> {
+/// Creates a client without an address. `opened` counts the connections that the client opens.
+pub(super) fn client(root_cert: Option<&str>, opened: Arc<AtomicU64>) -> Result<Client> {
     let mut http = HttpConnector::new();
     // An insert ends with a short packet. With Nagle's algorithm it would wait for the acknowledgement
     // of the previous packet.
     http.set_nodelay(true);
-    http.set_keepalive(Some(KEEPALIVE));
-    http.set_connect_timeout(Some(CONNECT));
+    http.set_keepalive(Some(TCP_KEEPALIVE));
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
     http.enforce_http(false);
     let https = HttpsConnectorBuilder::new()
         .with_tls_config(tls(root_cert)?)
@@ -69,8 +69,8 @@ pub(super) fn client(root_cert: Option<&str>, made: Arc<AtomicU64>) -> Result<Cl
         .enable_http1()
         .wrap_connector(http);
     let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(IDLE)
-        .build(Connector { https, made });
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .build(Connector { https, opened });
     Ok(Client::with_http_client(client))
 }
 
@@ -80,7 +80,7 @@ fn roots(root_cert: Option<&str>) -> Result<RootCertStore> {
     std::fs::read(file).and_then(|pem| authorities(&pem)).map_err(|error| {
         Error::new(ErrorKind::Config, "store.clickhouse.root_cert", "open")
             .with_backend(super::super::BACKEND)
-            .with_message("the file of authorities cannot be read")
+            .with_message("cannot read the file of certificate authorities")
             .with_context("key", "store.clickhouse.root_cert")
             .with_context("value", file)
             .with_source(error)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use clickhouse::{Client, Compression as Wire};
+use clickhouse::{Client, Compression as WireCompression};
 use qi_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
@@ -21,43 +21,43 @@ use crate::plaintext::{host_of, warn_of_password};
 /// The clients of a store, with its permits and its knowledge of the server.
 pub(super) struct Connections {
     /// The client for reads and small statements.
-    pub(super) plain: Client,
+    pub(super) read_client: Client,
     /// The client for `ensure_schema`, deletions and purges.
-    pub(super) heavy: Client,
-    /// The client `heavy` without a database, for the creation of the database.
-    pub(super) server: Client,
-    insert: Client,
+    pub(super) bulk_client: Client,
+    /// The bulk client without a database, for the creation of the database.
+    pub(super) server_client: Client,
+    insert_client: Client,
     /// The number of connections opened so far.
-    made: Arc<AtomicU64>,
-    /// The cached answer of [`Connections::deduplicates`].
-    deduplicates: Mutex<Option<Answer>>,
+    opened: Arc<AtomicU64>,
+    /// The cached answer of [`Connections::supports_deduplicate`].
+    supports_deduplicate: Mutex<Option<DeduplicateSupport>>,
     permits: Semaphore,
-    most: usize,
+    max_permits: usize,
     acquire_timeout: Duration,
     address: String,
     version: RwLock<Option<String>>,
 }
 
 /// A cached answer to the question whether the server knows `deduplicate_insert`.
-struct Answer {
-    /// The value of `made` before the query.
-    made: u64,
+struct DeduplicateSupport {
+    /// The value of `opened` before the query.
+    opened: u64,
     at: Instant,
-    deduplicates: bool,
+    supports_deduplicate: bool,
 }
 
 impl Connections {
     /// Creates the clients. Performs no network I/O.
     pub(super) fn open(config: &ClickHouseConfig) -> Result<Self> {
         let text = config.url.as_ref().map_or("", ExposeSecret::expose_secret);
-        let Address { base, user, password } = Address::read(text)?;
-        let made = Arc::<AtomicU64>::default();
-        let mut client = http::client(config.root_cert.as_deref(), made.clone())?
+        let Address { base, user, password } = Address::parse(text)?;
+        let opened = Arc::<AtomicU64>::default();
+        let mut client = http::client(config.root_cert.as_deref(), opened.clone())?
             .with_url(base.clone())
             .with_product_info("qi", env!("CARGO_PKG_VERSION"))
             .with_compression(match config.compression {
-                Compression::Lz4 => Wire::Lz4,
-                Compression::None => Wire::None,
+                Compression::Lz4 => WireCompression::Lz4,
+                Compression::None => WireCompression::None,
             });
         if let Some(user) = config.user.clone().or(user) {
             client = client.with_user(user);
@@ -84,18 +84,18 @@ impl Connections {
             let (seconds, millis) = (timeout.as_secs(), timeout.subsec_millis());
             client.with_setting("max_execution_time", format!("{seconds}.{millis:03}"))
         };
-        let server =
+        let server_client =
             limited(client.clone(), config.server_limits.bulk_timeout).with_setting("wait_end_of_query", "1");
         let client = client.with_database(&config.database);
         // The server responds only when the result is complete. A late error is then an error instead of a short page.
-        let mut plain = limited(client.clone(), config.server_limits.statement_timeout)
+        let mut read_client = limited(client.clone(), config.server_limits.statement_timeout)
             .with_setting("wait_end_of_query", "1")
             // A cached result could miss acknowledged writes.
             .with_setting("use_query_cache", "0");
-        let heavy = server.clone().with_database(&config.database);
-        let mut insert = limited(client, config.server_limits.statement_timeout)
+        let bulk_client = server_client.clone().with_database(&config.database);
+        let mut insert_client = limited(client, config.server_limits.statement_timeout)
             // With deduplication, the server would drop a block that is sent again after its rows were deleted. Since
-            // version 26.2 this setting is not sufficient: `inserting` adds another setting.
+            // version 26.2 this setting is not sufficient: `Connections::insert_client` adds another setting.
             .with_setting("insert_deduplicate", "0")
             .with_setting("async_insert", "0")
             .with_setting("max_partitions_per_insert_block", "0");
@@ -103,23 +103,23 @@ impl Connections {
             // A majority of the replicas acknowledges an insert, and a read uses a replica that has all
             // acknowledged inserts. Together these settings make a write visible to later reads, provided that
             // inserts run one at a time.
-            plain = plain
+            read_client = read_client
                 .with_setting("select_sequential_consistency", "1")
                 .with_setting("optimize_skip_unused_shards", "1");
-            insert = insert
+            insert_client = insert_client
                 .with_setting("distributed_foreground_insert", "1")
                 .with_setting("insert_quorum", "auto")
                 .with_setting("insert_quorum_parallel", "0");
         }
         Ok(Self {
-            plain,
-            heavy,
-            server,
-            insert,
-            made,
-            deduplicates: Mutex::default(),
+            read_client,
+            bulk_client,
+            server_client,
+            insert_client,
+            opened,
+            supports_deduplicate: Mutex::default(),
             permits: Semaphore::new(config.pool.max_connections),
-            most: config.pool.max_connections,
+            max_permits: config.pool.max_connections,
             acquire_timeout: config.pool.acquire_timeout,
             address: base,
             version: RwLock::default(),
@@ -133,37 +133,37 @@ impl Connections {
     /// server, because any HTTP server may respond "200 OK" to an insert. A new connection may lead to another
     /// server or version, so the answer is valid only until a new connection is opened. A proxy may change the
     /// server behind an open connection, so the answer also expires after one minute.
-    /// [`Connections::forget_deduplicates`] drops the answer.
-    pub(super) async fn deduplicates(&self) -> Result<bool, Cause> {
-        const LIFETIME: Duration = Duration::from_mins(1);
-        let mut answer = self.deduplicates.lock().await;
-        let made = self.made.load(Ordering::SeqCst);
+    /// [`Connections::forget_deduplicate_support`] drops the answer.
+    pub(super) async fn supports_deduplicate(&self) -> Result<bool, Cause> {
+        const CACHE_TTL: Duration = Duration::from_mins(1);
+        let mut answer = self.supports_deduplicate.lock().await;
+        let opened = self.opened.load(Ordering::SeqCst);
         if let Some(answer) = &*answer
-            && answer.made == made
-            && answer.at.elapsed() < LIFETIME
+            && answer.opened == opened
+            && answer.at.elapsed() < CACHE_TTL
         {
-            return Ok(answer.deduplicates);
+            return Ok(answer.supports_deduplicate);
         }
         let sql = "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'";
-        let known = rows(&self.plain, sql, |row| Ok(row.u64()?)).await?;
-        let deduplicates = match known[..] {
+        let known = rows(&self.read_client, sql, |row| Ok(row.u64()?)).await?;
+        let supports_deduplicate = match known[..] {
             [0] => false,
             [1] => true,
-            _ => return Err(Malformed(format!("{known:?} is no number of settings")).into()),
+            _ => return Err(Malformed(format!("count of settings is {known:?}, expected 0 or 1")).into()),
         };
-        *answer = Some(Answer { made, at: Instant::now(), deduplicates });
-        Ok(deduplicates)
+        *answer = Some(DeduplicateSupport { opened, at: Instant::now(), supports_deduplicate });
+        Ok(supports_deduplicate)
     }
 
     /// Drops the cached answer after the server rejected a setting. The next insert queries the server again.
-    pub(super) async fn forget_deduplicates(&self) {
-        *self.deduplicates.lock().await = None;
+    pub(super) async fn forget_deduplicate_support(&self) {
+        *self.supports_deduplicate.lock().await = None;
     }
 
-    /// Returns the client for inserts. `deduplicates` states whether the server knows `deduplicate_insert`.
-    pub(super) fn inserting(&self, deduplicates: bool) -> Client {
-        let client = self.insert.clone();
-        if deduplicates { client.with_setting("deduplicate_insert", "disable") } else { client }
+    /// Returns the client for inserts. `supports_deduplicate` states whether the server knows `deduplicate_insert`.
+    pub(super) fn insert_client(&self, supports_deduplicate: bool) -> Client {
+        let client = self.insert_client.clone();
+        if supports_deduplicate { client.with_setting("deduplicate_insert", "disable") } else { client }
     }
 
     /// Returns the server's address, without credentials.
@@ -175,22 +175,22 @@ impl Connections {
         self.version.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn met(&self, version: String) {
+    pub(super) fn set_version(&self, version: String) {
         *self.version.write().unwrap_or_else(PoisonError::into_inner) = Some(version);
     }
 
     /// Waits for a permit, up to the acquire timeout.
-    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, Cause> {
+    pub(super) async fn acquire(&self) -> Result<SemaphorePermit<'_>, Cause> {
         match tokio::time::timeout(self.acquire_timeout, self.permits.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Cause::Closed),
-            Err(_) => Err(Cause::Busy { max_connections: self.most }),
+            Err(_) => Err(Cause::Busy { max_connections: self.max_permits }),
         }
     }
 
     /// Waits for the calls in progress and admits no further calls.
     pub(super) async fn close(&self) {
-        let all = u32::try_from(self.most).unwrap_or(u32::MAX);
+        let all = u32::try_from(self.max_permits).unwrap_or(u32::MAX);
         // An error means that the store is already closed.
         let _all = self.permits.acquire_many(all).await;
         self.permits.close();
@@ -202,15 +202,15 @@ impl Connections {
 }
 
 /// The maximum size of one response, in bytes. The largest page has 10,000 records of less than 1 KiB.
-const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Runs a query and returns the encoded rows.
-pub(super) async fn ask(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
+pub(super) async fn fetch(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
     let mut cursor = client.query_raw(sql).fetch_bytes("RowBinary")?;
     let mut rows = Vec::new();
     while let Some(part) = cursor.next().await? {
-        if rows.len() + part.len() > ANSWER_LIMIT {
-            return Err(Cause::TooLarge { limit: ANSWER_LIMIT });
+        if rows.len() + part.len() > MAX_RESPONSE_BYTES {
+            return Err(Cause::TooLarge { limit: MAX_RESPONSE_BYTES });
         }
         rows.extend_from_slice(&part);
     }
@@ -223,7 +223,7 @@ pub(super) async fn rows<T>(
     sql: &str,
     mut read: impl FnMut(&mut Reader<'_>) -> Result<T, Cause>,
 ) -> Result<Vec<T>, Cause> {
-    let bytes = ask(client, sql).await?;
+    let bytes = fetch(client, sql).await?;
     let mut reader = Reader::new(&bytes);
     let mut rows = Vec::new();
     while !reader.is_empty() {
@@ -233,8 +233,8 @@ pub(super) async fn rows<T>(
 }
 
 /// Runs a statement that returns no rows.
-pub(super) async fn run(client: &Client, sql: &str) -> Result<(), Cause> {
-    ask(client, sql).await.map(drop)
+pub(super) async fn execute(client: &Client, sql: &str) -> Result<(), Cause> {
+    fetch(client, sql).await.map(drop)
 }
 
 /// A parsed URL. The credentials are sent in headers, because addresses appear in logs.
@@ -245,26 +245,29 @@ struct Address {
 }
 
 impl Address {
-    fn read(text: &str) -> Result<Self> {
-        let wrong = |rule: &str| {
+    fn parse(text: &str) -> Result<Self> {
+        let invalid = |rule: &str| {
             Error::new(ErrorKind::Config, "store.clickhouse.url", "open")
                 .with_backend(super::BACKEND)
                 .with_message(rule)
                 .with_context("key", "store.clickhouse.url")
         };
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("the URL has no scheme"))?;
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| invalid("the URL has no scheme"))?;
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         if !matches!(path, "" | "/") {
-            return Err(wrong("the URL ends with the port; the database and settings are keys of their own"));
+            return Err(invalid(
+                "the URL must end with the port; the database and the settings have separate keys",
+            ));
         }
         let (credentials, host) = match authority.rsplit_once('@') {
             Some((credentials, host)) => (Some(credentials), host),
             None => (None, authority),
         };
         if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err(wrong("the URL names no host"));
+            return Err(invalid("the URL has no host, or an invalid host"));
         }
-        let decode = |text: &str| percent_decode(text).ok_or_else(|| wrong("the URL has a broken % escape"));
+        let decode =
+            |text: &str| percent_decode(text).ok_or_else(|| invalid("the URL has an invalid % escape"));
         let (mut user, mut password) = (None, None);
         if let Some(credentials) = credentials {
             let (name, secret) = credentials.split_once(':').unwrap_or((credentials, ""));
@@ -294,18 +297,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_taken_apart() {
-        let Address { base, user, password } = Address::read("http://me:p%40ss%3Aword@host:8123/").unwrap();
+    fn an_address_has_a_base_url_and_credentials() {
+        let Address { base, user, password } = Address::parse("http://me:p%40ss%3Aword@host:8123/").unwrap();
         assert_eq!(
             (base.as_str(), user.as_deref(), password.as_deref()),
             ("http://host:8123", Some("me"), Some("p@ss:word"))
         );
-        let Address { base, user, password } = Address::read("https://host").unwrap();
+        let Address { base, user, password } = Address::parse("https://host").unwrap();
         assert_eq!((base.as_str(), user, password), ("https://host", None, None));
         for wrong in
             ["host:8123", "http://", "http://a b", "http://h/?database=x", "http://u:%zz@h", "http://h/path"]
         {
-            assert!(Address::read(wrong).is_err(), "{wrong}");
+            assert!(Address::parse(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -155,7 +155,7 @@ impl Assignment {
     }
 
     /// Records whether librdkafka fetches from the fetch offset.
-    pub(super) fn sought(&mut self, partition: &TopicPartition, done: bool) {
+    pub(super) fn finish_seek(&mut self, partition: &TopicPartition, done: bool) {
         if let Some(state) = self.partitions.get_mut(partition) {
             state.needs_reassign = !done;
         }

@@ -54,7 +54,7 @@ pub(super) struct EndProbe {
     tails: Tails,
     check: Check,
     /// The end of the last probe.
-    ended: Option<Instant>,
+    last_end: Option<Instant>,
 }
 
 impl EndProbe {
@@ -66,7 +66,8 @@ impl EndProbe {
                 self.tails.insert(partition.clone(), tail);
             }
         }
-        let pause = self.ended.map_or(Duration::ZERO, |ended| PROBE_PAUSE.saturating_sub(ended.elapsed()));
+        let pause =
+            self.last_end.map_or(Duration::ZERO, |last_end| PROBE_PAUSE.saturating_sub(last_end.elapsed()));
         self.check.request(pause.max(SETTLE_TIME));
     }
 
@@ -96,7 +97,7 @@ impl EndProbe {
             self.tails.entry(partition).or_insert(tail);
         }
         self.check.finish();
-        self.ended = Some(Instant::now());
+        self.last_end = Some(Instant::now());
         if !self.tails.is_empty() {
             self.check.request(PROBE_PAUSE);
         }
@@ -117,7 +118,7 @@ pub(super) fn probe<C: ConsumerContext>(
     let ends = offsets::find_each(client, tails.keys(), OffsetSpec::Latest, limit).unwrap_or_default();
     tails.retain(|partition, tail| match ends.get(partition) {
         Some(Ok(end)) => *end > tail.fetch_offset,
-        Some(Err(error)) => !(error::is_gone(error) || error::is_hidden(error)),
+        Some(Err(error)) => !(error::is_missing(error) || error::is_unauthorized(error)),
         None => true,
     });
     if tails.is_empty() {
@@ -126,7 +127,7 @@ pub(super) fn probe<C: ConsumerContext>(
     let reader = match ProbeContext::start(config, &tails) {
         Ok(reader) => reader,
         Err(error) => {
-            tracing::warn!(%error, "the ends of partitions cannot be probed");
+            tracing::warn!(%error, "cannot probe the ends of partitions");
             return tails;
         }
     };
@@ -138,21 +139,21 @@ pub(super) fn probe<C: ConsumerContext>(
                 partition.topic.as_str() != message.topic()
                     || partition.partition.cast_signed() != message.partition()
             }),
-            Some(Err(error)) => tracing::debug!(%error, "a probe continues after an error"),
+            Some(Err(error)) => tracing::debug!(%error, "probe error"),
             None => {}
         }
-        let read = std::mem::take(&mut *reader.context().lock());
+        let progress = std::mem::take(&mut *reader.context().lock());
         tails.retain(|partition, tail| {
-            let place = (partition.topic.to_string(), partition.partition.cast_signed());
-            let Some(Read { to, end: seen }) = read.get(&place).copied() else { return true };
+            let key = (partition.topic.to_string(), partition.partition.cast_signed());
+            let Some(FetchProgress { to, end: seen_end }) = progress.get(&key).copied() else { return true };
             let end = ends.get(partition).and_then(|end| end.as_ref().ok()).copied();
             // A long tail needs several probes. Each probe begins where the previous probe ended.
             if to > tail.fetch_offset {
-                tracing::debug!(%partition, from = tail.fetch_offset, to, "offsets without a message");
+                tracing::debug!(%partition, from = tail.fetch_offset, to, "skipped offsets without a message");
                 skip(partition, tail.generation, tail.fetch_offset, to);
                 tail.fetch_offset = to;
             }
-            to < end.unwrap_or(seen)
+            to < end.unwrap_or(seen_end)
         });
     }
     tails
@@ -160,7 +161,7 @@ pub(super) fn probe<C: ConsumerContext>(
 
 /// The progress of a probe in a partition without queued messages.
 #[derive(Debug, Clone, Copy)]
-struct Read {
+struct FetchProgress {
     to: u64,
     /// The end of the partition in the last response.
     end: u64,
@@ -168,7 +169,7 @@ struct Read {
 
 /// The context of a probe's client.
 #[derive(Debug, Default)]
-struct ProbeContext(Mutex<BTreeMap<(String, i32), Read>>);
+struct ProbeContext(Mutex<BTreeMap<(String, i32), FetchProgress>>);
 
 impl ProbeContext {
     /// Starts a client that reads these partitions.
@@ -181,24 +182,24 @@ impl ProbeContext {
             .set("queued.max.messages.kbytes", "1024")
             .set("max.partition.fetch.bytes", "1024");
         let reader: BaseConsumer<Self> = config.create_with_context(Self::default())?;
-        let places = tails.iter().map(|(partition, tail)| (partition, offsets::offset(tail.fetch_offset)));
-        reader.assign(&offsets::list(places)?)?;
+        let starts = tails.iter().map(|(partition, tail)| (partition, offsets::offset(tail.fetch_offset)));
+        reader.assign(&offsets::list(starts)?)?;
         Ok(reader)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, i32), Read>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, i32), FetchProgress>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ClientContext for ProbeContext {
     fn stats(&self, statistics: Statistics) {
-        let mut read = self.lock();
+        let mut progress = self.lock();
         for topic in statistics.topics.into_values() {
             for partition in topic.partitions.into_values() {
                 let offsets = (u64::try_from(partition.next_offset), u64::try_from(partition.ls_offset));
                 if let (0, (Ok(to), Ok(end))) = (partition.fetchq_cnt, offsets) {
-                    read.insert((topic.topic.clone(), partition.partition), Read { to, end });
+                    progress.insert((topic.topic.clone(), partition.partition), FetchProgress { to, end });
                 }
             }
         }
@@ -225,25 +226,25 @@ mod tests {
         assignment.gain(partition(), 0, None);
         let mut probe = EndProbe::default();
         probe.finish(Tails::new());
-        let ended = probe.ended.unwrap();
+        let last_end = probe.last_end.unwrap();
         probe.reached(&assignment, 0);
-        assert!(probe.check.due.unwrap() >= ended + PROBE_PAUSE);
+        assert!(probe.check.due.unwrap() >= last_end + PROBE_PAUSE);
     }
 
     #[test]
-    fn partitions_wait_while_no_probe_can_be_created() {
+    fn partitions_stay_pending_if_no_probe_can_be_created() {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "g");
         let client: BaseConsumer = config.create().unwrap();
         config.set("no.such.property", "1");
         let tails = Tails::from([(partition(), Tail { generation: 0, fetch_offset: 3 })]);
         let limit = Duration::from_millis(100);
-        let skip = |_: &TopicPartition, _, _, _| panic!("nothing was read");
+        let skip = |_: &TopicPartition, _, _, _| panic!("nothing was probed");
         assert_eq!(probe(&client, &config, tails.clone(), limit, || false, skip), tails);
     }
 
     #[test]
-    fn a_probe_moves_no_position_over_a_message() {
+    fn a_probe_skips_no_message() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let mut config = ClientConfig::new();

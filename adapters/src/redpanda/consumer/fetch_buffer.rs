@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_cut_and_positions_follow() {
+    fn batches_are_split_and_positions_advance() {
         let mut consumer = Consumer::new(2);
         for (partition, offsets) in [(0, 0..5), (1, 0..3)] {
             consumer.push(partition, offsets);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_partition_holds_back_only_itself() {
+    fn a_paused_partition_blocks_no_other_partition() {
         let mut consumer = Consumer::new(2);
         for (partition, offsets) in [(0, 0..2), (1, 0..2)] {
             consumer.push(partition, offsets);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_fetched_before_a_loss_or_a_jump_is_gone() {
+    fn a_revocation_or_a_seek_discards_buffered_messages() {
         let mut consumer = Consumer::new(2);
         let (old, other) = (consumer.batch(0, 0..2), consumer.batch(1, 0..2));
         consumer.seek(0, 7);
@@ -315,19 +315,19 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_behind_buffered_messages_shows_once_they_are_taken() {
+    fn a_reset_after_buffered_messages_is_reported_after_them() {
         let mut consumer = Consumer::new(1);
         consumer.push(0, 0..3);
         consumer.reset(9, 6, false);
         assert_eq!(consumer.take(2), [(0, 0), (0, 1)]);
         assert_eq!(consumer.position(0), 2);
         let batch = consumer.poll(2).unwrap().into_batch();
-        assert_eq!(batch.offsets().get(&at(0)), Some(3), "what a commit of this batch names");
-        assert_eq!(consumer.position(0), 9, "what comes next");
+        assert_eq!(batch.offsets().get(&at(0)), Some(3), "the offsets of this batch");
+        assert_eq!(consumer.position(0), 9, "the next position");
     }
 
     #[test]
-    fn a_reset_behind_a_batch_that_took_all_shows_at_once() {
+    fn a_reset_is_reported_immediately_if_the_buffer_is_empty() {
         let mut consumer = Consumer::new(1);
         consumer.push(0, 0..3);
         assert_eq!(consumer.take(3).len(), 3);
@@ -344,23 +344,23 @@ mod tests {
         assert_eq!(
             (state.commit_offset(3), state.commit_offset(6), state.commit_offset(9)),
             (9, 6, 9),
-            "before the start is settled"
+            "before the initial commit"
         );
         // The commit was in flight during the reset, so the start must be committed after it.
         state.commit_stored(3);
         assert_eq!((state.committed, state.pending_commit), (Some(3), Some(9)));
         state.commit_stored(9);
         assert_eq!((state.committed, state.pending_commit), (Some(9), None));
-        assert_eq!((state.commit_offset(5), state.commit_offset(7)), (9, 7), "after it is settled");
+        assert_eq!((state.commit_offset(5), state.commit_offset(7)), (9, 7), "after the initial commit");
         state.commit_stored(5);
-        assert_eq!(state.pending_commit, Some(9), "once more, where a valid commit was overtaken");
+        assert_eq!(state.pending_commit, Some(9), "again, with a valid commit that was overtaken");
         // Without a valid commit, the offset is stored as requested.
         (state.committed, state.pending_commit) = (Some(2), None);
         assert_eq!(state.commit_offset(3), 3);
     }
 
     #[test]
-    fn a_commit_of_what_was_cut_off_keeps_the_new_start() {
+    fn a_commit_of_truncated_offsets_keeps_the_new_start() {
         let mut consumer = Consumer::new(1);
         consumer.state(0).commit_stored(2);
         consumer.push(0, 0..8);
@@ -379,11 +379,11 @@ mod tests {
         state.commit_stored(5);
         assert_eq!((state.committed, state.pending_commit), (Some(5), None));
         consumer.seek(0, 5);
-        assert!(consumer.state(0).is_beyond_position(6), "a seek of the caller's own is no cut");
+        assert!(consumer.state(0).is_beyond_position(6), "a seek by the caller is not a truncation");
     }
 
     #[test]
-    fn what_was_cut_off_and_not_handed_out_is_dropped() {
+    fn truncated_buffered_messages_are_dropped() {
         // The log was truncated at 5. The reader continues there, or at the beginning of the log.
         for (read, to, rest, position) in [(2, 5, 3, 5), (4, 5, 1, 5), (7, 5, 0, 5), (2, 0, 0, 0)] {
             let mut consumer = Consumer::new(2);
@@ -397,7 +397,7 @@ mod tests {
             let next = read as u64;
             assert!(
                 !state.is_beyond_position(next) && state.is_beyond_position(8),
-                "{read} {to}: what was handed out is known"
+                "{read} {to}: the delivered messages are known"
             );
             assert_eq!(state.commit_offset(next), if next > u64::from(to) { 1 } else { next }, "{read} {to}");
             consumer.push(1, 0..1);
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_without_a_valid_commit_keeps_what_is_still_there() {
+    fn a_truncation_without_a_valid_commit_keeps_existing_messages() {
         let mut consumer = Consumer::new(1);
         consumer.push(0, 0..8);
         assert_eq!(consumer.take(8).len(), 8);
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_without_a_message_are_in_the_positions_once_what_is_before_was_taken() {
+    fn skipped_offsets_enter_the_position_after_earlier_messages() {
         let mut consumer = Consumer::new(2);
         consumer.push(0, 0..3);
         let (first, second) = (consumer.generation(0), consumer.generation(1));
@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(
             places(&consumer.poll(2).unwrap().into_batch()),
             [(0, 5)],
-            "the end behind the last message"
+            "the end after the last message"
         );
         assert!(!consumer.state(0).is_beyond_position(5));
         assert!(places(&consumer.none()).is_empty(), "only once");
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_no_caller_received_is_taken_again() {
+    fn an_undelivered_batch_is_delivered_again() {
         let mut consumer = Consumer::new(2);
         consumer.push(0, 2..5);
         consumer.push(1, 0..3);
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_no_caller_received_is_dropped_with_its_partition() {
+    fn an_undelivered_batch_of_a_revoked_partition_is_dropped() {
         let mut consumer = Consumer::new(2);
         consumer.push(0, 0..2);
         consumer.push(1, 0..2);

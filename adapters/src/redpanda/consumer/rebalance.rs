@@ -66,7 +66,7 @@ pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, assigns:
         (false, false) => client.unassign(),
     };
     if let Err(error) = &done {
-        tracing::warn!(%error, assigns, "librdkafka rejected a change of the assignment that it had asked for");
+        tracing::warn!(%error, assigns, "librdkafka rejected the acknowledgement of a rebalance");
     }
     done
 }
@@ -91,7 +91,7 @@ impl ConsumerContext for RebalanceContext {
         let assigns = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         // A copy, because a list of the driver that stays alive blocks the drop of its client.
         let partitions = offsets::partitions(list);
-        tracing::debug!(?partitions, assigns, "the assignment is to change");
+        tracing::debug!(?partitions, assigns, "rebalance event");
         if self.events.send(Rebalance { partitions, assigns }).is_err() {
             let _ = acknowledge(client, list, assigns);
         }

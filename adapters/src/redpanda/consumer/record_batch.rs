@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_taken_in_parts_has_all_messages() {
+    fn a_split_batch_keeps_all_messages() {
         let lengths = [5, 0, LARGE + 1, 7, LARGE, 2 * LARGE];
         let batch = || {
             let partition = TopicPartition::new(TopicName::new("t").unwrap(), 3);

@@ -58,7 +58,7 @@ impl Subscription for RedpandaSubscription {
         tokio::task::coop::consume_budget().await;
         self.consumer.check("recv")?;
         if max == 0 {
-            return Err(error::no_messages());
+            return Err(error::zero_max());
         }
         let (reply, receiver) = oneshot::channel();
         let mut pending = PendingReply { consumer: &self.consumer, reply: receiver };
@@ -70,12 +70,13 @@ impl Subscription for RedpandaSubscription {
     async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
         self.consumer.check("commit")?;
         if !self.consumer.settings.has_group() {
-            return Err(error::no_group());
+            return Err(error::commit_without_group());
         }
         let offsets = upto.clone();
         let answer = self.consumer.call("commit", |thread, reply| thread.commit(offsets, reply));
-        let late = |_| error::late("commit", "the brokers did not answer within the commit timeout");
-        timeout(self.consumer.settings.commit_timeout, answer).await.map_err(late)?
+        let timed_out =
+            |_| error::timed_out("commit", "no response from the brokers within the commit timeout");
+        timeout(self.consumer.settings.commit_timeout, answer).await.map_err(timed_out)?
     }
 
     async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()> {
@@ -98,7 +99,7 @@ impl Subscription for RedpandaSubscription {
     async fn close(&mut self) -> Result<()> {
         self.consumer.close();
         if !self.consumer.closed(LEAVE_TIMEOUT).await {
-            tracing::warn!("the subscription is closed, and its consumer still leaves the group");
+            tracing::warn!("subscription closed, but its consumer has not left the group");
         }
         Ok(())
     }

@@ -152,7 +152,7 @@ pub(in crate::redpanda) struct ConsumerThread {
     commands: Receiver<Command>,
     rebalances: Receiver<Rebalance>,
     /// The sender of `commands`, for the results of requests.
-    answers: Sender<Command>,
+    responses: Sender<Command>,
     recv: Option<PendingRecv>,
     joined: Option<Reply<()>>,
     commits: Commits,
@@ -200,15 +200,15 @@ impl ConsumerThread {
         client_config: ClientConfig,
         context: KafkaContext,
     ) -> KafkaResult<Self> {
-        let (answers, commands) = mpsc::channel::<Command>();
+        let (responses, commands) = mpsc::channel::<Command>();
         let (context, rebalances) = RebalanceContext::new(context);
         let mut client: Client = client_config.create_with_context(context)?;
-        let wake = answers.clone();
+        let wake = responses.clone();
         client.set_nonempty_callback(move || drop(wake.send(Box::new(|_| {}))));
         Ok(Self {
             commands,
             rebalances,
-            answers,
+            responses,
             recv: None,
             joined: None,
             commits: Commits::default(),
@@ -296,7 +296,7 @@ impl ConsumerThread {
         if self.is_open() && level == BufferLevel::Free {
             self.reassign();
         }
-        let most = match level {
+        let max_records = match level {
             BufferLevel::Free => MAX_POLL_RECORDS,
             BufferLevel::AlmostFull => usize::from(self.recv_began),
             BufferLevel::Full => 0,
@@ -306,7 +306,7 @@ impl ConsumerThread {
             }
         };
         self.recv_began = false;
-        let more = most > 0 && self.poll(most);
+        let more = max_records > 0 && self.poll(max_records);
         self.reply_recv();
         self.check_offsets();
         self.check_topics();
@@ -345,14 +345,14 @@ impl ConsumerThread {
     fn request<T: Send + 'static>(
         &mut self,
         request: impl FnOnce(&Client) -> T + Send + 'static,
-        answer: impl FnOnce(&mut Self, T) + Send + 'static,
+        handle_response: impl FnOnce(&mut Self, T) + Send + 'static,
     ) {
-        let (client, answers) = (self.client.clone(), self.answers.clone());
+        let (client, responses) = (self.client.clone(), self.responses.clone());
         let work = move || {
             let result = request(&client);
             // The client is dropped when no request uses it.
             drop(client);
-            let _ = answers.send(Box::new(move |thread| answer(thread, result)));
+            let _ = responses.send(Box::new(move |thread| handle_response(thread, result)));
         };
         if let Err(error) = std::thread::Builder::new().name("qi-redpanda-ask".to_owned()).spawn(work) {
             self.fatal = Some(error::internal("recv", error));
@@ -361,8 +361,8 @@ impl ConsumerThread {
 
     /// Stores an error for the next `recv`, unless the request is retried.
     fn request_failed(&mut self, error: KafkaError) {
-        let error = error::of(error, "recv");
-        tracing::debug!(%error, "a request of the consumer failed");
+        let error = error::from_kafka(error, "recv");
+        tracing::debug!(%error, "consumer request failed");
         if !error.retry().is_retryable() {
             self.failure = Some(error);
         }
@@ -483,32 +483,32 @@ impl ConsumerThread {
     }
 
     /// Polls librdkafka's queue. Returns whether the queue may contain more.
-    fn poll(&mut self, most: usize) -> bool {
+    fn poll(&mut self, max_records: usize) -> bool {
         let client = self.client.clone();
         let mut open = None;
         // Messages are freed together after they were copied, because the fetching thread allocated them.
         // Freeing each message on arrival would make both threads contend at every message, which costs a
         // quarter of their throughput.
-        let mut spent = Vec::with_capacity(most);
+        let mut messages_polled = Vec::with_capacity(max_records);
         let (mut bytes, mut empty) = (0, 0);
         let more = loop {
             match client.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
                     empty = 0;
                     bytes += message.key_len() + message.payload_len() + self.add(&mut open, &message);
-                    spent.push(message);
+                    messages_polled.push(message);
                 }
                 Some(Err(error)) => {
                     self.finish_batch(&mut open);
                     self.handle_error(&error);
                 }
                 // Received messages are returned first. The next call polls again.
-                None if self.take_rebalances() || !spent.is_empty() => break true,
+                None if self.take_rebalances() || !messages_polled.is_empty() => break true,
                 None if empty >= MAX_EMPTY_POLLS => break false,
                 None => empty += 1,
             }
-            if spent.len() >= most || bytes >= MAX_POLL_BYTES {
-                break most > 1;
+            if messages_polled.len() >= max_records || bytes >= MAX_POLL_BYTES {
+                break max_records > 1;
             }
         };
         self.finish_batch(&mut open);
@@ -559,7 +559,7 @@ impl ConsumerThread {
             match client.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
                     if let Some((partition, _)) = self.assigned(&message) {
-                        self.assignment.sought(&partition, false);
+                        self.assignment.finish_seek(&partition, false);
                     }
                 }
                 Some(Err(error)) => self.handle_error(&error),
@@ -586,7 +586,7 @@ impl ConsumerThread {
             let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
             self.client.seek(topic, number, offsets::offset(to), LOCAL_TIMEOUT).is_ok()
         };
-        self.assignment.sought(partition, done);
+        self.assignment.finish_seek(partition, done);
     }
 
     pub(super) fn seek(&mut self, to: Vec<(TopicPartition, SeekTo)>, reply: Reply<()>) {
@@ -597,7 +597,7 @@ impl ConsumerThread {
         let limit = self.settings.request_timeout;
         let resolve = move |client: &Client| resolve(client, &to, limit, "seek");
         self.request(resolve, move |thread, found| {
-            let sought = found.and_then(|found| {
+            let result = found.and_then(|found| {
                 // The maximum poll interval may have passed during the request.
                 thread.check_assigned(found.iter().map(|(partition, _)| partition), "seek")?;
                 for (partition, offset) in found {
@@ -606,7 +606,7 @@ impl ConsumerThread {
                 }
                 Ok(())
             });
-            let _ = reply.send(sought);
+            let _ = reply.send(result);
         });
     }
 
@@ -620,7 +620,7 @@ impl ConsumerThread {
         let list = offsets::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
         let done =
             list.and_then(|list| if paused { self.client.pause(&list) } else { self.client.resume(&list) });
-        done.map_err(|e| error::of(e, operation))?;
+        done.map_err(|e| error::from_kafka(e, operation))?;
         for partition in partitions {
             if let Some(state) = self.assignment.partitions.get_mut(partition) {
                 state.paused = paused;
@@ -637,14 +637,14 @@ impl ConsumerThread {
         let limit = self.settings.request_timeout;
         let partitions: Vec<_> = self.assignment.partitions.keys().cloned().collect();
         let ends = move |client: &Client| {
-            let failed = |e| client.context().connection.explain(error::asked(e, "assignment"));
+            let failed = |e| client.context().connection.explain(error::from_request(e, "assignment"));
             let found = offsets::find_each(client, &partitions, OffsetSpec::Latest, limit).map_err(failed)?;
             let mut ends = Offsets::new();
             for (partition, end) in found {
                 match end {
                     Ok(end) => ends.set(partition, end),
                     // A deleted topic has no messages to read.
-                    Err(error) if error::is_gone(&error) => {}
+                    Err(error) if error::is_missing(&error) => {}
                     Err(error) => return Err(failed(error)),
                 }
             }
@@ -673,7 +673,7 @@ impl ConsumerThread {
     fn probe_ends(&mut self) {
         let Some(tails) = self.end_probe.start(&self.assignment) else { return };
         let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
-        let (closing, answers) = (self.closing.subscribe(), self.answers.clone());
+        let (closing, responses) = (self.closing.subscribe(), self.responses.clone());
         let probe = move |client: &Client| {
             let is_closing = || *closing.borrow();
             end_probe::probe(client, &config, tails, limit, is_closing, |partition, generation, from, to| {
@@ -681,7 +681,7 @@ impl ConsumerThread {
                 let skip = move |thread: &mut Self| {
                     thread.buffer.skip(&mut thread.assignment, &partition, generation, from, to);
                 };
-                let _ = answers.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
+                let _ = responses.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
             })
         };
         self.request(probe, |thread, unknown| thread.end_probe.finish(unknown));
@@ -711,8 +711,8 @@ fn resolve(
     operation: &'static str,
 ) -> Result<Vec<(TopicPartition, u64)>> {
     let mut found = Vec::with_capacity(to.len());
-    for (partition, place) in to {
-        let spec = match place {
+    for (partition, target) in to {
+        let spec = match target {
             SeekTo::Offset(offset) => {
                 found.push((partition.clone(), *offset));
                 continue;
@@ -722,7 +722,7 @@ fn resolve(
             SeekTo::Latest => OffsetSpec::Latest,
         };
         let offsets = offsets::find(client, [partition], spec, limit)
-            .map_err(|e| client.context().connection.explain(error::asked(e, operation)))?;
+            .map_err(|e| client.context().connection.explain(error::from_request(e, operation)))?;
         found.extend(offsets);
     }
     Ok(found)

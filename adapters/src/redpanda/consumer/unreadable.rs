@@ -29,9 +29,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum duration of a probe with the consumer's limit. A batch of 2 GiB takes some seconds.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum duration of one poll while a probe waits for its answer.
-const POLL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The maximum size of a response to a probe, and of a zstd batch after decompression.
-const PROBE_BYTES: u64 = 16 << 20;
+const MIN_PROBE_BYTES: u64 = 16 << 20;
 /// The maximum number of consecutive batches that one search skips in a partition.
 const MAX_RANGES: usize = 32;
 
@@ -87,7 +87,7 @@ pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBat
 
 /// The state of an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+enum ProbeResult {
     /// An offset that is followed by a message or by the end of the partition.
     Readable,
     /// An offset inside this batch, or before the batch with no message between.
@@ -117,18 +117,18 @@ impl Search<'_> {
         // These are the last stable offsets, because probes cannot read beyond an open transaction.
         let ends =
             offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_else(|error| {
-                tracing::debug!(%error, "the ends of partitions are not known");
+                tracing::debug!(%error, "cannot query the ends of partitions");
                 BTreeMap::new()
             });
         let Some(probe) = self.probe(true) else { return false };
-        let (mut all, mut left) = (true, self.batches.clone());
+        let (mut all, mut unresolved) = (true, self.batches.clone());
         for suspect in suspects {
-            if left.is_empty() {
+            if unresolved.is_empty() {
                 return true;
             }
             let end = match ends.get(&suspect.partition) {
                 Some(Ok(end)) => *end,
-                Some(Err(error)) if error::is_gone(error) || error::is_hidden(error) => continue,
+                Some(Err(error)) if error::is_missing(error) || error::is_unauthorized(error) => continue,
                 _ => {
                     all = false;
                     continue;
@@ -137,21 +137,21 @@ impl Search<'_> {
             if end <= suspect.fetch_offset {
                 continue;
             }
-            match self.ask(&probe, &suspect.partition, suspect.fetch_offset) {
+            match self.probe_offset(&probe, &suspect.partition, suspect.fetch_offset) {
                 None => all = false,
-                Some(Answer::Unreadable(batch)) if left.contains(&batch) => {
+                Some(ProbeResult::Unreadable(batch)) if unresolved.contains(&batch) => {
                     found(suspect);
-                    let ask = |offset| self.ask(&probe, &suspect.partition, offset);
+                    let probe_offset = |offset| self.probe_offset(&probe, &suspect.partition, offset);
                     let confirm = |offset| self.confirm(&suspect.partition, offset);
-                    let ranges = ranges(suspect.fetch_offset, end, ask, confirm);
+                    let ranges = ranges(suspect.fetch_offset, end, probe_offset, confirm);
                     if !ranges.is_empty() {
-                        left.remove(&batch);
+                        unresolved.remove(&batch);
                     }
                     skipped(suspect, ranges);
                 }
                 // librdkafka has not reported an unreadable batch here. Either the consumer can read it, or its error
                 // follows.
-                Some(Answer::Readable | Answer::Unreadable(_)) => {}
+                Some(ProbeResult::Readable | ProbeResult::Unreadable(_)) => {}
             }
         }
         all
@@ -160,23 +160,23 @@ impl Search<'_> {
     /// Creates a probe, with the low limit or with the consumer's limit. Returns None if that fails.
     fn probe(&self, is_limited: bool) -> Option<BaseConsumer<ProbeContext>> {
         ProbeContext::client(self.config, self.batches, is_limited)
-            .inspect_err(|error| tracing::warn!(%error, "unreadable batches cannot be probed"))
+            .inspect_err(|error| tracing::warn!(%error, "cannot probe unreadable batches"))
             .ok()
     }
 
-    fn ask(
+    fn probe_offset(
         &self,
         probe: &BaseConsumer<ProbeContext>,
         partition: &TopicPartition,
         offset: u64,
-    ) -> Option<Answer> {
-        ask(probe, partition, offset, PROBE_TIMEOUT, self.is_closing)
+    ) -> Option<ProbeResult> {
+        probe_offset(probe, partition, offset, PROBE_TIMEOUT, self.is_closing)
     }
 
     /// Reads an offset with the consumer's limit, in a new probe.
-    fn confirm(&self, partition: &TopicPartition, offset: u64) -> Option<Answer> {
+    fn confirm(&self, partition: &TopicPartition, offset: u64) -> Option<ProbeResult> {
         let probe = self.probe(false)?;
-        ask(&probe, partition, offset, CONFIRM_TIMEOUT, self.is_closing)
+        probe_offset(&probe, partition, offset, CONFIRM_TIMEOUT, self.is_closing)
     }
 }
 
@@ -185,17 +185,17 @@ impl Search<'_> {
 fn ranges(
     first: u64,
     end: u64,
-    ask: impl Fn(u64) -> Option<Answer>,
-    confirm: impl Fn(u64) -> Option<Answer>,
+    probe_offset: impl Fn(u64) -> Option<ProbeResult>,
+    confirm: impl Fn(u64) -> Option<ProbeResult>,
 ) -> Vec<Range> {
     let (mut ranges, mut at) = (Vec::new(), first);
     while at < end && ranges.len() < MAX_RANGES {
-        let Some(answer @ Answer::Unreadable(batch)) = ask(at) else { break };
-        if confirm(at) != Some(answer) {
+        let Some(result @ ProbeResult::Unreadable(batch)) = probe_offset(at) else { break };
+        if confirm(at) != Some(result) {
             break;
         }
         let begin = at.max(batch.first);
-        let Some(next) = end_of(batch, begin, end, &ask) else { break };
+        let Some(next) = end_of(batch, begin, end, &probe_offset) else { break };
         ranges.push(Range { first: begin, next });
         at = next;
     }
@@ -203,12 +203,17 @@ fn ranges(
 }
 
 /// Returns the first offset after the batch that contains the offset `at`, or `end`. Returns None if a probe has no
-/// answer. The search uses steps that double, and then a binary search.
-fn end_of(batch: UnreadableBatch, at: u64, end: u64, ask: impl Fn(u64) -> Option<Answer>) -> Option<u64> {
-    let belongs = |offset| ask(offset).map(|answer| answer == Answer::Unreadable(batch));
+/// response. The search uses steps that double, and then a binary search.
+fn end_of(
+    batch: UnreadableBatch,
+    at: u64,
+    end: u64,
+    probe_offset: impl Fn(u64) -> Option<ProbeResult>,
+) -> Option<u64> {
+    let is_in_batch = |offset| probe_offset(offset).map(|result| result == ProbeResult::Unreadable(batch));
     let (mut inside, mut next, mut step) = (at, end, 1);
     while let Some(offset) = at.checked_add(step).filter(|offset| *offset < end) {
-        if !belongs(offset)? {
+        if !is_in_batch(offset)? {
             next = offset;
             break;
         }
@@ -216,7 +221,7 @@ fn end_of(batch: UnreadableBatch, at: u64, end: u64, ask: impl Fn(u64) -> Option
     }
     while next - inside > 1 {
         let middle = inside + (next - inside) / 2;
-        if belongs(middle)? { inside = middle } else { next = middle }
+        if is_in_batch(middle)? { inside = middle } else { next = middle }
     }
     Some(next)
 }
@@ -242,7 +247,7 @@ impl ProbeContext {
             let allowed = config.get("receive.message.max.bytes").and_then(|bytes| bytes.parse().ok());
             // A response contains a complete batch, even if the batch is larger than the limit of the request.
             let largest = batches.iter().map(|batch| batch.bytes).max().unwrap_or_default();
-            let received = PROBE_BYTES.max(largest.saturating_mul(2)).min(allowed.unwrap_or(u64::MAX));
+            let received = MIN_PROBE_BYTES.max(largest.saturating_mul(2)).min(allowed.unwrap_or(u64::MAX));
             let fetched = received.saturating_sub(512).min(1 << 20);
             config
                 .set("receive.message.max.bytes", received.to_string())
@@ -266,37 +271,39 @@ impl ClientContext for ProbeContext {
 
 impl ConsumerContext for ProbeContext {}
 
-/// Reads a partition from an offset. Returns None if there is no answer in time. librdkafka drops responses to an
+/// Reads a partition from an offset. Returns None without a timely response. librdkafka drops responses to an
 /// earlier assignment.
-fn ask(
+fn probe_offset(
     probe: &BaseConsumer<ProbeContext>,
     partition: &TopicPartition,
     offset: u64,
     timeout: Duration,
     is_closing: &dyn Fn() -> bool,
-) -> Option<Answer> {
+) -> Option<ProbeResult> {
     probe.assign(&offsets::list([(partition, offsets::offset(offset))]).ok()?).ok()?;
     let deadline = Instant::now() + timeout;
-    let answer = loop {
+    let result = loop {
         if Instant::now() >= deadline || is_closing() {
             break None;
         }
-        match probe.poll(POLL) {
-            Some(Ok(message)) if message.offset().cast_unsigned() >= offset => break Some(Answer::Readable),
-            Some(Err(KafkaError::PartitionEOF(_))) => break Some(Answer::Readable),
+        match probe.poll(POLL_INTERVAL) {
+            Some(Ok(message)) if message.offset().cast_unsigned() >= offset => {
+                break Some(ProbeResult::Readable);
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => break Some(ProbeResult::Readable),
             Some(Err(error)) => {
                 if let Some(batch) = probe.context().take() {
-                    break Some(Answer::Unreadable(batch));
+                    break Some(ProbeResult::Unreadable(batch));
                 }
-                tracing::debug!(%error, "a probe continues after an error");
+                tracing::debug!(%error, "probe error");
             }
             Some(Ok(_)) | None => {}
         }
     };
     if let Err(error) = probe.unassign() {
-        tracing::debug!(%error, "a probe continues to fetch");
+        tracing::debug!(%error, "cannot unassign the probe");
     }
-    answer
+    result
 }
 
 #[cfg(test)]
@@ -307,14 +314,18 @@ mod tests {
 
     /// Returns the answer for an offset of a log. The log is a list of adjacent batches, each with its first offset and
     /// true if the batch can be read.
-    fn answer(log: &[(u64, bool)], offset: u64) -> Answer {
+    fn probe_result(log: &[(u64, bool)], offset: u64) -> ProbeResult {
         let at = log.partition_point(|(first, _)| *first <= offset) - 1;
         let (first, readable) = log[at];
-        if readable { Answer::Readable } else { Answer::Unreadable(UnreadableBatch { first, bytes: 7 }) }
+        if readable {
+            ProbeResult::Readable
+        } else {
+            ProbeResult::Unreadable(UnreadableBatch { first, bytes: 7 })
+        }
     }
 
     #[test]
-    fn the_error_of_a_batch_names_its_offset_and_size() {
+    fn offset_and_size_are_parsed_from_the_error() {
         let reason =
             "Decompression (codec 0x4) of message at 12 of 345 bytes failed: Local: Invalid compressed data";
         assert_eq!(UnreadableBatch::of(reason), Some(UnreadableBatch { first: 12, bytes: 345 }));
@@ -326,47 +337,55 @@ mod tests {
     }
 
     #[test]
-    fn the_first_offset_behind_a_batch_is_found_in_few_probes() {
+    fn the_end_of_a_batch_is_found_in_few_probes() {
         for (first, next, end) in
             [(0, 1, 2), (0, 1, 1), (7, 2_607, 2_608), (7, 2_607, 1 << 40), (5, 9, 9), (0, 1 << 30, 1 << 31)]
         {
             let (probes, log) = (Cell::new(0), [(first, false), (next, true)]);
-            let ask = |offset| {
+            let probe_offset = |offset| {
                 probes.set(probes.get() + 1);
                 assert!(offset < end);
-                Some(answer(&log, offset))
+                Some(probe_result(&log, offset))
             };
-            assert_eq!(ranges(first, end, ask, |offset| Some(answer(&log, offset))), [Range { first, next }]);
+            assert_eq!(
+                ranges(first, end, probe_offset, |offset| Some(probe_result(&log, offset))),
+                [Range { first, next }]
+            );
             assert!(probes.get() <= 64, "{probes:?}");
         }
     }
 
     #[test]
-    fn every_readable_batch_is_kept() {
+    fn readable_batches_are_not_skipped() {
         let log = [(0, false), (10, true), (13, false), (100, false), (400, true), (450, false)];
-        let ask = |offset| Some(answer(&log, offset));
+        let probe_offset = |offset| Some(probe_result(&log, offset));
         let range = |first, next| Range { first, next };
-        assert_eq!(ranges(4, 1_000, ask, ask), [range(4, 10)], "from the middle of a batch");
-        assert_eq!(ranges(13, 1_000, ask, ask), [range(13, 100), range(100, 400)]);
-        assert_eq!(ranges(450, 451, ask, ask), [range(450, 451)]);
-        assert_eq!(ranges(11, 1_000, ask, ask), []);
+        assert_eq!(
+            ranges(4, 1_000, probe_offset, probe_offset),
+            [range(4, 10)],
+            "from the middle of a batch"
+        );
+        assert_eq!(ranges(13, 1_000, probe_offset, probe_offset), [range(13, 100), range(100, 400)]);
+        assert_eq!(ranges(450, 451, probe_offset, probe_offset), [range(450, 451)]);
+        assert_eq!(ranges(11, 1_000, probe_offset, probe_offset), []);
     }
 
     #[test]
-    fn a_batch_that_only_the_limit_of_the_probe_rejects_is_kept() {
+    fn a_batch_rejected_only_by_the_probe_limit_is_not_skipped() {
         let log = [(0, false), (10, false), (20, true)];
-        let confirm = |offset| Some(if offset < 10 { answer(&log, offset) } else { Answer::Readable });
+        let confirm =
+            |offset| Some(if offset < 10 { probe_result(&log, offset) } else { ProbeResult::Readable });
         assert_eq!(
-            ranges(0, 30, |offset| Some(answer(&log, offset)), confirm),
+            ranges(0, 30, |offset| Some(probe_result(&log, offset)), confirm),
             [Range { first: 0, next: 10 }]
         );
     }
 
     #[test]
-    fn nothing_is_skipped_without_an_answer() {
+    fn no_batch_is_skipped_without_a_response() {
         let log = [(0, false), (6, true)];
-        let ask = |offset| (offset != 4).then(|| answer(&log, offset));
-        assert_eq!(ranges(0, 9, ask, ask), []);
-        assert_eq!(ranges(0, 9, |offset| Some(answer(&log, offset)), |_| None), []);
+        let probe_offset = |offset| (offset != 4).then(|| probe_result(&log, offset));
+        assert_eq!(ranges(0, 9, probe_offset, probe_offset), []);
+        assert_eq!(ranges(0, 9, |offset| Some(probe_result(&log, offset)), |_| None), []);
     }
 }

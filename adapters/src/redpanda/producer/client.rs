@@ -73,9 +73,9 @@ impl DeliveryContext {
     /// Returns whether a rejected message may be in the log. The client may have lost a permission between two
     /// attempts, and librdkafka does not report whether the rejected request was a retry.
     fn may_be_stored(&self, code: RDKafkaErrorCode, topic: &str) -> bool {
-        let rights =
+        let permission_errors =
             [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
-        rights.contains(&code) && self.acknowledged_topics().contains(topic)
+        permission_errors.contains(&code) && self.acknowledged_topics().contains(topic)
     }
 
     fn acknowledged_topics(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -83,16 +83,16 @@ impl DeliveryContext {
     }
 
     /// Sets the outcomes of purged messages. `refused` is the error if the brokers rejected the client.
-    fn complete_purged(&self, refused: Option<&Error>) {
+    fn complete_purged(&self, rejection_error: Option<&Error>) {
         let purged_messages =
             std::mem::take(&mut *self.purged_messages.lock().unwrap_or_else(PoisonError::into_inner));
         for (opaque, code) in purged_messages {
             let maybe_sent =
                 code == RDKafkaErrorCode::PurgeInflight || self.was_authorized.load(Ordering::Relaxed);
-            let failure = match refused {
+            let failure = match rejection_error {
                 // A producer that was never accepted has sent no message.
-                Some(refused) if maybe_sent => DeliveryError::unknown(refused.clone()),
-                Some(refused) => DeliveryError::not_sent(refused.clone()),
+                Some(rejection_error) if maybe_sent => DeliveryError::unknown(rejection_error.clone()),
+                Some(rejection_error) => DeliveryError::not_sent(rejection_error.clone()),
                 None => error::delivery(code),
             };
             self.in_flight.complete(opaque, Err(failure));
@@ -122,11 +122,11 @@ impl ProducerContext for DeliveryContext {
             self.acknowledged(message);
         }
         let outcome = match result {
-            Ok(message) => Ok(Delivery {
-                partition: message.partition().cast_unsigned(),
-                offset: message.offset().cast_unsigned(),
-                timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
-            }),
+            Ok(message) => Ok(Delivery::new(
+                message.partition().cast_unsigned(),
+                message.offset().cast_unsigned(),
+                message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
+            )),
             Err((error, message)) => {
                 let code = error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown);
                 if matches!(
@@ -186,7 +186,7 @@ impl ProducerHandle {
         let context = DeliveryContext::new(in_flight.clone(), metadata.clone());
         let producer = client_config::producer(config, batch_bytes).create_with_context(context);
         let producer: Arc<BaseProducer<DeliveryContext>> =
-            Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
+            Arc::new(producer.map_err(|e| error::from_kafka(e, "publish"))?);
         let (dead, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let handle = Self {
             producer: producer.clone(),
@@ -195,7 +195,9 @@ impl ProducerHandle {
             stop: stop.clone(),
         };
         let thread = std::thread::Builder::new().name("qi-redpanda-send".to_owned());
-        thread.spawn(move || run(&producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
+        thread
+            .spawn(move || poll_until_stopped(&producer, &dead, &stop))
+            .map_err(|e| error::internal("publish", e))?;
         Ok(handle)
     }
 
@@ -206,12 +208,12 @@ impl ProducerHandle {
     /// Refreshes the metadata of a topic. A producer otherwise refreshes its metadata every five minutes.
     pub(super) async fn refresh_metadata(&self, topic: &TopicName, limit: Duration) {
         let (producer, topic) = (self.producer.clone(), topic.clone());
-        let looked = connect::blocking("publish", move || {
+        let refresh = connect::blocking("publish", move || {
             let found = producer.client().fetch_metadata(Some(topic.as_str()), limit);
-            found.map(drop).map_err(|e| error::of(e, "publish"))
+            found.map(drop).map_err(|e| error::from_kafka(e, "publish"))
         });
-        if let Err(error) = looked.await {
-            tracing::debug!(%error, "the producer could not refresh the metadata of a topic");
+        if let Err(error) = refresh.await {
+            tracing::debug!(%error, "cannot refresh the metadata of a topic");
         }
     }
 
@@ -229,7 +231,7 @@ impl ProducerHandle {
         if !self.dead.load(Ordering::Acquire) {
             return ProducerState::Alive;
         }
-        let fatal_error = self.fatal_error().unwrap_or_else(error::rebuilding);
+        let fatal_error = self.fatal_error().unwrap_or_else(error::producer_replaced);
         let pause =
             if fatal_error.kind() == ErrorKind::Unauthorized { REJECTED_PAUSE } else { REBUILD_PAUSE };
         ProducerState::Dead(pause.saturating_sub(self.built.elapsed()), fatal_error)
@@ -245,13 +247,13 @@ impl Drop for ProducerHandle {
 /// Returns a fatal error if the brokers rejected the client.
 fn rejection(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
     let (code, fatal_error) = fatal?;
-    let error = error::by_code(code, "publish").with_message(fatal_error);
+    let error = error::from_code(code, "publish").with_message(fatal_error);
     (error.kind() == ErrorKind::Unauthorized).then_some(error)
 }
 
 /// Polls the producer and completes deliveries. After a stop or a fatal error, librdkafka purges its messages and
 /// reports each of them, so that no message remains without an outcome.
-fn run(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &AtomicBool, stop: &AtomicBool) {
+fn poll_until_stopped(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &AtomicBool, stop: &AtomicBool) {
     let mut purged = false;
     loop {
         producer.poll(Duration::from_millis(50));
@@ -259,15 +261,15 @@ fn run(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &AtomicBool, stop: &
         if let Some((code, fatal_error)) = &fatal
             && !purged
         {
-            tracing::error!(%code, fatal_error, "the producer met a fatal error and is given up");
+            tracing::error!(%code, fatal_error, "fatal producer error; the producer will be replaced");
             dead.store(true, Ordering::Release);
         }
         producer.context().complete_purged(rejection(fatal).as_ref());
-        let over = stop.load(Ordering::Acquire);
-        if !purged && (over || dead.load(Ordering::Acquire)) {
+        let stopped = stop.load(Ordering::Acquire);
+        if !purged && (stopped || dead.load(Ordering::Acquire)) {
             producer.purge(PurgeConfig::default().queue().inflight());
             purged = true;
-        } else if over && producer.in_flight_count() == 0 && Arc::strong_count(producer) == 1 {
+        } else if stopped && producer.in_flight_count() == 0 && Arc::strong_count(producer) == 1 {
             return;
         }
     }

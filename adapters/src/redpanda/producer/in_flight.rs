@@ -16,7 +16,7 @@ pub(super) struct PendingPublish {
     /// The share of the buffer for each message.
     weights: Vec<usize>,
     /// The number of messages without an outcome.
-    open: AtomicUsize,
+    remaining: AtomicUsize,
     done: Notify,
 }
 
@@ -24,7 +24,7 @@ impl PendingPublish {
     fn new(weights: Vec<usize>) -> Self {
         Self {
             outcomes: Mutex::new(weights.iter().map(|_| None).collect()),
-            open: AtomicUsize::new(weights.len()),
+            remaining: AtomicUsize::new(weights.len()),
             weights,
             done: Notify::new(),
         }
@@ -34,11 +34,11 @@ impl PendingPublish {
     fn set_outcome(&self, index: usize, outcome: Outcome) -> bool {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         match outcomes.get_mut(index) {
-            Some(place @ None) => *place = Some(outcome),
+            Some(slot @ None) => *slot = Some(outcome),
             _ => return false,
         }
         drop(outcomes);
-        let last = self.open.fetch_sub(1, Ordering::AcqRel) == 1;
+        let last = self.remaining.fetch_sub(1, Ordering::AcqRel) == 1;
         if last {
             self.done.notify_one();
         }
@@ -57,7 +57,7 @@ impl PendingPublish {
     }
 
     pub(super) async fn done(&self) {
-        while self.open.load(Ordering::Acquire) > 0 {
+        while self.remaining.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
         }
     }
@@ -148,7 +148,7 @@ impl InFlightTable {
     }
 
     /// Waits until no message is in flight.
-    pub(super) async fn drained(&self) {
+    pub(super) async fn wait_until_drained(&self) {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
@@ -163,8 +163,8 @@ impl InFlightTable {
 
 /// Returns the share of the buffer for a message of this size, including librdkafka's overhead.
 pub(super) fn weight(size: usize) -> usize {
-    const OVERHEAD: usize = 256;
-    size + OVERHEAD
+    const MESSAGE_OVERHEAD_BYTES: usize = 256;
+    size + MESSAGE_OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -174,11 +174,11 @@ mod tests {
     use super::*;
 
     fn delivery(offset: u64) -> Delivery {
-        Delivery { partition: 0, offset, timestamp: None }
+        Delivery::new(0, offset, None)
     }
 
     #[tokio::test]
-    async fn a_call_ends_with_its_last_outcome_and_frees_its_slot() {
+    async fn a_publish_completes_with_its_last_outcome_and_frees_its_slot() {
         let table = InFlightTable::new(1_000);
         let (slot, pending) = table.register(vec![1; 2]);
         table.set_outcome(slot, 1, Ok(delivery(1)));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_opaque_value_has_slot_and_index() {
+    async fn an_opaque_value_encodes_slot_and_index() {
         let table = InFlightTable::new(1_000);
         table.register(vec![1]);
         let (slot, pending) = table.register(vec![200; 3]);
@@ -209,6 +209,6 @@ mod tests {
         }
         pending.done().await;
         assert_eq!((table.permits().available_permits(), table.in_flight()), (1_000, 0));
-        table.drained().await;
+        table.wait_until_drained().await;
     }
 }

@@ -78,8 +78,8 @@ impl Publisher {
         self.in_flight.in_flight()
     }
 
-    pub(in crate::redpanda) async fn drained(&self) {
-        self.in_flight.drained().await;
+    pub(in crate::redpanda) async fn wait_until_drained(&self) {
+        self.in_flight.wait_until_drained().await;
     }
 
     /// Drops all producers. Messages without an outcome become unknown.
@@ -98,12 +98,12 @@ impl Publisher {
         let routes = self.routes(admin, batch, options).await;
         let added = options.headers.weight();
         // A message with many short headers may weigh more than the buffer. It then takes the entire buffer.
-        let most = self.config.buffer_bytes;
+        let buffer_bytes = self.config.buffer_bytes;
         let weights: Vec<_> =
-            batch.iter().map(|message| weight(message.weight() + added).min(most)).collect();
+            batch.iter().map(|message| weight(message.weight() + added).min(buffer_bytes)).collect();
         let (slot, pending) = self.in_flight.register(weights);
         // If this future is dropped, the other messages are reported as not sent.
-        let mut unsent = Unsent { in_flight: &self.in_flight, slot, next: 0, len: batch.len() };
+        let mut unsent = UnsentMessages { in_flight: &self.in_flight, slot, next: 0, len: batch.len() };
         let deadline = Instant::now() + self.delivery_timeout();
         let (mut producer, mut first) = (None, None);
         let mut chunk = self.chunk(pending.weights(0, CHUNK_MESSAGES));
@@ -120,14 +120,14 @@ impl Publisher {
                         Outgoing { batch_bytes, slot, first, index, weight: pending.weight(index), deadline };
                     self.send(&mut producer, &mut chunk, outgoing, message, &options.headers).await
                 }
-                Err(failure) => Err(Refusal::Message(failure)),
+                Err(failure) => Err(Rejection::Message(failure)),
             };
             match sent {
                 Ok(()) => {}
-                Err(Refusal::Message(failure)) => {
+                Err(Rejection::Message(failure)) => {
                     self.in_flight.set_outcome(slot, index, Err(failure));
                 }
-                Err(Refusal::Call(failure)) => {
+                Err(Rejection::Call(failure)) => {
                     unsent.fail(&failure);
                     break;
                 }
@@ -139,7 +139,10 @@ impl Publisher {
         // librdkafka reports an outcome within the delivery timeout. Otherwise, the outcome is unknown.
         let limit = self.delivery_timeout() + Duration::from_secs(10);
         let _ = tokio::time::timeout(limit, pending.done()).await;
-        pending.report(&DeliveryError::unknown(error::late("publish", "librdkafka gave no answer in time")))
+        pending.report(&DeliveryError::unknown(error::timed_out(
+            "publish",
+            "no delivery report within 10 s after the delivery timeout",
+        )))
     }
 
     fn delivery_timeout(&self) -> Duration {
@@ -209,21 +212,21 @@ impl Publisher {
     }
 
     fn route(&self, metadata: &Result<TopicMetadata>, message: &Message, options: &PublishOptions) -> Route {
-        let refuse = |error: Error| Err(DeliveryError::not_sent(error));
+        let reject = |error: Error| Err(DeliveryError::not_sent(error));
         let metadata = match metadata {
             Ok(metadata) => metadata,
-            Err(error) => return refuse(error.clone()),
+            Err(error) => return reject(error.clone()),
         };
         if let Some(partition) = message.partition.filter(|partition| *partition >= metadata.partitions) {
-            return refuse(error::unknown_partition(&message.topic, partition, "publish"));
+            return reject(error::unknown_partition(&message.topic, partition, "publish"));
         }
         let size = message.size() + options.headers.size();
         if size > self.config.max_message_bytes {
-            return refuse(error::too_large(size, self.config.max_message_bytes));
+            return reject(error::too_large(size, self.config.max_message_bytes));
         }
-        let encoded = size + framing(message.headers.len() + options.headers.len());
+        let encoded = size + framing_bytes(message.headers.len() + options.headers.len());
         if encoded > metadata.max_message_bytes {
-            return refuse(error::too_large(encoded, metadata.max_message_bytes));
+            return reject(error::too_large(encoded, metadata.max_message_bytes));
         }
         Ok(metadata::batch_bytes(metadata.max_message_bytes))
     }
@@ -236,38 +239,38 @@ impl Publisher {
         outgoing: Outgoing,
         message: &Message,
         added: &Headers,
-    ) -> std::result::Result<(), Refusal> {
+    ) -> std::result::Result<(), Rejection> {
         // Released on drop, unless librdkafka accepts the message.
         let space = match chunk.space.as_mut().and_then(|space| space.split(outgoing.weight)) {
             Some(_) if self.closed.load(Ordering::Acquire) => {
-                return Err(Refusal::Call(DeliveryError::not_sent(error::closed("publish"))));
+                return Err(Rejection::Call(DeliveryError::not_sent(error::closed("publish"))));
             }
             Some(space) => space,
-            None => self.acquire(&outgoing, chunk).await.map_err(Refusal::Call)?,
+            None => self.acquire(&outgoing, chunk).await.map_err(Rejection::Call)?,
         };
         let mut record = record(message, InFlightTable::opaque(outgoing.slot, outgoing.index));
         record.headers = chunk.headers(&message.headers, added);
         let mut refreshed = false;
         loop {
-            let used = match producer {
-                Some((batch_bytes, used)) if *batch_bytes == outgoing.batch_bytes => used,
+            let handle = match producer {
+                Some((batch_bytes, handle)) if *batch_bytes == outgoing.batch_bytes => handle,
                 _ => {
                     let found = self
                         .producer(outgoing.batch_bytes, outgoing.deadline)
                         .await
-                        .map_err(Refusal::Call)?;
+                        .map_err(Rejection::Call)?;
                     chunk.now = SystemClock.now();
                     &mut producer.insert((outgoing.batch_bytes, found)).1
                 }
             };
             record.timestamp = Some(message.timestamp.unwrap_or(chunk.now).as_millis_floor());
             self.in_flight.add();
-            let Err((refused, back)) = used.producer().send(record) else {
+            let Err((refused, returned)) = handle.producer().send(record) else {
                 space.forget();
                 return Ok(());
             };
             self.in_flight.remove();
-            record = back;
+            record = returned;
             // The message was never sent, so it is not in the log.
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
                 RDKafkaErrorCode::QueueFull if Instant::now() < outgoing.deadline => {
@@ -278,22 +281,23 @@ impl Publisher {
                 // The topic has this partition, but the metadata of the producer is older.
                 RDKafkaErrorCode::UnknownPartition if !refreshed => {
                     refreshed = true;
-                    used.refresh_metadata(&message.topic, client_config::limit(self.config.request_timeout))
+                    handle
+                        .refresh_metadata(&message.topic, client_config::limit(self.config.request_timeout))
                         .await;
                     chunk.now = SystemClock.now();
                     continue;
                 }
                 RDKafkaErrorCode::Fatal => {
-                    used.fail();
+                    handle.fail();
                     // If no message of the call was sent, the next producer can send all of them.
                     if outgoing.index == outgoing.first {
                         *producer = None;
                         continue;
                     }
-                    let reason = used.fatal_error().unwrap_or_else(error::rebuilding);
-                    Refusal::Call(DeliveryError::not_sent(reason))
+                    let reason = handle.fatal_error().unwrap_or_else(error::producer_replaced);
+                    Rejection::Call(DeliveryError::not_sent(reason))
                 }
-                code => Refusal::Message(DeliveryError::not_sent(error::delivery(code).error)),
+                code => Rejection::Message(DeliveryError::not_sent(error::delivery(code).error)),
             };
             return Err(failure);
         }
@@ -321,7 +325,7 @@ impl Publisher {
         match taken {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(DeliveryError::not_sent(error::closed("publish"))),
-            Err(_) => Err(DeliveryError::not_sent(error::full(self.config.buffer_bytes))),
+            Err(_) => Err(DeliveryError::not_sent(error::buffer_full(self.config.buffer_bytes))),
         }
     }
 
@@ -404,20 +408,20 @@ impl Chunk<'_> {
 }
 
 /// A rejection of one message, or of the call's remaining messages.
-enum Refusal {
+enum Rejection {
     Message(DeliveryError),
     Call(DeliveryError),
 }
 
 /// The messages of a call that were not sent.
-struct Unsent<'a> {
+struct UnsentMessages<'a> {
     in_flight: &'a InFlightTable,
     slot: usize,
     next: usize,
     len: usize,
 }
 
-impl Unsent<'_> {
+impl UnsentMessages<'_> {
     fn fail(&mut self, failure: &DeliveryError) {
         for index in self.next..self.len {
             self.in_flight.set_outcome(self.slot, index, Err(failure.clone()));
@@ -426,16 +430,16 @@ impl Unsent<'_> {
     }
 }
 
-impl Drop for Unsent<'_> {
+impl Drop for UnsentMessages<'_> {
     fn drop(&mut self) {
         if self.next < self.len {
-            self.fail(&DeliveryError::not_sent(error::dropped()));
+            self.fail(&DeliveryError::not_sent(error::publish_cancelled()));
         }
     }
 }
 
 /// Returns the maximum overhead of the protocol for a message that is alone in its batch, in bytes.
-fn framing(headers: usize) -> usize {
+fn framing_bytes(headers: usize) -> usize {
     100 + 10 * headers
 }
 
@@ -470,11 +474,11 @@ mod tests {
         assert_eq!(left(), 300);
         chunk.space.as_mut().unwrap().split(400).unwrap().forget();
         drop(chunk);
-        assert_eq!(left(), 600, "what no message took is given back");
+        assert_eq!(left(), 600, "unused space is released");
     }
 
     #[tokio::test]
-    async fn a_message_that_waited_for_space_has_the_time_after_the_wait() {
+    async fn a_message_is_timestamped_after_the_wait_for_space() {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
         let publisher = Publisher::new(Arc::new(config));
@@ -496,7 +500,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chunk_with_reserved_space_notices_the_close() {
+    async fn publish_fails_after_close_despite_reserved_space() {
         let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
         let message = Message::new(TopicName::new("t").unwrap(), "x");
         let (slot, _pending) = publisher.in_flight.register(vec![300]);
@@ -509,12 +513,12 @@ mod tests {
                 .unwrap();
         let mut producer = Some((1 << 20, Arc::new(producer)));
         let sent = publisher.send(&mut producer, &mut chunk, outgoing, &message, &Headers::new()).await;
-        let Err(Refusal::Call(failure)) = sent else { panic!("it was sent") };
+        let Err(Rejection::Call(failure)) = sent else { panic!("the message was sent") };
         assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Closed));
     }
 
     #[tokio::test]
-    async fn calls_of_every_length_are_answered_in_order_and_give_their_space_back() {
+    async fn publishes_of_every_length_report_in_order_and_release_their_space() {
         let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let topic = TopicName::new("t").unwrap();
@@ -551,11 +555,11 @@ mod tests {
             };
             let lengths = if buffer_bytes > 1_000 { &[1, 511, 512, 513, 1_024, 1_025][..] } else { &[3, 9] };
             futures::future::join_all(lengths.iter().map(|len| call(*len))).await;
-            publisher.drained().await;
+            publisher.wait_until_drained().await;
             assert_eq!(publisher.in_flight.permits().available_permits(), buffer_bytes);
             // A call that is dropped midway does not keep space either.
             let _ = tokio::time::timeout(Duration::from_millis(1), call(2 * CHUNK_MESSAGES)).await;
-            publisher.drained().await;
+            publisher.wait_until_drained().await;
             assert_eq!(publisher.in_flight.permits().available_permits(), buffer_bytes);
             // A call that is interrupted by `close` returns an outcome for every message.
             let batch = vec![Message::new(topic.clone(), "x"); 2 * CHUNK_MESSAGES];
@@ -591,11 +595,11 @@ mod tests {
         assert!(futures::poll!(publish).is_pending());
         assert_eq!(publisher.in_flight(), 1);
         let held = publisher.config.buffer_bytes - publisher.in_flight.permits().available_permits();
-        assert_eq!(held, weight(1_000), "the second one went nowhere");
+        assert_eq!(held, weight(1_000), "the rejected message reserves no space");
     }
 
     #[test]
-    fn all_messages_of_a_topic_in_a_call_have_the_same_producer() {
+    fn all_messages_of_a_topic_in_one_publish_use_one_producer() {
         let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("nowhere:1")));
         let (topic, other) = (TopicName::new("one").unwrap(), TopicName::new("two").unwrap());
         let message = |topic: &TopicName, size: usize| Message::new(topic.clone(), vec![0; size]);
@@ -608,9 +612,9 @@ mod tests {
             looked_up,
         };
         let (old, new) = (Duration::from_mins(1), Duration::ZERO);
-        assert!(matches!(route_all(&[]), Err(StaleMetadata::Missing(asked)) if *asked == topic));
+        assert!(matches!(route_all(&[]), Err(StaleMetadata::Missing(topic_name)) if *topic_name == topic));
         let mut all = vec![known(&topic, metadata(1_000_000, old), false)];
-        assert!(matches!(route_all(&all), Err(StaleMetadata::Missing(asked)) if *asked == other));
+        assert!(matches!(route_all(&all), Err(StaleMetadata::Missing(topic_name)) if *topic_name == other));
         all.push(known(&other, metadata(1_000_000, old), false));
         // Old metadata rejects the third message. It must not route the first message either.
         assert!(matches!(route_all(&all), Err(StaleMetadata::Expired(0))));

@@ -1,4 +1,4 @@
-//! Connections: how they are opened, borrowed and returned.
+//! The connection pool, and connections outside the pool.
 
 #[cfg(unix)]
 mod tunnel;
@@ -18,7 +18,7 @@ use super::config::{TimescaleConfig, TlsMode};
 use super::error::Cause;
 use crate::plaintext::warn_of_password;
 #[cfg(unix)]
-use tunnel::{Route, Tunnel};
+use tunnel::{Tunnel, TunnelConfig};
 
 /// The properties of the server, queried on every new connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,13 +37,13 @@ pub(super) struct Connections {
     /// The configured address of the server.
     options: PgConnectOptions,
     /// The address that the driver connects to: `options`, or the tunnel.
-    driver: PgConnectOptions,
+    driver_options: PgConnectOptions,
     #[cfg(unix)]
     tunnel: Option<Tunnel>,
-    facts: Arc<RwLock<ServerInfo>>,
-    suspects: Arc<Suspects>,
+    server_info: Arc<RwLock<ServerInfo>>,
+    stale: Arc<StaleConnections>,
     /// The share of this store in the process-wide gauge of the connection limit.
-    _limit: Share,
+    _limit: GaugeShare,
     acquire_timeout: Duration,
     bulk_timeout: Duration,
 }
@@ -55,22 +55,22 @@ impl Connections {
     /// pool, so it adds no round trip.
     pub(super) fn open(config: &TimescaleConfig, cache: Arc<SchemaCache>) -> Result<Self> {
         let options = connect_options(config)?;
-        let set = Effective::of(&options);
-        set.check(&options, config.section)?;
-        if set.password && !is_local(&options) && !encrypts(options.get_ssl_mode()) {
+        let settings = DriverSettings::of(&options);
+        settings.check(&options, config.section)?;
+        if settings.password && !is_local(&options) && !encrypts(options.get_ssl_mode()) {
             warn_of_password(super::BACKEND, std::iter::once(options.get_host()));
         }
-        let mut driver = options.clone();
-        let tunnel = set.tunnel(&options, config.section)?;
+        let mut driver_options = options.clone();
+        let tunnel = settings.tunnel(&options, config.section)?;
         if let Some(tunnel) = &tunnel {
-            driver = driver.socket(tunnel.folder()).ssl_mode(PgSslMode::Disable);
+            driver_options = driver_options.socket(tunnel.folder()).ssl_mode(PgSslMode::Disable);
         }
         let pool = &config.pool;
         let acquire_timeout = pool.acquire_timeout;
-        let facts = Arc::new(RwLock::new(ServerInfo::default()));
-        let (known, of_new) = (facts.clone(), cache.clone());
-        let suspects = Arc::<Suspects>::default();
-        let of_idle = suspects.clone();
+        let server_info = Arc::new(RwLock::new(ServerInfo::default()));
+        let (new_server_info, new_cache) = (server_info.clone(), cache.clone());
+        let stale = Arc::<StaleConnections>::default();
+        let idle_stale = stale.clone();
         let pool = PgPoolOptions::new()
             .test_before_acquire(false)
             .max_connections(pool.max_connections)
@@ -79,35 +79,35 @@ impl Connections {
             .idle_timeout(pool.idle_timeout)
             .max_lifetime(pool.max_lifetime)
             .after_connect(move |connection, _| {
-                let (known, cache) = (known.clone(), of_new.clone());
+                let (server_info, cache) = (new_server_info.clone(), new_cache.clone());
                 Box::pin(async move {
-                    let facts = ask(connection).await?;
-                    *known.write().unwrap_or_else(PoisonError::into_inner) = facts;
-                    cache.met(incarnation(connection).await?);
+                    let info = fetch_server_info(connection).await?;
+                    *server_info.write().unwrap_or_else(PoisonError::into_inner) = info;
+                    cache.set_schema_oid(schema_oid(connection).await?);
                     Ok(())
                 })
             })
             .before_acquire(move |connection, idle| {
                 let cache = cache.clone();
-                let suspect = of_idle.include(idle.age);
+                let is_stale = idle_stale.contains(idle.age);
                 Box::pin(async move {
-                    if suspect {
+                    if is_stale {
                         return Ok(false);
                     }
-                    cache.met(incarnation(connection).await?);
+                    cache.set_schema_oid(schema_oid(connection).await?);
                     Ok(true)
                 })
             })
-            .connect_lazy_with(driver.clone());
+            .connect_lazy_with(driver_options.clone());
         Ok(Self {
             pool,
             options,
-            driver,
+            driver_options,
             #[cfg(unix)]
             tunnel,
-            facts,
-            suspects,
-            _limit: Share::of("qi_timescale_connections_limit", config.pool.max_connections),
+            server_info,
+            stale,
+            _limit: GaugeShare::of("qi_timescale_connections_limit", config.pool.max_connections),
             acquire_timeout,
             bulk_timeout: config.server_limits.bulk_timeout,
         })
@@ -117,8 +117,8 @@ impl Connections {
         &self.pool
     }
 
-    pub(super) fn facts(&self) -> ServerInfo {
-        self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn server_info(&self) -> ServerInfo {
+        self.server_info.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the address of the server as `host:port/database`, without credentials.
@@ -132,22 +132,22 @@ impl Connections {
     }
 
     /// Borrows a connection, waiting up to the acquire timeout.
-    pub(super) async fn lease(&self) -> Result<PooledConnection, Cause> {
+    pub(super) async fn acquire(&self) -> Result<PooledConnection, Cause> {
         match self.pool.acquire().await {
-            Ok(connection) => Ok(self.lend(connection)),
+            Ok(connection) => Ok(self.pooled(connection)),
             Err(sqlx::Error::PoolTimedOut) => {
                 if self.pool.num_idle() > 0 {
                     // An idle connection did not respond, and the other idle connections lead to the same server.
-                    self.suspects.mark();
+                    self.stale.mark_all();
                 }
-                Err(self.why_none_came().await)
+                Err(self.acquire_failure().await)
             }
-            Err(error) => Err(self.explain(error)),
+            Err(error) => Err(self.connect_failure(error)),
         }
     }
 
     /// Returns the cause of a failed connection attempt. With a tunnel, the driver sees only that the socket closes.
-    fn explain(&self, error: sqlx::Error) -> Cause {
+    fn connect_failure(&self, error: sqlx::Error) -> Cause {
         #[cfg(unix)]
         if let (sqlx::Error::Io(_), Some(tunnel)) = (&error, &self.tunnel)
             && let Some(failure) = tunnel.failure()
@@ -167,57 +167,61 @@ impl Connections {
 
     /// Borrows a further connection for a caller that already holds a connection. Uses an idle connection, or opens a
     /// connection if the pool has room. Gives up after 2 s, because two such callers may wait for each other.
-    pub(super) async fn lease_spare(&self) -> Option<PooledConnection> {
-        const PATIENCE: Duration = Duration::from_secs(2);
+    pub(super) async fn acquire_spare(&self) -> Option<PooledConnection> {
+        const SPARE_TIMEOUT: Duration = Duration::from_secs(2);
         // `try_acquire` would skip the check of the connection. The connection may belong to a dropped schema
         // or a lost server.
         if self.pool.num_idle() == 0 && self.pool.size() >= self.pool.options().get_max_connections() {
             return None;
         }
-        let connection = tokio::time::timeout(PATIENCE, self.pool.acquire()).await.ok()?.ok()?;
-        Some(self.lend(connection))
+        let connection = tokio::time::timeout(SPARE_TIMEOUT, self.pool.acquire()).await.ok()?.ok()?;
+        Some(self.pooled(connection))
     }
 
-    fn lend(&self, connection: PoolConnection<Postgres>) -> PooledConnection {
+    fn pooled(&self, connection: PoolConnection<Postgres>) -> PooledConnection {
         metrics::gauge!("qi_timescale_connections_open").set(f64::from(self.pool.size()));
         PooledConnection {
             connection: Some(connection),
-            suspects: self.suspects.clone(),
-            _in_use: Share::of("qi_timescale_connections_in_use", 1),
+            stale: self.stale.clone(),
+            _in_use: GaugeShare::of("qi_timescale_connections_in_use", 1),
         }
     }
 
     /// Returns the reason why no connection was available. The driver hides refused connections behind the timeout of
     /// the pool. If the pool has room, a direct connection reveals the reason.
-    async fn why_none_came(&self) -> Cause {
+    async fn acquire_failure(&self) -> Cause {
         // Includes the connections of custom SQL, which have no `PooledConnection`.
         let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX);
         let in_use = self.pool.size().saturating_sub(idle);
         if in_use >= self.pool.options().get_max_connections() {
-            return Cause::PoolBusy { in_use };
+            return Cause::PoolExhausted { in_use };
         }
-        let patience = self.acquire_timeout.clamp(Duration::from_millis(250), Duration::from_secs(3));
-        match tokio::time::timeout(patience, self.direct()).await {
+        let timeout = self.acquire_timeout.clamp(Duration::from_millis(250), Duration::from_secs(3));
+        match tokio::time::timeout(timeout, self.connect_unpooled()).await {
             Ok(Err(cause)) => cause,
             Ok(Ok(connection)) => {
                 // The server responds again, but too late for this call.
                 let _ = connection.close().await;
-                Cause::NoAnswer
+                Cause::AcquireTimeout
             }
-            Err(_) => Cause::NoAnswer,
+            Err(_) => Cause::AcquireTimeout,
         }
     }
 
     /// Opens a connection outside the pool, for work with session locks. The locks end with the connection.
-    pub(super) async fn direct(&self) -> Result<PgConnection, Cause> {
-        let mut connection = self.driver.connect().await.map_err(|error| self.explain(error))?;
-        let facts = ask(&mut connection).await?;
-        *self.facts.write().unwrap_or_else(PoisonError::into_inner) = facts;
+    pub(super) async fn connect_unpooled(&self) -> Result<PgConnection, Cause> {
+        let mut connection =
+            self.driver_options.connect().await.map_err(|error| self.connect_failure(error))?;
+        let info = fetch_server_info(&mut connection).await?;
+        *self.server_info.write().unwrap_or_else(PoisonError::into_inner) = info;
         Ok(connection)
     }
 
-    /// Applies the limit for heavy work to the rest of the current transaction.
-    pub(super) async fn allow_heavy(&self, connection: &mut PgConnection) -> Result<(), Cause> {
+    /// Applies the bulk timeout to the rest of the current transaction.
+    pub(super) async fn set_transaction_bulk_timeout(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<(), Cause> {
         sqlx::query("SELECT set_config('statement_timeout', $1, true)")
             .bind(self.bulk_timeout.as_millis().to_string())
             .execute(connection)
@@ -225,8 +229,8 @@ impl Connections {
         Ok(())
     }
 
-    /// Applies the limit for heavy work to all further statements of a connection.
-    pub(super) async fn allow_heavy_session(&self, connection: &mut PgConnection) -> Result<(), Cause> {
+    /// Applies the bulk timeout to all further statements of a connection.
+    pub(super) async fn set_session_bulk_timeout(&self, connection: &mut PgConnection) -> Result<(), Cause> {
         for setting in ["statement_timeout", "lock_timeout"] {
             sqlx::query("SELECT set_config($1, $2, false)")
                 .bind(setting)
@@ -240,13 +244,13 @@ impl Connections {
 
 /// Returns a number that identifies a schema among schemas of the same name: the OID of its table `instruments`, or 0
 /// if the table does not exist.
-async fn incarnation(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+async fn schema_oid(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     let sql = "SELECT coalesce(to_regclass('instruments')::oid::int8, 0)";
     sqlx::query_scalar(sql).fetch_one(connection).await
 }
 
 /// Queries the properties of the server.
-async fn ask(connection: &mut PgConnection) -> Result<ServerInfo, sqlx::Error> {
+async fn fetch_server_info(connection: &mut PgConnection) -> Result<ServerInfo, sqlx::Error> {
     let row = sqlx::query(
         "SELECT current_setting('server_version'), \
                 (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), \
@@ -258,14 +262,14 @@ async fn ask(connection: &mut PgConnection) -> Result<ServerInfo, sqlx::Error> {
 }
 
 fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
-    let wrong = |source: sqlx::Error| {
+    let invalid = |source: sqlx::Error| {
         Error::new(ErrorKind::Config, "store.timescale.url", "open")
             .with_backend(super::BACKEND)
-            .with_message("the URL of the server cannot be read")
+            .with_message("invalid server URL")
             .with_source(InvalidUrl(source.to_string()))
     };
     let mut options = match &config.url {
-        Some(url) => url.expose_secret().parse().map_err(wrong)?,
+        Some(url) => url.expose_secret().parse().map_err(invalid)?,
         None => PgConnectOptions::new(),
     };
     if let Some(host) = &config.host {
@@ -293,7 +297,7 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
         std::fs::File::open(file).map_err(|source| {
             Error::new(ErrorKind::Config, "store.timescale.tls_file", "open")
                 .with_backend(super::BACKEND)
-                .with_message("a file of the TLS section cannot be read")
+                .with_message("cannot read a file of the TLS section")
                 .with_context("key", format_args!("{}.tls.{key}", config.section))
                 .with_context("value", file)
                 .with_source(source)
@@ -353,13 +357,13 @@ fn is_local(options: &PgConnectOptions) -> bool {
 }
 
 /// The effective settings of the driver, from the configuration, the URL, the environment or a password file.
-struct Effective {
+struct DriverSettings {
     password: bool,
     root_cert: Option<String>,
     client: Option<(String, String)>,
 }
 
-impl Effective {
+impl DriverSettings {
     fn of(options: &PgConnectOptions) -> Self {
         // The user and the host are replaced by placeholders that a URL can represent.
         let url = options.clone().username("user").host("host").to_url_lossy();
@@ -383,8 +387,8 @@ impl Effective {
         Err(Error::new(ErrorKind::Config, "store.timescale.config", "open")
             .with_backend(super::BACKEND)
             .with_message(
-                "the mode verifies no certificate; `root_cert` (in the URL `sslrootcert`, in the environment \
-                 PGSSLROOTCERT) needs `require`, `verify-ca` or `verify-full`",
+                "`root_cert` (`sslrootcert` in the URL, PGSSLROOTCERT in the environment) needs the mode `require`, \
+                 `verify-ca` or `verify-full`, because this mode does not verify the certificate",
             )
             .with_context("key", format_args!("{section}.tls.mode"))
             .with_context("value", format!("{:?}", options.get_ssl_mode()).to_lowercase()))
@@ -398,17 +402,17 @@ impl Effective {
         let Some(root_cert) = self.root_cert.filter(|_| encrypts(mode) && !is_local(options)) else {
             return Ok(None);
         };
-        let route = Route {
+        let config = TunnelConfig {
             host: options.get_host().to_owned(),
             port: options.get_port(),
             root_cert,
             client: self.client,
             verifies_host: matches!(mode, PgSslMode::VerifyFull),
         };
-        let tunnel = Tunnel::open(route).map_err(|source| {
+        let tunnel = Tunnel::open(config).map_err(|source| {
             Error::new(ErrorKind::Config, "store.timescale.tunnel", "open")
                 .with_backend(super::BACKEND)
-                .with_message("`root_cert` needs a folder for temporary files; TMPDIR names one")
+                .with_message("`root_cert` needs a writable folder for temporary files, set by TMPDIR")
                 .with_context("key", format_args!("{section}.tls.root_cert"))
                 .with_context("folder", std::env::temp_dir().display())
                 .with_source(source)
@@ -424,7 +428,7 @@ impl Effective {
         }
         Err(Error::new(ErrorKind::Config, "store.timescale.config", "open")
             .with_backend(super::BACKEND)
-            .with_message("`root_cert` needs Unix sockets: the driver would trust public authorities too")
+            .with_message("`root_cert` needs Unix sockets, because the driver also trusts the public certificate authorities")
             .with_context("key", format_args!("{section}.tls.root_cert")))
     }
 }
@@ -446,12 +450,12 @@ impl Never {
 struct InvalidUrl(String);
 
 /// A contribution to a gauge that sums over all stores of the process. Dropping it removes the contribution.
-struct Share {
+struct GaugeShare {
     gauge: metrics::Gauge,
     value: f64,
 }
 
-impl Share {
+impl GaugeShare {
     fn of(name: &'static str, value: u32) -> Self {
         let (gauge, value) = (metrics::gauge!(name), f64::from(value));
         gauge.increment(value);
@@ -459,44 +463,43 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for GaugeShare {
     fn drop(&mut self) {
         self.gauge.decrement(self.value);
     }
 }
 
-/// The marker of suspect connections, which were opened before a failover was detected. The pool closes such
-/// connections instead of lending them.
+/// The time of the last failover. Older connections are stale, so the pool closes them instead of reusing them.
 #[derive(Default)]
-struct Suspects(RwLock<Option<Instant>>);
+struct StaleConnections(RwLock<Option<Instant>>);
 
-impl Suspects {
-    /// Marks all current connections as suspect.
-    fn mark(&self) {
+impl StaleConnections {
+    /// Marks all current connections as stale.
+    fn mark_all(&self) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Returns whether a connection of this age is suspect.
-    fn include(&self, age: Duration) -> bool {
-        let marked = *self.0.read().unwrap_or_else(PoisonError::into_inner);
-        marked.is_some_and(|marked| age >= marked.elapsed())
+    /// Returns whether a connection of this age is stale.
+    fn contains(&self, age: Duration) -> bool {
+        let marked_at = *self.0.read().unwrap_or_else(PoisonError::into_inner);
+        marked_at.is_some_and(|marked_at| age >= marked_at.elapsed())
     }
 }
 
-/// A borrowed connection. [`PooledConnection::give_back`] returns it to the pool. A connection dropped without that
+/// A borrowed connection. [`PooledConnection::release`] returns it to the pool. A connection dropped without that
 /// call is closed, so that no incomplete statement or transaction returns to the pool.
 pub(super) struct PooledConnection {
     connection: Option<PoolConnection<Postgres>>,
-    suspects: Arc<Suspects>,
-    _in_use: Share,
+    stale: Arc<StaleConnections>,
+    _in_use: GaugeShare,
 }
 
 impl PooledConnection {
     /// Returns the connection to the pool. If the outcome shows that the connection is broken or that its server is not
     /// the primary, the connection is closed. Older connections lead to the same server, so they are closed as well.
-    pub(super) fn give_back<T>(mut self, outcome: &Result<T, Cause>) {
+    pub(super) fn release<T>(mut self, outcome: &Result<T, Cause>) {
         if outcome.as_ref().is_err_and(Cause::ends_connection) {
-            self.suspects.mark();
+            self.stale.mark_all();
         } else {
             drop(self.connection.take());
         }
@@ -506,17 +509,17 @@ impl PooledConnection {
 impl Deref for PooledConnection {
     type Target = PgConnection;
     fn deref(&self) -> &PgConnection {
-        self.connection.as_ref().expect(LENT)
+        self.connection.as_ref().expect(RELEASED)
     }
 }
 
 impl DerefMut for PooledConnection {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.connection.as_mut().expect(LENT)
+        self.connection.as_mut().expect(RELEASED)
     }
 }
 
-const LENT: &str = "the connection is there until it is given back";
+const RELEASED: &str = "the connection was released";
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {

@@ -27,14 +27,14 @@ use tokio_rustls::client::TlsStream;
 use crate::authorities::{authorities, certificates};
 
 /// The maximum number of bytes copied at once in each direction.
-const BUFFER: usize = 64 * 1024;
+const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The time limit for opening an encrypted connection to the server.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The server, and the certificates for its verification. Each PEM is a text or the path of a file.
 #[derive(Debug, Clone)]
-pub(super) struct Route {
+pub(super) struct TunnelConfig {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) root_cert: String,
@@ -57,22 +57,22 @@ type Failure = (ErrorKind, String);
 
 impl Tunnel {
     /// Opens the socket. Must be called inside a tokio runtime.
-    pub(super) fn open(route: Route) -> io::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
+    pub(super) fn open(config: TunnelConfig) -> io::Result<Self> {
+        static NEXT_ID: AtomicU32 = AtomicU32::new(0);
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let name = format!(
             "qi-tls-{}-{}-{:x}",
             std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed),
+            NEXT_ID.fetch_add(1, Ordering::Relaxed),
             since.map_or(0, |since| since.subsec_nanos()),
         );
         let folder = std::env::temp_dir().join(name);
         // Fails if the folder exists, so no other user can own the folder.
         DirBuilder::new().mode(0o700).create(&folder)?;
-        let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{}", route.port)));
+        let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{}", config.port)));
         let listener = listener.inspect_err(|_| drop(std::fs::remove_dir_all(&folder)))?;
         let failure = Arc::<Mutex<Option<Failure>>>::default();
-        let accepting = tokio::spawn(accept(listener, Arc::new(route), failure.clone())).abort_handle();
+        let accepting = tokio::spawn(accept(listener, Arc::new(config), failure.clone())).abort_handle();
         Ok(Self { folder, accepting, failure })
     }
 
@@ -95,11 +95,11 @@ impl Drop for Tunnel {
     }
 }
 
-async fn accept(listener: UnixListener, route: Arc<Route>, failure: Arc<Mutex<Option<Failure>>>) {
+async fn accept(listener: UnixListener, config: Arc<TunnelConfig>, failure: Arc<Mutex<Option<Failure>>>) {
     const RETRY_BACKOFF: Duration = Duration::from_millis(50);
     loop {
         match listener.accept().await {
-            Ok((driver, _)) => drop(tokio::spawn(carry(driver, route.clone(), failure.clone()))),
+            Ok((driver, _)) => drop(tokio::spawn(forward(driver, config.clone(), failure.clone()))),
             // Too many open files, for example.
             Err(_) => tokio::time::sleep(RETRY_BACKOFF).await,
         }
@@ -107,9 +107,9 @@ async fn accept(listener: UnixListener, route: Arc<Route>, failure: Arc<Mutex<Op
 }
 
 /// Carries one connection of the driver. When one end closes, both ends are closed.
-async fn carry(driver: UnixStream, route: Arc<Route>, failure: Arc<Mutex<Option<Failure>>>) {
+async fn forward(driver: UnixStream, config: Arc<TunnelConfig>, failure: Arc<Mutex<Option<Failure>>>) {
     let connected = tokio::select! {
-        connected = tokio::time::timeout(CONNECT, route.connect()) => connected,
+        connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect()) => connected,
         // The driver gave up, so no error is recorded.
         () = closed(&driver) => return,
     };
@@ -126,9 +126,9 @@ async fn carry(driver: UnixStream, route: Arc<Route>, failure: Arc<Mutex<Option<
 }
 
 /// Copies the data of the driver to the server until the driver closes its end. A server that does not read cannot
-/// delay the detection of that.
+/// delay this detection.
 async fn send(driver: &UnixStream, server: &mut WriteHalf<TlsStream<TcpStream>>) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         driver.readable().await?;
         let bytes = match driver.try_read(&mut buffer) {
@@ -156,7 +156,7 @@ async fn send(driver: &UnixStream, server: &mut WriteHalf<TlsStream<TcpStream>>)
 
 /// Copies the data of the server to the driver until the server closes its end.
 async fn receive(server: &mut ReadHalf<TlsStream<TcpStream>>, driver: &UnixStream) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = server.read(&mut buffer).await?;
         if count == 0 {
@@ -176,14 +176,14 @@ async fn receive(server: &mut ReadHalf<TlsStream<TcpStream>>, driver: &UnixStrea
 
 /// Waits until the driver closes its end. Reads none of the data that the driver sent.
 async fn closed(driver: &UnixStream) {
-    const PERIOD: Duration = Duration::from_millis(500);
+    const POLL_INTERVAL: Duration = Duration::from_millis(500);
     // The runtime reports a closed end only together with other events.
     while !driver.ready(Interest::WRITABLE).await.is_ok_and(Ready::is_write_closed) {
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-impl Route {
+impl TunnelConfig {
     /// Connects as specified in the chapter "SSL Session Encryption" of PostgreSQL's protocol.
     async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
         const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
@@ -194,12 +194,16 @@ impl Route {
         match server.read_u8().await? {
             b'S' => {}
             b'N' => return Err(invalid("the server does not support TLS")),
-            other => return Err(invalid(format!("unexpected answer to the request for TLS: {other:#04x}"))),
+            other => {
+                return Err(invalid(format!(
+                    "unexpected response to SSLRequest: {other:#04x}, expected S or N"
+                )));
+            }
         }
         // The files are read for every connection, so that they can be replaced.
-        let config = self.tls()?;
+        let tls = self.tls()?;
         let name = ServerName::try_from(host.to_owned()).map_err(invalid)?;
-        TlsConnector::from(Arc::new(config)).connect(name, server).await
+        TlsConnector::from(Arc::new(tls)).connect(name, server).await
     }
 
     fn tls(&self) -> io::Result<ClientConfig> {
@@ -208,7 +212,7 @@ impl Route {
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
         let verifier = verifier.map_err(invalid)?;
         let verifier: Arc<dyn ServerCertVerifier> =
-            if self.verifies_host { verifier } else { Arc::new(AnyHost(verifier)) };
+            if self.verifies_host { verifier } else { Arc::new(AnyHostVerifier(verifier)) };
         let builder = ClientConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(invalid)?
@@ -236,9 +240,9 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error 
 
 /// A verifier that accepts a certificate of a trusted authority for any host.
 #[derive(Debug)]
-struct AnyHost(Arc<WebPkiServerVerifier>);
+struct AnyHostVerifier(Arc<WebPkiServerVerifier>);
 
-impl ServerCertVerifier for AnyHost {
+impl ServerCertVerifier for AnyHostVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -285,29 +289,29 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_socket_is_this_users_and_goes_with_the_tunnel() {
+    async fn the_socket_is_private_and_removed_with_the_tunnel() {
         use std::os::unix::fs::PermissionsExt as _;
-        let route = Route {
+        let config = TunnelConfig {
             host: "127.0.0.1".to_owned(),
             port: 1,
             root_cert: "/no/such/file".to_owned(),
             client: None,
             verifies_host: true,
         };
-        let tunnel = Tunnel::open(route).unwrap();
+        let tunnel = Tunnel::open(config).unwrap();
         let folder = tunnel.folder().to_owned();
         assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
         let mut driver = UnixStream::connect(folder.join(".s.PGSQL.1")).await.unwrap();
-        assert_eq!(driver.read(&mut [0]).await.unwrap(), 0, "nobody listens on port 1");
+        assert_eq!(driver.read(&mut [0]).await.unwrap(), 0, "no listener on port 1");
         assert_eq!(tunnel.failure().unwrap().kind(), ErrorKind::ConnectionRefused);
         drop(tunnel);
         assert!(!folder.exists());
     }
 
     /// Starts a tunnel connection to a listener. Returns its task and its two ends.
-    async fn carried(root_cert: &str) -> (JoinHandle<()>, UnixStream, TcpStream) {
+    async fn forwarding(root_cert: &str) -> (JoinHandle<()>, UnixStream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let route = Route {
+        let config = TunnelConfig {
             host: "127.0.0.1".to_owned(),
             port: listener.local_addr().unwrap().port(),
             root_cert: root_cert.to_owned(),
@@ -315,30 +319,30 @@ mod tests {
             verifies_host: false,
         };
         let (driver, end) = UnixStream::pair().unwrap();
-        let carried = tokio::spawn(carry(end, Arc::new(route), Arc::default()));
+        let forwarding = tokio::spawn(forward(end, Arc::new(config), Arc::default()));
         let (mut server, _) = listener.accept().await.unwrap();
         server.read_exact(&mut [0; 8]).await.unwrap();
-        (carried, driver, server)
+        (forwarding, driver, server)
     }
 
     #[tokio::test]
-    async fn a_driver_that_gives_up_ends_the_connection_to_a_silent_server() {
-        let (carried, mut driver, mut server) = carried("/no/such/file").await;
+    async fn a_closed_driver_connection_closes_the_server_connection() {
+        let (forwarding, mut driver, mut server) = forwarding("/no/such/file").await;
         driver.write_all(b"startup").await.unwrap();
         drop(driver);
         assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
-        carried.await.unwrap();
+        forwarding.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_server_is_given_up() {
-        let (carried, mut driver, _server) = carried("/no/such/file").await;
-        tokio::time::timeout(2 * CONNECT, carried).await.unwrap().unwrap();
+    async fn a_silent_server_times_out() {
+        let (forwarding, mut driver, _server) = forwarding("/no/such/file").await;
+        tokio::time::timeout(2 * CONNECT_TIMEOUT, forwarding).await.unwrap().unwrap();
         assert_eq!(driver.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[tokio::test]
-    async fn the_first_end_that_closes_ends_both() {
+    async fn closing_one_end_closes_the_other() {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -357,16 +361,16 @@ mod tests {
                 .unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         for driver_first in [true, false] {
-            let (carried, mut driver, mut server) = carried(&pem).await;
+            let (forwarding, mut driver, mut server) = forwarding(&pem).await;
             server.write_all(b"S").await.unwrap();
             let mut server = acceptor.accept(server).await.unwrap();
-            let (sent, received) = (vec![7; 3 * BUFFER], &mut vec![0; 3 * BUFFER]);
+            let (sent, received) = (vec![7; 3 * BUFFER_BYTES], &mut vec![0; 3 * BUFFER_BYTES]);
             let write = async {
                 driver.write_all(&sent).await.unwrap();
                 driver.read_exact(received).await.unwrap();
             };
             let echo = async {
-                let mut bytes = vec![0; 3 * BUFFER];
+                let mut bytes = vec![0; 3 * BUFFER_BYTES];
                 server.read_exact(&mut bytes).await.unwrap();
                 server.write_all(&bytes).await.unwrap();
                 server.flush().await.unwrap();
@@ -376,11 +380,11 @@ mod tests {
             // The other end is still open.
             if driver_first {
                 drop(driver);
-                carried.await.unwrap();
+                forwarding.await.unwrap();
                 assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
             } else {
                 drop(server);
-                carried.await.unwrap();
+                forwarding.await.unwrap();
                 assert_eq!(driver.read(&mut [0]).await.unwrap(), 0);
             }
         }

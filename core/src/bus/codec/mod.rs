@@ -357,29 +357,32 @@ mod tests {
         PriceTick::new("a:B".parse().unwrap(), Timestamp::MIN, 1, "1.5".parse().unwrap()).unwrap()
     }
 
-    fn there_and_back<T: Record>(record: &T, topic: &str) {
+    fn records_round_trip<T: Record>(record: &T, topic: &str) {
         let message = encode_message(&Encoding::Json, record, None).unwrap();
         assert_eq!((message.topic.as_str(), message.timestamp), (topic, None));
         assert_eq!(&decode_message::<T>(&received(&message)).unwrap(), record);
     }
 
     #[test]
-    fn every_record_travels_there_and_back() {
+    fn every_record_round_trips() {
         let (instrument, price) = ("a:B".parse::<crate::Instrument>().unwrap(), "2".parse().unwrap());
-        there_and_back(&tick(), "crypto-prices");
+        records_round_trip(&tick(), "crypto-prices");
         let values = QuoteValues { ask_price: Some(price), ..Default::default() };
-        there_and_back(&Quote::new(instrument.clone(), Timestamp::MIN, 0, values).unwrap(), "crypto-quotes");
+        records_round_trip(
+            &Quote::new(instrument.clone(), Timestamp::MIN, 0, values).unwrap(),
+            "crypto-quotes",
+        );
         let bar = Bar::new(instrument, Interval::W1, Timestamp::MIN, BarValues::flat(price)).unwrap();
-        there_and_back(&bar, "crypto-ohlcv");
+        records_round_trip(&bar, "crypto-ohlcv");
         let values = SnapshotValues { markets: Some(1), ..Default::default() };
-        there_and_back(
+        records_round_trip(
             &MarketSnapshot::new(Scope::Global, Timestamp::MIN, values).unwrap(),
             "market-analytics",
         );
     }
 
     #[test]
-    fn what_is_something_else_is_refused_with_its_place() {
+    fn other_messages_are_rejected_with_their_position() {
         let message = received(&encode_message(&Encoding::Json, &tick(), None).unwrap());
         let with = |name: &str, value: &'static str| {
             let mut other = message.clone();
@@ -429,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn another_media_type_or_charset_is_refused() {
+    fn other_media_types_and_charsets_are_rejected() {
         for value in [
             "",
             ";charset=utf-8",
@@ -447,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_with_unreadable_headers_is_corrupt() {
+    fn a_message_with_unreadable_headers_is_corrupt_data() {
         let mut message = received(&encode_message(&Encoding::Json, &tick(), None).unwrap());
         message.headers_unreadable = true;
         let error = decode_message::<PriceTick>(&message).unwrap_err();
@@ -455,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_stands_for_unreadable_offsets_is_corrupt() {
+    fn a_message_for_unreadable_offsets_is_corrupt_data() {
         let mut message = received(&encode_message(&Encoding::Json, &tick(), None).unwrap());
         for (name, text) in [(header::UNREADABLE_FROM, "5"), (header::UNREADABLE_CODE, "bus.x")] {
             message.headers.push(HeaderName::new(name).unwrap(), Some(text.into()));
@@ -469,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_holds_no_more_than_the_begin_of_a_long_value() {
+    fn an_error_truncates_long_values() {
         let long = "7".repeat(2 << 20);
         for (field, value) in [
             ("ts", format!("\"{long}\"")),

@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn typed_records_go_through_rows_and_back() {
+    fn typed_records_round_trip_through_rows() {
         let ticks = ticks(0..3);
         let mut back = PriceTick::DATASET.new_vec();
         for row in Row::copy_of(&Slice::new(&ticks).unwrap()).unwrap() {

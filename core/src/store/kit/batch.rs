@@ -19,29 +19,29 @@ const RECENT: usize = 512;
 impl SeriesRanks {
     /// Ranks the series of a batch.
     pub fn of(batch: &dyn Records) -> Self {
-        let mut seen: HashMap<SeriesRef<'_>, u64> = HashMap::new();
+        let mut numbers: HashMap<SeriesRef<'_>, u64> = HashMap::new();
         let mut ranks: Vec<u64> = Vec::with_capacity(batch.len());
         // Records of one feed share their instruments, so an address usually identifies the series without a text
         // comparison.
         let mut recent = [(0_usize, None, 0_u64); RECENT];
         for at in 0..batch.len() {
             let series = batch.series(at);
-            let known = series.address().map(|address| (address, series.interval));
-            let slot = known.map(|(address, _)| &mut recent[address / 16 % RECENT]);
-            if let (Some((address, interval)), Some(slot)) = (known, &slot)
+            let address = series.address().map(|address| (address, series.interval));
+            let slot = address.map(|(address, _)| &mut recent[address / 16 % RECENT]);
+            if let (Some((address, interval)), Some(slot)) = (address, &slot)
                 && (slot.0, slot.1) == (address, interval)
             {
                 ranks.push(slot.2);
                 continue;
             }
-            let next = seen.len() as u64;
-            let number = *seen.entry(series).or_insert(next);
-            if let (Some((address, interval)), Some(slot)) = (known, slot) {
+            let next = numbers.len() as u64;
+            let number = *numbers.entry(series).or_insert(next);
+            if let (Some((address, interval)), Some(slot)) = (address, slot) {
                 *slot = (address, interval, number);
             }
             ranks.push(number);
         }
-        let mut order: Vec<(SeriesRef<'_>, u64)> = seen.into_iter().collect();
+        let mut order: Vec<(SeriesRef<'_>, u64)> = numbers.into_iter().collect();
         order.sort_unstable();
         let mut rank_of: Vec<(u64, u64)> = order.iter().map(|(_, number)| *number).zip(0..).collect();
         rank_of.sort_unstable();
@@ -86,11 +86,11 @@ pub fn entries(batch: &dyn Records, series: &[u64], group: impl Fn(SortKey) -> i
     entries.sort_unstable();
     // `dedup_by` keeps the first of equal entries, so that entry takes the later index.
     entries.dedup_by(|later, kept| {
-        let same = (later.series, later.sort_key) == (kept.series, kept.sort_key);
-        if same {
+        let is_same_key = (later.series, later.sort_key) == (kept.series, kept.sort_key);
+        if is_same_key {
             kept.at = later.at;
         }
-        same
+        is_same_key
     });
     entries
 }
@@ -102,7 +102,7 @@ mod tests {
     use crate::{PriceTick, Timestamp};
 
     #[test]
-    fn the_last_record_of_a_key_stays_in_the_order_of_the_keys() {
+    fn deduplication_keeps_the_last_record_in_key_order() {
         let tick = |name: &str, at: i64, seq: u64| {
             let ts = Timestamp::from_secs(1_700_000_000 + at).unwrap();
             PriceTick::new(name.parse().unwrap(), ts, seq, "1".parse().unwrap()).unwrap()

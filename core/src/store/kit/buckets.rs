@@ -4,7 +4,7 @@ use crate::store::{Anchor, BarQuery, Derived, Order, Page, Paged};
 use crate::{Bar, Interval, Result, TimeRange, Timestamp};
 
 /// The largest factor by which a window grows beyond the length of the wanted bars if ticks are rare.
-const WIDEST: i64 = 64;
+const MAX_WIDTH_FACTOR: i64 = 64;
 
 /// Returns the end of the bucket that opens at `open`.
 pub fn bucket_end(interval: Interval, open: Timestamp) -> Timestamp {
@@ -23,42 +23,42 @@ pub fn bucket_end(interval: Interval, open: Timestamp) -> Timestamp {
 /// # fn sum(_: TimeRange, _: usize) -> Result<Vec<Bar>> { Ok(Vec::new()) }
 /// # fn next_tick(_: TimeRange) -> Result<Option<Timestamp>> { Ok(None) }
 /// fn page(query: &BarQuery) -> Result<Page<Bar>> {
-///     let mut walk = BucketWalk::new(query)?;
-///     while let Some(window) = walk.window()? {
-///         for bar in sum(window, walk.wanted())? { // in the query's order
-///             walk.push(bar);
+///     let mut planner = BucketPlanner::new(query)?;
+///     while let Some(window) = planner.window()? {
+///         for bar in sum(window, planner.wanted())? { // in the query's order
+///             planner.push(bar);
 ///         }
-///         if let Some(rest) = walk.step(window)? {
-///             walk.jump(next_tick(rest)?)?; // nothing in the window
+///         if let Some(remaining) = planner.advance(window)? {
+///             planner.skip_to(next_tick(remaining)?)?; // nothing in the window
 ///         }
 ///     }
-///     walk.page()
+///     planner.page()
 /// }
 /// ```
 #[derive(Debug)]
-pub struct BucketWalk<'q> {
+pub struct BucketPlanner<'q> {
     query: &'q BarQuery,
     /// The buckets that are not read yet.
-    rest: Option<TimeRange>,
-    width: i64,
+    remaining: Option<TimeRange>,
+    width_factor: i64,
     found: Vec<Bar>,
     /// The number of bars found before the current window.
-    before: usize,
+    found_before: usize,
 }
 
-impl<'q> BucketWalk<'q> {
-    /// Creates a walk that begins at the query's cursor.
+impl<'q> BucketPlanner<'q> {
+    /// Creates a planner that begins at the query's cursor.
     ///
     /// # Errors
     /// `InvalidInput` if the cursor does not belong to this query.
     pub fn new(query: &'q BarQuery) -> Result<Self> {
-        let rest = buckets_of(query, &Derived(query).anchor()?);
-        Ok(Self { query, rest, width: 1, found: Vec::new(), before: 0 })
+        let remaining = buckets_of(query, &Derived(query).anchor()?);
+        Ok(Self { query, remaining, width_factor: 1, found: Vec::new(), found_before: 0 })
     }
 
     /// Returns whether no bucket is left.
     pub fn is_done(&self) -> bool {
-        self.rest.is_none_or(TimeRange::is_empty)
+        self.remaining.is_none_or(TimeRange::is_empty)
     }
 
     /// Returns the number of bars that the page still takes, plus one. The additional bar shows that
@@ -79,17 +79,22 @@ impl<'q> BucketWalk<'q> {
     /// # Errors
     /// Never in practice, because a window lies in the domain.
     pub fn window(&mut self) -> Result<Option<TimeRange>> {
-        self.before = self.found.len();
-        let Some(rest) = self.rest.filter(|rest| self.wanted() > 0 && !rest.is_empty()) else {
+        self.found_before = self.found.len();
+        let Some(remaining) = self.remaining.filter(|remaining| self.wanted() > 0 && !remaining.is_empty())
+        else {
             return Ok(None);
         };
-        let count = i64::try_from(self.wanted()).unwrap_or(i64::MAX).saturating_mul(self.width);
+        let count = i64::try_from(self.wanted()).unwrap_or(i64::MAX).saturating_mul(self.width_factor);
         let length = self.query.interval.as_micros().saturating_mul(count);
-        let (start, end) = (rest.start().as_micros(), rest.end().as_micros());
+        let (start, end) = (remaining.start().as_micros(), remaining.end().as_micros());
         let time = Timestamp::from_micros;
         Ok(Some(match self.query.order {
-            Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
-            Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
+            Order::Ascending => {
+                TimeRange::new(remaining.start(), time(start.saturating_add(length).min(end))?)?
+            }
+            Order::Descending => {
+                TimeRange::new(time(end.saturating_sub(length).max(start))?, remaining.end())?
+            }
         }))
     }
 
@@ -99,37 +104,39 @@ impl<'q> BucketWalk<'q> {
     }
 
     /// Continues after a window. If the window had no bars, returns the range in which to search for the next tick;
-    /// pass that tick to [`BucketWalk::jump`].
+    /// pass that tick to [`BucketPlanner::skip_to`].
     ///
     /// # Errors
     /// Never in practice, because the remaining range lies in the domain.
-    pub fn step(&mut self, window: TimeRange) -> Result<Option<TimeRange>> {
-        let (Some(rest), got) = (self.rest, self.found.len() - self.before) else { return Ok(None) };
-        let wanted = self.wanted() + got;
-        if got < wanted / 4 {
-            self.width = (self.width * 4).min(WIDEST);
-        }
-        let rest = match self.query.order {
-            Order::Ascending => TimeRange::new(window.end().min(rest.end()), rest.end())?,
-            Order::Descending => TimeRange::new(rest.start(), window.start().max(rest.start()))?,
+    pub fn advance(&mut self, window: TimeRange) -> Result<Option<TimeRange>> {
+        let (Some(remaining), added) = (self.remaining, self.found.len() - self.found_before) else {
+            return Ok(None);
         };
-        self.rest = Some(rest);
-        Ok((got == 0 && !rest.is_empty()).then_some(rest))
+        let wanted = self.wanted() + added;
+        if added < wanted / 4 {
+            self.width_factor = (self.width_factor * 4).min(MAX_WIDTH_FACTOR);
+        }
+        let remaining = match self.query.order {
+            Order::Ascending => TimeRange::new(window.end().min(remaining.end()), remaining.end())?,
+            Order::Descending => TimeRange::new(remaining.start(), window.start().max(remaining.start()))?,
+        };
+        self.remaining = Some(remaining);
+        Ok((added == 0 && !remaining.is_empty()).then_some(remaining))
     }
 
-    /// Continues at the bucket of the next tick in the query's order. Ends the walk if there is no next tick.
+    /// Continues at the bucket of the next tick in the query's order. Ends the plan if there is no next tick.
     ///
     /// # Errors
     /// Never in practice, because the remaining range lies in the domain.
-    pub fn jump(&mut self, next_tick: Option<Timestamp>) -> Result<()> {
+    pub fn skip_to(&mut self, next_tick: Option<Timestamp>) -> Result<()> {
         let BarQuery { interval, order, .. } = *self.query;
-        self.rest = match (self.rest, next_tick) {
-            (Some(rest), Some(ts)) => {
+        self.remaining = match (self.remaining, next_tick) {
+            (Some(remaining), Some(ts)) => {
                 let open = interval.floor(ts);
                 Some(match order {
-                    Order::Ascending => TimeRange::new(open.max(rest.start()), rest.end())?,
+                    Order::Ascending => TimeRange::new(open.max(remaining.start()), remaining.end())?,
                     Order::Descending => {
-                        TimeRange::new(rest.start(), bucket_end(interval, open).min(rest.end()))?
+                        TimeRange::new(remaining.start(), bucket_end(interval, open).min(remaining.end()))?
                     }
                 })
             }
@@ -183,7 +190,7 @@ mod tests {
     proptest! {
         /// Compares the pages over buckets with ticks at these minutes with a list of all of them.
         #[test]
-        fn pages_make_up_all_buckets(
+        fn pages_cover_all_buckets(
             minutes in prop::collection::btree_set(prop_oneof![0..40_i64, 0..20_000_i64], 0..40),
             limit in 1..9_usize,
             (from, len) in (0..30_000_i64, 0..30_000_i64),
@@ -196,18 +203,18 @@ mod tests {
             let within = |range: TimeRange| sorted(minutes.iter().copied().filter(|m| range.contains(at(*m))).collect());
             let (mut found, mut windows) = (Vec::new(), 0);
             loop {
-                let mut walk = BucketWalk::new(&query).unwrap();
-                while let Some(window) = walk.window().unwrap() {
+                let mut planner = BucketPlanner::new(&query).unwrap();
+                while let Some(window) = planner.window().unwrap() {
                     windows += 1;
                     prop_assert!(!window.is_empty());
-                    for minute in within(window).into_iter().take(walk.wanted()) {
-                        walk.push(bar(minute));
+                    for minute in within(window).into_iter().take(planner.wanted()) {
+                        planner.push(bar(minute));
                     }
-                    if let Some(rest) = walk.step(window).unwrap() {
-                        walk.jump(within(rest).first().map(|minute| at(*minute))).unwrap();
+                    if let Some(remaining) = planner.advance(window).unwrap() {
+                        planner.skip_to(within(remaining).first().map(|minute| at(*minute))).unwrap();
                     }
                 }
-                let page = walk.page().unwrap();
+                let page = planner.page().unwrap();
                 prop_assert!(page.items.len() <= limit);
                 found.extend(page.items.iter().map(|bar| (bar.open_time().as_micros() / 1_000_000 - BASE) / 60));
                 match page.next {

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_of_the_ticks() {
+    fn description_of_the_ticks() {
         assert_eq!(
             lines(PriceTick::DATASET),
             [
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_added_at_the_end_alone() {
+    fn columns_are_added_only_at_the_end() {
         assert_eq!(changed(|_| ()), Ok(vec![]));
         assert_eq!(changed(|stored| stored.truncate(2)), Ok(vec![2, 3]));
         assert_eq!(
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_with_the_earlier_bounds_of_symbols_needs_no_step() {
+    fn the_earlier_symbol_length_needs_no_migration() {
         let mut stored = lines(MarketSnapshot::DATASET);
         assert_eq!(stored[0], "scope text(262), ts");
         stored[0] = "scope text(80), ts".to_owned();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_enumeration_grows_at_the_end() {
+    fn enumerations_are_extended_at_the_end() {
         let side = |names: &str| changed(|stored| stored[3] = format!("side enumeration({names}) optional"));
         assert_eq!(side("buy"), Ok(vec![3]));
         assert!(side("buy, sell, both").is_err(), "this version cannot read the third name");

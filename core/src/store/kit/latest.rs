@@ -30,13 +30,13 @@ pub trait LatestSource {
 /// Answers a `latest` request: fetches owners and their latest records until the page is full.
 ///
 /// Any number of the selected owners may have no record. Each round therefore fetches twice as many owners as the round
-/// before. `most` limits this growth, and the number of owners in one call of [`LatestSource::newest`].
+/// before. `max_owners` limits this growth, and the number of owners in one call of [`LatestSource::newest`].
 ///
 /// # Errors
 /// The adapter's error.
 pub async fn latest<S: LatestSource + Send>(
     request: &LatestRequest,
-    most: usize,
+    max_owners: usize,
     source: &mut S,
 ) -> Result<RecordPage, S::Error> {
     let limit = request.page.limit() + 1;
@@ -48,22 +48,23 @@ pub async fn latest<S: LatestSource + Send>(
     let mut width = 1;
     while found.len() < limit {
         let wanted = limit - found.len();
-        let asked = (wanted * width).min(most).max(wanted);
-        width = (width * 2).min(most);
+        let count = (wanted * width).min(max_owners).max(wanted);
+        width = (width * 2).min(max_owners);
         let (mut owners, last) = match &request.selection {
             Selection::All => {
-                let owners = source.owners(after.as_ref(), asked).await?;
-                let last = owners.len() < asked;
+                let owners = source.owners(after.as_ref(), count).await?;
+                let last = owners.len() < count;
                 (owners, last)
             }
-            Selection::Only(named) => {
-                let start = after.as_ref().map_or(0, |after| named.partition_point(|owner| owner <= after));
-                let end = named.len().min(start + asked);
-                (named[start..end].to_vec(), end == named.len())
+            Selection::Only(selected) => {
+                let start =
+                    after.as_ref().map_or(0, |after| selected.partition_point(|owner| owner <= after));
+                let end = selected.len().min(start + count);
+                (selected[start..end].to_vec(), end == selected.len())
             }
         };
         if let Some(until) = request.until() {
-            for part in owners.chunks(most) {
+            for part in owners.chunks(max_owners) {
                 source.newest(part, until, &mut found).await?;
             }
         }

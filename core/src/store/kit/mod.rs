@@ -2,7 +2,7 @@
 //!
 //! - [`entries`] sorts a batch by key and keeps the last record of each key.
 //! - [`latest`] drives the pages of a `latest` call over owners that may have a record.
-//! - [`BucketWalk`] plans the windows over which derived bars are computed.
+//! - [`BucketPlanner`] plans the windows over which derived bars are computed.
 //! - [`rest_of`] returns the part of a range that lies after a cursor.
 //! - [`evolution`] compares a stored dataset with its declaration.
 //!
@@ -15,6 +15,6 @@ mod latest;
 mod range;
 
 pub use batch::{Entry, SeriesRanks, entries};
-pub use buckets::{BucketWalk, bucket_end};
+pub use buckets::{BucketPlanner, bucket_end};
 pub use latest::{LatestSource, latest};
 pub use range::rest_of;

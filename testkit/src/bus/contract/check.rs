@@ -5,29 +5,29 @@ use std::fmt;
 use futures::future::BoxFuture;
 use qi_core::Error;
 
-use super::{Lab, Need};
+use super::{Capability, TestContext};
 
 /// The reason for the failure of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     text: String,
-    accident: bool,
+    inconclusive: bool,
 }
 
 impl Failure {
     /// Creates a failure from a text.
     pub fn new(text: impl fmt::Display) -> Self {
-        Self { text: text.to_string(), accident: false }
+        Self { text: text.to_string(), inconclusive: false }
     }
 
     /// Creates a failure of the check itself: a panic, a time limit, or an environment that failed.
-    pub(super) fn accident(text: impl fmt::Display) -> Self {
-        Self { text: text.to_string(), accident: true }
+    pub(super) fn inconclusive(text: impl fmt::Display) -> Self {
+        Self { text: text.to_string(), inconclusive: true }
     }
 
     /// Returns whether the check failed before it could give a result.
-    pub fn is_accident(&self) -> bool {
-        self.accident
+    pub fn is_inconclusive(&self) -> bool {
+        self.inconclusive
     }
 }
 
@@ -44,17 +44,17 @@ impl From<Error> for Failure {
 }
 
 /// The result of a check.
-pub type Verdict<T = ()> = Result<T, Failure>;
+pub type CheckResult<T = ()> = Result<T, Failure>;
 
 /// One named property of the contract.
 #[derive(Clone, Copy)]
 pub struct Check {
-    /// The chapter and the property: `publish::order_of_one_key`.
+    /// The chapter and the property: `publish::messages_of_one_key_keep_their_order`.
     pub name: &'static str,
     /// The features that the backend must have.
-    pub needs: &'static [Need],
-    /// The function that tests the bus of a lab.
-    pub run: for<'a> fn(&'a Lab) -> BoxFuture<'a, Verdict>,
+    pub needs: &'static [Capability],
+    /// The function that tests the bus of a context.
+    pub run: for<'a> fn(&'a TestContext) -> BoxFuture<'a, CheckResult>,
 }
 
 impl fmt::Debug for Check {

@@ -11,7 +11,7 @@ use qi_core::{MessageBus, Result, Timestamp};
 /// A feature that not every backend has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Need {
+pub enum Capability {
     /// Topics can be described, deleted and trimmed, and keep their settings. Every backend can create topics,
     /// even without this feature.
     Admin,
@@ -21,18 +21,18 @@ pub enum Need {
     /// leaves are free immediately.
     Coordinator,
     /// Offsets can be found by time.
-    ByTime,
-    /// The log of [`BusEnv::connect_small`] is bounded: uncommitted messages make `publish` wait.
+    OffsetsForTimes,
+    /// The log of [`BusEnv::connect_with_capacity`] is bounded: uncommitted messages make `publish` wait.
     BoundedLog,
-    /// Old messages are removed within [`Timing::eventually`].
+    /// Old messages are removed within [`Timing::effect_timeout`].
     Retention,
     /// The connection between a client and the brokers can be interrupted.
-    WireFaults,
+    ConnectionFaults,
 }
 
 /// The passage of time in a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
+pub enum ClockMode {
     /// tokio's paused clock: a wait for time alone ends immediately.
     Paused,
     /// Real time, with two worker threads.
@@ -43,22 +43,22 @@ pub enum Pace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// The session timeout of the members.
-    pub session: Duration,
+    pub session_timeout: Duration,
     /// The maximum poll interval of the members.
     pub max_poll_interval: Duration,
     /// The time within which a waiting member receives a message that is in the log.
-    pub short: Duration,
+    pub receive_timeout: Duration,
     /// The time within which every expected effect has occurred.
-    pub eventually: Duration,
+    pub effect_timeout: Duration,
 }
 
 /// The connection of a client to the brokers, which a check can interrupt and restore.
 #[async_trait]
-pub trait Wire: Debug + Send + Sync {
+pub trait Connection: Debug + Send + Sync {
     /// Interrupts the connection. The group is not notified: members of this client expire at their session timeout.
-    async fn cut(&self);
-    /// Restores the connection after a cut.
-    async fn mend(&self);
+    async fn interrupt(&self);
+    /// Restores the connection after an interruption.
+    async fn restore(&self);
 }
 
 /// A client of the backend, with its connection.
@@ -66,8 +66,8 @@ pub trait Wire: Debug + Send + Sync {
 pub struct Client {
     /// The bus under test.
     pub bus: Arc<dyn MessageBus>,
-    /// The connection of the client. Checks without [`Need::WireFaults`] do not cut it.
-    pub wire: Arc<dyn Wire>,
+    /// The connection of the client. Only checks with [`Capability::ConnectionFaults`] interrupt the connection.
+    pub connection: Arc<dyn Connection>,
 }
 
 /// The environment of one trial. Only this trial uses topics and groups with its prefix.
@@ -86,13 +86,13 @@ pub trait BusEnv: Debug + Send + Sync {
     ///
     /// # Errors
     /// If the client cannot be built.
-    async fn connect_small(&self, bytes: usize) -> Result<Client>;
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client>;
 
-    /// Removes the messages of a partition below an offset. Called only with [`Need::Admin`].
+    /// Removes the messages of a partition below an offset. Called only with [`Capability::Admin`].
     ///
     /// # Errors
     /// If the brokers reject the request.
-    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()>;
+    async fn delete_records(&self, partition: &TopicPartition, offset: u64) -> Result<()>;
 
     /// Returns the time of the brokers.
     fn now(&self) -> Timestamp;
@@ -118,28 +118,28 @@ pub trait BusFactory: Debug + Send + Sync {
     fn absent(&self) -> Option<String>;
 
     /// Returns the features of the backend.
-    fn provides(&self) -> &'static [Need];
+    fn capabilities(&self) -> &'static [Capability];
 
     /// Returns the pace of time in the trials.
-    fn pace(&self) -> Pace;
+    fn clock_mode(&self) -> ClockMode;
 
     /// Creates the environment of a trial.
     ///
     /// # Errors
     /// If the environment cannot be created.
-    async fn fresh(&self) -> Result<Box<dyn BusEnv>>;
+    async fn create_env(&self) -> Result<Box<dyn BusEnv>>;
 }
 
 /// A wrapper around a bus that must not change the results of the checks.
 #[derive(Debug, Clone, Copy)]
-pub struct Wrapping {
-    /// The name of the wrapping in the names of trials.
+pub struct Wrapper {
+    /// The name of the wrapper in the names of trials.
     pub name: &'static str,
     /// Returns a bus with the wrapper.
     pub wrap: fn(Arc<dyn MessageBus>) -> Arc<dyn MessageBus>,
 }
 
-impl Wrapping {
+impl Wrapper {
     /// The bus itself, without a wrapper.
     pub const PLAIN: Self = Self { name: "plain", wrap: |bus| bus };
     /// An `Arc<dyn MessageBus>` used as a bus.
@@ -147,6 +147,6 @@ impl Wrapping {
     /// A `Box<dyn MessageBus>` used as a bus.
     pub const BOX_DYN: Self =
         Self { name: "box_dyn", wrap: |bus| Arc::new(Box::new(bus) as Box<dyn MessageBus>) };
-    /// The wrappings for every backend.
+    /// The wrappers for every backend.
     pub const BASIC: [Self; 3] = [Self::PLAIN, Self::ARC_DYN, Self::BOX_DYN];
 }

@@ -1,4 +1,4 @@
-//! The layers of core and testkit as wrappings. Each passes the complete contract.
+//! The layers of core and testkit as wrappers. Each passes the complete contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use qi_core::layer::{
 };
 use qi_core::{Backoff, Operation, Result};
 
-use super::Wrapping;
+use super::Wrapper;
 use super::resend::Resend;
 use crate::chaos::{Chaos, ChaosBus, Fault, Rule};
 use crate::recording::{Recording, RecordingBus};
 
-impl Wrapping {
+impl Wrapper {
     /// `Retry` alone.
     pub const RETRY: Self =
         Self { name: "retry", wrap: |bus| Arc::new(Retry::new(bus, RetryConfig::default())) };
@@ -47,36 +47,36 @@ impl Wrapping {
     ///
     /// Some operations are exempt. `recv` has no faults, because its caller retries in a loop. Responses of topic
     /// creation and deletion are not lost, because they report the result of that call. Responses of publish are not
-    /// lost either, because the next two wrappings cover duplicate messages.
+    /// lost either, because the next two wrappers cover duplicate messages.
     pub const FULL_STACK_OVER_CHAOS: Self =
-        Self { name: "full_stack_over_chaos", wrap: |bus| over_chaos(bus, &[Fault::Error]) };
-    /// Like [`Wrapping::FULL_STACK_OVER_CHAOS`], with lost responses of publish in addition. Messages in an unknown
+        Self { name: "full_stack_over_chaos", wrap: |bus| with_chaos(bus, &[Fault::Error]) };
+    /// Like [`Wrapper::FULL_STACK_OVER_CHAOS`], with lost responses of publish in addition. Messages in an unknown
     /// state are sent again, as a caller must do. The resulting duplicates are counted and hidden.
-    pub const FULL_STACK_OVER_CUTS: Self = Self {
-        name: "full_stack_over_cuts",
-        wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Cut])),
+    pub const FULL_STACK_OVER_LOST_RESPONSES: Self = Self {
+        name: "full_stack_over_lost_responses",
+        wrap: |bus| with_resend(with_chaos(bus, &[Fault::Error, Fault::LostResponse])),
     };
-    /// Like [`Wrapping::FULL_STACK_OVER_CHAOS`], with hangs of publish in addition. The time limit makes the state of
+    /// Like [`Wrapper::FULL_STACK_OVER_CHAOS`], with hangs of publish in addition. The time limit makes the state of
     /// all messages unknown. For paused time, because each hang takes twice the delivery timeout.
     pub const FULL_STACK_OVER_HANGS: Self = Self {
         name: "full_stack_over_hangs",
-        wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Hang])),
+        wrap: |bus| with_resend(with_chaos(bus, &[Fault::Error, Fault::Hang])),
     };
 
-    /// Returns the reason if a check does not apply to this wrapping. Such a check examines the outcome of single
-    /// calls, which cuts and hangs change without a fault of the bus.
-    pub(super) fn spares(&self, check: &str) -> Option<&'static str> {
-        let (checks, why) = match self.name {
-            "full_stack_over_cuts" => {
-                (LOOK_AT_PLACES, "it looks at places in the log, where doubles have theirs")
+    /// Returns the reason if a check does not apply to this wrapper. Such a check examines the outcome of single
+    /// calls, which lost responses and hangs change without a fault of the bus.
+    pub(super) fn skip_reason(&self, check: &str) -> Option<&'static str> {
+        let (checks, reason) = match self.name {
+            "full_stack_over_lost_responses" => {
+                (CHECKS_OF_OFFSETS, "the check examines offsets in the log, and duplicates change them")
             }
-            "full_stack_over_hangs" => (LOOK_AT_TIMES, "it looks at how long a publish takes"),
+            "full_stack_over_hangs" => (CHECKS_OF_DURATIONS, "the check measures the duration of a publish"),
             _ => return None,
         };
-        checks.contains(&check).then_some(why)
+        checks.contains(&check).then_some(reason)
     }
 
-    /// Returns all wrappings: the pointers, each layer alone, and the stacks.
+    /// Returns all wrappers: the pointers, each layer alone, and the stacks.
     pub fn every() -> Vec<Self> {
         let mut all = Self::BASIC.to_vec();
         all.extend([
@@ -89,7 +89,7 @@ impl Wrapping {
             Self::FULL_STACK,
             Self::RECORDING,
             Self::FULL_STACK_OVER_CHAOS,
-            Self::FULL_STACK_OVER_CUTS,
+            Self::FULL_STACK_OVER_LOST_RESPONSES,
             Self::FULL_STACK_OVER_HANGS,
         ]);
         all
@@ -97,50 +97,50 @@ impl Wrapping {
 }
 
 /// Checks of offsets, delivery times, positions, watermarks, lag, and the capacity of a bounded log.
-const LOOK_AT_PLACES: &[&str] = &[
-    "publish::offsets_are_true",
-    "publish::timestamps_to_the_millisecond",
-    "publish::small_buffer_loses_nothing",
-    "publish::full_buffer_waits",
-    "subscribe::at_a_time_begins_there",
+const CHECKS_OF_OFFSETS: &[&str] = &[
+    "publish::reported_offsets_match_the_log",
+    "publish::timestamps_are_truncated_to_milliseconds",
+    "publish::small_send_buffer_loses_no_message",
+    "publish::full_log_makes_publish_wait",
+    "subscribe::offset_reset_by_time_starts_at_that_time",
     "subscribe::recv_respects_max",
-    "subscribe::reader_without_a_group",
-    "subscribe::deleted_topic_beside_another",
-    "positions::refused_commit_stores_nothing",
-    "positions::position_and_lag_at_each_step",
-    "positions::pause_holds_back_and_blocks_no_other",
-    "positions::position_gone_is_answered_visibly",
-    "positions::position_gone_is_told_without_a_group",
-    "positions::commit_that_is_gone_is_answered",
-    "positions::old_messages_go",
-    "rebalance::third_joins_and_leaves_under_load",
-    "admin::topics_are_described",
-    "admin::groups_with_commits_and_lag",
-    "admin::lag_of_the_named_topics",
-    "faults::receiving_while_brokers_are_away",
+    "subscribe::reader_without_group_reads_and_seeks",
+    "subscribe::other_topics_continue_after_a_deletion",
+    "positions::rejected_commit_stores_no_offset",
+    "positions::position_and_lag_follow_each_call",
+    "positions::pause_stops_only_the_paused_partition",
+    "positions::deleted_position_is_reset_and_reported",
+    "positions::reader_without_group_reports_a_deleted_position",
+    "positions::deleted_commit_is_reset_to_earliest",
+    "positions::retention_removes_old_messages",
+    "rebalance::third_member_joins_and_leaves_under_load",
+    "admin::topics_have_watermarks_and_settings",
+    "admin::groups_report_commits_and_lag",
+    "admin::lag_is_limited_to_the_selected_topics",
+    "faults::recv_reports_an_outage_and_continues",
 ];
 
 /// Checks that publish often or measure time. A hang takes 20 s.
-const LOOK_AT_TIMES: &[&str] = &[
-    "publish::keyless_reach_all_partitions",
-    "publish::unknown_topic_at_once",
-    "publish::hundred_thousand_each_once",
-    "subscribe::dropped_recv_loses_nothing",
-    "positions::position_gone_is_answered_visibly",
-    "life::close_drains",
+const CHECKS_OF_DURATIONS: &[&str] = &[
+    "publish::messages_without_key_reach_all_partitions",
+    "publish::unknown_topic_fails_immediately",
+    "publish::hundred_thousand_messages_are_delivered_once",
+    "subscribe::dropped_recv_loses_no_message",
+    "positions::deleted_position_is_reset_and_reported",
+    "lifecycle::close_waits_for_pending_publishes",
 ];
 
-fn resending(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
+fn with_resend(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
     Arc::new(Layered::new(bus, valid(Resend::new())))
 }
 
-fn over_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn MessageBus> {
+fn with_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn MessageBus> {
     let third = |faults: &[Fault]| Rule::new(1.0 / 3.0, faults.iter().copied());
     // On paused time a hang costs nothing. On real time a hang costs a time limit that suits brokers. A member whose
     // response was lost also delays its group until its session passes.
     let paused = bus.info().backend == "memory";
     let limit = Duration::from_millis(if paused { 50 } else { 10_000 });
-    let mut faults = vec![Fault::Error, Fault::Cut];
+    let mut faults = vec![Fault::Error, Fault::LostResponse];
     faults = faults.repeat(if paused { 1 } else { 30 });
     faults.push(Fault::Hang);
     let chaos = Chaos::seeded(7)
@@ -185,10 +185,10 @@ impl Propagator for Stamp {
     }
 
     fn extract(&self, _span: &tracing::Span, contexts: &[Headers]) {
-        assert_eq!(contexts.len(), 1, "each message has the same stamp");
+        assert_eq!(contexts.len(), 1, "every message has the same trace context");
     }
 }
 
 fn valid<T>(built: Result<T>) -> T {
-    built.expect("the names of the suite are valid")
+    built.expect("the header names of the suite are valid")
 }

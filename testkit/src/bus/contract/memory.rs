@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use qi_core::bus::TopicPartition;
 use qi_core::{Clock, Result, Timestamp};
 
-use super::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use super::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection, Timing};
 use crate::ManualClock;
 use crate::bus::{MemoryBus, MemoryBusConfig};
 
@@ -25,23 +25,23 @@ impl BusFactory for MemoryFactory {
         None
     }
 
-    fn provides(&self) -> &'static [Need] {
+    fn capabilities(&self) -> &'static [Capability] {
         &[
-            Need::Admin,
-            Need::Groups,
-            Need::Coordinator,
-            Need::ByTime,
-            Need::Retention,
-            Need::BoundedLog,
-            Need::WireFaults,
+            Capability::Admin,
+            Capability::Groups,
+            Capability::Coordinator,
+            Capability::OffsetsForTimes,
+            Capability::Retention,
+            Capability::BoundedLog,
+            Capability::ConnectionFaults,
         ]
     }
 
-    fn pace(&self) -> Pace {
-        Pace::Paused
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Paused
     }
 
-    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+    async fn create_env(&self) -> Result<Box<dyn BusEnv>> {
         let clock = Arc::new(ManualClock::default());
         let bus = MemoryBus::new(config(), clock.clone())?;
         Ok(Box::new(MemoryEnv { bus, clock }))
@@ -65,7 +65,7 @@ struct MemoryEnv {
 
 fn client(bus: MemoryBus) -> Client {
     let bus = Arc::new(bus);
-    Client { wire: Arc::new(MemoryWire(bus.clone())), bus }
+    Client { connection: Arc::new(MemoryConnection(bus.clone())), bus }
 }
 
 #[async_trait]
@@ -78,13 +78,13 @@ impl BusEnv for MemoryEnv {
         Ok(client(self.bus.connect()))
     }
 
-    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client> {
         let config = MemoryBusConfig { max_bytes: bytes, max_message_bytes: bytes / 2, ..config() };
         Ok(client(MemoryBus::new(config, self.clock.clone())?))
     }
 
-    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
-        self.bus.trim(partition, offset)
+    async fn delete_records(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+        self.bus.delete_records(partition, offset)
     }
 
     fn now(&self) -> Timestamp {
@@ -93,10 +93,10 @@ impl BusEnv for MemoryEnv {
 
     fn timing(&self) -> Timing {
         Timing {
-            session: Duration::from_secs(6),
+            session_timeout: Duration::from_secs(6),
             max_poll_interval: Duration::from_secs(10),
-            short: Duration::from_millis(50),
-            eventually: Duration::from_mins(1),
+            receive_timeout: Duration::from_millis(50),
+            effect_timeout: Duration::from_mins(1),
         }
     }
 
@@ -106,15 +106,15 @@ impl BusEnv for MemoryEnv {
 }
 
 #[derive(Debug)]
-struct MemoryWire(Arc<MemoryBus>);
+struct MemoryConnection(Arc<MemoryBus>);
 
 #[async_trait]
-impl Wire for MemoryWire {
-    async fn cut(&self) {
-        self.0.cut_off();
+impl Connection for MemoryConnection {
+    async fn interrupt(&self) {
+        self.0.disconnect();
     }
 
-    async fn mend(&self) {
+    async fn restore(&self) {
         self.0.reconnect();
     }
 }

@@ -52,11 +52,11 @@ pub enum Step {
         group: usize,
         /// The index of the member.
         member: usize,
-        /// The number of messages to leave out.
-        short_of: u64,
+        /// The number of messages that are not committed.
+        uncommitted: u64,
     },
     /// Commits an offset above the position of a member. The bus rejects this commit.
-    CommitTooFar {
+    CommitAbovePosition {
         /// The index of the group.
         group: usize,
         /// The index of the member.
@@ -88,14 +88,14 @@ pub enum Step {
         member: usize,
     },
     /// Disconnects a member, which does not leave its group.
-    Kill {
+    Disconnect {
         /// The index of the group.
         group: usize,
         /// The index of the member.
         member: usize,
     },
     /// Removes the oldest part of a partition.
-    Trim {
+    DeleteRecords {
         /// The index of the topic.
         topic: usize,
         /// The index of the partition.
@@ -103,15 +103,15 @@ pub enum Step {
         /// The removed part in percent of the present messages.
         percent: u64,
     },
-    /// Deletes a topic and, if `again`, creates it again immediately.
+    /// Deletes a topic and, if `recreate`, creates the topic again immediately.
     Delete {
         /// The index of the topic.
         topic: usize,
         /// True to create the topic again.
-        again: bool,
+        recreate: bool,
     },
     /// Waits for the sum of the session timeout and the maximum poll interval.
-    Silence,
+    WaitForExpiry,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -121,15 +121,15 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (topic.clone(), 0..3_u32, 1..8_usize).prop_map(|(topic, partition, count)| Step::Publish { topic, partition, count }),
         3 => (group, any::<bool>()).prop_map(|(group, latest)| Step::Join { group, latest }),
         12 => (who.clone(), 1..12_usize).prop_map(|((group, member), max)| Step::Recv { group, member, max }),
-        5 => (who.clone(), 0..3_u64).prop_map(|((group, member), short_of)| Step::Commit { group, member, short_of }),
-        1 => who.clone().prop_map(|(group, member)| Step::CommitTooFar { group, member }),
+        5 => (who.clone(), 0..3_u64).prop_map(|((group, member), uncommitted)| Step::Commit { group, member, uncommitted }),
+        1 => who.clone().prop_map(|(group, member)| Step::CommitAbovePosition { group, member }),
         2 => (who.clone(), 0..14_u64).prop_map(|((group, member), to)| Step::Seek { group, member, to }),
         2 => (who.clone(), any::<bool>()).prop_map(|((group, member), pause)| Step::Pause { group, member, pause }),
         1 => who.clone().prop_map(|(group, member)| Step::Leave { group, member }),
-        1 => who.prop_map(|(group, member)| Step::Kill { group, member }),
-        1 => (topic.clone(), 0..3_u32, 0..=100_u64).prop_map(|(topic, partition, percent)| Step::Trim { topic, partition, percent }),
-        1 => (topic, prop::bool::weighted(0.8)).prop_map(|(topic, again)| Step::Delete { topic, again }),
-        1 => Just(Step::Silence),
+        1 => who.prop_map(|(group, member)| Step::Disconnect { group, member }),
+        1 => (topic.clone(), 0..3_u32, 0..=100_u64).prop_map(|(topic, partition, percent)| Step::DeleteRecords { topic, partition, percent }),
+        1 => (topic, prop::bool::weighted(0.8)).prop_map(|(topic, recreate)| Step::Delete { topic, recreate }),
+        1 => Just(Step::WaitForExpiry),
     ]
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use qi_core::bus::{Batch, Message, OffsetReset, SubscriptionEvent, TopicName, TopicPartition};
 use tokio::time::Instant;
 
-use crate::bus::contract::{Failure, Verdict, ensure, ensure_eq};
+use crate::bus::contract::{CheckResult, Failure, ensure, ensure_eq};
 
 /// A partition: all messages that were ever published to it, and its low watermark.
 #[derive(Debug, Default)]
@@ -35,15 +35,15 @@ pub(super) struct Member {
     pub(super) positions: BTreeMap<TopicPartition, u64>,
     pub(super) paused: BTreeSet<TopicPartition>,
     /// The partitions that the member owns according to its events.
-    pub(super) told: BTreeSet<TopicPartition>,
+    pub(super) reported: BTreeSet<TopicPartition>,
     /// The resets that the member has not yet been notified of.
     resets: BTreeMap<TopicPartition, (u64, u64)>,
     /// The low watermarks at the time of resets.
     floors: BTreeMap<TopicPartition, u64>,
     last_poll: Instant,
-    pub(super) dead_since: Option<Instant>,
-    poll_limit_passed: bool,
-    out: bool,
+    pub(super) disconnected_since: Option<Instant>,
+    max_poll_interval_exceeded: bool,
+    expired: bool,
 }
 
 impl Member {
@@ -52,30 +52,30 @@ impl Member {
             offset_reset,
             positions: BTreeMap::new(),
             paused: BTreeSet::new(),
-            told: BTreeSet::new(),
+            reported: BTreeSet::new(),
             resets: BTreeMap::new(),
             floors: BTreeMap::new(),
             last_poll: Instant::now(),
-            dead_since: None,
-            poll_limit_passed: false,
-            out: false,
+            disconnected_since: None,
+            max_poll_interval_exceeded: false,
+            expired: false,
         }
     }
 
     /// Records a call of `recv`.
     pub(super) fn polled(&mut self) {
         self.last_poll = Instant::now();
-        self.out = false;
+        self.expired = false;
     }
 
-    fn lose(&mut self, partition: &TopicPartition) {
+    fn remove_partition(&mut self, partition: &TopicPartition) {
         self.positions.remove(partition);
         self.paused.remove(partition);
         self.resets.remove(partition);
         self.floors.remove(partition);
     }
 
-    fn lose_all(&mut self) {
+    fn remove_all_partitions(&mut self) {
         self.positions.clear();
         self.paused.clear();
         self.resets.clear();
@@ -92,25 +92,31 @@ pub(super) struct Group {
 
 impl Group {
     /// Applies the session timeouts and maximum poll intervals.
-    pub(super) fn expire(&mut self, session: Duration, max_poll_interval: Duration) {
+    pub(super) fn expire(&mut self, session_timeout: Duration, max_poll_interval: Duration) {
         let now = Instant::now();
-        self.members.retain(|_, member| member.dead_since.is_none_or(|since| since + session > now));
-        for member in self.members.values_mut().filter(|member| !member.out) {
+        self.members
+            .retain(|_, member| member.disconnected_since.is_none_or(|since| since + session_timeout > now));
+        for member in self.members.values_mut().filter(|member| !member.expired) {
             if member.last_poll + max_poll_interval <= now {
-                member.lose_all();
-                member.poll_limit_passed = true;
-                member.out = true;
+                member.remove_all_partitions();
+                member.max_poll_interval_exceeded = true;
+                member.expired = true;
             }
         }
     }
 
     /// Assigns a partition to a member. Fails if the partition has an owner.
-    pub(super) fn take(&mut self, logs: &Logs, at: usize, partition: &TopicPartition) -> Verdict {
+    pub(super) fn take(&mut self, logs: &Logs, at: usize, partition: &TopicPartition) -> CheckResult {
         let owner = self.members.iter().find(|(_, member)| member.positions.contains_key(partition));
-        ensure_eq!(owner.map(|(other, _)| *other), None, "the owner of {partition}, which {at} takes");
+        ensure_eq!(
+            owner.map(|(other, _)| *other),
+            None,
+            "the owner of {partition} before member {at} takes the partition"
+        );
         let log =
             logs.get(partition).ok_or_else(|| Failure::new(format_args!("{partition} does not exist")))?;
-        let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
+        let member =
+            self.members.get_mut(&at).ok_or_else(|| Failure::new("the member is unknown to the model"))?;
         let start = match member.offset_reset {
             OffsetReset::Latest => log.end(),
             _ => log.start,
@@ -142,27 +148,36 @@ impl Group {
         for member in self.members.values_mut() {
             let gone: Vec<_> = member.positions.keys().filter(|p| p.topic == *topic).cloned().collect();
             for partition in &gone {
-                member.lose(partition);
+                member.remove_partition(partition);
             }
         }
     }
 
     /// Compares a batch with the model.
-    pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> Verdict {
-        self.hear(logs, at, batch.events())?;
-        let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
+    pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> CheckResult {
+        self.apply_events(logs, at, batch.events())?;
+        let member =
+            self.members.get_mut(&at).ok_or_else(|| Failure::new("the member is unknown to the model"))?;
         member.polled();
-        ensure!(!member.poll_limit_passed, "it was not told that its maximum poll interval had passed");
-        ensure_eq!(member.told, member.positions.keys().cloned().collect(), "what it was told that it owns");
-        ensure!(member.resets.is_empty(), "it was not told of {:?}", member.resets);
-        ensure!(batch.len() <= max, "{} messages for a max of {max}", batch.len());
+        ensure!(!member.max_poll_interval_exceeded, "the event MaxPollIntervalExceeded is missing");
+        ensure_eq!(
+            member.reported,
+            member.positions.keys().cloned().collect(),
+            "partitions according to the events"
+        );
+        ensure!(member.resets.is_empty(), "no event for the resets {:?}", member.resets);
+        ensure!(batch.len() <= max, "recv returned {} messages, max is {max}", batch.len());
         let mut read = BTreeMap::new();
         for message in batch {
             let partition = TopicPartition::new(message.topic.clone(), message.partition);
-            ensure!(!member.paused.contains(&partition), "a message of {partition}, which is paused");
+            ensure!(
+                !member.paused.contains(&partition),
+                "received a message of the paused partition {partition}"
+            );
             let position = member.positions.get_mut(&partition);
-            let position =
-                position.ok_or_else(|| Failure::new(format_args!("{partition} is not its own")))?;
+            let position = position.ok_or_else(|| {
+                Failure::new(format_args!("received a message of {partition}, which is not owned"))
+            })?;
             ensure_eq!(message.offset, *position, "the next offset of {partition}");
             let sent =
                 logs.get(&partition).and_then(|log| log.messages.get(usize::try_from(*position).ok()?));
@@ -170,7 +185,7 @@ impl Group {
             ensure_eq!(
                 Some((&message.key, &message.payload, &message.headers)),
                 sent,
-                "at {position} of {partition}"
+                "the message at offset {position} of {partition}"
             );
             *position += 1;
             read.insert(partition, *position);
@@ -185,43 +200,52 @@ impl Group {
                 !member.paused.contains(*partition)
                     && logs.get(*partition).is_some_and(|log| log.end() > **position)
             });
-            ensure_eq!(left, None, "what an empty batch kept back");
+            ensure_eq!(left, None, "a partition with messages after an empty batch");
         }
         Ok(())
     }
 
-    fn hear(&mut self, logs: &Logs, at: usize, events: &[SubscriptionEvent]) -> Verdict {
+    fn apply_events(&mut self, logs: &Logs, at: usize, events: &[SubscriptionEvent]) -> CheckResult {
         for event in events {
-            let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
+            let member = self
+                .members
+                .get_mut(&at)
+                .ok_or_else(|| Failure::new("the member is unknown to the model"))?;
             match event {
                 SubscriptionEvent::MaxPollIntervalExceeded => {
                     ensure!(
-                        std::mem::take(&mut member.poll_limit_passed),
-                        "the maximum poll interval has not passed"
+                        std::mem::take(&mut member.max_poll_interval_exceeded),
+                        "the maximum poll interval is not exceeded"
                     );
                 }
                 SubscriptionEvent::AssignmentChanged { gained, lost } => {
                     for partition in lost {
-                        ensure!(member.told.remove(partition), "{partition} was not its own and is lost");
-                        member.lose(partition);
+                        ensure!(member.reported.remove(partition), "{partition} is lost but was not owned");
+                        member.remove_partition(partition);
                     }
                     for partition in gained {
-                        ensure!(member.told.insert(partition.clone()), "{partition} is gained again");
+                        ensure!(member.reported.insert(partition.clone()), "{partition} is gained twice");
                     }
                     for partition in gained {
                         self.take(logs, at, partition)?;
                     }
                 }
                 SubscriptionEvent::Reset { partition, from, to } => {
-                    let log = logs.get(partition).ok_or_else(|| Failure::new("a reset of nothing"))?;
+                    let log = logs
+                        .get(partition)
+                        .ok_or_else(|| Failure::new("a reset of a partition that does not exist"))?;
                     let known = member.resets.remove(partition);
                     let position = member.positions.get_mut(partition);
-                    let position = position.ok_or_else(|| Failure::new("a reset of a foreign partition"))?;
+                    let position =
+                        position.ok_or_else(|| Failure::new("a reset of a partition that is not owned"))?;
                     if let Some(known) = known.filter(|_| log.holds(*position)) {
-                        ensure_eq!((*from, *to), known, "a reset at the start of {partition}");
+                        ensure_eq!((*from, *to), known, "the first reset of {partition}");
                         continue;
                     }
-                    ensure!(!log.holds(*position), "{position} of {partition} is still there");
+                    ensure!(
+                        !log.holds(*position),
+                        "a reset although offset {position} of {partition} exists"
+                    );
                     let start =
                         if member.offset_reset == OffsetReset::Latest { log.end() } else { log.start };
                     // Two resets before the first event become one reset.
@@ -236,16 +260,15 @@ impl Group {
                 // The topic may exist again. Other steps compare its partitions.
                 SubscriptionEvent::TopicDeleted { .. } => {}
                 other => {
-                    return Err(Failure::new(format_args!(
-                        "an event that the model does not know: {other:?}"
-                    )));
+                    return Err(Failure::new(format_args!("an event unknown to the model: {other:?}")));
                 }
             }
         }
-        let member = self.members.get(&at).ok_or_else(|| Failure::new("no such member"))?;
+        let member =
+            self.members.get(&at).ok_or_else(|| Failure::new("the member is unknown to the model"))?;
         for (partition, position) in &member.positions {
             let there = logs.get(partition).is_some_and(|log| log.holds(*position));
-            ensure!(there, "{position} of {partition} has gone, and nobody says so");
+            ensure!(there, "offset {position} of {partition} no longer exists and no event reports a reset");
         }
         Ok(())
     }

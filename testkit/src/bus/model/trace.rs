@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::Step;
 use super::history::{GROUPS, TOPICS, partitions};
-use super::run::{Actor, Stage};
-use crate::bus::contract::{BusEnv, Failure, Verdict};
+use super::run::{HistoryState, MemberClient};
+use crate::bus::contract::{BusEnv, CheckResult, Failure};
 
 /// The content of a message from its sender: key, payload, headers and timestamp.
 pub type Content = (Option<Bytes>, Option<Bytes>, Headers, Option<Timestamp>);
@@ -31,72 +31,72 @@ pub struct Trace {
 
 /// Runs a history without regard for owners and times. Every message has the time `stamp`. Every read continues until
 /// the group has all messages, and a commit covers all messages read. Steps that depend on a bus's timing are skipped:
-/// silence, seeks, pauses, trims and deletions under a reader, and starts at the end.
+/// waits, seeks, pauses, deletions of records and topics, and starts at the end.
 ///
 /// # Errors
 /// A rejection by the bus that the contract does not allow.
-pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verdict<Trace> {
-    let mut stage = Stage::open(env).await?;
+pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> CheckResult<Trace> {
+    let mut state = HistoryState::open(env).await?;
     let mut trace = Trace::default();
-    let mut seen = Seen::new();
+    let mut received = ReceivedByOffset::new();
     let mut total: usize = 0;
     for (n, step) in history.iter().enumerate() {
         match *step {
             Step::Publish { topic, partition, count } => {
-                let mut batch = stage.messages(topic, partition, count)?;
+                let mut batch = state.messages(topic, partition, count)?;
                 for message in &mut batch {
                     message.timestamp = Some(stamp);
                 }
-                total += stage.bus.send(&batch).await?.len();
+                total += state.bus.send(&batch).await?.len();
             }
-            Step::Join { group, .. } => join(&mut stage, group, &mut seen).await?,
-            Step::Recv { group, .. } => gather(&mut stage, group, total, &mut seen).await?,
-            Step::Commit { group, .. } => commit(&mut stage, group, &seen).await?,
-            Step::CommitTooFar { group, member } => {
-                gather(&mut stage, group, total, &mut seen).await?;
-                if let Some((_, actor)) = stage.actor(group, member) {
-                    let assignment = actor.sub.assignment().await?;
+            Step::Join { group, .. } => join(&mut state, group, &mut received).await?,
+            Step::Recv { group, .. } => receive_until(&mut state, group, total, &mut received).await?,
+            Step::Commit { group, .. } => commit(&mut state, group, &received).await?,
+            Step::CommitAbovePosition { group, member } => {
+                receive_until(&mut state, group, total, &mut received).await?;
+                if let Some((_, client)) = state.client(group, member) {
+                    let assignment = client.sub.assignment().await?;
                     let beyond: Offsets = assignment
                         .partitions
                         .into_iter()
                         .take(1)
                         .map(|p| (p.partition, p.position + 1))
                         .collect();
-                    if let Err(error) = actor.sub.commit(&beyond).await {
+                    if let Err(error) = client.sub.commit(&beyond).await {
                         trace.errors.push((n, error.kind(), code(&error)));
                     }
                 }
             }
             Step::Leave { group, member } => {
-                if let Some((at, actor)) = stage.actor(group, member) {
-                    actor.sub.close().await?;
-                    stage.actors[group].remove(&at);
+                if let Some((at, client)) = state.client(group, member) {
+                    client.sub.close().await?;
+                    state.clients[group].remove(&at);
                 }
             }
-            Step::Kill { group, member } => {
-                if let Some((at, actor)) = stage.actor(group, member) {
-                    actor.client.wire.cut().await;
-                    stage.actors[group].remove(&at);
+            Step::Disconnect { group, member } => {
+                if let Some((at, client)) = state.client(group, member) {
+                    client.client.connection.interrupt().await;
+                    state.clients[group].remove(&at);
                 }
             }
             _ => {}
         }
     }
-    // By then, the sessions of killed members have passed.
-    tokio::time::sleep(env.timing().session + env.timing().short).await;
+    // By then, the sessions of disconnected members have expired.
+    tokio::time::sleep(env.timing().session_timeout + env.timing().receive_timeout).await;
     for group in 0..GROUPS {
-        join(&mut stage, group, &mut seen).await?;
-        read_to_the_end(&mut stage, group, &mut seen).await?;
-        commit(&mut stage, group, &seen).await?;
-        let known = stage.bus.groups(&GroupQuery::one(stage.groups[group].clone())).await?;
+        join(&mut state, group, &mut received).await?;
+        read_to_the_end(&mut state, group, &mut received).await?;
+        commit(&mut state, group, &received).await?;
+        let known = state.bus.groups(&GroupQuery::one(state.groups[group].clone())).await?;
         for row in known.into_iter().flat_map(|info| info.partitions) {
-            let place = (group, row.partition);
-            let (messages, next) = (seen.get(&place), row.committed.unwrap_or(0));
+            let key = (group, row.partition);
+            let (messages, next) = (received.get(&key), row.committed.unwrap_or(0));
             let count = messages.map_or(0, |all| all.range(..next).count());
-            trace.committed.insert(place, count);
+            trace.committed.insert(key, count);
         }
     }
-    let contents = seen.into_iter().map(|(place, all)| (place, all.into_values().collect()));
+    let contents = received.into_iter().map(|(key, all)| (key, all.into_values().collect()));
     trace.received = contents.collect();
     Ok(trace)
 }
@@ -110,11 +110,11 @@ fn content(message: &ReceivedMessage) -> Content {
     (message.key.clone(), message.payload.clone(), message.headers.clone(), message.timestamp)
 }
 
-type Seen = BTreeMap<(usize, TopicPartition), BTreeMap<u64, Content>>;
+type ReceivedByOffset = BTreeMap<(usize, TopicPartition), BTreeMap<u64, Content>>;
 
 /// Adds a member while the others read. Brokers wait for members that do not read.
-async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
-    let Some((client, request)) = stage.invite(group, false).await? else { return Ok(()) };
+async fn join(state: &mut HistoryState<'_>, group: usize, received: &mut ReceivedByOffset) -> CheckResult {
+    let Some((client, request)) = state.new_member(group, false).await? else { return Ok(()) };
     let bus = client.bus.clone();
     let joined = Cell::new(false);
     let joining = async {
@@ -123,26 +123,30 @@ async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
         sub
     };
     let reading = async {
-        while !joined.get() && !stage.actors[group].is_empty() {
-            read_once(stage, group, seen).await?;
+        while !joined.get() && !state.clients[group].is_empty() {
+            read_once(state, group, received).await?;
         }
         Ok(())
     };
-    let (sub, read): (_, Verdict) = join!(joining, reading);
+    let (sub, read): (_, CheckResult) = join!(joining, reading);
     read?;
-    stage.take_in(group, Actor { client, sub: sub? });
+    state.add_member(group, MemberClient { client, sub: sub? });
     Ok(())
 }
 
 /// Receives once with every member, all at the same time.
-async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
-    let short = stage.env.timing().short;
-    let members = stage.actors[group].values_mut();
-    let batches = try_join_all(members.map(|actor| actor.sub.recv(500, short))).await?;
+async fn read_once(
+    state: &mut HistoryState<'_>,
+    group: usize,
+    received: &mut ReceivedByOffset,
+) -> CheckResult {
+    let short = state.env.timing().receive_timeout;
+    let members = state.clients[group].values_mut();
+    let batches = try_join_all(members.map(|client| client.sub.recv(500, short))).await?;
     for batch in batches {
         for message in batch.messages() {
-            let place = (group, TopicPartition::new(message.topic.clone(), message.partition));
-            let before = seen.entry(place).or_default().insert(message.offset, content(message));
+            let key = (group, TopicPartition::new(message.topic.clone(), message.partition));
+            let before = received.entry(key).or_default().insert(message.offset, content(message));
             if before.is_some_and(|before| before != content(message)) {
                 return Err(Failure::new(format_args!("another message at offset {}", message.offset)));
             }
@@ -152,14 +156,18 @@ async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verd
 }
 
 /// Reads until every partition has an owner at its end.
-async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
+async fn read_to_the_end(
+    state: &mut HistoryState<'_>,
+    group: usize,
+    received: &mut ReceivedByOffset,
+) -> CheckResult {
     let all: u32 = (0..TOPICS).map(partitions).sum();
-    let deadline = Instant::now() + stage.env.timing().eventually;
+    let deadline = Instant::now() + state.env.timing().effect_timeout;
     loop {
-        read_once(stage, group, seen).await?;
+        read_once(state, group, received).await?;
         let (mut owned, mut lag) = (0, 0);
-        for actor in stage.actors[group].values_mut() {
-            let assignment = actor.sub.assignment().await?;
+        for client in state.clients[group].values_mut() {
+            let assignment = client.sub.assignment().await?;
             owned += assignment.partitions.len();
             lag += assignment.lag();
         }
@@ -167,42 +175,49 @@ async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Failure::new(format_args!("{owned} of {all} partitions, {lag} messages behind")));
+            return Err(Failure::new(format_args!(
+                "{owned} of {all} partitions have an owner, the lag is {lag}"
+            )));
         }
     }
 }
 
 /// Reads with every member until the group has received `total` messages.
-async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Seen) -> Verdict {
-    if stage.actors[group].is_empty() {
+async fn receive_until(
+    state: &mut HistoryState<'_>,
+    group: usize,
+    total: usize,
+    received: &mut ReceivedByOffset,
+) -> CheckResult {
+    if state.clients[group].is_empty() {
         return Ok(());
     }
-    let timing = stage.env.timing();
-    let deadline = Instant::now() + timing.eventually;
+    let timing = state.env.timing();
+    let deadline = Instant::now() + timing.effect_timeout;
     loop {
-        read_once(stage, group, seen).await?;
-        let count: usize = seen.iter().filter(|((g, _), _)| *g == group).map(|(_, all)| all.len()).sum();
+        read_once(state, group, received).await?;
+        let count: usize = received.iter().filter(|((g, _), _)| *g == group).map(|(_, all)| all.len()).sum();
         if count >= total {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Failure::new(format_args!("group {group} has {count} of {total} messages")));
+            return Err(Failure::new(format_args!("group {group} received {count} of {total} messages")));
         }
     }
 }
 
 /// Commits the received messages of the group through the owners of the partitions.
-async fn commit(stage: &mut Stage<'_>, group: usize, seen: &Seen) -> Verdict {
-    for actor in stage.actors[group].values_mut() {
+async fn commit(state: &mut HistoryState<'_>, group: usize, received: &ReceivedByOffset) -> CheckResult {
+    for client in state.clients[group].values_mut() {
         let mut upto = Offsets::new();
-        for assigned in actor.sub.assignment().await?.partitions {
+        for assigned in client.sub.assignment().await?.partitions {
             let last =
-                seen.get(&(group, assigned.partition.clone())).and_then(|all| all.keys().last().copied());
+                received.get(&(group, assigned.partition.clone())).and_then(|all| all.keys().last().copied());
             if let Some(last) = last {
                 upto.set(assigned.partition, assigned.position.min(last + 1));
             }
         }
-        actor.sub.commit(&upto).await?;
+        client.sub.commit(&upto).await?;
     }
     Ok(())
 }

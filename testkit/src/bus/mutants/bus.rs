@@ -16,14 +16,14 @@ use qi_core::bus::{
 use qi_core::{Error, ErrorKind, MessageBus, Result, Selection, Subscription};
 
 use super::fault::Fault;
-use super::reader::BrokenReader;
+use super::reader::FaultySubscription;
 
 /// The commits that only the faulty bus reports as stored.
 pub(super) type Stale = Arc<Mutex<Offsets>>;
 
 /// A correct bus with one fault.
 #[derive(Debug)]
-pub(super) struct Broken {
+pub(super) struct FaultyBus {
     inner: Arc<dyn MessageBus>,
     fault: Fault,
     held: Mutex<Option<Vec<Message>>>,
@@ -31,17 +31,17 @@ pub(super) struct Broken {
     closed: AtomicBool,
 }
 
-impl Broken {
+impl FaultyBus {
     pub(super) fn new(inner: Arc<dyn MessageBus>, fault: Fault) -> Self {
         Self { inner, fault, held: Mutex::default(), stale: Stale::default(), closed: AtomicBool::new(false) }
     }
 
-    fn is(&self, fault: Fault) -> bool {
+    fn has(&self, fault: Fault) -> bool {
         self.fault == fault
     }
 
     /// Applies the fault to message `n` of a batch.
-    fn spoil(&self, message: &Message, n: u32, partitions: Option<u32>) -> Message {
+    fn apply_fault(&self, message: &Message, n: u32, partitions: Option<u32>) -> Message {
         let mut message = message.clone();
         let hash = message.key.as_deref().map(murmur2);
         match (self.fault, partitions) {
@@ -53,10 +53,12 @@ impl Broken {
                 let place = hash.map(|hash| hash.cast_signed().unsigned_abs() % count);
                 message.partition = message.partition.or(place);
             }
-            (Fault::ScattersKeyless, Some(count)) if message.key.is_none() => {
+            (Fault::ScattersMessagesWithoutKey, Some(count)) if message.key.is_none() => {
                 message.partition = message.partition.or(Some(n % count));
             }
-            (Fault::KeylessToFirst, _) if message.key.is_none() => message.partition = Some(0),
+            (Fault::SendsMessagesWithoutKeyToFirst, _) if message.key.is_none() => {
+                message.partition = Some(0);
+            }
             (Fault::IgnoresPartition, _) if message.key.is_some() => message.partition = None,
             (Fault::EmptyKeyIsNone, _) => message.key = message.key.filter(|key| !key.is_empty()),
             (Fault::TombstoneIsEmpty, _) => message.payload = message.payload.or(Some(Bytes::new())),
@@ -82,7 +84,7 @@ impl Broken {
 
     /// Returns the number of partitions of a batch's topic, if the fault needs it.
     async fn partitions(&self, batch: &[Message]) -> Option<u32> {
-        if !matches!(self.fault, Fault::OtherHash | Fault::NegatesHash | Fault::ScattersKeyless) {
+        if !matches!(self.fault, Fault::OtherHash | Fault::NegatesHash | Fault::ScattersMessagesWithoutKey) {
             return None;
         }
         let topics = self.inner.topics().await.ok()?;
@@ -90,23 +92,27 @@ impl Broken {
         u32::try_from(topic.partitions.len()).ok()
     }
 
-    fn hold(&self, batch: Option<Vec<Message>>) -> Option<Vec<Message>> {
+    fn replace_held(&self, batch: Option<Vec<Message>>) -> Option<Vec<Message>> {
         std::mem::replace(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner), batch)
     }
 
     /// Publishes all but the last message and reports all of them as sent.
-    async fn without_last(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+    async fn publish_without_last(
+        &self,
+        batch: &[Message],
+        options: &PublishOptions,
+    ) -> Result<PublishReport> {
         let Some((_, rest)) = batch.split_last() else { return self.inner.publish(batch, options).await };
         let mut outcomes = self.inner.publish(rest, options).await?.into_outcomes();
-        outcomes.push(Ok(invented()));
+        outcomes.push(Ok(fabricated_delivery()));
         Ok(PublishReport::new(outcomes))
     }
 
     /// Holds back every other batch and sends it after the next batch. `close` sends a batch that is still held back,
     /// so that no message is lost.
-    async fn swapped(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
-        let Some(before) = self.hold(None) else {
-            self.hold(Some(batch.to_vec()));
+    async fn publish_swapped(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        let Some(before) = self.replace_held(None) else {
+            self.replace_held(Some(batch.to_vec()));
             return Ok(all_sent(batch));
         };
         let report = self.inner.publish(batch, options).await?;
@@ -115,7 +121,7 @@ impl Broken {
     }
 
     /// Accepts every batch immediately into an unbounded buffer.
-    fn unbounded(&self, batch: &[Message], options: &PublishOptions) -> PublishReport {
+    fn publish_unbounded(&self, batch: &[Message], options: &PublishOptions) -> PublishReport {
         let (inner, buffered, options) = (self.inner.clone(), batch.to_vec(), options.clone());
         tokio::spawn(async move { inner.publish(&buffered, &options).await });
         all_sent(batch)
@@ -130,59 +136,59 @@ impl Broken {
 
     /// Returns whether the bus answers although it is closed.
     fn ignores_closed(&self) -> bool {
-        self.is(Fault::IgnoresClosed) && self.closed.load(Ordering::SeqCst)
+        self.has(Fault::IgnoresClosed) && self.closed.load(Ordering::SeqCst)
     }
 }
 
 /// Returns a delivery for a message that was not sent.
-fn invented() -> Delivery {
-    Delivery { partition: 0, offset: 0, timestamp: None }
+fn fabricated_delivery() -> Delivery {
+    Delivery::new(0, 0, None)
 }
 
 fn all_sent(batch: &[Message]) -> PublishReport {
-    PublishReport::new(batch.iter().map(|_| Ok(invented())).collect())
+    PublishReport::new(batch.iter().map(|_| Ok(fabricated_delivery())).collect())
 }
 
 fn pairs(headers: &Headers) -> Vec<(HeaderName, Option<Bytes>)> {
     headers.iter().map(|(name, value)| (name.clone(), value.cloned())).collect()
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for FaultyBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} with {:?}", self.inner, self.fault)
     }
 }
 
 #[async_trait]
-impl MessageBus for Broken {
+impl MessageBus for FaultyBus {
     fn info(&self) -> BusInfo {
         self.inner.info()
     }
 
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
-        if self.is(Fault::CreatesOnPublish) {
+        if self.has(Fault::CreatesOnPublish) {
             self.create_unknown(batch.iter().map(|message| &message.topic)).await?;
         }
         let count = self.partitions(batch).await;
-        let mut spoilt: Vec<Message> =
-            batch.iter().zip(0..).map(|(message, n)| self.spoil(message, n, count)).collect();
+        let mut altered: Vec<Message> =
+            batch.iter().zip(0..).map(|(message, n)| self.apply_fault(message, n, count)).collect();
         let none = PublishOptions::NONE;
-        let options = if self.is(Fault::DropsOptions) { none } else { options };
+        let options = if self.has(Fault::DropsOptions) { none } else { options };
         match self.fault {
-            Fault::LosesLast => return self.without_last(&spoilt, options).await,
-            Fault::SwapsBatches => return self.swapped(&spoilt, options).await,
-            Fault::IgnoresBound => return Ok(self.unbounded(&spoilt, options)),
-            Fault::ReversesBatch => spoilt.reverse(),
+            Fault::LosesLast => return self.publish_without_last(&altered, options).await,
+            Fault::SwapsBatches => return self.publish_swapped(&altered, options).await,
+            Fault::IgnoresCapacity => return Ok(self.publish_unbounded(&altered, options)),
+            Fault::ReversesBatch => altered.reverse(),
             Fault::SendsTwice => {
-                self.inner.publish(&spoilt[..spoilt.len().min(1)], options).await?.into_result()?;
+                self.inner.publish(&altered[..altered.len().min(1)], options).await?.into_result()?;
             }
             _ => {}
         }
-        let mut outcomes = self.inner.publish(&spoilt, options).await?.into_outcomes();
+        let mut outcomes = self.inner.publish(&altered, options).await?.into_outcomes();
         match self.fault {
             Fault::ReversesBatch => outcomes.reverse(),
             Fault::WrongOffsets => outcomes.iter_mut().flatten().for_each(|delivery| delivery.offset += 1),
-            Fault::OtherSizeCode => {
+            Fault::OtherTooLargeCode => {
                 for failure in outcomes.iter_mut().filter_map(|outcome| outcome.as_mut().err()) {
                     let kind = failure.error.kind();
                     failure.error = Error::new(kind, "bus.broken.message.size", "publish");
@@ -191,7 +197,7 @@ impl MessageBus for Broken {
             Fault::HidesTooLarge => {
                 for outcome in &mut outcomes {
                     if outcome.as_ref().is_err_and(DeliveryError::is_too_large) {
-                        *outcome = Ok(invented());
+                        *outcome = Ok(fabricated_delivery());
                     }
                 }
             }
@@ -206,19 +212,19 @@ impl MessageBus for Broken {
     }
 
     async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
-        if self.is(Fault::CreatesOnSubscribe) {
+        if self.has(Fault::CreatesOnSubscribe) {
             self.create_unknown(request.topics.iter()).await?;
         }
-        let latest = self.is(Fault::LatestAnew) && request.offset_reset == OffsetReset::Latest;
+        let latest = self.has(Fault::ResolvesLatestAgain) && request.offset_reset == OffsetReset::Latest;
         let first = request.topics.first().cloned();
         let sub = self.inner.subscribe(request).await?;
         let extra = match first {
-            Some(topic) if self.is(Fault::TwoOwners) => {
-                Some(BrokenReader::second_owner(&self.inner, topic).await?)
+            Some(topic) if self.has(Fault::TwoOwners) => {
+                Some(FaultySubscription::second_owner(&self.inner, topic).await?)
             }
             _ => None,
         };
-        let mut reader = BrokenReader::new(sub, self.fault, self.stale.clone(), extra);
+        let mut reader = FaultySubscription::new(sub, self.fault, self.stale.clone(), extra);
         if latest {
             reader.seek_to_the_end().await?;
         }
@@ -228,15 +234,15 @@ impl MessageBus for Broken {
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
         let sub = self.inner.open_reader(request).await?;
         let fault = match self.fault {
-            Fault::HidesResetsOfReaders => Fault::HidesResets,
+            Fault::HidesResetsWithoutGroup => Fault::HidesResets,
             other => other,
         };
-        Ok(Box::new(BrokenReader::new(sub, fault, self.stale.clone(), None)))
+        Ok(Box::new(FaultySubscription::new(sub, fault, self.stale.clone(), None)))
     }
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         let mut outcomes = self.inner.create_topics(specs).await?;
-        if self.is(Fault::AcceptsOtherPartitions) {
+        if self.has(Fault::AcceptsOtherPartitions) {
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.result.is_err()) {
                 outcome.result = Ok(TopicState::Existed { differs: Vec::new(), settings_hidden: false });
             }
@@ -254,20 +260,20 @@ impl MessageBus for Broken {
 
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
         let every_topic = GroupQuery::new(query.groups.clone());
-        let query = if self.is(Fault::IgnoresTopicsOfQuery) { &every_topic } else { query };
+        let query = if self.has(Fault::IgnoresTopicsOfQuery) { &every_topic } else { query };
         let mut groups = self.inner.groups(query).await?;
         let stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for row in groups.iter_mut().flat_map(|group| &mut group.partitions) {
-            if (self.is(Fault::CommitsWhatIsLost) || self.is(Fault::CommitsWhatHasGone))
+            if (self.has(Fault::CommitsLostPartitions) || self.has(Fault::CommitsBelowReset))
                 && let Some(committed) = stale.get(&row.partition)
             {
                 *row = GroupPartition::new(row.partition.clone(), Some(committed), row.end);
             }
-            if self.is(Fault::GroupLagOneOff) {
+            if self.has(Fault::GroupLagOneOff) {
                 row.lag = row.lag.map(|lag| lag + 1);
             }
         }
-        if self.is(Fault::InventsGroups)
+        if self.has(Fault::InventsGroups)
             && let Selection::Only(wanted) = &query.groups
         {
             let known: Vec<GroupId> = groups.iter().map(|group| group.id.clone()).collect();
@@ -282,7 +288,7 @@ impl MessageBus for Broken {
     }
 
     async fn close(&self) -> Result<CloseReport> {
-        if let Some(last) = self.hold(None) {
+        if let Some(last) = self.replace_held(None) {
             self.inner.publish(&last, PublishOptions::NONE).await?.into_result()?;
         }
         let again = self.closed.swap(true, Ordering::SeqCst);

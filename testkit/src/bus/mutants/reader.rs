@@ -16,7 +16,7 @@ use super::fault::Fault;
 
 /// A correct subscription with one fault.
 #[derive(Debug)]
-pub(super) struct BrokenReader {
+pub(super) struct FaultySubscription {
     inner: Box<dyn Subscription>,
     fault: Fault,
     stale: Stale,
@@ -26,7 +26,7 @@ pub(super) struct BrokenReader {
     after_rebalance: bool,
 }
 
-impl BrokenReader {
+impl FaultySubscription {
     pub(super) fn new(
         inner: Box<dyn Subscription>,
         fault: Fault,
@@ -52,7 +52,7 @@ impl BrokenReader {
     }
 
     /// Applies the fault to a batch.
-    async fn spoil(&mut self, batch: Batch) -> Result<Batch> {
+    async fn apply_fault(&mut self, batch: Batch) -> Result<Batch> {
         let positions = batch.offsets().clone();
         let mut events = batch.events().to_vec();
         let mut messages = batch.into_messages();
@@ -60,8 +60,8 @@ impl BrokenReader {
         match self.fault {
             Fault::CommitsInRecv => drop(self.inner.commit(&positions).await?),
             Fault::DeliversLost => messages.extend(lost.iter().filter_map(|p| self.last.get(p)).cloned()),
-            Fault::DoublesAfterRebalance => {
-                self.after_rebalance |= events.iter().any(lost_or_gained);
+            Fault::DuplicatesAfterRebalance => {
+                self.after_rebalance |= events.iter().any(is_assignment_change);
                 if self.after_rebalance && !messages.is_empty() {
                     self.after_rebalance = false;
                     messages.push(messages[0].clone());
@@ -79,12 +79,14 @@ impl BrokenReader {
                 }
             }
             Fault::HidesResets => events.retain(|event| !matches!(event, SubscriptionEvent::Reset { .. })),
-            Fault::HidesDeletion => events.retain(|n| !matches!(n, SubscriptionEvent::TopicDeleted { .. })),
+            Fault::HidesDeletionOfOneTopic => {
+                events.retain(|event| !matches!(event, SubscriptionEvent::TopicDeleted { .. }));
+            }
             Fault::HidesMaxPollInterval => {
                 events.retain(|event| *event != SubscriptionEvent::MaxPollIntervalExceeded);
             }
             Fault::HidesRevocations => events.retain(|event| *event != SubscriptionEvent::RevocationPending),
-            Fault::HidesAssignments => events.retain(|event| !lost_or_gained(event)),
+            Fault::HidesAssignments => events.retain(|event| !is_assignment_change(event)),
             _ => {}
         }
         for message in &messages {
@@ -102,12 +104,12 @@ fn lost(event: &SubscriptionEvent) -> Option<&[TopicPartition]> {
     }
 }
 
-fn lost_or_gained(event: &SubscriptionEvent) -> bool {
+fn is_assignment_change(event: &SubscriptionEvent) -> bool {
     matches!(event, SubscriptionEvent::AssignmentChanged { .. })
 }
 
 #[async_trait]
-impl Subscription for BrokenReader {
+impl Subscription for FaultySubscription {
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch> {
         let (max, wait) = match self.fault {
             Fault::ExceedsMax if max > 0 => (max + 3, wait),
@@ -120,9 +122,11 @@ impl Subscription for BrokenReader {
                     // If the caller drops the future here, the messages of the inner subscription are lost.
                     tokio::task::yield_now().await;
                 }
-                self.spoil(batch).await
+                self.apply_fault(batch).await
             }
-            Err(error) if self.fault == Fault::SilentDeletion && error.kind() == ErrorKind::NotFound => {
+            Err(error)
+                if self.fault == Fault::HidesDeletionOfLastTopic && error.kind() == ErrorKind::NotFound =>
+            {
                 tokio::time::sleep(wait).await;
                 Ok(Batch::default())
             }
@@ -134,8 +138,8 @@ impl Subscription for BrokenReader {
         let everything = || Ok(Committed::new(upto.clone(), Vec::new()));
         match self.fault {
             Fault::ForgetsCommits => everything(),
-            Fault::TakesAnyCommit => self.inner.commit(upto).await.or_else(|_| everything()),
-            Fault::CommitsWhatItCan => {
+            Fault::AcceptsAnyCommit => self.inner.commit(upto).await.or_else(|_| everything()),
+            Fault::CommitsPartially => {
                 let committed = self.inner.commit(upto).await;
                 if committed.is_err() {
                     for (partition, next) in upto.iter() {
@@ -148,7 +152,7 @@ impl Subscription for BrokenReader {
                 committed
             }
             Fault::HidesLost => self.inner.commit(upto).await.and_then(|_| everything()),
-            Fault::CommitsWhatIsLost => {
+            Fault::CommitsLostPartitions => {
                 let committed = self.inner.commit(upto).await?;
                 let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
                 for partition in &committed.lost {
@@ -158,7 +162,7 @@ impl Subscription for BrokenReader {
                 }
                 Ok(committed)
             }
-            Fault::CommitsWhatHasGone => {
+            Fault::CommitsBelowReset => {
                 let committed = self.inner.commit(upto).await?;
                 let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
                 for (partition, stored) in committed.stored.iter() {
@@ -180,11 +184,12 @@ impl Subscription for BrokenReader {
         if self.fault != Fault::SeeksOneFurther {
             return self.inner.seek(to).await;
         }
-        let further = |to: SeekTo| match to {
+        let next_offset = |to: SeekTo| match to {
             SeekTo::Offset(offset) => SeekTo::Offset(offset + 1),
             other => other,
         };
-        let to: Vec<_> = to.iter().map(|(partition, place)| (partition.clone(), further(*place))).collect();
+        let to: Vec<_> =
+            to.iter().map(|(partition, place)| (partition.clone(), next_offset(*place))).collect();
         self.inner.seek(&to).await
     }
 

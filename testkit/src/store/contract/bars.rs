@@ -5,33 +5,38 @@ use qi_core::datasets::resample;
 use qi_core::store::{BarQuery, BarSource, PriceStore, PriceStoreExt};
 use qi_core::{Bar, BarValues, ErrorKind, Instrument, Interval, PriceTick, Result, TimeRange, Timestamp};
 
-use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
-use super::shelf::{Shelf as _, micros, minute, range};
-use super::{Case, Sample, promises};
+use super::dataset_ops::{DatasetOps as _, micros, minute, range};
+use super::expect::{CheckResult, Failure, expect_error, expect_same, expect_same_rows, expect_true};
+use super::{Sample, TestContext, promises};
 use crate::store::model::reference_bars;
 
 promises! { "bars";
-    once one_bar_by_hand: "open, high, low, close, volumes and count of one bar",
-    once a_tick_on_the_boundary_opens_the_next_bar: "a bucket ends before its end",
-    once ties_decide_open_and_close: "open and close go by (ts, seq), also after a correction of a tied tick",
-    once an_empty_bucket_has_no_bar: "no bar for a bucket without ticks",
-    once a_cut_bucket_is_computed_whole: "a bar is returned if it opens in the range, and always from its whole bucket",
+    once bar_matches_a_hand_computed_bar: "open, high, low, close, volumes and count of one bar",
+    once tick_on_the_boundary_opens_the_next_bar: "a bucket excludes its end",
+    once open_and_close_are_ordered_by_seq:
+        "open and close follow (ts, seq), also after a correction of a tick with equal ts",
+    once empty_bucket_has_no_bar: "a bucket without ticks has no bar",
+    once partially_covered_bucket_is_computed_completely:
+        "a bar that opens in the range is computed from its complete bucket",
     once weeks_begin_on_monday: "a week begins on Monday",
-    once every_interval_at_both_ends_of_time: "every interval, from the first to the last tick that there can be",
-    once a_late_tick_changes_its_bar: "late and corrected ticks change derived bars at once",
-    once a_deleted_tick_changes_its_bar: "a deleted tick is out of its bar at once",
-    once sending_again_does_not_double: "a batch sent again counts once",
-    once an_unknown_volume_is_not_zero: "volume is the sum of the known quantities, None if none is known",
-    once a_product_is_exact: "100.5 x 2.25 = 226.125",
-    once half_way_rounds_away_from_zero: "a quote volume is summed exactly and rounded once, half away from zero",
-    once a_sum_at_the_limit_is_out_of_range: "a sum of 1e20 is OutOfRange, one unit less is not",
-    once an_overflow_comes_with_its_own_page: "a sum out of range fails the page that holds its bar, not the one before",
-    once a_stored_bar_is_partial_then_final: "a stored bar is replaced by its final form",
-    once stored_and_derived_are_apart: "stored bars are data of their own",
-    once paging_goes_across_gaps: "pages of derived bars make up the full answer, in both directions, across gaps",
-    once an_open_bar_is_asked_for_again: "resume does not pass a bar that the end of the range cuts",
-    once an_open_bar_is_asked_for_again_newest_first: "newest first, resume stops before the open bar, which is the first one",
-    once coarser_from_stored: "stored bars merge into coarser ones exactly",
+    once every_interval_works_at_the_limits_of_time:
+        "every interval works from the first to the last valid time",
+    once late_tick_changes_its_bar: "late and corrected ticks change derived bars immediately",
+    once deleted_tick_changes_its_bar: "a deleted tick no longer counts in its bar",
+    once repeated_batch_counts_once: "a repeated batch counts once",
+    once unknown_volume_is_not_zero: "volume is the sum of the known quantities, None if none is known",
+    once quote_volume_is_exact: "100.5 x 2.25 = 226.125",
+    once halves_round_away_from_zero:
+        "a quote volume is summed exactly and rounded once, half away from zero",
+    once sum_of_1e20_is_out_of_range: "a sum of 1e20 fails with OutOfRange, one unit less does not",
+    once overflow_fails_only_its_own_page: "a sum out of range fails only the page of its bar",
+    once stored_bar_is_replaced_by_its_final_form: "a stored bar is replaced by its final form",
+    once stored_bars_are_independent_of_ticks: "stored bars are independent of ticks",
+    once pages_cross_gaps: "pages of derived bars equal the full result, in both directions, across gaps",
+    once resume_stays_before_an_open_bar: "resume stays before a bar that the end of the range cuts",
+    once descending_resume_stays_before_an_open_bar:
+        "in descending order, resume stays before the open bar, which is the first bar",
+    once stored_bars_resample_exactly: "stored bars resample into coarser bars exactly",
 }
 
 fn name() -> Instrument {
@@ -44,27 +49,30 @@ fn tick(seconds: i64, seq: u64, price: &str, quantity: Option<&str>) -> Result<P
     Ok(PriceTick::new(name(), micros(seconds * 1_000_000), seq, price.parse()?)?.with_quantity(quantity))
 }
 
-async fn derived(store: &dyn PriceStore, interval: Interval, range: TimeRange) -> Result<Vec<Bar>> {
+async fn derived_bars_of(store: &dyn PriceStore, interval: Interval, range: TimeRange) -> Result<Vec<Bar>> {
     let query = BarQuery::new(name(), interval, range);
     store.bar_stream(query, BarSource::Derived).try_collect().await
 }
 
 /// Returns the bars of all ticks of the instrument. Fails if they differ from the reference bars.
-async fn as_reference(store: &dyn PriceStore, interval: Interval) -> std::result::Result<Vec<Bar>, Failure> {
+async fn expect_reference_bars(
+    store: &dyn PriceStore,
+    interval: Interval,
+) -> std::result::Result<Vec<Bar>, Failure> {
     let ticks = PriceTick::all(store, &name()).await?;
-    let found = derived(store, interval, TimeRange::ALL).await?;
-    same_rows(&format!("bars of {interval}"), &found, &reference_bars(&ticks, interval))?;
+    let found = derived_bars_of(store, interval, TimeRange::ALL).await?;
+    expect_same_rows(&format!("bars of {interval}"), &found, &reference_bars(&ticks, interval))?;
     Ok(found)
 }
 
-async fn one_bar_by_hand(case: &Case) -> Outcome {
+async fn bar_matches_a_hand_computed_bar(context: &TestContext) -> CheckResult {
     let ticks = [
         tick(0, 0, "100", Some("1"))?,
         tick(20, 0, "103.5", Some("0.5"))?,
         tick(40, 0, "99.25", Some("2"))?,
         tick(59, 0, "101", Some("0"))?,
     ];
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     let values = BarValues {
         open: "100".parse()?,
         high: "103.5".parse()?,
@@ -75,51 +83,63 @@ async fn one_bar_by_hand(case: &Case) -> Outcome {
         count: Some(4),
     };
     let expected = Bar::new(name(), Interval::M1, minute(0), values)?;
-    same_rows("the bar", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &[expected])
+    expect_same_rows(
+        "the bar",
+        &derived_bars_of(context.store(), Interval::M1, TimeRange::ALL).await?,
+        &[expected],
+    )
 }
 
-async fn a_tick_on_the_boundary_opens_the_next_bar(case: &Case) -> Outcome {
+async fn tick_on_the_boundary_opens_the_next_bar(context: &TestContext) -> CheckResult {
     let at = |n, price: &str| PriceTick::new(name(), micros(n), 0, price.parse()?);
-    case.store().insert_ticks(&[at(0, "1")?, at(59_999_999, "2")?, at(60_000_000, "3")?]).await?;
-    let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
+    context.store().insert_ticks(&[at(0, "1")?, at(59_999_999, "2")?, at(60_000_000, "3")?]).await?;
+    let bars = derived_bars_of(context.store(), Interval::M1, TimeRange::ALL).await?;
     let found: Vec<_> =
         bars.iter().map(|bar| (bar.open_time(), bar.close().to_string(), bar.values().count)).collect();
     let expected = [(minute(0), "2".to_owned(), Some(2)), (minute(1), "3".to_owned(), Some(1))];
-    same_rows("open time, close and count", &found, &expected)
+    expect_same_rows("open time, close and count", &found, &expected)
 }
 
-async fn ties_decide_open_and_close(case: &Case) -> Outcome {
+async fn open_and_close_are_ordered_by_seq(context: &TestContext) -> CheckResult {
     let ends = |bars: &[Bar]| -> Vec<String> {
         bars.iter().flat_map(|bar| [bar.values().open.to_string(), bar.close().to_string()]).collect()
     };
     let seqs = [(9, "2"), (10, "3"), (2, "1"), (100, "4")];
     for (seq, price) in seqs {
-        case.store().insert_ticks(&[tick(5, seq, price, None)?]).await?;
+        context.store().insert_ticks(&[tick(5, seq, price, None)?]).await?;
     }
-    let bars = as_reference(case.store(), Interval::M1).await?;
-    same_rows("open and close", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
+    let bars = expect_reference_bars(context.store(), Interval::M1).await?;
+    expect_same_rows("open and close", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
     // The corrected tick is written last, which must not make it the first or the last tick of the bar.
-    case.store().insert_ticks(&[tick(5, 10, "50", None)?]).await?;
-    let bars = as_reference(case.store(), Interval::M1).await?;
-    same_rows("after a correction between them", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
-    case.store().insert_ticks(&[tick(5, 2, "60", None)?, tick(5, 100, "70", None)?]).await?;
-    let bars = as_reference(case.store(), Interval::M1).await?;
-    same_rows("after a correction of both ends", &ends(&bars), &["60".to_owned(), "70".to_owned()])
+    context.store().insert_ticks(&[tick(5, 10, "50", None)?]).await?;
+    let bars = expect_reference_bars(context.store(), Interval::M1).await?;
+    expect_same_rows("after a correction of a middle tick", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
+    context.store().insert_ticks(&[tick(5, 2, "60", None)?, tick(5, 100, "70", None)?]).await?;
+    let bars = expect_reference_bars(context.store(), Interval::M1).await?;
+    expect_same_rows(
+        "after a correction of the first and last tick",
+        &ends(&bars),
+        &["60".to_owned(), "70".to_owned()],
+    )
 }
 
-async fn an_empty_bucket_has_no_bar(case: &Case) -> Outcome {
-    case.store().insert_ticks(&[tick(0, 0, "1", Some("1"))?, tick(600, 0, "2", Some("1"))?]).await?;
-    let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
+async fn empty_bucket_has_no_bar(context: &TestContext) -> CheckResult {
+    context.store().insert_ticks(&[tick(0, 0, "1", Some("1"))?, tick(600, 0, "2", Some("1"))?]).await?;
+    let bars = derived_bars_of(context.store(), Interval::M1, TimeRange::ALL).await?;
     let found: Vec<Timestamp> = bars.iter().map(Bar::open_time).collect();
-    same_rows("open times", &found, &[minute(0), minute(10)])?;
+    expect_same_rows("open times", &found, &[minute(0), minute(10)])?;
     let between = range(minute(1), minute(10));
-    same_rows("between them", &derived(case.store(), Interval::M1, between).await?, &[])
+    expect_same_rows(
+        "the bars between the ticks",
+        &derived_bars_of(context.store(), Interval::M1, between).await?,
+        &[],
+    )
 }
 
-async fn a_cut_bucket_is_computed_whole(case: &Case) -> Outcome {
+async fn partially_covered_bucket_is_computed_completely(context: &TestContext) -> CheckResult {
     let ticks: Vec<_> =
         (0..40).map(|n| tick(n * 15, 0, &(n + 1).to_string(), Some("1"))).collect::<Result<_>>()?;
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     let all = reference_bars(&ticks, Interval::M1);
     for (what, start, end, expected) in [
         ("a start inside a bucket leaves that bar out", 30, 120, &all[1..2]),
@@ -128,27 +148,28 @@ async fn a_cut_bucket_is_computed_whole(case: &Case) -> Outcome {
         ("a microsecond is enough for a whole bar", 60, 61, &all[1..2]),
     ] {
         let part = range(micros(start * 1_000_000), micros(end * 1_000_000));
-        same_rows(what, &derived(case.store(), Interval::M1, part).await?, expected)?;
+        expect_same_rows(what, &derived_bars_of(context.store(), Interval::M1, part).await?, expected)?;
         let query = BarQuery::new(name(), Interval::M1, part).descending();
-        let mut found = case.store().derived_bars(&query).await?.items;
+        let mut found = context.store().derived_bars(&query).await?.items;
         found.reverse();
-        same_rows(what, &found, expected)?;
+        expect_same_rows(what, &found, expected)?;
     }
     Ok(())
 }
 
-async fn weeks_begin_on_monday(case: &Case) -> Outcome {
+async fn weeks_begin_on_monday(context: &TestContext) -> CheckResult {
     // The base is Monday, 2024-03-04.
-    case.store()
+    context
+        .store()
         .insert_ticks(&[tick(-1, 0, "1", None)?, tick(0, 0, "2", None)?, tick(604_799, 0, "3", None)?])
         .await?;
-    let bars = as_reference(case.store(), Interval::W1).await?;
+    let bars = expect_reference_bars(context.store(), Interval::W1).await?;
     let found: Vec<String> = bars.iter().map(|bar| bar.open_time().to_string()).collect();
     let expected = ["2024-02-26T00:00:00Z".to_owned(), "2024-03-04T00:00:00Z".to_owned()];
-    same_rows("open times", &found, &expected)
+    expect_same_rows("open times", &found, &expected)
 }
 
-async fn every_interval_at_both_ends_of_time(case: &Case) -> Outcome {
+async fn every_interval_works_at_the_limits_of_time(context: &TestContext) -> CheckResult {
     let mut ticks = Vec::new();
     for interval in Interval::ALL {
         let (length, last) = (interval.as_micros(), interval.floor(Timestamp::MAX_RECORD).as_micros());
@@ -160,47 +181,55 @@ async fn every_interval_at_both_ends_of_time(case: &Case) -> Outcome {
             ticks.push(tick.with_quantity("0.5".parse::<qi_core::Quantity>()?));
         }
     }
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     for interval in Interval::ALL {
-        let bars = as_reference(case.store(), *interval).await?;
-        holds("bars at both ends", bars.len() >= 4)?;
+        let bars = expect_reference_bars(context.store(), *interval).await?;
+        expect_true("bars at both limits", bars.len() >= 4)?;
     }
     Ok(())
 }
 
-async fn a_late_tick_changes_its_bar(case: &Case) -> Outcome {
-    let store = case.store();
+async fn late_tick_changes_its_bar(context: &TestContext) -> CheckResult {
+    let store = context.store();
     store.insert_ticks(&[tick(10, 0, "5", Some("1"))?, tick(70, 0, "6", Some("1"))?]).await?;
-    as_reference(store, Interval::M1).await?;
+    expect_reference_bars(store, Interval::M1).await?;
     for (seconds, seq, price) in [(5, 0, "4"), (50, 0, "9"), (10, 0, "7"), (10, 1, "1"), (-30, 0, "3")] {
         store.insert_ticks(&[tick(seconds, seq, price, Some("2"))?]).await?;
-        as_reference(store, Interval::M1).await?;
+        expect_reference_bars(store, Interval::M1).await?;
     }
     let found: Vec<_> =
-        as_reference(store, Interval::M1).await?.iter().map(|bar| bar.values().count).collect();
-    same_rows("counts", &found, &[Some(1), Some(4), Some(1)])
+        expect_reference_bars(store, Interval::M1).await?.iter().map(|bar| bar.values().count).collect();
+    expect_same_rows("counts", &found, &[Some(1), Some(4), Some(1)])
 }
 
-async fn a_deleted_tick_changes_its_bar(case: &Case) -> Outcome {
+async fn deleted_tick_changes_its_bar(context: &TestContext) -> CheckResult {
     let ticks = [tick(0, 0, "9", Some("1"))?, tick(10, 0, "5", Some("1"))?, tick(70, 0, "6", Some("1"))?];
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     let gone = PriceTick::deletion(Some(vec![name()]), range(micros(0), micros(1)));
-    case.store().delete_range(&gone).await?;
+    context.store().delete_range(&gone).await?;
     let expected = reference_bars(&ticks[1..], Interval::M1);
-    same_rows("the bars", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &expected)
+    expect_same_rows(
+        "the bars",
+        &derived_bars_of(context.store(), Interval::M1, TimeRange::ALL).await?,
+        &expected,
+    )
 }
 
-async fn sending_again_does_not_double(case: &Case) -> Outcome {
+async fn repeated_batch_counts_once(context: &TestContext) -> CheckResult {
     let ticks: Vec<_> = (0..100).map(|n| tick(n, 0, "2", Some("1.5"))).collect::<Result<_>>()?;
     let expected = reference_bars(&ticks, Interval::M1);
     for _ in 0..3 {
-        case.store().insert_ticks(&ticks).await?;
-        same_rows("the bars", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &expected)?;
+        context.store().insert_ticks(&ticks).await?;
+        expect_same_rows(
+            "the bars",
+            &derived_bars_of(context.store(), Interval::M1, TimeRange::ALL).await?,
+            &expected,
+        )?;
     }
     Ok(())
 }
 
-async fn an_unknown_volume_is_not_zero(case: &Case) -> Outcome {
+async fn unknown_volume_is_not_zero(context: &TestContext) -> CheckResult {
     let ticks = [
         tick(0, 0, "10", None)?,
         tick(1, 0, "20", None)?,
@@ -208,55 +237,55 @@ async fn an_unknown_volume_is_not_zero(case: &Case) -> Outcome {
         tick(61, 0, "20", Some("3"))?,
         tick(120, 0, "10", Some("0"))?,
     ];
-    case.store().insert_ticks(&ticks).await?;
-    let bars = as_reference(case.store(), Interval::M1).await?;
+    context.store().insert_ticks(&ticks).await?;
+    let bars = expect_reference_bars(context.store(), Interval::M1).await?;
     let found: Vec<_> =
         bars.iter().map(|bar| (bar.values().volume, bar.values().quote_volume, bar.values().count)).collect();
     let zero = Some(qi_core::Quantity::ZERO);
     let expected =
         [(None, None, Some(2)), (Some("3".parse()?), Some("60".parse()?), Some(2)), (zero, zero, Some(1))];
-    same_rows("volume, quote volume and count", &found, &expected)
+    expect_same_rows("volume, quote volume and count", &found, &expected)
 }
 
 /// Returns the quote volume of the only bar of the given ticks.
-async fn quote_volume(case: &Case, ticks: &[PriceTick]) -> std::result::Result<String, Failure> {
-    case.store().purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
-    case.store().insert_ticks(ticks).await?;
-    let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
+async fn quote_volume(context: &TestContext, ticks: &[PriceTick]) -> std::result::Result<String, Failure> {
+    context.store().purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
+    context.store().insert_ticks(ticks).await?;
+    let bars = derived_bars_of(context.store(), Interval::M1, TimeRange::ALL).await?;
     let volume = bars.first().and_then(|bar| bar.values().quote_volume);
     Ok(volume.map_or_else(|| "none".to_owned(), |volume| volume.to_string()))
 }
 
-async fn a_product_is_exact(case: &Case) -> Outcome {
+async fn quote_volume_is_exact(context: &TestContext) -> CheckResult {
     let one = [tick(0, 0, "100.5", Some("2.25"))?];
-    same("100.5 x 2.25", &quote_volume(case, &one).await?, &"226.125".to_owned())?;
+    expect_same("100.5 x 2.25", &quote_volume(context, &one).await?, &"226.125".to_owned())?;
     let digits = [tick(0, 0, "1234567.890123456789", Some("0.000000987654321"))?];
     let expected = "1.219326311248285321".to_owned();
-    same("a product of 27 places", &quote_volume(case, &digits).await?, &expected)
+    expect_same("a product with 27 decimal places", &quote_volume(context, &digits).await?, &expected)
 }
 
-async fn half_way_rounds_away_from_zero(case: &Case) -> Outcome {
+async fn halves_round_away_from_zero(context: &TestContext) -> CheckResult {
     // Each product is half a unit of the last place. A sum is rounded once, not for each product.
     let half = |n| tick(n, 0, "0.5", Some("0.000000000000000001"));
     let unit = "0.000000000000000001".to_owned();
-    same("0.5 of a unit", &quote_volume(case, &[half(0)?]).await?, &unit)?;
-    same("1 unit", &quote_volume(case, &[half(0)?, half(1)?]).await?, &unit)?;
+    expect_same("0.5 of a unit", &quote_volume(context, &[half(0)?]).await?, &unit)?;
+    expect_same("1 unit", &quote_volume(context, &[half(0)?, half(1)?]).await?, &unit)?;
     let three = [half(0)?, half(1)?, half(2)?];
-    same("1.5 units", &quote_volume(case, &three).await?, &"0.000000000000000002".to_owned())?;
+    expect_same("1.5 units", &quote_volume(context, &three).await?, &"0.000000000000000002".to_owned())?;
     let five: Vec<_> = (0..5).map(half).collect::<Result<_>>()?;
-    same("2.5 units", &quote_volume(case, &five).await?, &"0.000000000000000003".to_owned())?;
+    expect_same("2.5 units", &quote_volume(context, &five).await?, &"0.000000000000000003".to_owned())?;
     let below = [tick(0, 0, "0.499999999999999999", Some("0.000000000000000001"))?];
-    same("a little less than half a unit", &quote_volume(case, &below).await?, &"0".to_owned())
+    expect_same("slightly less than half a unit", &quote_volume(context, &below).await?, &"0".to_owned())
 }
 
-async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
+async fn sum_of_1e20_is_out_of_range(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::OutOfRange;
-    let store = case.store();
+    let store = context.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::ALL);
     let stats = qi_core::store::StatsQuery::new(name(), TimeRange::ALL);
     let largest = "99999999999999999999.999999999999999999";
     let fits = [tick(0, 0, "1", Some(largest))?];
-    same("the largest sum", &quote_volume(case, &fits).await?, &largest.to_owned())?;
+    expect_same("the largest sum", &quote_volume(context, &fits).await?, &largest.to_owned())?;
     store.stats(&stats).await?;
     let over = [
         ("a volume", vec![tick(1, 0, "1", Some("0.000000000000000001"))?]),
@@ -266,17 +295,17 @@ async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
     ];
     for (what, ticks) in over {
         store.insert_ticks(&ticks).await?;
-        let error = refused(what, store.derived_bars(&query).await, KIND)?;
-        holds(format_args!("{what} is not worth another try"), !error.retry().is_retryable())?;
-        refused(what, store.stats(&stats).await, KIND)?;
-        refused(what, store.change(&stats).await, KIND)?;
+        let error = expect_error(what, store.derived_bars(&query).await, KIND)?;
+        expect_true(format_args!("the error of {what} is not retryable"), !error.retry().is_retryable())?;
+        expect_error(what, store.stats(&stats).await, KIND)?;
+        expect_error(what, store.change(&stats).await, KIND)?;
         store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
     }
     Ok(())
 }
 
-async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
-    let store = case.store();
+async fn overflow_fails_only_its_own_page(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let largest = Some("99999999999999999999");
     let ticks = [
         tick(0, 0, "1", Some("1"))?,
@@ -290,106 +319,112 @@ async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
         let what = format!("{:?}", query.order);
         let page = store.derived_bars(&query).await?;
         let found: Vec<_> = page.items.iter().map(Bar::open_time).collect();
-        same_rows(&format!("{what}: the page before"), &found, &[first])?;
-        let Some(next) = page.next else { return Err(Failure::new(format_args!("{what}: there is more"))) };
+        expect_same_rows(&format!("{what}: the previous page"), &found, &[first])?;
+        let Some(next) = page.next else {
+            return Err(Failure::new(format_args!("{what}: the first page has no next page")));
+        };
         let page = store.derived_bars(&query.after(next)).await;
-        refused(&format!("{what}: the page of the bar"), page, ErrorKind::OutOfRange)?;
+        expect_error(&format!("{what}: the page of the bar"), page, ErrorKind::OutOfRange)?;
     }
     Ok(())
 }
 
-async fn a_stored_bar_is_partial_then_final(case: &Case) -> Outcome {
+async fn stored_bar_is_replaced_by_its_final_form(context: &TestContext) -> CheckResult {
     for value in [1, 5, 9] {
         let bar = Bar::at(0, 0, value);
-        case.store().insert_bars(std::slice::from_ref(&bar)).await?;
-        same_rows("the bar", &Bar::all(case.store(), &Bar::series_no(0)).await?, &[bar])?;
+        context.store().insert_bars(std::slice::from_ref(&bar)).await?;
+        expect_same_rows("the bar", &Bar::all(context.store(), &Bar::series_no(0)).await?, &[bar])?;
     }
     Ok(())
 }
 
-async fn stored_and_derived_are_apart(case: &Case) -> Outcome {
-    let (store, stored) = (case.store(), Bar::at(0, 0, 500));
+async fn stored_bars_are_independent_of_ticks(context: &TestContext) -> CheckResult {
+    let (store, stored) = (context.store(), Bar::at(0, 0, 500));
     store.insert_bars(std::slice::from_ref(&stored)).await?;
-    same_rows("no tick, no bar", &derived(store, Interval::M1, TimeRange::ALL).await?, &[])?;
+    expect_same_rows(
+        "the bars without ticks",
+        &derived_bars_of(store, Interval::M1, TimeRange::ALL).await?,
+        &[],
+    )?;
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
-    as_reference(store, Interval::M1).await?;
+    expect_reference_bars(store, Interval::M1).await?;
     let found = Bar::all(store, &Bar::series_no(0)).await?;
-    same_rows("the stored bar", &found, std::slice::from_ref(&stored))?;
+    expect_same_rows("the stored bar", &found, std::slice::from_ref(&stored))?;
     store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
-    same_rows("the stored bar", &Bar::all(store, &Bar::series_no(0)).await?, &[stored])
+    expect_same_rows("the stored bar", &Bar::all(store, &Bar::series_no(0)).await?, &[stored])
 }
 
-async fn paging_goes_across_gaps(case: &Case) -> Outcome {
+async fn pages_cross_gaps(context: &TestContext) -> CheckResult {
     // Bars at minutes 0, 1 and 2, a day later, and half a year later, with several ticks each.
     let minutes = [0, 1, 2, 1_440, 1_441, 260_000, 260_003];
     let ticks: Vec<_> = minutes
         .iter()
         .flat_map(|m| (0..3).map(move |n| tick(m * 60 + 7 * n, 0, &(m + n + 1).to_string(), Some("1"))))
         .collect::<Result<_>>()?;
-    case.store().insert_ticks(&ticks).await?;
-    let all = as_reference(case.store(), Interval::M1).await?;
+    context.store().insert_ticks(&ticks).await?;
+    let all = expect_reference_bars(context.store(), Interval::M1).await?;
     let reversed: Vec<Bar> = all.iter().rev().cloned().collect();
     for limit in [1, 2, 3, 7, 1_000] {
         let query = BarQuery::new(name(), Interval::M1, TimeRange::ALL).with_limit(limit)?;
         let found: Vec<Bar> =
-            case.store().bar_stream(query.clone(), BarSource::Derived).try_collect().await?;
-        same_rows(&format!("pages of {limit}, ascending"), &found, &all)?;
+            context.store().bar_stream(query.clone(), BarSource::Derived).try_collect().await?;
+        expect_same_rows(&format!("pages of {limit}, ascending"), &found, &all)?;
         let found: Vec<Bar> =
-            case.store().bar_stream(query.descending(), BarSource::Derived).try_collect().await?;
-        same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
+            context.store().bar_stream(query.descending(), BarSource::Derived).try_collect().await?;
+        expect_same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
     }
     Ok(())
 }
 
-async fn an_open_bar_is_asked_for_again(case: &Case) -> Outcome {
-    let store = case.store();
+async fn resume_stays_before_an_open_bar(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000)));
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
     let page = store.derived_bars(&query).await?;
-    same("bars", &page.items.len(), &2)?;
+    expect_same("bars", &page.items.len(), &2)?;
     store.insert_ticks(&[tick(80, 0, "3", None)?]).await?;
     let again = store.derived_bars(&query.clone().after(page.resume)).await?;
     let found: Vec<_> = again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
-    same_rows("the open bar, grown", &found, &[(minute(1), "3".to_owned())])
+    expect_same_rows("the open bar after another tick", &found, &[(minute(1), "3".to_owned())])
 }
 
-async fn an_open_bar_is_asked_for_again_newest_first(case: &Case) -> Outcome {
-    let store = case.store();
+async fn descending_resume_stays_before_an_open_bar(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000))).descending();
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
     let whole = store.derived_bars(&query).await?;
-    same("bars", &whole.items.len(), &2)?;
+    expect_same("bars", &whole.items.len(), &2)?;
     let limited = query.clone().with_limit(1)?;
     let first = store.derived_bars(&limited).await?;
-    same("bars of the first page", &first.items.len(), &1)?;
+    expect_same("bars of the first page", &first.items.len(), &1)?;
     store.insert_ticks(&[tick(80, 0, "3", None)?]).await?;
     let expected = [(minute(1), "3".to_owned()), (minute(0), "1".to_owned())];
     for (what, query, expected) in [
-        ("after the whole answer", query.after(whole.resume), &expected[..]),
+        ("after the complete result", query.after(whole.resume), &expected[..]),
         ("after the first page", limited.after(first.resume), &expected[..1]),
     ] {
         let again = store.derived_bars(&query).await?;
         let found: Vec<_> =
             again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
-        same_rows(what, &found, expected)?;
+        expect_same_rows(what, &found, expected)?;
     }
     Ok(())
 }
 
-async fn coarser_from_stored(case: &Case) -> Outcome {
-    let store = case.store();
+async fn stored_bars_resample_exactly(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let ticks: Vec<_> = (0..500)
         .map(|n| tick(n * 37, 0, &format!("{}.{n}", n % 13 + 1), Some(&format!("0.{}", n + 1))))
         .collect::<Result<_>>()?;
     store.insert_ticks(&ticks).await?;
-    let fine = derived(store, Interval::M1, TimeRange::ALL).await?;
+    let fine = derived_bars_of(store, Interval::M1, TimeRange::ALL).await?;
     store.insert_bars(&fine).await?;
     let stored = Bar::all(store, &Bar::series_no(0)).await?;
-    same_rows("the stored bars", &stored, &fine)?;
+    expect_same_rows("the stored bars", &stored, &fine)?;
     for coarser in [Interval::M5, Interval::H1, Interval::D1] {
         // Products of prices and quantities have at most 6 decimal places here, so no bar was rounded.
-        let expected = derived(store, coarser, TimeRange::ALL).await?;
-        same_rows(&format!("bars of {coarser}"), &resample(&stored, coarser)?, &expected)?;
+        let expected = derived_bars_of(store, coarser, TimeRange::ALL).await?;
+        expect_same_rows(&format!("bars of {coarser}"), &resample(&stored, coarser)?, &expected)?;
     }
     Ok(())
 }

@@ -6,17 +6,19 @@ use qi_core::record::{
 use qi_core::store::{LatestRequest, PriceStore, RangeRequest, SeriesRequest};
 use qi_core::{Decimal, ErrorKind, Price, Quantity, Record, Result, Selection, TimeRange};
 
-use super::expect::{refused, same, same_rows};
-use super::shelf::{AskLatest, Shelf, minute};
-use super::{Case, NamedSignal, Outcome, Sample, promises};
+use super::dataset_ops::{DatasetOps, LatestParams, minute};
+use super::expect::{expect_error, expect_same, expect_same_rows};
+use super::{CheckResult, NamedSignal, Sample, TestContext, promises};
 use crate::store::rows::records_of;
 
 promises! { "datasets";
-    every columns_keep_their_place: "every value comes back in its own column, of every type",
-    every an_absent_value_stays_absent: "an optional value that is absent comes back absent, and zero or an empty text does not",
-    every a_list_keeps_every_level: "a list of levels comes back whole and in its order, also the empty and the longest one",
-    once names_keep_their_order: "series that are names are listed by their bytes, whatever they contain",
-    every an_unregistered_dataset_is_refused: "a dataset that the store was not opened with is SchemaMismatch",
+    every every_column_keeps_its_values: "values of every type are read from their own column",
+    every absent_values_stay_absent: "an absent value is read as absent; zero and the empty text are not",
+    every level_lists_keep_every_level:
+        "lists of levels are complete and in order, including the empty and the longest list",
+    once named_series_are_ordered_by_bytes: "series by name are listed in byte order for any characters",
+    every unregistered_dataset_is_rejected:
+        "a dataset that the store was not opened with is rejected with SchemaMismatch",
 }
 
 /// Returns the rows of a series in the order of their times.
@@ -26,24 +28,24 @@ async fn rows_of<D: Sample>(store: &dyn PriceStore) -> Result<Vec<Row>> {
 }
 
 /// Writes records, reads them back and compares them by column.
-pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> Outcome {
+pub(super) async fn expect_round_trip<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> CheckResult {
     store.insert(records.as_records()).await?;
     let expected = Row::copy_of(records.as_records())?;
     let found = rows_of::<D>(store).await?;
-    same("the number of records", &found.len(), &expected.len())?;
+    expect_same("the number of records", &found.len(), &expected.len())?;
     for (found, expected) in found.iter().zip(&expected) {
-        same("the place", &found.sort_key(), &expected.sort_key())?;
+        expect_same("the sort key", &found.sort_key(), &expected.sort_key())?;
         for (at, column) in D::DATASET.values().iter().enumerate() {
             let what = format!("{} at {}", column.name, expected.sort_key().0);
-            same(&what, &found.values()[at], &expected.values()[at])?;
+            expect_same(&what, &found.values()[at], &expected.values()[at])?;
         }
     }
-    same("the records", &found, &expected)
+    expect_same("the records", &found, &expected)
 }
 
-async fn columns_keep_their_place<D: Sample>(case: &Case) -> Outcome {
+async fn every_column_keeps_its_values<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..40).map(|n| D::at(0, n.into(), n)).collect();
-    there_and_back::<D>(case.store(), &RecordVec::from_vec(batch)).await
+    expect_round_trip::<D>(context.store(), &RecordVec::from_vec(batch)).await
 }
 
 /// Returns the n-th record with altered values, or None if the record's own rules reject the values.
@@ -62,7 +64,7 @@ pub(super) fn altered<D: Sample>(
     Ok(records_of(D::DATASET, [&row]).is_ok().then_some(row))
 }
 
-async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
+async fn absent_values_stay_absent<D: Sample>(context: &TestContext) -> CheckResult {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
     // Either one optional column is absent, or only one is present. In the last round, all are present
@@ -89,10 +91,10 @@ async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
             }
         })?);
     }
-    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+    expect_round_trip::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
+async fn level_lists_keep_every_level<D: Sample>(context: &TestContext) -> CheckResult {
     let longest = D::DATASET.values().iter().filter_map(|column| match column.ty {
         ColumnType::Levels { max } => Some(max),
         _ => None,
@@ -118,10 +120,10 @@ async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
             })?);
         }
     }
-    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+    expect_round_trip::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn names_keep_their_order(case: &Case) -> Outcome {
+async fn named_series_are_ordered_by_bytes(context: &TestContext) -> CheckResult {
     // The order is by bytes. Language, case and length do not affect it.
     let mut names = vec![
         " ",
@@ -142,7 +144,7 @@ async fn names_keep_their_order(case: &Case) -> Outcome {
     let longest = "x".repeat(40);
     names.push(&longest);
     names.sort_unstable();
-    let store = case.store();
+    let store = context.store();
     let mut records: Vec<NamedSignal> = (0..)
         .zip(&names)
         .map(|(n, name)| Ok(NamedSignal::make(&name.parse()?, minute(i64::from(n)), 0, n)))
@@ -151,9 +153,13 @@ async fn names_keep_their_order(case: &Case) -> Outcome {
     records.reverse();
     records.swap(2, 9);
     NamedSignal::insert(store, &records).await?;
-    same_rows("latest", &NamedSignal::scan_latest(store, AskLatest::all().limit(4)).await?, &sorted)?;
-    let listed = AskLatest::these(sorted.iter().map(Record::series).collect());
-    same_rows("latest by name", &NamedSignal::scan_latest(store, listed.limit(4)).await?, &sorted)?;
+    expect_same_rows(
+        "latest",
+        &NamedSignal::scan_latest(store, LatestParams::all().limit(4)).await?,
+        &sorted,
+    )?;
+    let params = LatestParams::only(sorted.iter().map(Record::series).collect());
+    expect_same_rows("latest by name", &NamedSignal::scan_latest(store, params.limit(4)).await?, &sorted)?;
     let (mut request, mut found) = (SeriesRequest::new(NamedSignal::DATASET).with_limit(4)?, Vec::new());
     loop {
         let page = store.series(&request).await?;
@@ -162,14 +168,14 @@ async fn names_keep_their_order(case: &Case) -> Outcome {
         request = request.after(next);
     }
     let expected: Vec<Owner> = names.iter().map(|name| Owner::Name((*name).into())).collect();
-    same_rows("the series", &found, &expected)?;
+    expect_same_rows("the series", &found, &expected)?;
     for record in sorted {
-        same_rows("one series", &NamedSignal::all(store, &record.series()).await?, &[record])?;
+        expect_same_rows("one series", &NamedSignal::all(store, &record.series()).await?, &[record])?;
     }
     Ok(())
 }
 
-async fn an_unregistered_dataset_is_refused<D: Sample>(case: &Case) -> Outcome {
+async fn unregistered_dataset_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
     let of = D::DATASET;
     let more = Column { name: "not_declared_there", ty: ColumnType::Boolean, optional: true };
     let other = |name, values: Vec<Column>| {
@@ -189,29 +195,39 @@ async fn an_unregistered_dataset_is_refused<D: Sample>(case: &Case) -> Outcome {
     let unknown = other("unregistered", of.values().to_vec())?;
     let changed = other(of.name(), [of.values(), &[more]].concat())?;
     for (what, dataset) in [("an unknown name", unknown), ("another declaration", changed)] {
-        refuses(case.store(), dataset, &D::at(0, 0, 1)).await.map_err(|failure| failure.within(what))?;
+        expect_every_call_rejected(context.store(), dataset, &D::at(0, 0, 1))
+            .await
+            .map_err(|failure| failure.within(what))?;
     }
-    D::insert(case.store(), &[D::at(0, 0, 1)]).await?;
+    D::insert(context.store(), &[D::at(0, 0, 1)]).await?;
     Ok(())
 }
 
 /// Checks that every call for a dataset is rejected.
-async fn refuses<D: Sample>(store: &dyn PriceStore, dataset: Dataset, like: &D) -> Outcome {
+async fn expect_every_call_rejected<D: Sample>(
+    store: &dyn PriceStore,
+    dataset: Dataset,
+    like: &D,
+) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
     let row = Row::copy_of(&Slice::new(std::slice::from_ref(like))?)?.remove(0);
     let mut values = row.values().to_vec();
     values.resize(dataset.values().len(), Value::Absent);
     let (series, sort_key) = (row.series().clone(), row.sort_key());
     let rows = Row::collect(dataset, vec![Row::new(dataset, series.clone(), sort_key, values)?])?;
-    refused("insert", store.insert(rows.as_records()).await, KIND)?;
-    refused("range", store.range(&RangeRequest::new(dataset, series.clone(), TimeRange::ALL)).await, KIND)?;
+    expect_error("insert", store.insert(rows.as_records()).await, KIND)?;
+    expect_error(
+        "range",
+        store.range(&RangeRequest::new(dataset, series.clone(), TimeRange::ALL)).await,
+        KIND,
+    )?;
     let mut latest = LatestRequest::new(dataset, Selection::All);
     latest.interval = series.interval;
-    refused("latest", store.latest(&latest).await, KIND)?;
-    refused("series", store.series(&SeriesRequest::new(dataset)).await, KIND)?;
+    expect_error("latest", store.latest(&latest).await, KIND)?;
+    expect_error("series", store.series(&SeriesRequest::new(dataset)).await, KIND)?;
     let mut gone = D::deletion(None, TimeRange::ALL);
     gone.dataset = dataset;
-    refused("delete_range", store.delete_range(&gone).await, KIND)?;
-    let error = refused("purge_before", store.purge_before(dataset, minute(0)).await, KIND)?;
-    same("the dataset of the error", &error.context_value("dataset"), &Some(dataset.name()))
+    expect_error("delete_range", store.delete_range(&gone).await, KIND)?;
+    let error = expect_error("purge_before", store.purge_before(dataset, minute(0)).await, KIND)?;
+    expect_same("the dataset of the error", &error.context_value("dataset"), &Some(dataset.name()))
 }

@@ -8,26 +8,26 @@ use qi_core::{Error, ErrorKind, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     text: String,
-    accident: bool,
+    inconclusive: bool,
 }
 
 /// The result of a check.
-pub type Outcome = std::result::Result<(), Failure>;
+pub type CheckResult = std::result::Result<(), Failure>;
 
 impl Failure {
     /// Creates a failure from a text.
     pub fn new(text: impl fmt::Display) -> Self {
-        Self { text: text.to_string(), accident: false }
+        Self { text: text.to_string(), inconclusive: false }
     }
 
     /// Creates a failure of the check itself: a panic or a timeout.
-    pub(super) fn accident(text: impl fmt::Display) -> Self {
-        Self { text: text.to_string(), accident: true }
+    pub(super) fn inconclusive(text: impl fmt::Display) -> Self {
+        Self { text: text.to_string(), inconclusive: true }
     }
 
     /// Returns whether the check failed before it could give a result.
-    pub fn is_accident(&self) -> bool {
-        self.accident
+    pub fn is_inconclusive(&self) -> bool {
+        self.inconclusive
     }
 
     /// Returns the failure with a location before its text.
@@ -50,7 +50,7 @@ impl From<Error> for Failure {
 }
 
 /// Fails unless both values are equal.
-pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) -> Outcome {
+pub(crate) fn expect_same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) -> CheckResult {
     if found == expected {
         return Ok(());
     }
@@ -58,13 +58,13 @@ pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) ->
 }
 
 /// Fails unless both lists are equal, and reports the first difference.
-pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected: &[T]) -> Outcome {
+pub(crate) fn expect_same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected: &[T]) -> CheckResult {
     if found == expected {
         return Ok(());
     }
     let at = found.iter().zip(expected).take_while(|(a, b)| a == b).count();
     Err(Failure::new(format_args!(
-        "{what}: {} records where {} were expected, and the one at {at} differs\n  expected: {:?}\n     found: {:?}",
+        "{what}: found {} records, expected {}; record {at} differs\n  expected: {:?}\n     found: {:?}",
         found.len(),
         expected.len(),
         expected.get(at),
@@ -73,12 +73,12 @@ pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected:
 }
 
 /// Fails unless the condition is true.
-pub(crate) fn holds(what: impl fmt::Display, condition: bool) -> Outcome {
+pub(crate) fn expect_true(what: impl fmt::Display, condition: bool) -> CheckResult {
     if condition { Ok(()) } else { Err(Failure::new(format_args!("expected: {what}"))) }
 }
 
 /// Returns the error of a rejected call. Fails unless the error has this kind.
-pub(crate) fn refused<T: Debug>(
+pub(crate) fn expect_error<T: Debug>(
     what: &str,
     result: Result<T>,
     kind: ErrorKind,

@@ -12,7 +12,7 @@ use qi_core::{Error, ErrorKind, Result};
 use crate::store::{MemoryStore, MemoryStoreConfig};
 
 /// A store in a new namespace, with the cleanup of the namespace.
-pub struct Fresh {
+pub struct TestStore {
     /// The store in the namespace.
     pub store: Arc<dyn PriceStore>,
     /// Removes the namespace. Runs after the check, regardless of its result, and even if the store is closed.
@@ -24,7 +24,7 @@ pub struct Fresh {
 /// Opens a namespace with the given datasets, without `ensure_schema`.
 pub type Reopen = Arc<dyn Fn(Datasets) -> BoxFuture<'static, Result<Arc<dyn PriceStore>>> + Send + Sync>;
 
-impl Fresh {
+impl TestStore {
     /// Creates the result for a store that needs no cleanup.
     pub fn new(store: Arc<dyn PriceStore>) -> Self {
         Self { store, cleanup: Box::pin(async { Ok(()) }), reopen: None }
@@ -46,9 +46,9 @@ impl Fresh {
     }
 }
 
-impl fmt::Debug for Fresh {
+impl fmt::Debug for TestStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fresh").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("TestStore").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
@@ -75,20 +75,20 @@ pub trait StoreFactory: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Creates a store of these datasets without a schema.
-    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh>;
+    async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore>;
 
     /// Creates a store on a namespace with the schema of a later version of the library.
-    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh>;
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore>;
 
     /// Creates a store whose server does not answer. Its address refuses connections, and its configuration
     /// contains the password [`SECRET`].
-    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh>;
+    async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore>;
 
     /// Creates a store of these datasets with a schema.
-    async fn fresh(&self, datasets: &Datasets) -> Result<Fresh> {
-        let fresh = self.without_schema(datasets).await?;
-        fresh.store.ensure_schema().await?;
-        Ok(fresh)
+    async fn with_schema(&self, datasets: &Datasets) -> Result<TestStore> {
+        let created = self.without_schema(datasets).await?;
+        created.store.ensure_schema().await?;
+        Ok(created)
     }
 }
 
@@ -107,30 +107,30 @@ impl StoreFactory for MemoryFactory {
 
     fn not_applicable(&self, check: &str) -> Option<&'static str> {
         match check {
-            "schema::newer_schema_is_refused" => Some("the memory store outlives no version of the library"),
-            "schema::an_added_column_reads_as_absent"
-            | "schema::an_enumeration_takes_new_names"
-            | "schema::another_difference_is_refused"
-            | "schema::an_older_version_goes_on" => {
-                Some("the memory store keeps nothing of another version of the program")
+            "schema::newer_schema_is_rejected" => Some("the memory store does not persist its schema"),
+            "schema::added_column_reads_as_absent"
+            | "schema::enumeration_accepts_appended_variants"
+            | "schema::incompatible_declaration_is_rejected"
+            | "schema::older_declaration_continues_to_work" => {
+                Some("the memory store does not persist records of another program version")
             }
-            "schema::unreachable_is_retryable" | "errors::no_secret_is_shown" => {
+            "schema::unreachable_server_is_retryable" | "errors::secrets_are_never_shown" => {
                 Some("the memory store has no server and no password")
             }
             _ => None,
         }
     }
 
-    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         let config = MemoryStoreConfig::default().with_max_rows(200_000).with_max_batch(30_000);
-        Ok(Fresh::new(Arc::new(MemoryStore::new(config.with_datasets(datasets.clone()))?)))
+        Ok(TestStore::new(Arc::new(MemoryStore::new(config.with_datasets(datasets.clone()))?)))
     }
 
-    async fn newer_schema(&self, _: &Datasets) -> Result<Fresh> {
+    async fn newer_schema(&self, _: &Datasets) -> Result<TestStore> {
         Err(unsupported("newer_schema"))
     }
 
-    async fn unreachable(&self, _: &Datasets) -> Result<Fresh> {
+    async fn unreachable(&self, _: &Datasets) -> Result<TestStore> {
         Err(unsupported("unreachable"))
     }
 }

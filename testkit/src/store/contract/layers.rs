@@ -1,4 +1,4 @@
-//! The layers of core and testkit as wrappings. Each passes the complete contract.
+//! The layers of core and testkit as wrappers. Each passes the complete contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use qi_core::layer::{
 use qi_core::store::PriceStore;
 use qi_core::{Backoff, Operation};
 
-use super::Wrapping;
+use super::Wrapper;
 use crate::chaos::{Chaos, ChaosStore, Fault, Rule};
 use crate::recording::{Recording, RecordingStore};
 
-impl Wrapping {
+impl Wrapper {
     /// `Retry` alone.
     pub const RETRY: Self =
         Self { name: "retry", wrap: |store| Arc::new(Retry::new(store, RetryConfig::default())) };
@@ -50,9 +50,9 @@ impl Wrapping {
     /// further effect. The response of `ensure_schema` is never lost, because it reports the result of that call.
     pub const FULL_STACK_OVER_CHAOS: Self = Self { name: "full_stack_over_chaos", wrap: over_chaos };
 
-    /// Returns all wrappings: the pointers, each layer alone, and the stacks.
+    /// Returns all wrappers: the pointers, each layer alone, and the stacks.
     pub fn every() -> Vec<Self> {
-        let mut all = Self::all();
+        let mut all = Self::pointers();
         all.extend([
             Self::RETRY,
             Self::TIMEOUT,
@@ -71,13 +71,13 @@ impl Wrapping {
 fn over_chaos(store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
     // The time limit suits the slowest call of the suite. Each hang takes this time, so hangs are rare.
     let (limit, one_hang_in) = if store.info().backend == "memory" { (300, 20) } else { (3_000, 60) };
-    let errors_and_cuts = [Fault::Error, Fault::Cut].into_iter().cycle().take(one_hang_in - 1);
+    let errors_and_cuts = [Fault::Error, Fault::LostResponse].into_iter().cycle().take(one_hang_in - 1);
     let third = |faults: Vec<Fault>| Rule::new(1.0 / 3.0, faults);
     let chaos = Chaos::seeded(7)
         .everywhere(third(errors_and_cuts.chain([Fault::Hang]).collect()))
         .on(Operation::EnsureSchema, third(vec![Fault::Error]))
-        .on(Operation::DeleteRange, third(vec![Fault::Error, Fault::Cut]))
-        .on(Operation::PurgeBefore, third(vec![Fault::Error, Fault::Cut]));
+        .on(Operation::DeleteRange, third(vec![Fault::Error, Fault::LostResponse]))
+        .on(Operation::PurgeBefore, third(vec![Fault::Error, Fault::LostResponse]));
     let retry = RetryConfig::default()
         .with_max_attempts(20)
         .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));

@@ -1,12 +1,12 @@
-//! The contract of [`PriceStore`] as a list of named checks for all implementations and wrappings.
+//! The contract of [`PriceStore`] as a list of named checks for all implementations and wrappers.
 //!
-//! [`Checks`] is the list. A test target with `harness = false` passes the implementations and the wrappings to a
+//! [`Checks`] is the list. A test target with `harness = false` passes the implementations and the wrappers to a
 //! [`Suite`], which creates libtest-mimic trials and runs them:
 //!
 //! ```no_run
-//! use qi_testkit::store::contract::{MemoryFactory, Suite, Wrapping};
+//! use qi_testkit::store::contract::{MemoryFactory, Suite, Wrapper};
 //!
-//! Suite::new().on(MemoryFactory, Wrapping::all()).main();
+//! Suite::new().on(MemoryFactory, Wrapper::pointers()).main();
 //! ```
 //!
 //! The checks run on the datasets of this library and on two datasets of the suite. [`Everything`] has
@@ -18,6 +18,7 @@
 mod administration;
 mod analytics;
 mod bars;
+mod dataset_ops;
 mod datasets;
 mod errors;
 mod expect;
@@ -29,7 +30,6 @@ mod read;
 mod runner;
 mod sample;
 mod schema;
-mod shelf;
 mod write;
 
 use std::fmt;
@@ -45,11 +45,11 @@ use qi_core::{
     Result,
 };
 
-pub use expect::{Failure, Outcome};
-pub(crate) use expect::{refused, same, same_rows};
-pub use factory::{Fresh, MemoryFactory, Reopen, SECRET, StoreFactory};
+pub use expect::{CheckResult, Failure};
+pub(crate) use expect::{expect_error, expect_same, expect_same_rows};
+pub use factory::{MemoryFactory, Reopen, SECRET, StoreFactory, TestStore};
 pub(crate) use precision::SYMBOLS;
-pub use runner::{Suite, Wrapping, run_check};
+pub use runner::{Suite, Wrapper, run_check};
 pub use sample::{Choice, Everything, NamedSignal, Sample, instrument_no};
 
 /// One promise of the contract, and the code that checks it.
@@ -63,7 +63,7 @@ pub struct StoreCheck {
     runs: Vec<(Option<&'static str>, Run)>,
 }
 
-type Run = for<'a> fn(&'a Case) -> BoxFuture<'a, Outcome>;
+type Run = for<'a> fn(&'a TestContext) -> BoxFuture<'a, CheckResult>;
 
 impl fmt::Debug for StoreCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,9 +90,9 @@ impl StoreCheck {
     }
 
     /// Runs the check on each of its datasets.
-    async fn run(&self, case: &Case) -> Outcome {
+    async fn run(&self, context: &TestContext) -> CheckResult {
         for (dataset, run) in &self.runs {
-            run(case).await.map_err(|failure| match dataset {
+            run(context).await.map_err(|failure| match dataset {
                 Some(dataset) => failure.within(dataset),
                 None => failure,
             })?;
@@ -172,27 +172,27 @@ impl Checks {
     }
 }
 
-/// The context of a check: a new store in its wrapping, and the factory for more stores.
-pub struct Case {
+/// The context of a check: a new store in its wrapper, and the factory for more stores.
+pub struct TestContext {
     store: Arc<dyn PriceStore>,
     factory: Arc<dyn StoreFactory>,
-    wrapping: Wrapping,
+    wrapper: Wrapper,
     datasets: Datasets,
     cleanups: Mutex<Vec<BoxFuture<'static, Result<()>>>>,
 }
 
-impl fmt::Debug for Case {
+impl fmt::Debug for TestContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Case").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("TestContext").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
-impl Case {
-    async fn open(factory: Arc<dyn StoreFactory>, wrapping: Wrapping, datasets: &Datasets) -> Result<Self> {
-        let Fresh { store, cleanup, reopen: _ } = factory.fresh(datasets).await?;
-        let store = (wrapping.wrap)(store);
+impl TestContext {
+    async fn open(factory: Arc<dyn StoreFactory>, wrapper: Wrapper, datasets: &Datasets) -> Result<Self> {
+        let TestStore { store, cleanup, reopen: _ } = factory.with_schema(datasets).await?;
+        let store = (wrapper.wrap)(store);
         let cleanups = Mutex::new(vec![cleanup]);
-        Ok(Self { store, factory, wrapping, datasets: datasets.clone(), cleanups })
+        Ok(Self { store, factory, wrapper, datasets: datasets.clone(), cleanups })
     }
 
     /// Returns the store of the check, which has a schema.
@@ -201,43 +201,44 @@ impl Case {
     }
 
     /// Returns the store of the check for another task.
-    fn shared(&self) -> Arc<dyn PriceStore> {
+    fn shared_store(&self) -> Arc<dyn PriceStore> {
         self.store.clone()
     }
 
-    fn keep(&self, fresh: Fresh) -> Arc<dyn PriceStore> {
-        self.cleanups.lock().unwrap_or_else(PoisonError::into_inner).push(fresh.cleanup);
-        (self.wrapping.wrap)(fresh.store)
+    fn register_cleanup(&self, created: TestStore) -> Arc<dyn PriceStore> {
+        self.cleanups.lock().unwrap_or_else(PoisonError::into_inner).push(created.cleanup);
+        (self.wrapper.wrap)(created.store)
     }
 
     async fn without_schema(&self) -> Result<Arc<dyn PriceStore>> {
-        Ok(self.keep(self.factory.without_schema(&self.datasets).await?))
+        Ok(self.register_cleanup(self.factory.without_schema(&self.datasets).await?))
     }
 
     async fn newer_schema(&self) -> Result<Arc<dyn PriceStore>> {
-        Ok(self.keep(self.factory.newer_schema(&self.datasets).await?))
+        Ok(self.register_cleanup(self.factory.newer_schema(&self.datasets).await?))
     }
 
     async fn unreachable(&self) -> Result<Arc<dyn PriceStore>> {
-        Ok(self.keep(self.factory.unreachable(&self.datasets).await?))
+        Ok(self.register_cleanup(self.factory.unreachable(&self.datasets).await?))
     }
 
     /// Opens a store in an empty namespace with the given datasets. Returns the store, and the function that opens the
     /// same namespace with other datasets.
-    async fn program(
+    async fn open_reopenable(
         &self,
         datasets: &Datasets,
     ) -> std::result::Result<(Arc<dyn PriceStore>, Reopen), Failure> {
-        let mut fresh = self.factory.without_schema(datasets).await?;
-        let reopen = fresh.reopen.take().ok_or_else(|| {
-            Failure::new("the factory must say how to open a namespace again: Fresh::with_reopen")
-        })?;
-        Ok((self.keep(fresh), reopen))
+        let mut created = self.factory.without_schema(datasets).await?;
+        let reopen = created
+            .reopen
+            .take()
+            .ok_or_else(|| Failure::new("the factory must set TestStore::with_reopen"))?;
+        Ok((self.register_cleanup(created), reopen))
     }
 
     /// Opens the same namespace with other datasets.
-    async fn again(&self, reopen: &Reopen, datasets: &Datasets) -> Result<Arc<dyn PriceStore>> {
-        Ok((self.wrapping.wrap)(reopen(datasets.clone()).await?))
+    async fn reopen_with(&self, reopen: &Reopen, datasets: &Datasets) -> Result<Arc<dyn PriceStore>> {
+        Ok((self.wrapper.wrap)(reopen(datasets.clone()).await?))
     }
 
     /// Removes all namespaces of the check.
@@ -283,15 +284,15 @@ macro_rules! promises {
             vec![$(promises!(@of $mode $name)),*]
         }
     };
-    (@once once $name:ident) => { vec![(None, |case| Box::pin($name(case)))] };
+    (@once once $name:ident) => { vec![(None, |context| Box::pin($name(context)))] };
     (@once $mode:ident $name:ident) => { Vec::new() };
     (@of once $name:ident) => { None };
-    (@of every $name:ident) => { Some(|case| Box::pin($name::<D>(case))) };
+    (@of every $name:ident) => { Some(|context| Box::pin($name::<D>(context))) };
     (@of bulk $name:ident) => {
-        if super::runs_bulk(D::DATASET) { Some(|case| Box::pin($name::<D>(case))) } else { None }
+        if super::runs_bulk(D::DATASET) { Some(|context| Box::pin($name::<D>(context))) } else { None }
     };
     (@of tied $name:ident) => {
-        if D::DATASET.seq().is_some() { Some(|case| Box::pin($name::<D>(case))) } else { None }
+        if D::DATASET.seq().is_some() { Some(|context| Box::pin($name::<D>(context))) } else { None }
     };
 }
 use promises;

@@ -7,19 +7,22 @@ use qi_core::{
     Timestamp,
 };
 
-use super::datasets::{altered, there_and_back};
-use super::expect::{Outcome, holds, same_rows};
-use super::shelf::{BASE, Shelf, instrument, micros, minute};
-use super::{Case, Sample, promises};
+use super::dataset_ops::{BASE, DatasetOps, instrument, micros, minute};
+use super::datasets::{altered, expect_round_trip};
+use super::expect::{CheckResult, expect_same_rows, expect_true};
+use super::{Sample, TestContext, promises};
 use crate::store::rows::records_of;
 
 promises! { "precision";
-    every decimals_come_back_exactly: "20 integer digits with 18 places and a sign in every decimal column and level",
-    every a_microsecond_counts: "times are kept to the microsecond",
-    every both_ends_of_time: "the first and the last time of a record",
-    once long_and_strange_names: "the longest names and every allowed character",
-    once symbols_as_exchanges_write_them: "symbols are kept byte for byte, told apart and ordered by their bytes",
-    once what_cannot_be_stored_is_refused: "19 places, 1e20, a price of zero, names outside their rule are refused",
+    every decimals_are_stored_exactly:
+        "20 integer digits with 18 places and a sign in every decimal column and level",
+    every times_are_kept_to_the_microsecond: "times are stored to the microsecond",
+    every first_and_last_time_are_stored: "the first and the last valid time are stored",
+    once longest_names_and_all_characters_are_stored:
+        "the longest names and every allowed character are stored",
+    once symbols_are_kept_byte_for_byte: "symbols are stored, distinguished and ordered by their bytes",
+    once values_outside_the_domain_are_rejected:
+        "19 decimal places, 1e20, a price of zero and invalid names are rejected",
 }
 
 /// Decimals at the bounds of the domain, and with all decimal places, with and without a sign.
@@ -35,7 +38,7 @@ const DECIMALS: [&str; 9] = [
     "-12.5",
 ];
 
-async fn decimals_come_back_exactly<D: Sample>(case: &Case) -> Outcome {
+async fn decimals_are_stored_exactly<D: Sample>(context: &TestContext) -> CheckResult {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
     for number in DECIMALS {
@@ -58,51 +61,55 @@ async fn decimals_come_back_exactly<D: Sample>(case: &Case) -> Outcome {
             })?);
         }
     }
-    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+    expect_round_trip::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn a_microsecond_counts<D: Sample>(case: &Case) -> Outcome {
+async fn times_are_kept_to_the_microsecond<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let batch: Vec<D> = [0, 1, 2, 999]
         .into_iter()
         .zip(0..)
         .map(|(n, v)| D::make(&series, micros(n * D::STEP), 0, v))
         .collect();
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &series).await?, &batch)?;
-    let inner = super::shelf::Ask::<D>::all(&series)
-        .within(super::shelf::range(micros(D::STEP), micros(2 * D::STEP)));
-    same_rows("one step of it", &D::page(case.store(), &inner).await?.items, &batch[1..2])?;
-    holds("the times of the checks count from a whole second", BASE % 1_000_000 == 0)
+    D::insert(context.store(), &batch).await?;
+    expect_same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
+    let inner = super::dataset_ops::RangeParams::<D>::all(&series)
+        .within(super::dataset_ops::range(micros(D::STEP), micros(2 * D::STEP)));
+    expect_same_rows(
+        "the records of one step",
+        &D::page(context.store(), &inner).await?.items,
+        &batch[1..2],
+    )?;
+    expect_true("the base time of the checks is a multiple of one second", BASE % 1_000_000 == 0)
 }
 
-async fn both_ends_of_time<D: Sample>(case: &Case) -> Outcome {
+async fn first_and_last_time_are_stored<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let batch = [Timestamp::MIN, Timestamp::MAX_RECORD].map(|ts| D::make(&series, ts, 0, 5));
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &series).await?, &batch)?;
-    let latest = D::scan_latest(case.store(), super::shelf::AskLatest::all()).await?;
-    same_rows("the latest", &latest, &batch[1..])
+    D::insert(context.store(), &batch).await?;
+    expect_same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
+    let latest = D::scan_latest(context.store(), super::dataset_ops::LatestParams::all()).await?;
+    expect_same_rows("the latest", &latest, &batch[1..])
 }
 
-async fn long_and_strange_names(case: &Case) -> Outcome {
+async fn longest_names_and_all_characters_are_stored(context: &TestContext) -> CheckResult {
     let symbols = ["9".to_owned(), "A._:/-".to_owned(), "Z".repeat(64), "1000SHIB/USD:PERP".to_owned()];
     let exchanges = ["0".to_owned(), "a-_z".to_owned(), "_-".repeat(16)];
     for exchange in exchanges {
         for symbol in &symbols {
             let name = qi_core::Instrument::new(Exchange::new(&exchange)?, Symbol::new(symbol)?);
             let tick = PriceTick::make(&name, minute(0), 0, 1);
-            case.store().insert_ticks(std::slice::from_ref(&tick)).await?;
-            same_rows("the tick", &PriceTick::all(case.store(), &name).await?, &[tick])?;
+            context.store().insert_ticks(std::slice::from_ref(&tick)).await?;
+            expect_same_rows("the tick", &PriceTick::all(context.store(), &name).await?, &[tick])?;
         }
     }
     let source = Provider::new("it's \"100 %\" \\ $1; --{}~ ?")?;
     let values = SnapshotValues { markets: Some(1), source: Some(source), ..SnapshotValues::default() };
     let snapshot = MarketSnapshot::new("asset:A._:/-".parse()?, minute(0), values)?;
-    case.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;
-    same_rows(
+    context.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;
+    expect_same_rows(
         "the snapshot",
-        &MarketSnapshot::all(case.store(), snapshot.scope()).await?,
+        &MarketSnapshot::all(context.store(), snapshot.scope()).await?,
         std::slice::from_ref(&snapshot),
     )
 }
@@ -147,8 +154,8 @@ pub(crate) const SYMBOLS: [&str; 36] = [
     "\u{1f600}",
 ];
 
-async fn symbols_as_exchanges_write_them(case: &Case) -> Outcome {
-    let store = case.store();
+async fn symbols_are_kept_byte_for_byte(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let longest = "\u{1f600}".repeat(64);
     let names = SYMBOLS.iter().copied().chain([longest.as_str()]);
     let mut names: Vec<qi_core::Instrument> = names
@@ -159,48 +166,56 @@ async fn symbols_as_exchanges_write_them(case: &Case) -> Outcome {
     store.insert_ticks(&ticks).await?;
     for tick in &ticks {
         let what = tick.instrument().to_string();
-        same_rows(&what, &PriceTick::all(store, tick.instrument()).await?, std::slice::from_ref(tick))?;
+        expect_same_rows(
+            &what,
+            &PriceTick::all(store, tick.instrument()).await?,
+            std::slice::from_ref(tick),
+        )?;
         let latest = store.latest_tick(tick.instrument()).await?;
-        same_rows(&what, latest.as_slice(), std::slice::from_ref(tick))?;
+        expect_same_rows(&what, latest.as_slice(), std::slice::from_ref(tick))?;
     }
-    let latest = PriceTick::scan_latest(store, super::shelf::AskLatest::all().limit(7)).await?;
+    let latest = PriceTick::scan_latest(store, super::dataset_ops::LatestParams::all().limit(7)).await?;
     names.sort();
     let found: Vec<_> = latest.iter().map(|tick| tick.instrument().clone()).collect();
-    same_rows("the order of the instruments", &found, &names)?;
-    let listed = super::shelf::AskLatest::these(names.clone()).limit(7);
-    same_rows("the latest of these", &PriceTick::scan_latest(store, listed).await?, &latest)?;
+    expect_same_rows("the order of the instruments", &found, &names)?;
+    let params = super::dataset_ops::LatestParams::only(names.clone()).limit(7);
+    expect_same_rows(
+        "the latest records of the selected instruments",
+        &PriceTick::scan_latest(store, params).await?,
+        &latest,
+    )?;
     for (n, name) in (0..).zip(&names) {
         let scope = Scope::Asset(name.symbol().clone());
         let values = SnapshotValues { markets: Some(n), ..SnapshotValues::default() };
         let snapshot = MarketSnapshot::new(scope.clone(), minute(0), values)?;
         store.insert_snapshots(std::slice::from_ref(&snapshot)).await?;
-        same_rows("the snapshot", &MarketSnapshot::all(store, &scope).await?, &[snapshot])?;
+        expect_same_rows("the snapshot", &MarketSnapshot::all(store, &scope).await?, &[snapshot])?;
     }
     // The deletion affects only one of the instruments.
     let (gone, left) = (&names[3], ticks.len() - 1);
     store.delete_range(&PriceTick::deletion(Some(vec![gone.clone()]), qi_core::TimeRange::ALL)).await?;
-    same_rows("the deleted one", &PriceTick::all(store, gone).await?, &[])?;
-    let rest = PriceTick::scan_latest(store, super::shelf::AskLatest::all()).await?;
-    super::expect::same("the others", &rest.len(), &left)
+    expect_same_rows("the deleted series", &PriceTick::all(store, gone).await?, &[])?;
+    let rest = PriceTick::scan_latest(store, super::dataset_ops::LatestParams::all()).await?;
+    super::expect::expect_same("the number of other series", &rest.len(), &left)
 }
 
 /// These values cannot be constructed, so a store never receives them.
-async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
+async fn values_outside_the_domain_are_rejected(_: &TestContext) -> CheckResult {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
-        holds(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;
+        expect_true(format_args!("the price {text} is rejected"), text.parse::<Price>().is_err())?;
     }
     for text in ["1.0000000000000000001", "100000000000000000000", "-0.1"] {
-        holds(format_args!("the quantity {text} is refused"), text.parse::<Quantity>().is_err())?;
+        expect_true(format_args!("the quantity {text} is rejected"), text.parse::<Quantity>().is_err())?;
     }
     for text in
         ["Alpha:BTC", "alpha:B C", "alpha:", ":BTC", "alpha", "al pha:BTC", "alpha:B\u{200b}", "alpha:B\0"]
     {
-        holds(
-            format_args!("the instrument {text:?} is refused"),
+        expect_true(
+            format_args!("the instrument {text:?} is rejected"),
             text.parse::<qi_core::Instrument>().is_err(),
         )?;
     }
     let late = PriceTick::new(instrument("alpha:BTC"), Timestamp::MAX, 0, "1".parse()?);
-    holds("a time after the last one of a record is refused", late.is_err())?;
-    holds("the moment zero is refused", Timestamp::from_micros(0).is_err())
+    expect_true("a time after the last valid time is rejected", late.is_err())?;
+    expect_true("the timestamp zero is rejected", Timestamp::from_micros(0).is_err())
 }

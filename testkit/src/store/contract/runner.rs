@@ -1,4 +1,4 @@
-//! Creates libtest-mimic trials from checks, implementations and wrappings.
+//! Creates libtest-mimic trials from checks, implementations and wrappers.
 
 use std::sync::Arc;
 
@@ -7,19 +7,19 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use qi_core::Datasets;
 use qi_core::store::PriceStore;
 
-use super::{CHECK_LIMIT, Case, Checks, Failure, Outcome, Sample, StoreCheck, StoreFactory};
+use super::{CHECK_LIMIT, CheckResult, Checks, Failure, Sample, StoreCheck, StoreFactory, TestContext};
 use crate::presence;
 
 /// A function that wraps a store: a layer of core, a stack of layers, or a mutant.
 #[derive(Debug, Clone, Copy)]
-pub struct Wrapping {
-    /// The name of the wrapping in the trials.
+pub struct Wrapper {
+    /// The name of the wrapper in the trials.
     pub name: &'static str,
     /// Returns a store with the wrapper.
     pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
 }
 
-impl Wrapping {
+impl Wrapper {
     /// The store without a wrapper.
     pub const PLAIN: Self = Self { name: "plain", wrap: |store| store };
     /// The store in another `Arc<dyn PriceStore>`.
@@ -34,7 +34,7 @@ impl Wrapping {
     };
 
     /// Returns the pointers: the wrappers of core that change nothing.
-    pub fn all() -> Vec<Self> {
+    pub fn pointers() -> Vec<Self> {
         vec![Self::PLAIN, Self::ARC_DYN, Self::BOX_DYN]
     }
 }
@@ -43,7 +43,7 @@ impl Wrapping {
 #[derive(Debug)]
 pub struct Suite {
     checks: Checks,
-    implementations: Vec<(Arc<dyn StoreFactory>, Wrapping)>,
+    implementations: Vec<(Arc<dyn StoreFactory>, Wrapper)>,
     trials: Vec<Trial>,
     at_once: Option<usize>,
 }
@@ -60,11 +60,11 @@ impl Suite {
         Self::default()
     }
 
-    /// Adds every check on an implementation in each wrapping: `memory/plain/write::last_write_wins`.
+    /// Adds every check on an implementation in each wrapper: `memory/plain/write::last_write_wins`.
     #[must_use]
-    pub fn on(mut self, factory: impl StoreFactory, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
+    pub fn on(mut self, factory: impl StoreFactory, wrappers: impl IntoIterator<Item = Wrapper>) -> Self {
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
-        self.implementations.extend(wrappings.into_iter().map(|wrapping| (factory.clone(), wrapping)));
+        self.implementations.extend(wrappers.into_iter().map(|wrapper| (factory.clone(), wrapper)));
         self
     }
 
@@ -95,13 +95,13 @@ impl Suite {
     /// Returns the trials for a custom runner.
     pub fn trials(self) -> Vec<Trial> {
         let mut trials = Vec::new();
-        for (factory, wrapping) in self.implementations {
+        for (factory, wrapper) in self.implementations {
             let absent = factory.absent();
             for check in self.checks.iter() {
-                let name = format!("{}/{}/{}", factory.name(), wrapping.name, check.name);
+                let name = format!("{}/{}/{}", factory.name(), wrapper.name, check.name);
                 let (check, run, datasets) = (check.clone(), factory.clone(), self.checks.datasets().clone());
                 trials.push(presence::trial(name, factory.name(), absent.clone(), move || {
-                    run_trial(&check, run, wrapping, &datasets)
+                    run_trial(&check, run, wrapper, &datasets)
                 }));
             }
         }
@@ -120,40 +120,43 @@ impl Suite {
 fn run_trial(
     check: &StoreCheck,
     factory: Arc<dyn StoreFactory>,
-    wrapping: Wrapping,
+    wrapper: Wrapper,
     datasets: &Datasets,
 ) -> Result<Completion, Failed> {
     if let Some(reason) = factory.not_applicable(check.name) {
         return Ok(Completion::ignored_with(reason));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    match runtime.block_on(run_check(check, factory, wrapping, datasets)) {
+    match runtime.block_on(run_check(check, factory, wrapper, datasets)) {
         Ok(()) => Ok(Completion::Completed),
         Err(failure) => Err(format!("{}\n{failure}", check.promise).into()),
     }
 }
 
-/// Runs a check on a new store of the factory in a wrapping, with a time limit, and removes the store afterwards. The
+/// Runs a check on a new store of the factory in a wrapper, with a time limit, and removes the store afterwards. The
 /// store has the datasets of `datasets` that the check needs. A panic of the check counts as a failure.
 pub async fn run_check(
     check: &StoreCheck,
     factory: Arc<dyn StoreFactory>,
-    wrapping: Wrapping,
+    wrapper: Wrapper,
     datasets: &Datasets,
-) -> Outcome {
-    let case = Case::open(factory, wrapping, &check.datasets(datasets))
+) -> CheckResult {
+    let context = TestContext::open(factory, wrapper, &check.datasets(datasets))
         .await
-        .map_err(|e| Failure::from(e).within("opening a store"))?;
-    let guarded = std::panic::AssertUnwindSafe(check.run(&case)).catch_unwind();
+        .map_err(|e| Failure::from(e).within("cannot create the store"))?;
+    let guarded = std::panic::AssertUnwindSafe(check.run(&context)).catch_unwind();
     let outcome = match tokio::time::timeout(CHECK_LIMIT, guarded).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(panic)) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("not a text");
-            Err(Failure::accident(format_args!("the check panicked: {text}")))
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(Failure::inconclusive(format_args!("the check panicked: {text}")))
         }
-        Err(_) => Err(Failure::accident(format_args!("no end within {} s", CHECK_LIMIT.as_secs()))),
+        Err(_) => Err(Failure::inconclusive(format_args!(
+            "the check exceeded its time limit of {} s",
+            CHECK_LIMIT.as_secs()
+        ))),
     };
-    let cleaned = case.clean_up().await.map_err(|e| Failure::from(e).within("cleaning up"));
+    let cleaned = context.clean_up().await.map_err(|e| Failure::from(e).within("cleanup failed"));
     outcome.and(cleaned)
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 ///
 /// ```no_run
 /// use qi_core::{Instrument, Percent, Record, Timestamp};
-/// use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapping};
+/// use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapper};
 ///
 /// #[derive(Debug, Clone, PartialEq, Record)]
 /// #[record(name = "funding_rates")]
@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 ///     }
 /// }
 ///
-/// Suite::new().on(MemoryFactory, Wrapping::all()).with::<FundingRate>().main();
+/// Suite::new().on(MemoryFactory, Wrapper::pointers()).with::<FundingRate>().main();
 /// ```
 pub trait Sample: Record + Serialize + DeserializeOwned {
     /// The smallest distance between two records of one series, in microseconds.

@@ -8,36 +8,44 @@ use qi_core::store::{
 };
 use qi_core::{Decimal, ErrorKind, Interval, PriceTick, Result, TimeRange};
 
-use super::expect::{holds, refused, same_rows};
-use super::shelf::{Ask, AskLatest, Shelf, minute};
-use super::{Case, Outcome, Sample, instrument_no, promises};
+use super::dataset_ops::{DatasetOps, LatestParams, RangeParams, minute};
+use super::expect::{expect_error, expect_same_rows, expect_true};
+use super::{CheckResult, Sample, TestContext, instrument_no, promises};
 
 promises! { "schema";
-    every ensure_schema_twice_keeps_the_data: "ensure_schema is idempotent and never destructive",
-    once eight_callers_at_once: "ensure_schema is safe to run from many tasks at once",
-    every a_missing_schema_is_refused: "nothing exists before ensure_schema",
-    once reads_of_the_ticks_need_a_schema: "nothing exists before ensure_schema: bars and stats",
-    once a_plan_changes_nothing: "plan_schema says what ensure_schema would do, and does nothing",
-    once an_added_column_reads_as_absent: "an optional column that was added since is applied, and absent in older records",
-    once an_enumeration_takes_new_names: "names that were added at the end of an enumeration are applied",
-    once an_older_version_goes_on: "a program whose columns are the first of the stored ones goes on",
-    once another_difference_is_refused: "any other difference of a declaration is refused, and changes nothing",
-    once newer_schema_is_refused: "a schema of a later version is refused",
-    once unreachable_is_retryable: "a server that does not answer is Unavailable, which may pass",
-    once ping_answers: "ping answers, before and after ensure_schema",
-    every closed_stays_closed: "after close every call is Closed, and closing again is Ok",
+    every ensure_schema_is_idempotent_and_keeps_the_data: "ensure_schema is idempotent and never destructive",
+    once ensure_schema_runs_concurrently: "concurrent calls of ensure_schema succeed",
+    every missing_schema_is_rejected: "calls before ensure_schema fail with SchemaMismatch",
+    once bars_and_stats_need_a_schema: "derived_bars and stats before ensure_schema fail with SchemaMismatch",
+    once plan_schema_changes_nothing: "plan_schema lists the steps of ensure_schema and changes nothing",
+    once added_column_reads_as_absent:
+        "ensure_schema adds an optional column, which is absent in older records",
+    once enumeration_accepts_appended_variants: "ensure_schema adds variants at the end of an enumeration",
+    once older_declaration_continues_to_work:
+        "a program with a prefix of the stored columns continues to work",
+    once incompatible_declaration_is_rejected:
+        "any other difference of a declaration is rejected and changes nothing",
+    once newer_schema_is_rejected: "a schema of a later version is rejected",
+    once unreachable_server_is_retryable: "a server that does not respond is Unavailable, which is retryable",
+    once ping_needs_no_schema: "ping succeeds before and after ensure_schema",
+    every closed_store_rejects_every_call:
+        "after close every call fails with Closed, and close is idempotent",
 }
 
-async fn ensure_schema_twice_keeps_the_data<D: Sample>(case: &Case) -> Outcome {
-    let (store, record) = (case.store(), D::at(0, 0, 1));
+async fn ensure_schema_is_idempotent_and_keeps_the_data<D: Sample>(context: &TestContext) -> CheckResult {
+    let (store, record) = (context.store(), D::at(0, 0, 1));
     D::insert(store, std::slice::from_ref(&record)).await?;
     let report = store.ensure_schema().await?;
-    holds("the second ensure_schema applies nothing", report.applied.is_empty())?;
-    same_rows("after ensure_schema again", &D::all(store, &record.series()).await?, &[record])
+    expect_true("the second ensure_schema applies nothing", report.applied.is_empty())?;
+    expect_same_rows(
+        "the series after the second ensure_schema",
+        &D::all(store, &record.series()).await?,
+        &[record],
+    )
 }
 
-async fn eight_callers_at_once(case: &Case) -> Outcome {
-    let store = case.without_schema().await?;
+async fn ensure_schema_runs_concurrently(context: &TestContext) -> CheckResult {
+    let store = context.without_schema().await?;
     let tasks = (0..8).map(|_| {
         let store = store.clone();
         tokio::spawn(async move { store.ensure_schema().await })
@@ -46,100 +54,108 @@ async fn eight_callers_at_once(case: &Case) -> Outcome {
     for report in join_all(tasks).await {
         versions.push(report.expect("ensure_schema does not panic")?.version);
     }
-    holds(format_args!("one version, found {versions:?}"), versions.iter().all(|v| *v == versions[0]))?;
+    expect_true(format_args!("one version, found {versions:?}"), versions.iter().all(|v| *v == versions[0]))?;
     let tick = PriceTick::at(0, 0, 1);
     store.insert_ticks(std::slice::from_ref(&tick)).await?;
-    same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
+    expect_same_rows(
+        "the series after ensure_schema",
+        &PriceTick::all(&*store, tick.instrument()).await?,
+        &[tick],
+    )
 }
 
-async fn a_missing_schema_is_refused<D: Sample>(case: &Case) -> Outcome {
+async fn missing_schema_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
-    let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
+    let (store, record) = (context.without_schema().await?, D::at(0, 0, 1));
     let store = &*store;
-    refused("insert", D::insert(store, std::slice::from_ref(&record)).await, KIND)?;
-    refused("a range", D::page(store, &Ask::all(&record.series())).await, KIND)?;
-    refused("latest", D::latest(store, &AskLatest::all()).await, KIND)?;
-    refused("series", store.series(&SeriesRequest::new(D::DATASET)).await, KIND)?;
-    refused("delete_range", store.delete_range(&D::deletion(None, TimeRange::ALL)).await, KIND)?;
-    refused("purge_before", store.purge_before(D::DATASET, minute(0)).await, KIND)?;
+    expect_error("insert", D::insert(store, std::slice::from_ref(&record)).await, KIND)?;
+    expect_error("a range", D::page(store, &RangeParams::all(&record.series())).await, KIND)?;
+    expect_error("latest", D::latest(store, &LatestParams::all()).await, KIND)?;
+    expect_error("series", store.series(&SeriesRequest::new(D::DATASET)).await, KIND)?;
+    expect_error("delete_range", store.delete_range(&D::deletion(None, TimeRange::ALL)).await, KIND)?;
+    expect_error("purge_before", store.purge_before(D::DATASET, minute(0)).await, KIND)?;
     Ok(())
 }
 
-async fn reads_of_the_ticks_need_a_schema(case: &Case) -> Outcome {
+async fn bars_and_stats_need_a_schema(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
-    let store = case.without_schema().await?;
+    let store = context.without_schema().await?;
     let instrument = PriceTick::series_no(0);
     let bars = BarQuery::new(instrument.clone(), Interval::M1, TimeRange::ALL);
-    refused("derived_bars", store.derived_bars(&bars).await, KIND)?;
-    refused("stats", store.stats(&StatsQuery::new(instrument, TimeRange::ALL)).await, KIND)?;
+    expect_error("derived_bars", store.derived_bars(&bars).await, KIND)?;
+    expect_error("stats", store.stats(&StatsQuery::new(instrument, TimeRange::ALL)).await, KIND)?;
     Ok(())
 }
 
-async fn newer_schema_is_refused(case: &Case) -> Outcome {
-    let store = case.newer_schema().await?;
-    refused("ensure_schema", store.ensure_schema().await, ErrorKind::SchemaMismatch)?;
+async fn newer_schema_is_rejected(context: &TestContext) -> CheckResult {
+    let store = context.newer_schema().await?;
+    expect_error("ensure_schema", store.ensure_schema().await, ErrorKind::SchemaMismatch)?;
     Ok(())
 }
 
-async fn unreachable_is_retryable(case: &Case) -> Outcome {
-    let store = case.unreachable().await?;
+async fn unreachable_server_is_retryable(context: &TestContext) -> CheckResult {
+    let store = context.unreachable().await?;
     let tick = PriceTick::at(0, 0, 1);
     for (what, result) in [
         ("ping", store.ping().await.map(drop)),
         ("ensure_schema", store.ensure_schema().await.map(drop)),
         ("insert", store.insert_ticks(std::slice::from_ref(&tick)).await.map(drop)),
-        ("range", PriceTick::page(&*store, &Ask::all(tick.instrument())).await.map(drop)),
+        ("range", PriceTick::page(&*store, &RangeParams::all(tick.instrument())).await.map(drop)),
     ] {
-        let error = refused(what, result, ErrorKind::Unavailable)?;
-        holds(format_args!("{what} says that trying again can help"), error.retry().is_retryable())?;
+        let error = expect_error(what, result, ErrorKind::Unavailable)?;
+        expect_true(format_args!("the error of {what} is retryable"), error.retry().is_retryable())?;
     }
     Ok(())
 }
 
-async fn ping_answers(case: &Case) -> Outcome {
-    case.store().ping().await?;
-    case.without_schema().await?.ping().await?;
+async fn ping_needs_no_schema(context: &TestContext) -> CheckResult {
+    context.store().ping().await?;
+    context.without_schema().await?.ping().await?;
     Ok(())
 }
 
-async fn closed_stays_closed<D: Sample>(case: &Case) -> Outcome {
+async fn closed_store_rejects_every_call<D: Sample>(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::Closed;
-    // A separate store, because the check runs on several datasets with the same case.
-    let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
+    // A separate store, because the check runs on several datasets with the same context.
+    let (store, record) = (context.without_schema().await?, D::at(0, 0, 1));
     store.ensure_schema().await?;
     D::insert(&*store, std::slice::from_ref(&record)).await?;
     store.close().await?;
     store.close().await?;
     let store = &*store;
-    refused("insert", D::insert(store, std::slice::from_ref(&record)).await, KIND)?;
-    refused("an empty insert", D::insert(store, &[]).await, KIND)?;
-    refused("a range", D::page(store, &Ask::all(&record.series())).await, KIND)?;
-    refused("latest", D::latest(store, &AskLatest::all()).await, KIND)?;
-    refused("series", store.series(&SeriesRequest::new(D::DATASET)).await, KIND)?;
-    refused("delete_range", store.delete_range(&D::deletion(None, TimeRange::ALL)).await, KIND)?;
-    refused("purge_before", store.purge_before(D::DATASET, minute(0)).await, KIND)?;
-    refused("ping", store.ping().await, KIND)?;
-    refused("ensure_schema", store.ensure_schema().await, KIND)?;
+    expect_error("insert", D::insert(store, std::slice::from_ref(&record)).await, KIND)?;
+    expect_error("an empty insert", D::insert(store, &[]).await, KIND)?;
+    expect_error("a range", D::page(store, &RangeParams::all(&record.series())).await, KIND)?;
+    expect_error("latest", D::latest(store, &LatestParams::all()).await, KIND)?;
+    expect_error("series", store.series(&SeriesRequest::new(D::DATASET)).await, KIND)?;
+    expect_error("delete_range", store.delete_range(&D::deletion(None, TimeRange::ALL)).await, KIND)?;
+    expect_error("purge_before", store.purge_before(D::DATASET, minute(0)).await, KIND)?;
+    expect_error("ping", store.ping().await, KIND)?;
+    expect_error("ensure_schema", store.ensure_schema().await, KIND)?;
     let instrument = PriceTick::series_no(0);
     let bars = BarQuery::new(instrument.clone(), Interval::M1, TimeRange::ALL);
-    refused("derived_bars", store.derived_bars(&bars).await, KIND)?;
-    refused("stats", store.stats(&StatsQuery::new(instrument, TimeRange::ALL)).await, KIND)?;
-    refused("plan_schema", store.plan_schema().await, KIND)?;
+    expect_error("derived_bars", store.derived_bars(&bars).await, KIND)?;
+    expect_error("stats", store.stats(&StatsQuery::new(instrument, TimeRange::ALL)).await, KIND)?;
+    expect_error("plan_schema", store.plan_schema().await, KIND)?;
     Ok(())
 }
 
-async fn a_plan_changes_nothing(case: &Case) -> Outcome {
-    let store = case.without_schema().await?;
+async fn plan_schema_changes_nothing(context: &TestContext) -> CheckResult {
+    let store = context.without_schema().await?;
     for _ in 0..2 {
-        holds("an empty namespace needs something", !store.plan_schema().await?.is_empty())?;
+        expect_true("the plan of an empty namespace is not empty", !store.plan_schema().await?.is_empty())?;
     }
     let tick = PriceTick::at(0, 0, 1);
     let early = store.insert_ticks(std::slice::from_ref(&tick)).await;
-    refused("an insert after the plan", early, ErrorKind::SchemaMismatch)?;
+    expect_error("an insert after the plan", early, ErrorKind::SchemaMismatch)?;
     store.ensure_schema().await?;
-    same_rows("the plan of a complete schema", &store.plan_schema().await?, &[])?;
+    expect_same_rows("the plan of a complete schema", &store.plan_schema().await?, &[])?;
     store.insert_ticks(std::slice::from_ref(&tick)).await?;
-    same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
+    expect_same_rows(
+        "the series after ensure_schema",
+        &PriceTick::all(&*store, tick.instrument()).await?,
+        &[tick],
+    )
 }
 
 const A: Column = Column { name: "a", ty: ColumnType::Decimal, optional: false };
@@ -203,70 +219,77 @@ fn additions() -> (Vec<Column>, Vec<Value>) {
     .unzip()
 }
 
-async fn an_added_column_reads_as_absent(case: &Case) -> Outcome {
+async fn added_column_reads_as_absent(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let (first, reopen) = case.program(&old_datasets).await?;
+    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?, row(old, 1, vec![])?]).await?;
 
     let (columns, values) = additions();
     let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
-    let second = case.again(&reopen, &new_datasets).await?;
-    holds("the plan says what is missing", !second.plan_schema().await?.is_empty())?;
-    holds("ensure_schema says what it applied", !second.ensure_schema().await?.applied.is_empty())?;
-    same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
-    same_rows("a second ensure_schema", &second.ensure_schema().await?.applied, &[])?;
+    let second = context.reopen_with(&reopen, &new_datasets).await?;
+    expect_true("the plan lists the missing columns", !second.plan_schema().await?.is_empty())?;
+    expect_true(
+        "ensure_schema reports the applied steps",
+        !second.ensure_schema().await?.applied.is_empty(),
+    )?;
+    expect_same_rows("the plan after ensure_schema", &second.plan_schema().await?, &[])?;
+    expect_same_rows("the steps of the second ensure_schema", &second.ensure_schema().await?.applied, &[])?;
     let absent = vec![Value::Absent; values.len()];
     let mut expected = vec![row(new, 0, absent.clone())?, row(new, 1, absent)?];
-    same_rows("the older records", &stored(&*second, new).await?, &expected)?;
+    expect_same_rows("the older records", &stored(&*second, new).await?, &expected)?;
 
     // The first row replaces an older one, and the second row is new.
     expected[1] = row(new, 1, values.clone())?;
     expected.push(row(new, 2, values)?);
     insert(&*second, new, expected[1..].to_vec()).await?;
-    same_rows("with newer ones", &stored(&*second, new).await?, &expected)
+    expect_same_rows("the older and newer records", &stored(&*second, new).await?, &expected)
 }
 
-async fn an_enumeration_takes_new_names(case: &Case) -> Outcome {
+async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let (first, reopen) = case.program(&old_datasets).await?;
+    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
     let longer = Column { ty: ColumnType::Enumeration(&["one", "two", "three"]), ..C };
     let (new, new_datasets) = declared(version(vec![A, B, longer]))?;
-    let second = case.again(&reopen, &new_datasets).await?;
+    let second = context.reopen_with(&reopen, &new_datasets).await?;
     second.ensure_schema().await?;
-    same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
+    expect_same_rows("the plan after ensure_schema", &second.plan_schema().await?, &[])?;
     let mut third = row(new, 1, vec![])?.values().to_vec();
     third[2] = Value::Enumeration(3);
     let series = SeriesKey { owner: Owner::Instrument(instrument_no(0)), interval: None };
     let third = Row::new(new, series, (minute(1), 0), third)?;
     insert(&*second, new, vec![third.clone()]).await?;
-    same_rows("old and new", &stored(&*second, new).await?, &[row(new, 0, vec![])?, third])
+    expect_same_rows(
+        "the records with old and new variants",
+        &stored(&*second, new).await?,
+        &[row(new, 0, vec![])?, third],
+    )
 }
 
-async fn an_older_version_goes_on(case: &Case) -> Outcome {
+async fn older_declaration_continues_to_work(context: &TestContext) -> CheckResult {
     let (columns, values) = additions();
     let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
-    let (second, reopen) = case.program(&new_datasets).await?;
+    let (second, reopen) = context.open_reopenable(&new_datasets).await?;
     second.ensure_schema().await?;
     insert(&*second, new, vec![row(new, 0, values.clone())?]).await?;
 
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let first = case.again(&reopen, &old_datasets).await?;
-    same_rows("the plan of the older version", &first.plan_schema().await?, &[])?;
-    same_rows("what it applies", &first.ensure_schema().await?.applied, &[])?;
+    let first = context.reopen_with(&reopen, &old_datasets).await?;
+    expect_same_rows("the plan of the older version", &first.plan_schema().await?, &[])?;
+    expect_same_rows("the steps of the older version", &first.ensure_schema().await?.applied, &[])?;
     insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
     let expected = [row(old, 0, vec![])?, row(old, 1, vec![])?];
-    same_rows("what the older version reads", &stored(&*first, old).await?, &expected)?;
+    expect_same_rows("the records that the older version reads", &stored(&*first, old).await?, &expected)?;
     let absent = vec![Value::Absent; values.len()];
     let expected = [row(new, 0, values)?, row(new, 1, absent)?];
-    same_rows("what the newer version reads", &stored(&*second, new).await?, &expected)
+    expect_same_rows("the records that the newer version reads", &stored(&*second, new).await?, &expected)
 }
 
-async fn another_difference_is_refused(case: &Case) -> Outcome {
+async fn incompatible_declaration_is_rejected(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let (first, reopen) = case.program(&old_datasets).await?;
+    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
     let required = Column { name: "d", ty: ColumnType::Decimal, optional: false };
@@ -296,16 +319,16 @@ async fn another_difference_is_refused(case: &Case) -> Outcome {
     ];
     for (what, says, description) in differences {
         let (_, datasets) = declared(description)?;
-        let other = case.again(&reopen, &datasets).await?;
-        let error = refused(what, other.ensure_schema().await, ErrorKind::SchemaMismatch)?;
+        let other = context.reopen_with(&reopen, &datasets).await?;
+        let error = expect_error(what, other.ensure_schema().await, ErrorKind::SchemaMismatch)?;
         let report = error.report();
         for word in ["evolving", says] {
-            holds(format_args!("{what}: {word} in the report: {report}"), report.contains(word))?;
+            expect_true(format_args!("{what}: {word} in the report: {report}"), report.contains(word))?;
         }
-        refused(&format!("{what}, the plan"), other.plan_schema().await, ErrorKind::SchemaMismatch)?;
+        expect_error(&format!("{what}, the plan"), other.plan_schema().await, ErrorKind::SchemaMismatch)?;
     }
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
     let expected = [row(old, 0, vec![])?, row(old, 1, vec![])?];
-    same_rows("the first version goes on", &stored(&*first, old).await?, &expected)
+    expect_same_rows("the records of the first version", &stored(&*first, old).await?, &expected)
 }

@@ -9,12 +9,12 @@ use qi_core::store::kit::SeriesRanks;
 /// A view of a batch in another order. Each part is grouped by series. Records of one series keep their order, so the
 /// last record of a key still wins. Each series then needs one search and one copy, regardless of the original order.
 #[derive(Debug)]
-pub(super) struct Grouped<'a> {
+pub(super) struct GroupedBatch<'a> {
     records: &'a dyn Records,
     order: Vec<usize>,
 }
 
-impl<'a> Grouped<'a> {
+impl<'a> GroupedBatch<'a> {
     /// Groups each `part` records of a batch. Returns None if the records are already grouped, or too few to benefit.
     pub(super) fn of(records: &'a dyn Records, part: usize) -> Option<Self> {
         const FEW: usize = 32;
@@ -47,7 +47,7 @@ impl<'a> Grouped<'a> {
     }
 }
 
-impl Records for Grouped<'_> {
+impl Records for GroupedBatch<'_> {
     fn dataset(&self) -> Dataset {
         self.records.dataset()
     }

@@ -25,15 +25,15 @@ use qi_core::{
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use self::grouped::Grouped;
-use self::series::{Part, Window};
-use self::table::{Rules, Stopped, Table};
+use self::grouped::GroupedBatch;
+use self::series::{StampedBatch, Window};
+use self::table::{InsertFailure, InsertLimits, Table};
 use super::MemoryStoreConfig;
 
 const BACKEND: &str = "memory";
 
 /// The number of records that are written under one lock. Then the insert yields to other tasks and readers.
-const SLICE: usize = 10_000;
+const INSERT_SLICE: usize = 10_000;
 
 /// The records of the store.
 #[derive(Debug)]
@@ -164,7 +164,7 @@ impl MemoryStore {
         Error::new(ErrorKind::Overloaded, "store.memory.full", Operation::Insert)
             .with_backend(BACKEND)
             .with_retry(RetryAdvice::Never)
-            .with_message("the memory store is full; raise max_rows or give it a retention")
+            .with_message("the memory store is full; raise max_rows or configure a retention")
             .with_context("max_rows", self.config.max_rows)
     }
 }
@@ -175,7 +175,7 @@ fn schema(state: &State, operation: Operation) -> Result<()> {
     }
     Err(Error::new(ErrorKind::SchemaMismatch, "store.memory.no_schema", operation)
         .with_backend(BACKEND)
-        .with_message("nothing exists before ensure_schema"))
+        .with_message("no schema exists; call ensure_schema first"))
 }
 
 /// Adds the operation and the backend to an error. The checks of core do not know them.
@@ -227,19 +227,19 @@ impl PriceStore for MemoryStore {
         let _call = self.enter(OP).await?;
         let position = self.position(OP, batch.dataset())?;
         self.info.check_batch(batch.len()).map_err(at(OP))?;
-        let keep = |table: &Table| self.config.retention.of(table.dataset());
+        let keep = |table: &Table| self.config.retention.rule(table.dataset());
         let stamp = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
-        let grouped = Grouped::of(batch, SLICE);
+        let grouped = GroupedBatch::of(batch, INSERT_SLICE);
         let batch = grouped.as_ref().map_or(batch, |grouped| grouped as &dyn Records);
         let mut sort_keys = Vec::with_capacity(batch.len());
         batch.sort_keys(&mut sort_keys);
-        let part = Part { records: batch, sort_keys: &sort_keys, stamp };
+        let part = StampedBatch { records: batch, sort_keys: &sort_keys, stamp };
         let mut duplicates = 0;
-        for from in (0..batch.len()).step_by(SLICE) {
+        for from in (0..batch.len()).step_by(INSERT_SLICE) {
             if from > 0 {
                 tokio::task::yield_now().await;
             }
-            let to = batch.len().min(from + SLICE);
+            let to = batch.len().min(from + INSERT_SLICE);
             let now = self.clock.now();
             let cutoff = |table: &Table| keep(table).max_age.and_then(|age| now.checked_sub(age));
             let put = self.write(OP, |State { rows, tables, schema: _ }| {
@@ -252,12 +252,12 @@ impl PriceStore for MemoryStore {
                 }
                 let table = &mut tables[position];
                 let per_series = keep(table).max_rows_per_series;
-                let rules = Rules { max_rows, per_series, cutoff: cutoff(table) };
+                let rules = InsertLimits { max_rows, per_series, cutoff: cutoff(table) };
                 table.put_all(part, (from, to), rules, rows)
             })?;
             duplicates += put.map_err(|stopped| match stopped {
-                Stopped::Full => self.full(),
-                Stopped::Other(error) => at(OP)(error),
+                InsertFailure::Full => self.full(),
+                InsertFailure::Other(error) => at(OP)(error),
             })?;
         }
         let mut report = InsertReport::new(batch.len(), 0);

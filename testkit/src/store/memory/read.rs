@@ -139,7 +139,7 @@ pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Bar>> {
             let Some(open) = next else { break };
             // The bar after the page only shows that more bars exist. If its sums are out of range, the error belongs
             // to the next page.
-            let fold = if found.len() < limit { bar } else { unsummed };
+            let fold = if found.len() < limit { bar } else { bar_without_sums };
             found.push(fold(series, instrument, *interval, open)?);
         }
     }
@@ -194,7 +194,12 @@ fn bar(series: &Series, instrument: &Instrument, interval: Interval, open: Times
 }
 
 /// Returns a placeholder for the bar of a bucket that has ticks: its open time, without sums.
-fn unsummed(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Bar> {
+fn bar_without_sums(
+    series: &Series,
+    instrument: &Instrument,
+    interval: Interval,
+    open: Timestamp,
+) -> Result<Bar> {
     let (rows, range) = series.slices(bucket_of(interval, open)).next().expect(HAS_A_TICK);
     let first = &ticks(rows, range)?[0];
     Bar::new(instrument.clone(), interval, open, BarValues::flat(first.price()))
@@ -235,7 +240,7 @@ pub(super) fn series(table: &Table, request: &SeriesRequest) -> Result<Page<Seri
                 summary.last = summary.last.max(last);
             }
             None if count == most => break,
-            None => found.push(SeriesSummary { owner: owner.clone(), first, last }),
+            None => found.push(SeriesSummary::new(owner.clone(), first, last)),
         }
     }
     request.page_of(found)

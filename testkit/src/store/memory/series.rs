@@ -1,8 +1,8 @@
 //! The records of one series in order: sorted chunks, and a tail for records in ascending order.
 //!
 //! A record that is newer than its series is appended to the tail without a search. A late record is inserted into a
-//! chunk of at most [`CAP`] records, which is found through a tree of chunks. No order of arrival takes quadratic time.
-//! The oldest records are removed by chunks. Neighbouring records of a batch are copied in one call.
+//! chunk of at most [`CHUNK_CAPACITY`] records, which is found through a tree of chunks. No order of arrival takes
+//! quadratic time. The oldest records are removed by chunks. Neighbouring records of a batch are copied in one call.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use qi_core::{Result, TimeRange, Timestamp};
 
 /// The largest number of records in a chunk. Larger chunks make late records more expensive, smaller chunks
 /// make the tree deeper.
-const CAP: usize = 64;
+const CHUNK_CAPACITY: usize = 64;
 
 /// A range of sort keys: from `lo`, included, to `hi`, excluded.
 #[derive(Debug, Clone, Copy)]
@@ -39,16 +39,16 @@ impl Window {
     /// Returns the rest of the window after a cursor, in ascending order.
     pub(super) fn after(self, anchor: &Anchor) -> Self {
         let past = |sort_key: SortKey| (sort_key.0, sort_key.1 + 1);
-        place_of(anchor).map_or(self, |sort_key| Self { lo: self.lo.max(past(sort_key)), ..self })
+        sort_key_of(anchor).map_or(self, |sort_key| Self { lo: self.lo.max(past(sort_key)), ..self })
     }
 
     /// Returns the rest of the window after a cursor, in descending order.
     pub(super) fn before(self, anchor: &Anchor) -> Self {
-        place_of(anchor).map_or(self, |sort_key| Self { hi: self.hi.min(sort_key), ..self })
+        sort_key_of(anchor).map_or(self, |sort_key| Self { hi: self.hi.min(sort_key), ..self })
     }
 }
 
-fn place_of(anchor: &Anchor) -> Option<SortKey> {
+fn sort_key_of(anchor: &Anchor) -> Option<SortKey> {
     match anchor {
         // A forged cursor may hold any number. The sequence number of a valid cursor is at most `i64::MAX`.
         Anchor::SortKey(ts, seq) => Some((*ts, (*seq).min(u64::MAX - 1))),
@@ -59,7 +59,7 @@ fn place_of(anchor: &Anchor) -> Option<SortKey> {
 
 /// A batch with its sort keys and its stamp.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part<'a> {
+pub(super) struct StampedBatch<'a> {
     pub(super) records: &'a dyn Records,
     /// The sort keys of all records of the batch.
     pub(super) sort_keys: &'a [SortKey],
@@ -88,8 +88,8 @@ impl Chunk {
     }
 
     fn with_capacity(dataset: Dataset) -> Self {
-        let mut chunk = Self { rows: dataset.new_vec(), keys: Vec::with_capacity(CAP) };
-        chunk.rows.reserve(CAP);
+        let mut chunk = Self { rows: dataset.new_vec(), keys: Vec::with_capacity(CHUNK_CAPACITY) };
+        chunk.rows.reserve(CHUNK_CAPACITY);
         chunk
     }
 
@@ -102,23 +102,23 @@ impl Chunk {
     }
 
     fn is_full(&self) -> bool {
-        self.keys.len() >= CAP
+        self.keys.len() >= CHUNK_CAPACITY
     }
 
-    fn append(&mut self, part: Part<'_>, range: Range<usize>) -> Result<()> {
+    fn append(&mut self, part: StampedBatch<'_>, range: Range<usize>) -> Result<()> {
         part.records.append_to(range.clone(), &mut self.rows)?;
         self.keys.extend(part.sort_keys[range].iter().map(|&sort_key| Key { sort_key, stamp: part.stamp }));
         Ok(())
     }
 
-    fn insert(&mut self, at: usize, part: Part<'_>, from: usize) -> Result<()> {
+    fn insert(&mut self, at: usize, part: StampedBatch<'_>, from: usize) -> Result<()> {
         part.records.copy_to(&mut std::iter::once(from), &mut self.rows, at..at)?;
         self.keys.insert(at, Key { sort_key: part.sort_keys[from], stamp: part.stamp });
         Ok(())
     }
 
     /// Replaces the records from `at` on, as long as the records of the batch have the same keys.
-    fn replace(&mut self, at: usize, part: Part<'_>, range: Range<usize>) -> Result<Put> {
+    fn replace(&mut self, at: usize, part: StampedBatch<'_>, range: Range<usize>) -> Result<PutOutcome> {
         let keys = &mut self.keys[at..];
         let same = part.sort_keys[range.clone()]
             .iter()
@@ -132,7 +132,7 @@ impl Chunk {
             again += u64::from(key.stamp == part.stamp);
             key.stamp = part.stamp;
         }
-        Ok(Put::Replaced { count, again })
+        Ok(PutOutcome::Replaced { count, again })
     }
 
     /// Returns the range of rows within a window.
@@ -156,8 +156,8 @@ impl Chunk {
     /// Splits off the newer half of the chunk.
     fn split(&mut self) -> Self {
         let half = self.keys.len() / 2;
-        let mut right = Self { rows: self.rows.split_off(half), keys: Vec::with_capacity(CAP) };
-        right.rows.reserve(CAP - right.rows.len());
+        let mut right = Self { rows: self.rows.split_off(half), keys: Vec::with_capacity(CHUNK_CAPACITY) };
+        right.rows.reserve(CHUNK_CAPACITY - right.rows.len());
         right.keys.extend(self.keys.drain(half..));
         right
     }
@@ -165,7 +165,7 @@ impl Chunk {
 
 /// The result of a write of the first records of a part.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Put {
+pub(super) enum PutOutcome {
     /// The number of records that were added under new keys.
     New(usize),
     /// Records with existing keys were replaced.
@@ -209,22 +209,27 @@ impl Series {
     }
 
     /// Writes the first records of a non-empty range of a batch. Adds at most `room` records with new keys.
-    pub(super) fn put(&mut self, part: Part<'_>, range: Range<usize>, room: usize) -> Result<Put> {
+    pub(super) fn put(
+        &mut self,
+        part: StampedBatch<'_>,
+        range: Range<usize>,
+        room: usize,
+    ) -> Result<PutOutcome> {
         let (sort_keys, last) = (&part.sort_keys[range.clone()], self.last());
         if last.is_some_and(|last| sort_keys[0] <= last) {
-            return self.put_late(part, range, room > 0);
+            return self.put_unordered(part, range, room > 0);
         }
         if room == 0 {
-            return Ok(Put::Full);
+            return Ok(PutOutcome::Full);
         }
         if self.tail.is_full() {
             self.seal();
         }
-        let most = sort_keys.len().min(room).min(CAP - self.tail.keys.len());
+        let most = sort_keys.len().min(room).min(CHUNK_CAPACITY - self.tail.keys.len());
         let ordered = sort_keys[..most].windows(2).take_while(|pair| pair[0] < pair[1]).count() + 1;
         self.tail.append(part, range.start..range.start + ordered)?;
         self.len += ordered;
-        Ok(Put::New(ordered))
+        Ok(PutOutcome::New(ordered))
     }
 
     /// Moves the full tail to the sealed chunks.
@@ -236,7 +241,12 @@ impl Series {
     }
 
     /// Writes records of which the first is not newer than all stored records.
-    fn put_late(&mut self, part: Part<'_>, range: Range<usize>, room: bool) -> Result<Put> {
+    fn put_unordered(
+        &mut self,
+        part: StampedBatch<'_>,
+        range: Range<usize>,
+        room: bool,
+    ) -> Result<PutOutcome> {
         let (from, sort_key) = (range.start, part.sort_keys[range.start]);
         let in_tail = self.sealed.is_empty() || self.tail.first().is_some_and(|first| first <= sort_key);
         let chunk = if in_tail {
@@ -244,7 +254,7 @@ impl Series {
         } else {
             if self.sealed.first_key_value().is_some_and(|(key, _)| sort_key < *key) {
                 if !room {
-                    return Ok(Put::Full);
+                    return Ok(PutOutcome::Full);
                 }
                 // The first chunk takes the record and moves to a lower key, which is still not after its first record.
                 if let Some((_, chunk)) = self.sealed.pop_first() {
@@ -258,7 +268,7 @@ impl Series {
         };
         let at = match chunk.keys.binary_search_by_key(&sort_key, |key| key.sort_key) {
             Ok(at) => return chunk.replace(at, part, range),
-            Err(_) if !room => return Ok(Put::Full),
+            Err(_) if !room => return Ok(PutOutcome::Full),
             Err(at) => at,
         };
         if chunk.is_full() {
@@ -275,7 +285,7 @@ impl Series {
             chunk.insert(at, part, from)?;
         }
         self.len += 1;
-        Ok(Put::New(1))
+        Ok(PutOutcome::New(1))
     }
 
     /// Returns the records of a window as slices of chunks, in order.
@@ -361,16 +371,16 @@ mod tests {
     }
 
     /// Writes ticks in order, with as many calls as needed, and returns the results.
-    fn put(series: &mut Series, ticks: &[PriceTick], stamp: u64, room: usize) -> Vec<Put> {
+    fn put(series: &mut Series, ticks: &[PriceTick], stamp: u64, room: usize) -> Vec<PutOutcome> {
         let records = RecordVec::from_vec(ticks.to_vec());
         let sort_keys: Vec<_> = ticks.iter().map(Record::sort_key).collect();
-        let part = Part { records: records.as_records(), sort_keys: &sort_keys, stamp };
+        let part = StampedBatch { records: records.as_records(), sort_keys: &sort_keys, stamp };
         let (mut at, mut outcomes) = (0, Vec::new());
         while at < ticks.len() {
             let outcome = series.put(part, at..ticks.len(), room).unwrap();
             at += match outcome {
-                Put::New(count) | Put::Replaced { count, .. } => count,
-                Put::Full => 1,
+                PutOutcome::New(count) | PutOutcome::Replaced { count, .. } => count,
+                PutOutcome::Full => 1,
             };
             outcomes.push(outcome);
         }
@@ -398,7 +408,7 @@ mod tests {
     proptest! {
         /// Compares a series with a map of the same keys after every step.
         #[test]
-        fn a_series_is_a_sorted_map(steps in prop::collection::vec(step(), 1..60)) {
+        fn series_equals_a_sorted_map(steps in prop::collection::vec(step(), 1..60)) {
             let (mut series, mut map) = (new(), BTreeMap::new());
             for (n, step) in steps.into_iter().enumerate() {
                 let stamp = n as u64;
@@ -407,8 +417,8 @@ mod tests {
                         // Two equal records, so that the second one replaces a record of the same batch.
                         let tick = tick(at, seq, price);
                         let before = map.insert(tick.sort_key(), tick.clone());
-                        let replaced = |again| Put::Replaced { count: 1, again };
-                        let first = if before.is_some() { replaced(0) } else { Put::New(1) };
+                        let replaced = |again| PutOutcome::Replaced { count: 1, again };
+                        let first = if before.is_some() { replaced(0) } else { PutOutcome::New(1) };
                         let outcomes = put(&mut series, &[tick.clone(), tick], stamp, usize::MAX);
                         prop_assert_eq!(outcomes, [first, replaced(1)]);
                     }
@@ -443,14 +453,14 @@ mod tests {
     }
 
     #[test]
-    fn a_full_store_refuses_new_keys_only() {
+    fn full_store_rejects_only_new_keys() {
         let mut series = new();
         let one = |at, price| [tick(at, 0, price)];
-        assert_eq!(put(&mut series, &one(5, 0), 1, 1), [Put::New(1)]);
+        assert_eq!(put(&mut series, &one(5, 0), 1, 1), [PutOutcome::New(1)]);
         for at in [4, 6] {
-            assert_eq!(put(&mut series, &one(at, 0), 2, 0), [Put::Full]);
+            assert_eq!(put(&mut series, &one(at, 0), 2, 0), [PutOutcome::Full]);
         }
-        assert_eq!(put(&mut series, &one(5, 9), 2, 0), [Put::Replaced { count: 1, again: 0 }]);
+        assert_eq!(put(&mut series, &one(5, 9), 2, 0), [PutOutcome::Replaced { count: 1, again: 0 }]);
         assert_eq!(all(&series), one(5, 9));
     }
 }

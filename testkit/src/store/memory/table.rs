@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use qi_core::record::{Dataset, SeriesKey};
 use qi_core::{Error, Timestamp};
 
-use super::series::{Part, Put, Series, Window};
+use super::series::{PutOutcome, Series, StampedBatch, Window};
 
 /// The series of one dataset. No series is empty.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Table {
 
 /// The limits of an insert.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(super) struct InsertLimits {
     /// The largest number of rows in all tables.
     pub(super) max_rows: usize,
     /// The largest number of rows in one series.
@@ -29,14 +29,14 @@ pub(super) struct Rules {
 
 /// The reason why a batch was not written completely. The records before the failure are stored.
 #[derive(Debug)]
-pub(super) enum Stopped {
+pub(super) enum InsertFailure {
     /// A new key exceeds the capacity.
     Full,
     /// The records could not be copied, because they have another type.
     Other(Error),
 }
 
-impl From<Error> for Stopped {
+impl From<Error> for InsertFailure {
     fn from(error: Error) -> Self {
         Self::Other(error)
     }
@@ -56,11 +56,11 @@ impl Table {
     /// cutoff needs no room, because it is not stored.
     pub(super) fn put_all(
         &mut self,
-        part: Part<'_>,
+        part: StampedBatch<'_>,
         (from, to): (usize, usize),
-        rules: Rules,
+        rules: InsertLimits,
         rows: &mut usize,
-    ) -> Result<u64, Stopped> {
+    ) -> Result<u64, InsertFailure> {
         self.expire(rules.cutoff, rows);
         let mut duplicates = 0;
         let mut outcome = Ok(());
@@ -82,7 +82,7 @@ impl Table {
                 };
                 while at < kept {
                     let mut put = series.put(part, at..kept, rules.max_rows.saturating_sub(*rows));
-                    if matches!(put, Ok(Put::Full)) {
+                    if matches!(put, Ok(PutOutcome::Full)) {
                         *rows -= trim(series, rules.per_series);
                         if rules.per_series.is_some_and(|most| series.len() >= most) {
                             if series.first().is_some_and(|first| part.sort_keys[at] < first) {
@@ -95,17 +95,17 @@ impl Table {
                         put = series.put(part, at..at + 1, rules.max_rows.saturating_sub(*rows));
                     }
                     match put {
-                        Ok(Put::New(count)) => {
+                        Ok(PutOutcome::New(count)) => {
                             *rows += count;
                             // The first of several new records is the oldest.
                             self.oldest = self.oldest.min(part.sort_keys[at].0);
                             at += count;
                         }
-                        Ok(Put::Replaced { count, again }) => {
+                        Ok(PutOutcome::Replaced { count, again }) => {
                             duplicates += again;
                             at += count;
                         }
-                        Ok(Put::Full) => outcome = Err(Stopped::Full),
+                        Ok(PutOutcome::Full) => outcome = Err(InsertFailure::Full),
                         Err(error) => outcome = Err(error.into()),
                     }
                     if outcome.is_err() {

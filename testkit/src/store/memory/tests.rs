@@ -6,20 +6,20 @@ use std::time::Duration;
 use qi_core::store::{InstrumentQuery, LatestQuery, PriceStoreExt, RangeQuery, Retention};
 use qi_core::{Instrument, MarketSnapshot, Quote, Scope, Selection, SnapshotValues, TimeRange};
 
-use super::super::{KeepConfig, MemoryStoreConfig, RetentionConfig};
+use super::super::{MemoryStoreConfig, RetentionConfig, RetentionRule};
 use super::*;
 
 /// A clock that the test sets, in seconds.
 #[derive(Debug)]
-struct HandClock(AtomicI64);
+struct SettableClock(AtomicI64);
 
-impl HandClock {
+impl SettableClock {
     fn at(secs: i64) -> Arc<Self> {
         Arc::new(Self(AtomicI64::new(secs)))
     }
 }
 
-impl Clock for HandClock {
+impl Clock for SettableClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_secs(self.0.load(Ordering::SeqCst)).unwrap()
     }
@@ -39,8 +39,8 @@ async fn ready(config: MemoryStoreConfig) -> MemoryStore {
     store
 }
 
-fn keep_ticks(keep: KeepConfig) -> MemoryStoreConfig {
-    let retention = RetentionConfig::default().keep("ticks", keep);
+fn retention_of_ticks(keep: RetentionRule) -> MemoryStoreConfig {
+    let retention = RetentionConfig::default().with_rule("ticks", keep);
     MemoryStoreConfig::default().with_retention(retention)
 }
 
@@ -54,21 +54,21 @@ async fn seconds(store: &MemoryStore, of: usize) -> Vec<i64> {
 const T: i64 = 1_000_000;
 
 #[tokio::test]
-async fn a_full_store_refuses_new_keys_and_says_never_to_retry() {
+async fn full_store_rejects_new_keys_without_retry() {
     let store = ready(MemoryStoreConfig::default().with_max_rows(3)).await;
     store.insert_ticks(&[tick(0, T), tick(1, T)]).await.unwrap();
     let error = store.insert_ticks(&[tick(2, T), tick(3, T), tick(4, T)]).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "store.memory.full"));
     assert_eq!((error.retry(), error.operation()), (RetryAdvice::Never, "insert"));
     assert_eq!(error.context_value("max_rows"), Some("3"));
-    assert_eq!(store.rows(), 3, "what came before the one that did not fit is stored");
+    assert_eq!(store.rows(), 3, "the records before the rejected record are stored");
     assert!(seconds(&store, 3).await.is_empty());
     let list = InstrumentQuery::new(PriceTick::DATASET);
-    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 3, "no empty series is left behind");
+    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 3, "no empty series remains");
 }
 
 #[tokio::test]
-async fn a_full_store_replaces_known_keys_and_has_room_after_deletion() {
+async fn full_store_replaces_known_keys_and_accepts_new_keys_after_a_deletion() {
     let store = ready(MemoryStoreConfig::default().with_max_rows(2)).await;
     store.insert_ticks(&[tick(0, T), tick(0, T + 1)]).await.unwrap();
     let corrected = tick(0, T).with_quantity(qi_core::Quantity::ZERO);
@@ -82,7 +82,7 @@ async fn a_full_store_replaces_known_keys_and_has_room_after_deletion() {
 }
 
 #[tokio::test]
-async fn all_datasets_share_the_bound() {
+async fn all_datasets_share_max_rows() {
     let store = ready(MemoryStoreConfig::default().with_max_rows(1)).await;
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
     let values = SnapshotValues { markets: Some(1), ..SnapshotValues::default() };
@@ -93,7 +93,7 @@ async fn all_datasets_share_the_bound() {
 
 #[tokio::test]
 async fn retention_by_rows_keeps_the_newest_of_each_series() {
-    let store = ready(keep_ticks(KeepConfig::by_rows(3))).await;
+    let store = ready(retention_of_ticks(RetentionRule::by_rows(3))).await;
     for secs in [5, 1, 4, 2, 3, 9] {
         store.insert_ticks(&[tick(0, T + secs), tick(1, T + 10 * secs)]).await.unwrap();
     }
@@ -104,13 +104,13 @@ async fn retention_by_rows_keeps_the_newest_of_each_series() {
     assert_eq!(seconds(&store, 0).await, [T + 24_997, T + 24_998, T + 24_999]);
     assert_eq!(store.rows(), 6);
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
-    assert_eq!(store.rows(), 6, "one that is older than all that stay goes at once");
+    assert_eq!(store.rows(), 6, "a record older than all kept records is removed immediately");
     assert_eq!(store.info().retention, [Retention::RowsPerSeries(PriceTick::DATASET, 3)]);
 }
 
 #[tokio::test]
-async fn retention_by_rows_makes_room_in_a_full_store() {
-    let store = ready(keep_ticks(KeepConfig::by_rows(2)).with_max_rows(2)).await;
+async fn retention_by_rows_frees_space_in_a_full_store() {
+    let store = ready(retention_of_ticks(RetentionRule::by_rows(2)).with_max_rows(2)).await;
     for secs in 0..10 {
         store.insert_ticks(&[tick(0, T + secs)]).await.unwrap();
     }
@@ -120,24 +120,26 @@ async fn retention_by_rows_makes_room_in_a_full_store() {
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
     assert_eq!(seconds(&store, 0).await, [T + 18, T + 19]);
     let error = store.insert_ticks(&[tick(1, T)]).await.unwrap_err();
-    assert_eq!(error.code(), "store.memory.full", "another series has no room to make");
+    assert_eq!(error.code(), "store.memory.full", "another series has no record to evict");
 }
 
 #[tokio::test]
-async fn retention_by_age_looks_at_the_clock() {
-    let clock = HandClock::at(T);
-    let store =
-        MemoryStore::with_clock(keep_ticks(KeepConfig::by_age(Duration::from_mins(1))), clock.clone())
-            .unwrap();
+async fn retention_by_age_uses_the_clock() {
+    let clock = SettableClock::at(T);
+    let store = MemoryStore::with_clock(
+        retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))),
+        clock.clone(),
+    )
+    .unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 61), tick(0, T - 60), tick(0, T), tick(1, T - 30)]).await.unwrap();
-    assert_eq!(seconds(&store, 0).await, [T - 60, T], "older than a minute, to the microsecond");
+    assert_eq!(seconds(&store, 0).await, [T - 60, T], "records older than one minute are expired");
     clock.0.store(T + 31, Ordering::SeqCst);
     store.insert_ticks(&[tick(2, T)]).await.unwrap();
     assert_eq!(seconds(&store, 0).await, [T]);
-    assert!(seconds(&store, 1).await.is_empty(), "in series that nobody writes to, too");
+    assert!(seconds(&store, 1).await.is_empty(), "records of other series expire too");
     clock.0.store(T + 1_000, Ordering::SeqCst);
-    assert_eq!(store.rows(), 2, "only an insert removes");
+    assert_eq!(store.rows(), 2, "only an insert removes records");
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(store.rows(), 2, "an empty batch changes nothing");
     store.insert_ticks(&[tick(3, T + 1_000)]).await.unwrap();
@@ -146,9 +148,9 @@ async fn retention_by_age_looks_at_the_clock() {
 }
 
 #[tokio::test]
-async fn a_record_that_is_too_old_needs_no_room() {
-    let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
-    let store = MemoryStore::with_clock(config, HandClock::at(T)).unwrap();
+async fn expired_record_needs_no_space() {
+    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
+    let store = MemoryStore::with_clock(config, SettableClock::at(T)).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 1), tick(0, T - 2)]).await.unwrap();
     let corrected = tick(0, T - 1).with_quantity(qi_core::Quantity::ZERO);
@@ -156,17 +158,21 @@ async fn a_record_that_is_too_old_needs_no_room() {
     assert_eq!(store.insert_ticks(&batch).await.unwrap().received, 3);
     assert_eq!(seconds(&store, 0).await, [T - 2, T - 1]);
     let query = RangeQuery::new(instrument(0), TimeRange::ALL).descending();
-    assert_eq!(store.ticks(&query).await.unwrap().items[0], corrected, "what follows in the batch is stored");
+    assert_eq!(
+        store.ticks(&query).await.unwrap().items[0],
+        corrected,
+        "the later records of the batch are stored"
+    );
     let list = InstrumentQuery::new(PriceTick::DATASET);
-    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 1, "no empty series is left behind");
+    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 1, "no empty series remains");
     let error = store.insert_ticks(&[tick(1, T - 60)]).await.unwrap_err();
-    assert_eq!(error.code(), "store.memory.full", "one that is to be kept does need room");
+    assert_eq!(error.code(), "store.memory.full", "a record within the retention needs space");
 }
 
 #[tokio::test]
-async fn a_full_store_first_lets_every_dataset_expire() {
-    let clock = HandClock::at(T);
-    let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
+async fn full_store_first_expires_every_dataset() {
+    let clock = SettableClock::at(T);
+    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, clock.clone()).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T), tick(1, T + 30)]).await.unwrap();
@@ -176,17 +182,19 @@ async fn a_full_store_first_lets_every_dataset_expire() {
         Quote::new(instrument(0), Timestamp::from_secs(secs).unwrap(), 0, values).unwrap()
     };
     store.insert_quotes(&[quote(T)]).await.unwrap();
-    assert!(seconds(&store, 0).await.is_empty(), "the tick that is too old made room");
+    assert!(seconds(&store, 0).await.is_empty(), "the expired tick was removed");
     assert_eq!(seconds(&store, 1).await, [T + 30]);
     let error = store.insert_quotes(&[quote(T + 1)]).await.unwrap_err();
-    assert_eq!((error.code(), store.rows()), ("store.memory.full", 2), "nothing else goes");
+    assert_eq!((error.code(), store.rows()), ("store.memory.full", 2), "no other record is removed");
 }
 
 #[tokio::test]
-async fn retention_of_one_dataset_leaves_the_others() {
-    let store =
-        ready(keep_ticks(KeepConfig { max_age: Some(Duration::from_secs(1)), max_rows_per_series: Some(1) }))
-            .await;
+async fn retention_of_one_dataset_does_not_affect_others() {
+    let store = ready(retention_of_ticks(RetentionRule {
+        max_age: Some(Duration::from_secs(1)),
+        max_rows_per_series: Some(1),
+    }))
+    .await;
     let quote = qi_core::Quote::new(
         instrument(0),
         Timestamp::from_secs(T).unwrap(),
@@ -195,11 +203,11 @@ async fn retention_of_one_dataset_leaves_the_others() {
     );
     store.insert_quotes(&[quote.unwrap()]).await.unwrap();
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
-    assert_eq!(store.rows(), 1, "the tick is years old and the quote is kept");
+    assert_eq!(store.rows(), 1, "the tick is expired and the quote is kept");
 }
 
 #[tokio::test]
-async fn without_retention_nothing_goes() {
+async fn without_retention_no_record_is_removed() {
     let store = ready(MemoryStoreConfig::default()).await;
     assert!(store.info().retention.is_empty());
     let batch: Vec<_> = (0..30_000).map(|n| tick(0, T + n)).collect();
@@ -208,7 +216,7 @@ async fn without_retention_nothing_goes() {
 }
 
 #[tokio::test]
-async fn a_tight_loop_of_ready_calls_lets_others_run() {
+async fn tight_loop_of_ready_calls_yields() {
     let store = Arc::new(ready(MemoryStoreConfig::default()).await);
     let turns = Arc::new(AtomicUsize::new(0));
     let other = turns.clone();
@@ -229,12 +237,12 @@ async fn a_tight_loop_of_ready_calls_lets_others_run() {
         tokio::task::yield_now().await;
     }
     looping.abort();
-    assert!(looping.await.unwrap_err().is_cancelled(), "a tight loop sees its cancel");
+    assert!(looping.await.unwrap_err().is_cancelled(), "the loop was cancelled");
     counter.abort();
 }
 
 #[tokio::test]
-async fn every_method_gives_way() {
+async fn every_method_yields() {
     let store = ready(MemoryStoreConfig::default()).await;
     let latest = LatestQuery::new(Selection::All);
     let stats = StatsQuery::new(instrument(0), TimeRange::ALL);
@@ -261,14 +269,14 @@ async fn every_method_gives_way() {
 }
 
 #[tokio::test]
-async fn a_large_batch_lets_readers_in_between() {
+async fn large_batch_yields_to_readers() {
     let store = ready(MemoryStoreConfig::default()).await;
     let batch: Vec<_> = (0..50_000).map(|n| tick(0, T + n)).collect();
     let mut insert = Box::pin(store.insert_ticks(&batch));
     assert!(futures::poll!(&mut insert).is_pending());
-    assert_eq!(store.rows(), SLICE);
+    assert_eq!(store.rows(), INSERT_SLICE);
     drop(insert);
-    assert_eq!(store.rows(), SLICE, "a dropped insert leaves what it wrote");
+    assert_eq!(store.rows(), INSERT_SLICE, "a dropped insert keeps its written records");
     let report = store.insert_ticks(&batch).await.unwrap();
     assert_eq!((report.received, report.duplicates_in_batch, store.rows()), (50_000, 0, 50_000));
 }
@@ -284,16 +292,16 @@ async fn duplicates_are_counted_across_the_slices_of_a_batch() {
 }
 
 #[tokio::test]
-async fn close_waits_for_what_is_under_way_and_frees_everything() {
+async fn close_waits_for_pending_calls_and_frees_all_records() {
     let store = ready(MemoryStoreConfig::default()).await;
     let batch: Vec<_> = (0..50_000).map(|n| tick(0, T + n)).collect();
     let mut insert = Box::pin(store.insert_ticks(&batch));
     assert!(futures::poll!(&mut insert).is_pending());
     let mut close = Box::pin(store.close());
-    assert!(futures::poll!(&mut close).is_pending(), "an insert is under way");
+    assert!(futures::poll!(&mut close).is_pending(), "an insert is pending");
     let ping = store.ping().await.unwrap_err();
     assert_eq!((ping.kind(), ping.code()), (ErrorKind::Closed, "store.memory.closed"));
-    assert_eq!(insert.await.unwrap().received, 50_000, "what was under way ends in order");
+    assert_eq!(insert.await.unwrap().received, 50_000, "the pending insert completes");
     close.await.unwrap();
     assert_eq!(store.rows(), 0);
     store.close().await.unwrap();
@@ -310,8 +318,8 @@ async fn close_does_not_wait_for_a_dropped_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_and_writers_at_once_see_whole_records_in_order() {
-    let store = Arc::new(ready(keep_ticks(KeepConfig::by_rows(500))).await);
+async fn concurrent_readers_see_complete_records_in_order() {
+    let store = Arc::new(ready(retention_of_ticks(RetentionRule::by_rows(500))).await);
     let writers = (0..2).map(|of| {
         let store = store.clone();
         tokio::spawn(async move {
@@ -335,7 +343,7 @@ async fn readers_and_writers_at_once_see_whole_records_in_order() {
 }
 
 #[tokio::test]
-async fn an_empty_batch_needs_no_schema_and_no_room() {
+async fn empty_batch_needs_no_schema_and_no_space() {
     let store = MemoryStore::new(MemoryStoreConfig::default().with_max_rows(1)).unwrap();
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(store.insert_tick(&tick(0, T)).await.unwrap_err().code(), "store.memory.no_schema");

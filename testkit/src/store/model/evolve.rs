@@ -8,9 +8,11 @@ use qi_core::record::{Column, ColumnType, Dataset, Description, Row, SortKey, Va
 use qi_core::store::{PriceStore, RangeRequest};
 use qi_core::{Datasets, ErrorKind, Interval, TimeRange};
 
-use super::draw::draw;
+use super::generate::run_cases;
 use super::{descriptions, moment, series, values_of};
-use crate::store::contract::{Failure, Outcome, StoreFactory, refused, same, same_rows};
+use crate::store::contract::{
+    CheckResult, Failure, StoreFactory, expect_error, expect_same, expect_same_rows,
+};
 
 /// Three versions of a dataset.
 #[derive(Debug, Clone)]
@@ -34,8 +36,8 @@ fn with_difference(base: Description, (kind, at): (usize, usize)) -> (&'static s
     let required = Column { name: "required", ty: ColumnType::Boolean, optional: false };
     let at = at % values.len().max(1);
     let other = match (kind, values.get_mut(at)) {
-        (0, _) => return ("another sequence number", declare(toggled(base, true), values)),
-        (1, _) => return ("another interval", declare(toggled(base, false), values)),
+        (0, _) => return ("another sequence number", declare(with_toggled_key(base, true), values)),
+        (1, _) => return ("another interval", declare(with_toggled_key(base, false), values)),
         (2, _) => return ("another time", declare(Description { time: "other_time", ..base }, values)),
         (3, Some(column)) => {
             column.name = "renamed";
@@ -71,7 +73,7 @@ fn with_difference(base: Description, (kind, at): (usize, usize)) -> (&'static s
     (other, declare(base, values))
 }
 
-fn toggled(base: Description, seq: bool) -> Description {
+fn with_toggled_key(base: Description, seq: bool) -> Description {
     let toggle = |name: Option<&str>, new| if name.is_some() { None } else { Some(new) };
     if seq {
         Description { seq: toggle(base.seq, "seq"), ..base }
@@ -116,14 +118,24 @@ fn rows(dataset: Dataset, seeds: &[u32], from: i64) -> Vec<Row> {
 /// The expected values by sort key.
 type Stored = BTreeMap<SortKey, Vec<Value>>;
 
-async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>, stored: &mut Stored) -> Outcome {
+async fn insert(
+    store: &dyn PriceStore,
+    dataset: Dataset,
+    rows: Vec<Row>,
+    stored: &mut Stored,
+) -> CheckResult {
     stored.extend(rows.iter().map(|row| (row.sort_key(), row.values().to_vec())));
     store.insert(Row::collect(dataset, rows)?.as_records()).await?;
     Ok(())
 }
 
 /// Compares the stored rows with the expected rows. Columns that the expected rows do not have must be absent.
-async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: &Stored) -> Outcome {
+async fn expect_stored_rows(
+    what: &str,
+    store: &dyn PriceStore,
+    dataset: Dataset,
+    rows: &Stored,
+) -> CheckResult {
     let request = RangeRequest::new(dataset, series(dataset, 0, Interval::M1), TimeRange::ALL);
     let found = Row::copy_of(store.range(&request).await?.records.as_records())?;
     let found: Vec<_> = found.into_iter().map(|row| (row.sort_key(), row.values().to_vec())).collect();
@@ -132,63 +144,63 @@ async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: 
         values.resize(dataset.values().len(), Value::Absent);
         (*sort_key, values)
     });
-    same_rows(what, &found, &expected.collect::<Vec<_>>())
+    expect_same_rows(what, &found, &expected.collect::<Vec<_>>())
 }
 
 /// Runs an evolution. Two versions write and read, and the third version is rejected.
-async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
+async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> CheckResult {
     let of = |dataset| Datasets::none().with_dataset(dataset).expect("a name of its own");
     let Evolution { old, new, other: (kind, other), seeds } = evolution;
     let (old, new) = (*old, *new);
-    let fresh = factory.without_schema(&of(old)).await?;
+    let created = factory.without_schema(&of(old)).await?;
     let reopen =
-        fresh.reopen.clone().ok_or_else(|| Failure::new("the factory must have Fresh::with_reopen"))?;
-    let first = fresh.store;
+        created.reopen.clone().ok_or_else(|| Failure::new("the factory must set TestStore::with_reopen"))?;
+    let first = created.store;
     let outcome = async {
         let mut stored = Stored::new();
         first.ensure_schema().await?;
         insert(&*first, old, rows(old, seeds, 0), &mut stored).await?;
-        holds_rows("the old version", &*first, old, &stored).await?;
+        expect_stored_rows("the old version", &*first, old, &stored).await?;
 
         let second = reopen(of(new)).await?;
         let plans = !second.plan_schema().await?.is_empty();
-        same("there is a plan", &plans, &(old != new))?;
-        same("something is applied", &!second.ensure_schema().await?.applied.is_empty(), &plans)?;
-        same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
-        holds_rows("rows of the old version", &*second, new, &stored).await?;
+        expect_same("there is a plan", &plans, &(old != new))?;
+        expect_same("something is applied", &!second.ensure_schema().await?.applied.is_empty(), &plans)?;
+        expect_same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
+        expect_stored_rows("rows of the old version", &*second, new, &stored).await?;
         // The first of these rows replace rows of the old version.
         insert(&*second, new, rows(new, &seeds[..seeds.len().div_ceil(2)], 0), &mut stored).await?;
         insert(&*second, new, rows(new, seeds, 100), &mut stored).await?;
-        holds_rows("rows of both", &*second, new, &stored).await?;
+        expect_stored_rows("rows of both", &*second, new, &stored).await?;
 
         let third = reopen(of(*other)).await?;
-        refused(kind, third.ensure_schema().await, ErrorKind::SchemaMismatch)?;
-        refused(kind, third.plan_schema().await, ErrorKind::SchemaMismatch)?;
-        same_rows("the plan after a refused version", &second.plan_schema().await?, &[])?;
+        expect_error(kind, third.ensure_schema().await, ErrorKind::SchemaMismatch)?;
+        expect_error(kind, third.plan_schema().await, ErrorKind::SchemaMismatch)?;
+        expect_same_rows("the plan after a refused version", &second.plan_schema().await?, &[])?;
 
         if old.values() != &new.values()[..old.values().len()] {
             let ensured = first.ensure_schema().await;
-            refused("names that the old version does not know", ensured, ErrorKind::SchemaMismatch)?;
-            return holds_rows("rows of both", &*second, new, &stored).await;
+            expect_error("names that the old version does not know", ensured, ErrorKind::SchemaMismatch)?;
+            return expect_stored_rows("rows of both", &*second, new, &stored).await;
         }
-        same_rows("what the old version applies", &first.ensure_schema().await?.applied, &[])?;
+        expect_same_rows("what the old version applies", &first.ensure_schema().await?.applied, &[])?;
         insert(&*first, old, rows(old, seeds, 200), &mut stored).await?;
-        holds_rows("the new version, at last", &*second, new, &stored).await?;
+        expect_stored_rows("the new version, at last", &*second, new, &stored).await?;
         for values in stored.values_mut() {
             values.truncate(old.values().len());
         }
-        holds_rows("the old version, at last", &*first, old, &stored).await
+        expect_stored_rows("the old version, at last", &*first, old, &stored).await
     }
     .await;
-    outcome.and(fresh.cleanup.await.map_err(Failure::from))
+    outcome.and(created.cleanup.await.map_err(Failure::from))
 }
 
 /// Generates `count` evolutions with a fixed seed, and runs each one on new stores of the factory.
 ///
 /// # Errors
 /// The simplest evolution with a difference, and the difference.
-pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
-    draw(
+pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> CheckResult {
+    run_cases(
         count,
         &evolutions(),
         &async |evolution: &Evolution| play(&**factory, evolution).await,

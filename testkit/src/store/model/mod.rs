@@ -10,8 +10,8 @@
 //! - [`check_evolutions`] generates versions of a dataset, and values for them.
 
 mod columns;
-mod draw;
 mod evolve;
+mod generate;
 mod plain;
 mod play;
 
@@ -22,8 +22,8 @@ use qi_core::{Instrument, Interval, Scope, TimeRange, Timestamp};
 
 use columns::values_of;
 pub use columns::{descriptions, value_of};
-pub use draw::{check_differences, check_histories, histories};
 pub use evolve::check_evolutions;
+pub use generate::{check_differences, check_histories, histories};
 pub use plain::{Model, reference_bars};
 pub use play::{compare, run_history};
 
@@ -44,12 +44,12 @@ pub enum Step {
     Delete(DeleteQuery),
     Purge(Dataset, Timestamp),
     /// Calls all read methods with pages of the given limit.
-    Look(Look),
+    Read(ReadParams),
 }
 
 /// The parameters of a call of all read methods.
 #[derive(Debug, Clone)]
-pub struct Look {
+pub struct ReadParams {
     /// The time range of the reads.
     pub range: TimeRange,
     /// True for newest first.

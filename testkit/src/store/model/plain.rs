@@ -7,8 +7,8 @@ use qi_core::record::{Dataset, Owner, Row};
 use qi_core::store::SeriesSummary;
 use qi_core::{Bar, BarValues, Interval, Price, PriceTick, Quantity, Result, TimeRange, Timestamp};
 
-use super::play::Answers;
-use super::{Look, Step, interval_of, series};
+use super::play::ReadResults;
+use super::{ReadParams, Step, interval_of, series};
 use crate::store::rows::records_of;
 
 /// A list of unsorted rows. Every search scans the complete list.
@@ -44,7 +44,7 @@ impl Model {
             Step::Purge(dataset, cutoff) => {
                 self.rows.retain(|row| row.dataset() != *dataset || time(row) >= *cutoff);
             }
-            Step::Look(_) => {}
+            Step::Read(_) => {}
         }
         Ok(())
     }
@@ -54,20 +54,21 @@ impl Model {
     }
 
     /// Returns the rows of a series in order.
-    fn series_of(&self, dataset: Dataset, look: &Look, interval: Interval) -> Vec<Row> {
-        let own = series(dataset, look.which, interval);
+    fn series_of(&self, dataset: Dataset, params: &ReadParams, interval: Interval) -> Vec<Row> {
+        let own = series(dataset, params.which, interval);
         let mut found: Vec<Row> = self.of(dataset).filter(|row| *row.series() == own).cloned().collect();
         found.sort_by_key(Row::sort_key);
         found
     }
 
-    /// Returns the newest row of each owner among the rows that are known at the time of `look`.
-    fn latest(&self, dataset: Dataset, look: &Look) -> Vec<Row> {
+    /// Returns the newest row of each owner among the rows that are known at the time `params.as_of`.
+    fn latest(&self, dataset: Dataset, params: &ReadParams) -> Vec<Row> {
         let mut newest: BTreeMap<&Owner, &Row> = BTreeMap::new();
-        for row in self.of(dataset).filter(|row| row.series().interval == interval_of(dataset, look.interval))
+        for row in
+            self.of(dataset).filter(|row| row.series().interval == interval_of(dataset, params.interval))
         {
             let known = dataset.known_at(time(row), row.series().interval);
-            if look.as_of.is_none_or(|as_of| known <= as_of) {
+            if params.as_of.is_none_or(|as_of| known <= as_of) {
                 let newest = newest.entry(&row.series().owner).or_insert(row);
                 if row.sort_key() > newest.sort_key() {
                     *newest = row;
@@ -84,48 +85,48 @@ impl Model {
         }
         let summary = |(owner, times): (&Owner, Vec<Timestamp>)| {
             let (first, last) = (times.iter().min()?, times.iter().max()?);
-            Some(SeriesSummary { owner: owner.clone(), first: *first, last: *last })
+            Some(SeriesSummary::new(owner.clone(), *first, *last))
         };
         times.into_iter().filter_map(summary).collect()
     }
 
-    /// Returns the expected responses of a store to a look.
-    pub(super) fn answers(&self, look: &Look, datasets: &Datasets) -> Result<Answers> {
-        let all = self.series_of(PriceTick::DATASET, look, look.interval);
+    /// Returns the expected responses of a store to a read.
+    pub(super) fn read(&self, params: &ReadParams, datasets: &Datasets) -> Result<ReadResults> {
+        let all = self.series_of(PriceTick::DATASET, params, params.interval);
         let ticks: Vec<PriceTick> = records_of(PriceTick::DATASET, &all)?.into_vec()?;
-        let mut derived = reference_bars(&ticks, look.interval);
-        derived.retain(|bar| bar.open_time() >= look.range.start() && bar.open_time() < look.range.end());
+        let mut derived = reference_bars(&ticks, params.interval);
+        derived.retain(|bar| bar.open_time() >= params.range.start() && bar.open_time() < params.range.end());
         let within_range: Vec<PriceTick> = ticks
             .into_iter()
-            .filter(|tick| tick.ts() >= look.range.start() && tick.ts() < look.range.end())
+            .filter(|tick| tick.ts() >= params.range.start() && tick.ts() < params.range.end())
             .collect();
         let mut ranges: Vec<Vec<Row>> = datasets
             .iter()
             .map(|dataset| {
-                let mut rows = self.series_of(dataset, look, look.interval);
-                rows.retain(|row| within(row, look.range));
+                let mut rows = self.series_of(dataset, params, params.interval);
+                rows.retain(|row| within(row, params.range));
                 rows
             })
             .collect();
-        if look.descending {
+        if params.descending {
             derived.reverse();
             for rows in &mut ranges {
                 rows.reverse();
             }
         }
-        Ok(Answers {
+        Ok(ReadResults {
             ranges,
-            latest: datasets.iter().map(|dataset| self.latest(dataset, look)).collect(),
+            latest: datasets.iter().map(|dataset| self.latest(dataset, params)).collect(),
             series: datasets.iter().map(|dataset| self.summaries(dataset)).collect(),
             derived,
-            figures: figures(&within_range),
+            stats: stats(&within_range),
         })
     }
 }
 
 /// Returns the sum of price times quantity, rounded half away from zero to 18 decimal places. Multiplies the integer
 /// and fractional parts separately, and sums the digits beyond the 18th place separately.
-fn turnover(ticks: &[PriceTick]) -> Option<Quantity> {
+fn quote_volume(ticks: &[PriceTick]) -> Option<Quantity> {
     const ONE: i128 = 1_000_000_000_000_000_000;
     let (mut known, mut sum, mut beyond) = (false, 0i128, 0i128);
     for tick in ticks {
@@ -139,7 +140,7 @@ fn turnover(ticks: &[PriceTick]) -> Option<Quantity> {
         }
     }
     let rounded = sum + (beyond + ONE / 2) / ONE;
-    known.then(|| Quantity::from_units(rounded).expect("the checks draw sums below 1e20"))
+    known.then(|| Quantity::from_units(rounded).expect("the generated sums are below 1e20"))
 }
 
 fn volume(ticks: &[PriceTick]) -> Option<Quantity> {
@@ -169,7 +170,7 @@ pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Bar> {
                 low: prices[0],
                 close,
                 volume: volume(bucket),
-                quote_volume: turnover(bucket),
+                quote_volume: quote_volume(bucket),
                 count: Some(bucket.len() as u64),
             };
             let open_time =
@@ -180,11 +181,11 @@ pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Bar> {
 }
 
 /// Returns the statistics of ordered ticks as text.
-fn figures(ticks: &[PriceTick]) -> Option<String> {
+fn stats(ticks: &[PriceTick]) -> Option<String> {
     let (first, last) = (ticks.first()?, ticks.last()?);
     let prices = ticks.iter().map(PriceTick::price);
     let (min, max) = (prices.clone().min()?, prices.max()?);
     let point = |tick: &PriceTick| (tick.ts(), tick.seq(), tick.price());
-    let figures = (point(first), point(last), min, max, volume(ticks), turnover(ticks), ticks.len());
-    Some(format!("{figures:?}"))
+    let stats = (point(first), point(last), min, max, volume(ticks), quote_volume(ticks), ticks.len());
+    Some(format!("{stats:?}"))
 }

@@ -8,37 +8,37 @@ use qi_core::store::{
 };
 use qi_core::{Bar, Result, Selection};
 
-use super::{History, Look, Model, Step, instrument, interval_of, owner, series};
-use crate::store::contract::{Failure, Outcome, same, same_rows};
+use super::{History, Model, ReadParams, Step, instrument, interval_of, owner, series};
+use crate::store::contract::{CheckResult, Failure, expect_same, expect_same_rows};
 
-/// The responses of a store to a look, with all pages joined.
+/// The responses of a store to one read, with all pages joined.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Answers {
+pub(super) struct ReadResults {
     /// The rows in the range, by dataset in the order of the datasets.
     pub(super) ranges: Vec<Vec<Row>>,
     pub(super) latest: Vec<Vec<Row>>,
     pub(super) series: Vec<Vec<SeriesSummary>>,
     pub(super) derived: Vec<Bar>,
-    pub(super) figures: Option<String>,
+    pub(super) stats: Option<String>,
 }
 
-impl Answers {
-    fn same_as(&self, expected: &Self, datasets: &Datasets) -> Outcome {
+impl ReadResults {
+    fn expect_same_as(&self, expected: &Self, datasets: &Datasets) -> CheckResult {
         for (at, dataset) in datasets.iter().enumerate() {
-            same_rows(&format!("range of {dataset}"), &self.ranges[at], &expected.ranges[at])?;
-            same_rows(&format!("latest of {dataset}"), &self.latest[at], &expected.latest[at])?;
-            same_rows(&format!("series of {dataset}"), &self.series[at], &expected.series[at])?;
+            expect_same_rows(&format!("range of {dataset}"), &self.ranges[at], &expected.ranges[at])?;
+            expect_same_rows(&format!("latest of {dataset}"), &self.latest[at], &expected.latest[at])?;
+            expect_same_rows(&format!("series of {dataset}"), &self.series[at], &expected.series[at])?;
         }
-        same_rows("derived_bars", &self.derived, &expected.derived)?;
-        same("stats", &self.figures, &expected.figures)
+        expect_same_rows("derived_bars", &self.derived, &expected.derived)?;
+        expect_same("stats", &self.stats, &expected.stats)
     }
 }
 
 /// Reads all pages. Checks that each page except the last is full, and that no page exceeds its limit.
-async fn paged<T, F>(
+async fn read_all_pages<T, F>(
     limit: usize,
     cursors: &mut Vec<Cursor>,
-    ask: impl Fn(PageRequest) -> F,
+    read_page: impl Fn(PageRequest) -> F,
 ) -> std::result::Result<Vec<T>, Failure>
 where
     F: Future<Output = Result<Page<T>>>,
@@ -46,7 +46,7 @@ where
     let mut request = PageRequest::first(limit)?;
     let mut found = Vec::new();
     loop {
-        let page = ask(request.clone()).await?;
+        let page = read_page(request.clone()).await?;
         let (count, more) = (page.items.len(), page.next.is_some());
         if count > limit || (more && count < limit) {
             let text = format!("a page of {limit} holds {count}, and a next page is {more}");
@@ -66,23 +66,23 @@ fn rows(page: RecordPage) -> Result<Page<Row>> {
 }
 
 /// Calls all read methods, and returns the responses with the cursors of all pages.
-async fn look_at(
+async fn read_all_methods(
     store: &dyn PriceStore,
-    look: &Look,
+    params: &ReadParams,
     datasets: &Datasets,
-) -> std::result::Result<(Answers, Vec<Cursor>), Failure> {
-    let Look { range, descending, limit, as_of, interval, which } = look.clone();
+) -> std::result::Result<(ReadResults, Vec<Cursor>), Failure> {
+    let ReadParams { range, descending, limit, as_of, interval, which } = params.clone();
     let (mut cursors, own) = (Vec::new(), instrument(which));
     let at = &mut cursors;
     let (mut ranges, mut latest, mut listed) = (Vec::new(), Vec::new(), Vec::new());
     for dataset in datasets.iter() {
         let within = |call: &str| format!("{call} of {dataset}");
-        let found = paged(limit, at, |page| async move {
+        let found = read_all_pages(limit, at, |page| async move {
             let request = RangeRequest::new(dataset, series(dataset, which, interval), range).with_page(page);
             rows(store.range(&if descending { request.descending() } else { request }).await?)
         });
         ranges.push(found.await.map_err(|failure| failure.within(within("range")))?);
-        let found = paged(limit, at, |page| async move {
+        let found = read_all_pages(limit, at, |page| async move {
             // Half of the looks select the owners by name. Both selections must give the same result.
             let selection = if descending {
                 Selection::All
@@ -94,25 +94,25 @@ async fn look_at(
             rows(store.latest(&request).await?)
         });
         latest.push(found.await.map_err(|failure| failure.within(within("latest")))?);
-        let found = paged(limit, at, |page| async move {
+        let found = read_all_pages(limit, at, |page| async move {
             store.series(&SeriesRequest::new(dataset).with_page(page)).await
         });
         listed.push(found.await.map_err(|failure| failure.within(within("series")))?);
     }
     let stats = store.stats(&StatsQuery::new(own.clone(), range)).await?;
-    let figures = stats.map(|s| {
+    let stats = stats.map(|s| {
         let parts = |point: qi_core::store::PricePoint| (point.ts, point.seq, point.price);
-        let figures =
+        let stats =
             (parts(s.first()), parts(s.last()), s.min(), s.max(), s.volume(), s.quote_volume(), s.count());
-        format!("{figures:?}")
+        format!("{stats:?}")
     });
     let own = &own;
-    let derived = paged(limit, at, |page| async move {
+    let derived = read_all_pages(limit, at, |page| async move {
         let query = BarQuery::new(own.clone(), interval, range).with_page(page);
         store.derived_bars(&if descending { query.descending() } else { query }).await
     });
     let derived = derived.await.map_err(|failure| failure.within("derived_bars"))?;
-    Ok((Answers { ranges, latest, series: listed, derived, figures }, cursors))
+    Ok((ReadResults { ranges, latest, series: listed, derived, stats }, cursors))
 }
 
 /// Runs a step that changes the store. Returns the number of duplicates of an insert.
@@ -121,7 +121,7 @@ async fn change(store: &dyn PriceStore, step: &Step) -> Result<Option<u64>> {
         Step::Insert(batch) => Ok(Some(store.insert(batch.as_records()).await?.duplicates_in_batch)),
         Step::Delete(query) => store.delete_range(query).await.map(|()| None),
         Step::Purge(dataset, cutoff) => store.purge_before(*dataset, *cutoff).await.map(|()| None),
-        Step::Look(_) => Ok(None),
+        Step::Read(_) => Ok(None),
     }
 }
 
@@ -138,17 +138,19 @@ fn duplicates_of(step: &Step) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// The first step with a difference, and the difference.
-pub async fn run_history(store: &dyn PriceStore, history: &History) -> Outcome {
+pub async fn run_history(store: &dyn PriceStore, history: &History) -> CheckResult {
     let mut model = Model::default();
     for (n, step) in history.steps.iter().enumerate() {
-        let within = |failure: Failure| failure.within(format_args!("step {n}, {}", short(step)));
-        if let Step::Look(look) = step {
-            let (found, _) = look_at(store, look, &history.datasets).await.map_err(within)?;
-            found.same_as(&model.answers(look, &history.datasets)?, &history.datasets).map_err(within)?;
+        let within = |failure: Failure| failure.within(format_args!("step {n}, {}", operation_name(step)));
+        if let Step::Read(params) = step {
+            let (found, _) = read_all_methods(store, params, &history.datasets).await.map_err(within)?;
+            found
+                .expect_same_as(&model.read(params, &history.datasets)?, &history.datasets)
+                .map_err(within)?;
         } else {
             model.change(step)?;
             let reported = change(store, step).await.map_err(|error| within(error.into()))?;
-            same("duplicates_in_batch", &reported, &duplicates_of(step)?).map_err(within)?;
+            expect_same("duplicates_in_batch", &reported, &duplicates_of(step)?).map_err(within)?;
         }
     }
     Ok(())
@@ -158,29 +160,29 @@ pub async fn run_history(store: &dyn PriceStore, history: &History) -> Outcome {
 ///
 /// # Errors
 /// The first step with a difference, and the difference.
-pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &History) -> Outcome {
+pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &History) -> CheckResult {
     let datasets = &history.datasets;
     for (n, step) in history.steps.iter().enumerate() {
-        let within = |failure: Failure| failure.within(format_args!("step {n}, {}", short(step)));
-        if let Step::Look(look) = step {
-            let (first, first_cursors) = look_at(one, look, datasets).await.map_err(within)?;
-            let (second, second_cursors) = look_at(two, look, datasets).await.map_err(within)?;
-            second.same_as(&first, datasets).map_err(within)?;
-            same_rows("cursors", &second_cursors, &first_cursors).map_err(within)?;
+        let within = |failure: Failure| failure.within(format_args!("step {n}, {}", operation_name(step)));
+        if let Step::Read(params) = step {
+            let (first, first_cursors) = read_all_methods(one, params, datasets).await.map_err(within)?;
+            let (second, second_cursors) = read_all_methods(two, params, datasets).await.map_err(within)?;
+            second.expect_same_as(&first, datasets).map_err(within)?;
+            expect_same_rows("cursors", &second_cursors, &first_cursors).map_err(within)?;
         } else {
             let first = change(one, step).await.map_err(|error| within(error.into()))?;
             let second = change(two, step).await.map_err(|error| within(error.into()))?;
-            same("duplicates_in_batch", &second, &first).map_err(within)?;
+            expect_same("duplicates_in_batch", &second, &first).map_err(within)?;
         }
     }
     Ok(())
 }
 
-fn short(step: &Step) -> &'static str {
+fn operation_name(step: &Step) -> &'static str {
     match step {
         Step::Insert(_) => "insert",
         Step::Delete(_) => "delete_range",
         Step::Purge(..) => "purge_before",
-        Step::Look(_) => "a look",
+        Step::Read(_) => "read",
     }
 }

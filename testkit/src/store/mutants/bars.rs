@@ -11,32 +11,36 @@ use qi_core::store::{
 };
 use qi_core::{Bar, BarValues, ErrorKind, PriceTick, Quantity, Result, TimeRange};
 
+use super::fault::Fault;
 use super::faults;
-use super::spoil::Spoil;
 use super::ticks_of_batch;
 use crate::store::model::reference_bars;
 
 faults! {
-    CutByTheRange: "a bar is computed from the part of its bucket in the range" => "bars::a_cut_bucket_is_computed_whole",
-    NoneAsZero: "an unknown volume is zero" => "bars::an_unknown_volume_is_not_zero",
-    EmptyBars: "an empty bucket has a flat bar" => "bars::an_empty_bucket_has_no_bar",
-    WrappingSums: "a sum beyond the limit wraps" => "bars::a_sum_at_the_limit_is_out_of_range",
-    SumsAhead: "a page fails for the bar behind it" => "bars::an_overflow_comes_with_its_own_page",
-    HalfEven: "half way is rounded to even" => "bars::half_way_rounds_away_from_zero",
-    Truncates: "what lies beyond the 18th place is cut off" => "bars::half_way_rounds_away_from_zero",
-    FloatVolume: "a quote volume is a float" => "bars::a_product_is_exact",
-    AddsUpWrites: "a view that adds up what is written" => "bars::sending_again_does_not_double",
-    StaleBars: "a bar is computed once and kept" => "bars::a_late_tick_changes_its_bar",
-    CloseByWriteOrder: "among ticks of one time the written order decides" => "bars::ties_decide_open_and_close",
-    StoredForDerived: "stored bars answer for derived ones" => "bars::stored_and_derived_are_apart",
-    ResumePassesOpenBars: "resume passes a bar that is still open" => "bars::an_open_bar_is_asked_for_again",
-    ResumesAfterTheOldest: "newest first, resume looks at the last bar alone" => "bars::an_open_bar_is_asked_for_again_newest_first",
-    StopsAtAGap: "a page of bars ends at the first gap" => "bars::paging_goes_across_gaps",
-    StatsOfZeroes: "no ticks have figures of zero trades" => "analytics::stats_of_nothing_are_none",
+    CutByTheRange: "a bar is computed from the part of its bucket in the range"
+        => "bars::partially_covered_bucket_is_computed_completely",
+    NoneAsZero: "an unknown volume is zero" => "bars::unknown_volume_is_not_zero",
+    EmptyBars: "an empty bucket has a flat bar" => "bars::empty_bucket_has_no_bar",
+    WrappingSums: "a sum beyond the limit wraps" => "bars::sum_of_1e20_is_out_of_range",
+    SumsAhead: "a page fails for the bar after it" => "bars::overflow_fails_only_its_own_page",
+    HalfEven: "halves are rounded to even" => "bars::halves_round_away_from_zero",
+    Truncates: "digits beyond the 18th place are truncated" => "bars::halves_round_away_from_zero",
+    FloatVolume: "a quote volume is computed as a float" => "bars::quote_volume_is_exact",
+    AddsUpWrites: "repeated writes are added up" => "bars::repeated_batch_counts_once",
+    StaleBars: "a bar is computed once and cached" => "bars::late_tick_changes_its_bar",
+    CloseByWriteOrder: "ticks of one time are ordered by write time"
+        => "bars::open_and_close_are_ordered_by_seq",
+    StoredForDerived: "stored bars are returned as derived bars"
+        => "bars::stored_bars_are_independent_of_ticks",
+    ResumePassesOpenBars: "resume passes an open bar" => "bars::resume_stays_before_an_open_bar",
+    ResumesAfterTheOldest: "in descending order, resume considers only the last bar"
+        => "bars::descending_resume_stays_before_an_open_bar",
+    StopsAtAGap: "a page of bars ends at the first gap" => "bars::pages_cross_gaps",
+    StatsOfZeroes: "statistics without ticks count zero trades" => "analytics::stats_without_ticks_are_none",
 }
 
 /// Returns the response to a query if `bars` are the bars of its instrument, oldest first.
-fn answer(query: &BarQuery, mut bars: Vec<Bar>) -> Result<Page<Bar>> {
+fn page_of_bars(query: &BarQuery, mut bars: Vec<Bar>) -> Result<Page<Bar>> {
     let page = Derived(query);
     bars.retain(|bar| query.range.contains(bar.open_time()));
     if query.order == Order::Descending {
@@ -67,7 +71,7 @@ fn with_values(mut page: Page<Bar>, alter: impl Fn(&Bar) -> BarValues) -> Result
 }
 
 /// Returns the response of the store with another sum of the quote volume. `sum` gets the ticks of each bar.
-async fn resummed(
+async fn with_quote_volume(
     inner: &dyn PriceStore,
     query: &BarQuery,
     sum: impl Fn(&[PriceTick]) -> Option<Quantity> + Send,
@@ -94,10 +98,10 @@ fn small_sum(ticks: &[PriceTick]) -> Option<i128> {
 struct CutByTheRange;
 
 #[async_trait]
-impl Spoil for CutByTheRange {
+impl Fault for CutByTheRange {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let ticks = ticks_of(inner, query, query.range).await?;
-        answer(query, reference_bars(&ticks, query.interval))
+        page_of_bars(query, reference_bars(&ticks, query.interval))
     }
 }
 
@@ -105,7 +109,7 @@ impl Spoil for CutByTheRange {
 struct NoneAsZero;
 
 #[async_trait]
-impl Spoil for NoneAsZero {
+impl Fault for NoneAsZero {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         with_values(inner.derived_bars(query).await?, |bar| {
             let values = *bar.values();
@@ -118,7 +122,7 @@ impl Spoil for NoneAsZero {
 struct EmptyBars;
 
 #[async_trait]
-impl Spoil for EmptyBars {
+impl Fault for EmptyBars {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let mut page = inner.derived_bars(query).await?;
         let mut filled: Vec<Bar> = Vec::new();
@@ -138,7 +142,7 @@ impl Spoil for EmptyBars {
 struct WrappingSums;
 
 #[async_trait]
-impl Spoil for WrappingSums {
+impl Fault for WrappingSums {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let error = match inner.derived_bars(query).await {
             Err(error) if error.kind() == ErrorKind::OutOfRange => error,
@@ -153,7 +157,7 @@ impl Spoil for WrappingSums {
         let wrapped = Quantity::from_units(wrapped.rem_euclid(qi_core::Decimal::MAX_UNITS))?;
         let values = BarValues { quote_volume: Some(wrapped), ..BarValues::flat(first.price()) };
         let open = query.interval.floor(first.ts());
-        answer(query, vec![Bar::new(query.instrument.clone(), query.interval, open, values)?])
+        page_of_bars(query, vec![Bar::new(query.instrument.clone(), query.interval, open, values)?])
     }
 }
 
@@ -161,7 +165,7 @@ impl Spoil for WrappingSums {
 struct SumsAhead;
 
 #[async_trait]
-impl Spoil for SumsAhead {
+impl Fault for SumsAhead {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         if let Some(next) = page.next.clone() {
@@ -175,9 +179,9 @@ impl Spoil for SumsAhead {
 struct HalfEven;
 
 #[async_trait]
-impl Spoil for HalfEven {
+impl Fault for HalfEven {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
-        resummed(inner, query, |ticks| {
+        with_quote_volume(inner, query, |ticks| {
             let sum = small_sum(ticks)?;
             let (units, rest) = (sum / ONE, sum % ONE);
             let up = rest > ONE / 2 || (rest == ONE / 2 && units % 2 == 1);
@@ -191,9 +195,9 @@ impl Spoil for HalfEven {
 struct Truncates;
 
 #[async_trait]
-impl Spoil for Truncates {
+impl Fault for Truncates {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
-        resummed(inner, query, |ticks| Quantity::from_units(small_sum(ticks)? / ONE).ok()).await
+        with_quote_volume(inner, query, |ticks| Quantity::from_units(small_sum(ticks)? / ONE).ok()).await
     }
 }
 
@@ -201,9 +205,9 @@ impl Spoil for Truncates {
 struct FloatVolume;
 
 #[async_trait]
-impl Spoil for FloatVolume {
+impl Fault for FloatVolume {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
-        resummed(inner, query, |ticks| {
+        with_quote_volume(inner, query, |ticks| {
             let products = ticks.iter().map(|tick| {
                 let quantity = tick.quantity().map_or(0.0, |quantity| quantity.decimal().to_f64_lossy());
                 tick.price().decimal().to_f64_lossy() * quantity
@@ -219,7 +223,7 @@ impl Spoil for FloatVolume {
 struct AddsUpWrites(Mutex<Vec<PriceTick>>);
 
 #[async_trait]
-impl Spoil for AddsUpWrites {
+impl Fault for AddsUpWrites {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let report = inner.insert(batch).await?;
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ticks_of_batch(batch)?);
@@ -231,7 +235,7 @@ impl Spoil for AddsUpWrites {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         all.retain(|tick| *tick.instrument() == query.instrument);
         all.sort_by_key(|tick| (tick.ts(), tick.seq()));
-        answer(query, reference_bars(&all, query.interval))
+        page_of_bars(query, reference_bars(&all, query.interval))
     }
 }
 
@@ -239,7 +243,7 @@ impl Spoil for AddsUpWrites {
 struct StaleBars(Mutex<BTreeMap<String, Bar>>);
 
 #[async_trait]
-impl Spoil for StaleBars {
+impl Fault for StaleBars {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let mut page = inner.derived_bars(query).await?;
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,7 +260,7 @@ impl Spoil for StaleBars {
 struct CloseByWriteOrder(Mutex<Vec<PriceTick>>);
 
 #[async_trait]
-impl Spoil for CloseByWriteOrder {
+impl Fault for CloseByWriteOrder {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let report = inner.insert(batch).await?;
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -271,7 +275,7 @@ impl Spoil for CloseByWriteOrder {
         inner.derived_bars(query).await?;
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         written.sort_by_key(PriceTick::ts);
-        answer(query, reference_bars(&written, query.interval))
+        page_of_bars(query, reference_bars(&written, query.interval))
     }
 }
 
@@ -279,11 +283,11 @@ impl Spoil for CloseByWriteOrder {
 struct StoredForDerived;
 
 #[async_trait]
-impl Spoil for StoredForDerived {
+impl Fault for StoredForDerived {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let derived = inner.derived_bars(query).await?;
         let stored = inner.bars(query).await?;
-        if stored.items.is_empty() { Ok(derived) } else { answer(query, stored.items) }
+        if stored.items.is_empty() { Ok(derived) } else { page_of_bars(query, stored.items) }
     }
 }
 
@@ -305,7 +309,7 @@ fn resumed_after_the_last(query: &BarQuery, mut page: Page<Bar>) -> Result<Page<
 }
 
 #[async_trait]
-impl Spoil for ResumePassesOpenBars {
+impl Fault for ResumePassesOpenBars {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         resumed_after_the_last(query, inner.derived_bars(query).await?)
     }
@@ -315,7 +319,7 @@ impl Spoil for ResumePassesOpenBars {
 struct ResumesAfterTheOldest;
 
 #[async_trait]
-impl Spoil for ResumesAfterTheOldest {
+impl Fault for ResumesAfterTheOldest {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         match page.items.last() {
@@ -329,12 +333,12 @@ impl Spoil for ResumesAfterTheOldest {
 struct StopsAtAGap;
 
 #[async_trait]
-impl Spoil for StopsAtAGap {
+impl Fault for StopsAtAGap {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         let gap = page.items.windows(2).position(|pair| pair[0].close_time() != pair[1].open_time());
         match gap {
-            Some(gap) if query.order == Order::Ascending => answer(query, page.items[..=gap].to_vec()),
+            Some(gap) if query.order == Order::Ascending => page_of_bars(query, page.items[..=gap].to_vec()),
             _ => Ok(page),
         }
     }
@@ -344,7 +348,7 @@ impl Spoil for StopsAtAGap {
 struct StatsOfZeroes;
 
 #[async_trait]
-impl Spoil for StatsOfZeroes {
+impl Fault for StatsOfZeroes {
     async fn stats(&self, inner: &dyn PriceStore, query: &StatsQuery) -> Result<Option<RangeStats>> {
         if let Some(stats) = inner.stats(query).await? {
             return Ok(Some(stats));

@@ -5,25 +5,29 @@ use qi_core::record::{Records, Value};
 use qi_core::store::{InsertReport, PriceStore, RangeRequest, RecordPage};
 use qi_core::{Decimal, Result};
 
+use super::fault::Fault;
 use super::faults;
-use super::spoil::Spoil;
 use super::writes::altered;
 
 faults! {
-    SwapsColumns: "two neighbouring columns of one type change places" => "datasets::columns_keep_their_place",
-    AbsentIsTheDefault: "an absent value comes back as a value" => "datasets::an_absent_value_stays_absent",
-    DefaultIsAbsent: "a zero comes back absent" => "datasets::an_absent_value_stays_absent",
-    LosesTheFiftiethLevel: "a side of a book loses its fiftieth level" => "datasets::a_list_keeps_every_level",
-    LosesTheLastLevel: "a full list of levels loses its last one" => "datasets::a_list_keeps_every_level",
-    SortsLevels: "a list of levels comes back sorted" => "datasets::a_list_keeps_every_level",
-    TakesAnyDataset: "a dataset that is not registered has no records" => "datasets::an_unregistered_dataset_is_refused",
+    SwapsColumns: "two neighbouring columns of one type are swapped"
+        => "datasets::every_column_keeps_its_values",
+    AbsentIsTheDefault: "an absent value is read as a value" => "datasets::absent_values_stay_absent",
+    DefaultIsAbsent: "a zero is read as absent" => "datasets::absent_values_stay_absent",
+    LosesTheFiftiethLevel: "a side of a book loses its fiftieth level"
+        => "datasets::level_lists_keep_every_level",
+    LosesTheLastLevel: "a full list of levels loses its last level"
+        => "datasets::level_lists_keep_every_level",
+    SortsLevels: "a list of levels is sorted" => "datasets::level_lists_keep_every_level",
+    TakesAnyDataset: "a dataset that is not registered is accepted"
+        => "datasets::unregistered_dataset_is_rejected",
 }
 
 #[derive(Debug, Default)]
 struct SwapsColumns;
 
 #[async_trait]
-impl Spoil for SwapsColumns {
+impl Fault for SwapsColumns {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let columns = batch.dataset().values();
         // Neighbouring columns with the same type, which the type system of a store cannot distinguish.
@@ -41,7 +45,7 @@ impl Spoil for SwapsColumns {
 struct AbsentIsTheDefault;
 
 #[async_trait]
-impl Spoil for AbsentIsTheDefault {
+impl Fault for AbsentIsTheDefault {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let filled = altered(batch, |values| {
             let counter = batch.dataset().values().iter().position(|column| column.name == "counter_or_none");
@@ -57,7 +61,7 @@ impl Spoil for AbsentIsTheDefault {
 struct DefaultIsAbsent;
 
 #[async_trait]
-impl Spoil for DefaultIsAbsent {
+impl Fault for DefaultIsAbsent {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let emptied = altered(batch, |values| {
             for (value, column) in values.iter_mut().zip(batch.dataset().values()) {
@@ -71,7 +75,7 @@ impl Spoil for DefaultIsAbsent {
 }
 
 /// Inserts a batch with truncated lists of levels.
-async fn insert_cut(inner: &dyn PriceStore, batch: &dyn Records, most: usize) -> Result<InsertReport> {
+async fn insert_truncated(inner: &dyn PriceStore, batch: &dyn Records, most: usize) -> Result<InsertReport> {
     let cut = altered(batch, |values| {
         for value in values {
             if let Value::Levels(levels) = value {
@@ -86,9 +90,9 @@ async fn insert_cut(inner: &dyn PriceStore, batch: &dyn Records, most: usize) ->
 struct LosesTheFiftiethLevel;
 
 #[async_trait]
-impl Spoil for LosesTheFiftiethLevel {
+impl Fault for LosesTheFiftiethLevel {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
-        insert_cut(inner, batch, 49).await
+        insert_truncated(inner, batch, 49).await
     }
 }
 
@@ -96,9 +100,9 @@ impl Spoil for LosesTheFiftiethLevel {
 struct LosesTheLastLevel;
 
 #[async_trait]
-impl Spoil for LosesTheLastLevel {
+impl Fault for LosesTheLastLevel {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
-        insert_cut(inner, batch, 9).await
+        insert_truncated(inner, batch, 9).await
     }
 }
 
@@ -106,7 +110,7 @@ impl Spoil for LosesTheLastLevel {
 struct SortsLevels;
 
 #[async_trait]
-impl Spoil for SortsLevels {
+impl Fault for SortsLevels {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let sorted = altered(batch, |values| {
             for value in values {
@@ -123,7 +127,7 @@ impl Spoil for SortsLevels {
 struct TakesAnyDataset;
 
 #[async_trait]
-impl Spoil for TakesAnyDataset {
+impl Fault for TakesAnyDataset {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         match inner.range(request).await {
             Err(error) if error.code() == "store.dataset.unknown" => {

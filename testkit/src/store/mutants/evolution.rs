@@ -9,18 +9,21 @@ use qi_core::store::kit::evolution;
 use qi_core::store::{InsertReport, PriceStore, RangeRequest, RecordPage, SchemaReport};
 use qi_core::{Datasets, Error, ErrorKind, Result};
 
+use super::fault::{Fault, with_fault};
 use super::faults;
-use super::spoil::{Spoil, spoil};
 use super::writes::altered;
-use crate::store::contract::{Fresh, MemoryFactory, StoreFactory};
+use crate::store::contract::{MemoryFactory, StoreFactory, TestStore};
 
 faults! { on Evolving;
-    TakesEveryDifference: "takes every difference of a declaration" => "schema::another_difference_is_refused",
-    AddedIsTheDefault: "an added column has a default" => "schema::an_added_column_reads_as_absent",
-    LosesAddedValues: "loses the values of an added column" => "schema::an_added_column_reads_as_absent",
-    SortsTheNames: "numbers the names of an enumeration anew" => "schema::an_enumeration_takes_new_names",
-    RefusesOlderVersions: "refuses a program whose schema needs nothing" => "schema::an_older_version_goes_on",
-    PlansForEver: "plans again what is there" => "schema::an_added_column_reads_as_absent",
+    TakesEveryDifference: "accepts every difference of a declaration"
+        => "schema::incompatible_declaration_is_rejected",
+    AddedIsTheDefault: "an added column has a default" => "schema::added_column_reads_as_absent",
+    LosesAddedValues: "loses the values of an added column" => "schema::added_column_reads_as_absent",
+    SortsTheNames: "renumbers the variants of an enumeration"
+        => "schema::enumeration_accepts_appended_variants",
+    RefusesOlderVersions: "rejects a program whose schema needs no change"
+        => "schema::older_declaration_continues_to_work",
+    PlansForEver: "plans existing steps again" => "schema::added_column_reads_as_absent",
 }
 
 /// A factory whose namespaces outlive their stores. The next version of a program finds the records
@@ -34,24 +37,24 @@ impl StoreFactory for Evolving {
         "evolving"
     }
 
-    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         let namespace = Arc::new(Mutex::new(Namespace::default()));
         let open = move |datasets: Datasets| {
             let namespace = namespace.clone();
             async move {
                 let inner = MemoryFactory.without_schema(&datasets).await?.store;
-                Ok(spoil(inner, Version { datasets, namespace }))
+                Ok(with_fault(inner, Version { datasets, namespace }))
             }
         };
         let store = open(datasets.clone()).await?;
-        Ok(Fresh::new(store).with_reopen(move |datasets| Box::pin(open(datasets))))
+        Ok(TestStore::new(store).with_reopen(move |datasets| Box::pin(open(datasets))))
     }
 
-    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         MemoryFactory.newer_schema(datasets).await
     }
 
-    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore> {
         MemoryFactory.unreachable(datasets).await
     }
 }
@@ -88,7 +91,7 @@ impl Version {
 }
 
 #[async_trait]
-impl Spoil for Version {
+impl Fault for Version {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
         let mut applied = Vec::new();
         for dataset in self.datasets.iter() {
@@ -150,7 +153,7 @@ async fn range_with(
 struct TakesEveryDifference;
 
 #[async_trait]
-impl Spoil for TakesEveryDifference {
+impl Fault for TakesEveryDifference {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
         inner.ensure_schema().await.or_else(|_| Ok(SchemaReport::new(1, Vec::new())))
     }
@@ -160,7 +163,7 @@ impl Spoil for TakesEveryDifference {
 struct AddedIsTheDefault;
 
 #[async_trait]
-impl Spoil for AddedIsTheDefault {
+impl Fault for AddedIsTheDefault {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let boolean = request.dataset.values().iter().position(|column| column.name == "g");
         range_with(inner, request, |values| {
@@ -176,7 +179,7 @@ impl Spoil for AddedIsTheDefault {
 struct LosesAddedValues;
 
 #[async_trait]
-impl Spoil for LosesAddedValues {
+impl Fault for LosesAddedValues {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         inner
             .insert(
@@ -191,7 +194,7 @@ impl Spoil for LosesAddedValues {
 struct SortsTheNames;
 
 #[async_trait]
-impl Spoil for SortsTheNames {
+impl Fault for SortsTheNames {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         range_with(inner, request, |values| {
             for value in values {
@@ -211,7 +214,7 @@ impl Spoil for SortsTheNames {
 struct RefusesOlderVersions;
 
 #[async_trait]
-impl Spoil for RefusesOlderVersions {
+impl Fault for RefusesOlderVersions {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
         if inner.plan_schema().await?.is_empty() { Err(refused()) } else { inner.ensure_schema().await }
     }
@@ -221,7 +224,7 @@ impl Spoil for RefusesOlderVersions {
 struct PlansForEver;
 
 #[async_trait]
-impl Spoil for PlansForEver {
+impl Fault for PlansForEver {
     async fn plan_schema(&self, _: &dyn PriceStore) -> Result<Vec<String>> {
         Ok(vec!["ALTER TABLE evolving".to_owned()])
     }

@@ -1,13 +1,14 @@
 //! Faulty stores, and the check that must detect each of them.
 //!
 //! A suite proves nothing until it fails on a faulty store. Each mutant breaks one promise in the way a real adapter
-//! could. [`Mutant::expose`] runs the named check, which must fail on the mutant and pass on the correct store.
+//! could. [`Mutant::verify_detection`] runs the named check, which must fail on the mutant and pass on the correct
+//! store.
 
 mod bars;
 mod columns;
 mod evolution;
+mod fault;
 mod reads;
-mod spoil;
 mod writes;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use qi_core::record::{RecordVec, Records};
 use qi_core::store::PriceStore;
 use qi_core::{PriceTick, Result};
 
-use super::contract::{Checks, Failure, Outcome, StoreFactory, Wrapping, run_check};
+use super::contract::{CheckResult, Checks, Failure, StoreFactory, Wrapper, run_check};
 use super::rows::pick;
 
 /// A store with one fault.
@@ -25,7 +26,7 @@ pub struct Mutant {
     /// The description of the fault.
     pub name: &'static str,
     /// The check that must detect the fault.
-    pub caught_by: &'static str,
+    pub detected_by: &'static str,
     /// Adds the fault to a correct store.
     pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
     /// Creates the factory of correct stores.
@@ -43,20 +44,20 @@ impl Mutant {
     ///
     /// # Errors
     /// The expectation that was not met.
-    pub async fn expose(&self) -> Outcome {
+    pub async fn verify_detection(&self) -> CheckResult {
         let checks = Checks::standard();
-        let Some(check) = checks.iter().find(|check| check.name == self.caught_by) else {
-            return Err(Failure::new(format_args!("there is no check {}", self.caught_by)));
+        let Some(check) = checks.iter().find(|check| check.name == self.detected_by) else {
+            return Err(Failure::new(format_args!("unknown check {}", self.detected_by)));
         };
         let factory = (self.factory)();
-        run_check(check, factory.clone(), Wrapping::PLAIN, checks.datasets())
+        run_check(check, factory.clone(), Wrapper::PLAIN, checks.datasets())
             .await
-            .map_err(|failure| failure.within(format_args!("{} fails on the sound store", check.name)))?;
-        let spoiled = Wrapping { name: self.name, wrap: self.wrap };
-        match run_check(check, factory, spoiled, checks.datasets()).await {
-            Err(failure) if !failure.is_accident() => Ok(()),
-            Err(failure) => Err(failure.within("the check did not judge, it broke")),
-            Ok(()) => Err(Failure::new(format_args!("{} does not notice: {}", check.name, self.name))),
+            .map_err(|failure| failure.within(format_args!("{} fails on the correct store", check.name)))?;
+        let faulty = Wrapper { name: self.name, wrap: self.wrap };
+        match run_check(check, factory, faulty, checks.datasets()).await {
+            Err(failure) if !failure.is_inconclusive() => Ok(()),
+            Err(failure) => Err(failure.within("the check was inconclusive")),
+            Ok(()) => Err(Failure::new(format_args!("{} does not detect: {}", check.name, self.name))),
         }
     }
 }
@@ -67,8 +68,8 @@ macro_rules! faults {
         pub(super) fn list() -> Vec<super::Mutant> {
             vec![$(super::Mutant {
                 name: $name,
-                caught_by: $check,
-                wrap: |store| super::spoil::spoil(store, $mutant::default()),
+                detected_by: $check,
+                wrap: |store| super::fault::with_fault(store, $mutant::default()),
                 factory: || std::sync::Arc::new($factory),
             }),*]
         }

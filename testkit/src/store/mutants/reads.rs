@@ -12,33 +12,39 @@ use qi_core::store::{
 };
 use qi_core::{ErrorKind, Result, Selection, TimeRange, Timestamp};
 
-use super::spoil::Spoil;
+use super::fault::Fault;
 use super::{faults, indices, kept, sorted_by_key};
 use crate::store::rows::pick;
 
 faults! {
-    InclusiveEnd: "a range includes its end" => "read::the_end_is_exclusive",
-    ExclusiveStart: "a range excludes its start" => "read::the_start_is_inclusive",
-    WrongTieOrder: "records of one time come in the opposite order" => "read::ties_are_ordered_by_seq",
-    SeqAsText: "seq is ordered as text" => "read::ties_are_ordered_by_seq",
+    InclusiveEnd: "a range includes its end" => "read::range_end_is_exclusive",
+    ExclusiveStart: "a range excludes its start" => "read::range_start_is_inclusive",
+    WrongTieOrder: "records of one time are in the opposite order"
+        => "read::records_of_one_time_are_ordered_by_seq",
+    SeqAsText: "seq is ordered as text" => "read::records_of_one_time_are_ordered_by_seq",
     IgnoresDescending: "descending is ascending" => "read::descending_is_newest_first",
-    CursorSkipsTies: "a cursor skips the other records of its time" => "read::pages_part_records_of_one_time",
-    PageDropsItsLast: "a full page drops its last record" => "read::pages_make_up_the_full_scan",
-    EndsEarly: "the second page is always the last one" => "read::pages_make_up_the_full_scan",
-    PagesByOffset: "a cursor counts records instead of naming one" => "read::a_cursor_sees_what_came_ahead_of_it",
-    TakesForeignCursors: "a foreign cursor begins from the start" => "read::a_foreign_cursor_is_refused",
-    ErrorAsEmpty: "an error is an empty page" => "schema::a_missing_schema_is_refused",
-    UnknownIsAnError: "an unknown instrument is an error" => "read::an_unknown_series_is_an_empty_page",
-    AsOfExclusive: "as_of excludes its moment" => "latest::as_of_is_inclusive",
+    CursorSkipsTies: "a cursor skips the other records of its time"
+        => "read::page_boundary_within_one_time_loses_nothing",
+    PageDropsItsLast: "a full page drops its last record" => "read::pages_equal_the_full_scan",
+    EndsEarly: "the second page is always the last one" => "read::pages_equal_the_full_scan",
+    PagesByOffset: "a cursor is a record count instead of a sort key"
+        => "read::cursor_sees_records_inserted_after_it",
+    TakesForeignCursors: "a cursor of another query starts from the beginning"
+        => "read::cursor_of_another_query_is_rejected",
+    ErrorAsEmpty: "an error is returned as an empty page" => "schema::missing_schema_is_rejected",
+    UnknownIsAnError: "an unknown instrument is an error" => "read::unknown_series_returns_an_empty_page",
+    AsOfExclusive: "as_of excludes its time" => "latest::as_of_is_inclusive",
     IgnoresAsOf: "the latest snapshot ignores as_of" => "latest::as_of_is_inclusive",
-    BarsByOpenTime: "as_of looks at the open time of bars" => "latest::a_bar_is_known_when_it_has_closed",
-    LastWrittenIsLatest: "the tick that was written last is the latest" => "latest::a_late_insert_is_not_the_latest",
-    LooksBackAWeek: "latest looks at the newest week only" => "latest::old_behind_many_newer_of_others",
-    OrdersByName: "instruments are ordered by their displayed name" => "administration::instruments_are_ordered_by_bytes",
-    NeverForgets: "lists an instrument whose records are gone" => "administration::instruments_need_a_record",
+    BarsByOpenTime: "as_of uses the open time of bars" => "latest::as_of_uses_the_close_time_of_bars",
+    LastWrittenIsLatest: "the last written tick is the latest" => "latest::late_insert_is_not_the_latest",
+    LooksBackAWeek: "latest reads only the newest week"
+        => "latest::old_latest_record_is_found_among_newer_series",
+    OrdersByName: "instruments are ordered by their displayed name"
+        => "administration::instruments_are_ordered_by_bytes",
+    NeverForgets: "lists an instrument without records" => "administration::instruments_need_a_record",
 }
 
-fn moved(time: Timestamp, micros: i64) -> Timestamp {
+fn shifted(time: Timestamp, micros: i64) -> Timestamp {
     Timestamp::from_micros(time.as_micros() + micros).unwrap_or(time)
 }
 
@@ -72,9 +78,9 @@ fn reordered<K: Ord>(page: RecordPage, key: impl Fn(SortKey) -> K) -> Result<Rec
 struct InclusiveEnd;
 
 #[async_trait]
-impl Spoil for InclusiveEnd {
+impl Fault for InclusiveEnd {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
-        let end = moved(request.range.end(), 1);
+        let end = shifted(request.range.end(), 1);
         page_of(inner, request, TimeRange::new(request.range.start(), end)?).await
     }
 }
@@ -83,9 +89,9 @@ impl Spoil for InclusiveEnd {
 struct ExclusiveStart;
 
 #[async_trait]
-impl Spoil for ExclusiveStart {
+impl Fault for ExclusiveStart {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
-        let start = moved(request.range.start(), 1);
+        let start = shifted(request.range.start(), 1);
         page_of(inner, request, TimeRange::new(start.min(request.range.end()), request.range.end())?).await
     }
 }
@@ -94,7 +100,7 @@ impl Spoil for ExclusiveStart {
 struct WrongTieOrder;
 
 #[async_trait]
-impl Spoil for WrongTieOrder {
+impl Fault for WrongTieOrder {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
         match request.order {
@@ -108,7 +114,7 @@ impl Spoil for WrongTieOrder {
 struct SeqAsText;
 
 #[async_trait]
-impl Spoil for SeqAsText {
+impl Fault for SeqAsText {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         reordered(inner.range(request).await?, |(time, seq)| (time, seq.to_string()))
     }
@@ -118,7 +124,7 @@ impl Spoil for SeqAsText {
 struct IgnoresDescending;
 
 #[async_trait]
-impl Spoil for IgnoresDescending {
+impl Fault for IgnoresDescending {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         reordered(inner.range(request).await?, |sort_key| sort_key)
     }
@@ -128,7 +134,7 @@ impl Spoil for IgnoresDescending {
 struct CursorSkipsTies;
 
 #[async_trait]
-impl Spoil for CursorSkipsTies {
+impl Fault for CursorSkipsTies {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
         let Anchor::SortKey(time, _) = request.anchor()? else { return Ok(page) };
@@ -142,7 +148,7 @@ impl Spoil for CursorSkipsTies {
 struct PageDropsItsLast;
 
 #[async_trait]
-impl Spoil for PageDropsItsLast {
+impl Fault for PageDropsItsLast {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let mut page = inner.range(request).await?;
         if page.next.is_some() {
@@ -156,7 +162,7 @@ impl Spoil for PageDropsItsLast {
 struct EndsEarly;
 
 #[async_trait]
-impl Spoil for EndsEarly {
+impl Fault for EndsEarly {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let mut page = inner.range(request).await?;
         if request.page.cursor().is_some() {
@@ -171,7 +177,7 @@ impl Spoil for EndsEarly {
 struct PagesByOffset(Mutex<BTreeMap<String, usize>>);
 
 #[async_trait]
-impl Spoil for PagesByOffset {
+impl Fault for PagesByOffset {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let limit = request.page.limit();
         let offset = {
@@ -192,7 +198,7 @@ impl Spoil for PagesByOffset {
 struct TakesForeignCursors;
 
 #[async_trait]
-impl Spoil for TakesForeignCursors {
+impl Fault for TakesForeignCursors {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         match inner.range(request).await {
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
@@ -208,7 +214,7 @@ impl Spoil for TakesForeignCursors {
 struct ErrorAsEmpty;
 
 #[async_trait]
-impl Spoil for ErrorAsEmpty {
+impl Fault for ErrorAsEmpty {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         match inner.range(request).await {
             Err(_) => request.page_of(request.dataset.new_vec()),
@@ -221,7 +227,7 @@ impl Spoil for ErrorAsEmpty {
 struct UnknownIsAnError;
 
 #[async_trait]
-impl Spoil for UnknownIsAnError {
+impl Fault for UnknownIsAnError {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
         if page.records.is_empty() {
@@ -235,10 +241,10 @@ impl Spoil for UnknownIsAnError {
 struct AsOfExclusive;
 
 #[async_trait]
-impl Spoil for AsOfExclusive {
+impl Fault for AsOfExclusive {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let mut earlier = request.clone();
-        earlier.as_of = request.as_of.map(|time| moved(time, -1));
+        earlier.as_of = request.as_of.map(|time| shifted(time, -1));
         inner.latest(&earlier).await
     }
 }
@@ -247,7 +253,7 @@ impl Spoil for AsOfExclusive {
 struct IgnoresAsOf;
 
 #[async_trait]
-impl Spoil for IgnoresAsOf {
+impl Fault for IgnoresAsOf {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let mut now = request.clone();
         now.as_of = None;
@@ -259,7 +265,7 @@ impl Spoil for IgnoresAsOf {
 struct BarsByOpenTime;
 
 #[async_trait]
-impl Spoil for BarsByOpenTime {
+impl Fault for BarsByOpenTime {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let mut later = request.clone();
         if let (Some(as_of), Some(interval)) = (request.as_of, request.interval) {
@@ -273,7 +279,7 @@ impl Spoil for BarsByOpenTime {
 struct LastWrittenIsLatest(Mutex<BTreeMap<(&'static str, Owner), RecordVec>>);
 
 #[async_trait]
-impl Spoil for LastWrittenIsLatest {
+impl Fault for LastWrittenIsLatest {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let report = inner.insert(batch).await?;
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -301,7 +307,7 @@ impl Spoil for LastWrittenIsLatest {
 struct LooksBackAWeek;
 
 #[async_trait]
-impl Spoil for LooksBackAWeek {
+impl Fault for LooksBackAWeek {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let page = inner.latest(request).await?;
         let mut all = request.clone().with_page(PageRequest::first(10_000)?);
@@ -319,7 +325,7 @@ impl Spoil for LooksBackAWeek {
 struct OrdersByName;
 
 #[async_trait]
-impl Spoil for OrdersByName {
+impl Fault for OrdersByName {
     async fn series(&self, inner: &dyn PriceStore, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
         let mut page = inner.series(request).await?;
         page.items.sort_by_key(|summary| summary.owner.to_string());
@@ -331,13 +337,13 @@ impl Spoil for OrdersByName {
 struct NeverForgets(Mutex<BTreeMap<(&'static str, Owner), SeriesSummary>>);
 
 #[async_trait]
-impl Spoil for NeverForgets {
+impl Fault for NeverForgets {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let report = inner.insert(batch).await?;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for at in indices(batch) {
             let (owner, time) = (batch.series(at).owner.to_owned(), batch.sort_key(at).0);
-            let summary = SeriesSummary { owner: owner.clone(), first: time, last: time };
+            let summary = SeriesSummary::new(owner.clone(), time, time);
             known.entry((batch.dataset().name(), owner)).or_insert(summary);
         }
         Ok(report)

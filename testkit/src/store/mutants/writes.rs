@@ -10,32 +10,39 @@ use qi_core::record::{Dataset, RecordVec, Records, Row, SeriesKey, SortKey, Valu
 use qi_core::store::{DeleteQuery, InsertReport, PriceStore, RangeRequest, RecordPage};
 use qi_core::{Price, PriceTick, Quote, Record, Result, TimeRange, Timestamp};
 
-use super::spoil::Spoil;
+use super::fault::Fault;
 use super::{faults, indices, kept, ticks_of_batch};
 use crate::store::rows::{pick, records_of};
 
 faults! {
-    LosesTheLastRow: "loses the last row of a batch" => "write::a_large_batch_is_stored",
-    FirstWinsInBatch: "the first element of a batch wins" => "write::the_later_element_of_a_batch_wins",
+    LosesTheLastRow: "loses the last row of a batch" => "write::large_batch_is_stored",
+    FirstWinsInBatch: "the first duplicate in a batch wins" => "write::last_duplicate_in_a_batch_wins",
     FirstWriteWins: "the first write of a key wins" => "write::last_write_wins",
-    SkipsWhatItHasSeen: "skips a batch that it has seen before" => "write::a_b_a_reads_a",
-    MixesWriters: "two writers at once leave fields of both" => "write::writers_to_one_key",
-    IgnoresMaxBatch: "takes a batch above max_batch" => "write::a_batch_above_the_limit_writes_nothing",
-    KeyWithoutSeq: "one record for each time, whatever its seq" => "write::one_time_and_another_seq_is_another_record",
-    ForgetsTheSize: "forgets the size of the ask" => "write::one_record_is_stored",
-    FewDigits: "keeps fifteen digits of a price" => "precision::decimals_come_back_exactly",
-    Milliseconds: "keeps times to the millisecond" => "precision::a_microsecond_counts",
-    NeedsNoSchema: "creates its schema at the first write" => "schema::a_missing_schema_is_refused",
-    EmptiesItself: "ensure_schema begins from nothing" => "schema::ensure_schema_twice_keeps_the_data",
-    IgnoresClose: "goes on after close" => "schema::closed_stays_closed",
-    DeletesTheEnd: "deletes the end of the range too" => "administration::deletion_is_half_open",
-    DeletesEveryInterval: "deletes the bars of every interval" => "administration::deletion_leaves_other_intervals",
-    Tombstones: "hides what is inserted after a deletion" => "administration::deleted_can_be_inserted_again",
-    PurgesToTheSecond: "cuts the cutoff of a purge to the second" => "administration::a_purge_is_exact",
-    PurgesTheQuotes: "a purge of ticks takes the quotes along" => "administration::a_purge_leaves_other_datasets",
+    SkipsWhatItHasSeen: "skips a batch that was written before"
+        => "write::rewriting_an_earlier_value_takes_effect",
+    MixesWriters: "concurrent writers leave fields of both"
+        => "write::concurrent_writers_of_one_key_leave_one_value",
+    IgnoresMaxBatch: "accepts a batch above max_batch" => "write::batch_above_max_batch_is_rejected",
+    KeyWithoutSeq: "stores one record per time regardless of seq"
+        => "write::seq_distinguishes_records_of_one_time",
+    ForgetsTheSize: "loses the size of the ask" => "write::one_record_is_stored",
+    FewDigits: "stores fifteen digits of a price" => "precision::decimals_are_stored_exactly",
+    Milliseconds: "stores times to the millisecond" => "precision::times_are_kept_to_the_microsecond",
+    NeedsNoSchema: "creates the schema at the first write" => "schema::missing_schema_is_rejected",
+    EmptiesItself: "ensure_schema removes the records"
+        => "schema::ensure_schema_is_idempotent_and_keeps_the_data",
+    IgnoresClose: "accepts calls after close" => "schema::closed_store_rejects_every_call",
+    DeletesTheEnd: "includes the end of the range in a deletion" => "administration::deletion_is_half_open",
+    DeletesEveryInterval: "deletes the bars of every interval"
+        => "administration::deletion_leaves_other_intervals",
+    Tombstones: "hides records inserted after a deletion"
+        => "administration::deleted_records_can_be_inserted_again",
+    PurgesToTheSecond: "truncates the cutoff of a purge to the second"
+        => "administration::purge_cutoff_is_exact",
+    PurgesTheQuotes: "a purge of ticks also removes quotes" => "administration::purge_leaves_other_datasets",
 }
 
-fn plus_micro(time: Timestamp) -> Timestamp {
+fn next_microsecond(time: Timestamp) -> Timestamp {
     Timestamp::from_micros(time.as_micros() + 1).unwrap_or(time)
 }
 
@@ -43,7 +50,7 @@ fn plus_micro(time: Timestamp) -> Timestamp {
 struct LosesTheLastRow;
 
 #[async_trait]
-impl Spoil for LosesTheLastRow {
+impl Fault for LosesTheLastRow {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let last = batch.len().saturating_sub(1);
         inner.insert(kept(batch, |at| at < last)?.as_records()).await?;
@@ -55,7 +62,7 @@ impl Spoil for LosesTheLastRow {
 struct FirstWinsInBatch;
 
 #[async_trait]
-impl Spoil for FirstWinsInBatch {
+impl Fault for FirstWinsInBatch {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         inner.insert(pick(batch, indices(batch).rev())?.as_records()).await
     }
@@ -65,12 +72,12 @@ impl Spoil for FirstWinsInBatch {
 struct FirstWriteWins;
 
 #[async_trait]
-impl Spoil for FirstWriteWins {
+impl Fault for FirstWriteWins {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let mut new = Vec::new();
         for at in indices(batch) {
             let (time, seq) = batch.sort_key(at);
-            let own = TimeRange::new(time, plus_micro(time))?;
+            let own = TimeRange::new(time, next_microsecond(time))?;
             let request = RangeRequest::new(batch.dataset(), batch.series(at).to_owned(), own);
             let mut sort_keys = Vec::new();
             inner.range(&request).await?.records.as_records().sort_keys(&mut sort_keys);
@@ -86,7 +93,7 @@ impl Spoil for FirstWriteWins {
 struct SkipsWhatItHasSeen(Mutex<HashSet<Vec<PriceTick>>>);
 
 #[async_trait]
-impl Spoil for SkipsWhatItHasSeen {
+impl Fault for SkipsWhatItHasSeen {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let ticks = ticks_of_batch(batch)?;
         let seen = !ticks.is_empty() && !self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ticks);
@@ -99,7 +106,7 @@ impl Spoil for SkipsWhatItHasSeen {
 struct MixesWriters(Mutex<HashMap<(SeriesKey, SortKey), Price>>, AtomicU64);
 
 #[async_trait]
-impl Spoil for MixesWriters {
+impl Fault for MixesWriters {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let ticks = ticks_of_batch(batch)?;
         if ticks.is_empty() {
@@ -117,7 +124,7 @@ impl Spoil for MixesWriters {
         let mixed: Vec<PriceTick> = {
             let prices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let price_of = |tick: &PriceTick| prices.get(&key(tick)).copied().unwrap_or_else(|| tick.price());
-            ticks.iter().map(|tick| moved(tick, tick.ts(), price_of(tick))).collect::<Result<_>>()?
+            ticks.iter().map(|tick| shifted(tick, tick.ts(), price_of(tick))).collect::<Result<_>>()?
         };
         inner.insert(RecordVec::from_vec(mixed).as_records()).await
     }
@@ -127,7 +134,7 @@ impl Spoil for MixesWriters {
 struct IgnoresMaxBatch;
 
 #[async_trait]
-impl Spoil for IgnoresMaxBatch {
+impl Fault for IgnoresMaxBatch {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let (mut report, most) = (InsertReport::default(), inner.info().max_batch);
         for from in indices(batch).step_by(most) {
@@ -142,7 +149,7 @@ impl Spoil for IgnoresMaxBatch {
 struct KeyWithoutSeq;
 
 #[async_trait]
-impl Spoil for KeyWithoutSeq {
+impl Fault for KeyWithoutSeq {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let later = |at: usize| {
             (at + 1..batch.len()).any(|other| {
@@ -159,7 +166,7 @@ impl Spoil for KeyWithoutSeq {
 struct ForgetsTheSize;
 
 #[async_trait]
-impl Spoil for ForgetsTheSize {
+impl Fault for ForgetsTheSize {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let altered = altered(batch, |values| {
             if batch.dataset() == Quote::DATASET {
@@ -184,16 +191,16 @@ pub(super) fn altered(batch: &dyn Records, alter: impl Fn(&mut Vec<Value>)) -> R
 }
 
 /// Returns the tick with another time or another price.
-fn moved(tick: &PriceTick, ts: Timestamp, price: Price) -> Result<PriceTick> {
-    let moved = PriceTick::new(tick.instrument().clone(), ts, tick.seq(), price)?;
-    Ok(moved.with_quantity(tick.quantity()).with_side(tick.side()))
+fn shifted(tick: &PriceTick, ts: Timestamp, price: Price) -> Result<PriceTick> {
+    let shifted = PriceTick::new(tick.instrument().clone(), ts, tick.seq(), price)?;
+    Ok(shifted.with_quantity(tick.quantity()).with_side(tick.side()))
 }
 
 #[derive(Debug, Default)]
 struct FewDigits;
 
 #[async_trait]
-impl Spoil for FewDigits {
+impl Fault for FewDigits {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let cut = |value: &mut Value| {
             if let Value::Decimal(decimal) = value
@@ -213,13 +220,13 @@ impl Spoil for FewDigits {
 struct Milliseconds;
 
 #[async_trait]
-impl Spoil for Milliseconds {
+impl Fault for Milliseconds {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let ticks = ticks_of_batch(batch)?;
         if ticks.is_empty() {
             return inner.insert(batch).await;
         }
-        let cut = ticks.iter().map(|tick| moved(tick, tick.ts().floor_to_millis(), tick.price()));
+        let cut = ticks.iter().map(|tick| shifted(tick, tick.ts().floor_to_millis(), tick.price()));
         inner.insert(RecordVec::from_vec(cut.collect::<Result<_>>()?).as_records()).await
     }
 }
@@ -228,7 +235,7 @@ impl Spoil for Milliseconds {
 struct NeedsNoSchema;
 
 #[async_trait]
-impl Spoil for NeedsNoSchema {
+impl Fault for NeedsNoSchema {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         inner.ensure_schema().await?;
         inner.insert(batch).await
@@ -239,7 +246,7 @@ impl Spoil for NeedsNoSchema {
 struct EmptiesItself;
 
 #[async_trait]
-impl Spoil for EmptiesItself {
+impl Fault for EmptiesItself {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<qi_core::store::SchemaReport> {
         let report = inner.ensure_schema().await?;
         inner.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
@@ -251,24 +258,24 @@ impl Spoil for EmptiesItself {
 struct IgnoresClose;
 
 #[async_trait]
-impl Spoil for IgnoresClose {
+impl Fault for IgnoresClose {
     async fn close(&self, _: &dyn PriceStore) -> Result<()> {
         Ok(())
     }
 }
 
-fn with_its_end(range: TimeRange) -> Result<TimeRange> {
-    TimeRange::new(range.start(), plus_micro(range.end()))
+fn including_end(range: TimeRange) -> Result<TimeRange> {
+    TimeRange::new(range.start(), next_microsecond(range.end()))
 }
 
 #[derive(Debug, Default)]
 struct DeletesTheEnd;
 
 #[async_trait]
-impl Spoil for DeletesTheEnd {
+impl Fault for DeletesTheEnd {
     async fn delete_range(&self, inner: &dyn PriceStore, query: &DeleteQuery) -> Result<()> {
         let mut wider = query.clone();
-        wider.range = with_its_end(query.range)?;
+        wider.range = including_end(query.range)?;
         inner.delete_range(&wider).await
     }
 }
@@ -277,7 +284,7 @@ impl Spoil for DeletesTheEnd {
 struct DeletesEveryInterval;
 
 #[async_trait]
-impl Spoil for DeletesEveryInterval {
+impl Fault for DeletesEveryInterval {
     async fn delete_range(&self, inner: &dyn PriceStore, query: &DeleteQuery) -> Result<()> {
         if query.interval.is_some() {
             for interval in qi_core::Interval::ALL {
@@ -292,7 +299,7 @@ impl Spoil for DeletesEveryInterval {
 struct Tombstones(Mutex<Vec<DeleteQuery>>);
 
 #[async_trait]
-impl Spoil for Tombstones {
+impl Fault for Tombstones {
     async fn delete_range(&self, inner: &dyn PriceStore, query: &DeleteQuery) -> Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(query.clone());
         inner.delete_range(query).await
@@ -300,16 +307,16 @@ impl Spoil for Tombstones {
 
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
-        let buried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let deleted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let records = page.records.as_records();
-        let is_buried = |at: usize| {
-            buried.iter().any(|query| {
+        let is_deleted = |at: usize| {
+            deleted.iter().any(|query| {
                 query.dataset == request.dataset
                     && query.selection.contains(&request.series.owner)
                     && query.range.contains(records.sort_key(at).0)
             })
         };
-        let records = kept(records, |at| !is_buried(at))?;
+        let records = kept(records, |at| !is_deleted(at))?;
         Ok(RecordPage { records, ..page })
     }
 }
@@ -318,7 +325,7 @@ impl Spoil for Tombstones {
 struct PurgesToTheSecond;
 
 #[async_trait]
-impl Spoil for PurgesToTheSecond {
+impl Fault for PurgesToTheSecond {
     async fn purge_before(&self, inner: &dyn PriceStore, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         let second = Timestamp::from_secs(cutoff.as_micros() / 1_000_000)?;
         inner.purge_before(dataset, second).await
@@ -329,7 +336,7 @@ impl Spoil for PurgesToTheSecond {
 struct PurgesTheQuotes;
 
 #[async_trait]
-impl Spoil for PurgesTheQuotes {
+impl Fault for PurgesTheQuotes {
     async fn purge_before(&self, inner: &dyn PriceStore, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         if dataset == PriceTick::DATASET {
             inner.purge_before(Quote::DATASET, cutoff).await?;

@@ -85,7 +85,7 @@ impl ConsumerThread {
                     state.commit_stored(next);
                 }
             }
-            let failed = |e| thread.client.context().connection.explain(error::of(e, "commit"));
+            let failed = |e| thread.client.context().connection.explain(error::from_kafka(e, "commit"));
             let _ = reply.send(result.map_err(failed));
             thread.commits.in_flight = false;
             thread.next_commit();
@@ -162,7 +162,7 @@ fn store_with_retries(
                 continue;
             }
             // Offsets in a deleted topic cannot be stored.
-            _ if error::is_gone(&refused) => {
+            _ if error::is_missing(&refused) => {
                 let partitions = offsets.iter().map(|(partition, _)| partition);
                 Some(offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_default())
             }
@@ -170,7 +170,7 @@ fn store_with_retries(
         };
         let is_lost = |partition: &TopicPartition| match &ends {
             None => true,
-            Some(ends) => matches!(ends.get(partition), Some(Err(error)) if error::is_gone(error)),
+            Some(ends) => matches!(ends.get(partition), Some(Err(error)) if error::is_missing(error)),
         };
         let before = lost.len();
         lost.extend(offsets.iter().map(|(partition, _)| partition).filter(|p| is_lost(p)).cloned());

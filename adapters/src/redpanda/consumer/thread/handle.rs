@@ -40,7 +40,7 @@ impl fmt::Debug for ConsumerHandle {
 
 impl ConsumerHandle {
     pub(super) fn new(thread: &ConsumerThread) -> Self {
-        let (commands, closing) = (thread.answers.clone(), thread.closing.subscribe());
+        let (commands, closing) = (thread.responses.clone(), thread.closing.subscribe());
         Self { commands, closing, settings: thread.settings.clone() }
     }
 
@@ -109,7 +109,7 @@ pub(in crate::redpanda) fn start(
     start: Start,
 ) -> Result<(ConsumerHandle, oneshot::Receiver<Result<()>>)> {
     let operation = if settings.has_group() { "subscribe" } else { "read" };
-    let failed = |e| error::of(e, operation);
+    let failed = |e| error::from_kafka(e, operation);
     let mut thread =
         ConsumerThread::new(Arc::new(settings), admin, client_config, context).map_err(failed)?;
     let (handle, (joined, result)) = (ConsumerHandle::new(&thread), oneshot::channel());

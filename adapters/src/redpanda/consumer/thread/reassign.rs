@@ -72,7 +72,7 @@ fn start_offsets(
         match start {
             Ok(start) => drop(starts.insert(partition, (start, None))),
             // The topic was deleted, but librdkafka waits for a result for every partition.
-            Err(error) if error::is_gone(&error) => drop(starts.insert(partition, (0, Some(0)))),
+            Err(error) if error::is_missing(&error) => drop(starts.insert(partition, (0, Some(0)))),
             Err(error) => return Err(error),
         }
     }
@@ -99,7 +99,7 @@ impl ConsumerThread {
             let assigned = starts.and_then(|starts| {
                 let list = offsets::list(starts.iter().map(|(p, start)| (p, offsets::offset(*start))));
                 let assigned = list.and_then(|list| thread.client.assign(&list));
-                assigned.map_err(|e| error::of(e, "read"))?;
+                assigned.map_err(|e| error::from_kafka(e, "read"))?;
                 Ok(starts)
             });
             match assigned {
@@ -154,8 +154,8 @@ impl ConsumerThread {
             }
             let done = match self.rebalancing.starts.take() {
                 _ if !event.assigns => self.revoke(&event.partitions),
-                None => return self.find_starts(event.partitions),
-                Some(starts) => self.take_over(&starts),
+                None => return self.resolve_starts(event.partitions),
+                Some(starts) => self.apply_assignment(&starts),
             };
             if let Err(error) = done {
                 self.retry_rebalance(error);
@@ -195,7 +195,7 @@ impl ConsumerThread {
         acknowledge(&self.client, &list, false)
     }
 
-    fn find_starts(&mut self, partitions: Vec<TopicPartition>) {
+    fn resolve_starts(&mut self, partitions: Vec<TopicPartition>) {
         let (number, limit) = (self.rebalancing.done, self.settings.request_timeout);
         let offset_reset = self.settings.offset_reset;
         let find = move |client: &Client| start_offsets(client, &partitions, offset_reset, limit);
@@ -215,7 +215,7 @@ impl ConsumerThread {
     }
 
     /// Adds partitions to the assignment after librdkafka has accepted them.
-    pub(super) fn take_over(&mut self, starts: &[StartOffset]) -> KafkaResult<()> {
+    pub(super) fn apply_assignment(&mut self, starts: &[StartOffset]) -> KafkaResult<()> {
         // librdkafka keeps the paused state of a partition beyond the loss of the partition.
         let list = offsets::list(starts.iter().map(|start| (&start.partition, Offset::Invalid)))?;
         self.client.resume(&list)?;
@@ -225,7 +225,7 @@ impl ConsumerThread {
             self.assignment.gain(partition.clone(), *offset, *committed);
             if let Some(state) = self.assignment.partitions.get_mut(partition) {
                 state.pending_commit = (committed.is_none() && !fails).then_some(*offset);
-                state.failed = fails.then(|| error::no_start(partition, "recv"));
+                state.failed = fails.then(|| error::no_valid_offset(partition, "recv"));
             }
         }
         self.begin_membership();
@@ -237,11 +237,11 @@ impl ConsumerThread {
     /// happens only inside `recv`, and after all events.
     pub(super) fn reassign(&mut self) {
         let states = self.assignment.partitions.iter();
-        let stuck: Vec<_> = states
+        let pending: Vec<_> = states
             .filter(|(_, state)| state.needs_reassign && state.failed.is_none())
             .map(|(partition, state)| (partition.clone(), state.fetch_offset))
             .collect();
-        for (partition, offset) in stuck {
+        for (partition, offset) in pending {
             if self.rebalancing.is_pending() {
                 return;
             }
@@ -255,7 +255,7 @@ impl ConsumerThread {
                 self.client.incremental_assign(&list)
             });
             match assigned {
-                Ok(()) => self.assignment.sought(&partition, true),
+                Ok(()) => self.assignment.finish_seek(&partition, true),
                 Err(error) => self.request_failed(error),
             }
         }

@@ -58,19 +58,19 @@ impl ConsumerThread {
             | Code::UnknownTopicOrPartition
             | Code::UnknownPartition
             | Code::UnknownTopicId => self.topic_check.request(Duration::ZERO),
-            Code::FencedInstanceId => self.fatal = Some(error::by_code(code, "recv")),
+            Code::FencedInstanceId => self.fatal = Some(error::from_code(code, "recv")),
             _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                 let reason = self.client.client().fatal_error();
                 self.fatal = Some(reason.map_or_else(
-                    || error::by_code(code, "recv"),
-                    |(code, reason)| error::by_code(code, "recv").with_message(reason),
+                    || error::from_code(code, "recv"),
+                    |(code, reason)| error::from_code(code, "recv").with_message(reason),
                 ));
             }
             _ => {
-                let found = error::by_code(code, "recv");
+                let found = error::from_code(code, "recv");
                 // librdkafka retries temporary errors. `recv` returns an error after its wait has passed.
                 if found.retry().is_retryable() || found.kind() == ErrorKind::Internal {
-                    tracing::debug!(%code, "librdkafka continues after an error");
+                    tracing::debug!(%code, "librdkafka error; the consumer continues");
                 } else {
                     self.failure = Some(found);
                 }
@@ -107,7 +107,7 @@ impl ConsumerThread {
                 // and has grown again.
                 OffsetState::Valid => self.seek_client(&partition, offset),
                 OffsetState::OutOfRange { to: Some(to), low, high } => {
-                    tracing::warn!(%partition, from = offset, to, "the offset does not exist any more");
+                    tracing::warn!(%partition, from = offset, to, "offset out of range; resetting the position");
                     let commit = state.pending_commit.or(state.committed);
                     let invalid = commit.is_none_or(|commit| !(low..=high).contains(&commit));
                     let commit = invalid && self.settings.has_group();
@@ -116,7 +116,7 @@ impl ConsumerThread {
                 }
                 OffsetState::OutOfRange { to: None, low, high } => {
                     state.truncate(high);
-                    (state.failed, state.log_start) = (Some(error::no_start(&partition, "recv")), low);
+                    (state.failed, state.log_start) = (Some(error::no_valid_offset(&partition, "recv")), low);
                 }
             }
         }
@@ -134,16 +134,16 @@ impl ConsumerThread {
         }
         let suspects = unreadable::suspects(&self.assignment, &batches);
         let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
-        let (closing, answers) = (self.closing.subscribe(), self.answers.clone());
+        let (closing, responses) = (self.closing.subscribe(), self.responses.clone());
         let find = move |client: &Client| {
             let found = |suspect: &Suspect| {
                 let suspect = suspect.clone();
-                let _ = answers.send(Box::new(move |thread| thread.hold_back(&suspect)));
+                let _ = responses.send(Box::new(move |thread| thread.pause_unreadable(&suspect)));
             };
             let skipped = |suspect: &Suspect, ranges: Vec<Range>| {
                 let suspect = suspect.clone();
                 let skip = move |thread: &mut Self| thread.skip_unreadable(&suspect, &ranges);
-                let _ = answers.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
+                let _ = responses.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
             };
             let search = Search { config: &config, batches: &batches, is_closing: &|| *closing.borrow() };
             search.run(client, &suspects, limit, found, skipped)
@@ -160,13 +160,13 @@ impl ConsumerThread {
     }
 
     /// Stops librdkafka's fetches of a partition, which would decompress an unreadable batch repeatedly.
-    fn hold_back(&mut self, suspect: &Suspect) {
+    fn pause_unreadable(&mut self, suspect: &Suspect) {
         let state = self.assignment.current(&suspect.partition, suspect.generation);
         if state.is_some_and(|state| state.fetch_offset == suspect.fetch_offset)
             && let Ok(list) = offsets::list([(&suspect.partition, Offset::Invalid)])
             && let Err(error) = self.client.pause(&list)
         {
-            tracing::debug!(%error, "librdkafka fetches an unreadable batch again");
+            tracing::debug!(%error, "cannot pause the partition of an unreadable batch");
         }
     }
 
@@ -180,12 +180,12 @@ impl ConsumerThread {
         if state.fetch_offset != suspect.fetch_offset {
             return;
         }
-        let code = error::by_code(Code::BadCompression, "recv");
+        let code = error::from_code(Code::BadCompression, "recv");
         let labels = [("topic", partition.topic.to_string()), ("partition", partition.partition.to_string())];
         for range in ranges {
             tracing::error!(
                 %partition, first = range.first, last = range.next - 1, code = code.code(),
-                "offsets that cannot be read are skipped"
+                "skipping unreadable offsets"
             );
             metrics::counter!("qi_redpanda_unreadable_ranges_total", &labels).increment(1);
             let batch = RecordBatch::unreadable(partition.clone(), suspect.generation, *range, code.code());
@@ -201,7 +201,7 @@ impl ConsumerThread {
             && let Ok(list) = offsets::list([(partition, Offset::Invalid)])
             && let Err(error) = self.client.resume(&list)
         {
-            tracing::debug!(%error, "librdkafka does not fetch a partition again");
+            tracing::debug!(%error, "cannot resume a partition");
         }
     }
 
@@ -265,7 +265,7 @@ fn offset_states(
         let (low, high) = match (low.get(partition), high.get(partition)) {
             (Some(Ok(low)), Some(Ok(high))) => (*low, *high),
             // `check_topics` handles deleted topics.
-            (Some(Err(error)), _) | (_, Some(Err(error))) if error::is_gone(error) => continue,
+            (Some(Err(error)), _) | (_, Some(Err(error))) if error::is_missing(error) => continue,
             _ => {
                 all = false;
                 continue;

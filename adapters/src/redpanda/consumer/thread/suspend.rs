@@ -49,7 +49,7 @@ impl ConsumerThread {
             if self.settings.has_group() {
                 self.client.unsubscribe();
             } else if let Err(error) = self.client.unassign() {
-                tracing::warn!(%error, "a suspended reader continues to fetch");
+                tracing::warn!(%error, "cannot pause a suspended reader");
             }
         }
         self.serve_events();

@@ -87,7 +87,7 @@ fn a_rebalance_ends_a_poll() {
 }
 
 #[test]
-fn headers_count_in_the_bytes_of_a_poll() {
+fn header_bytes_count_towards_the_poll_limit() {
     const EACH: usize = 100 << 10;
     let cluster = cluster();
     let brokers = cluster.bootstrap_servers();
@@ -99,7 +99,7 @@ fn headers_count_in_the_bytes_of_a_poll() {
     }
     producer.flush(Duration::from_secs(10)).unwrap();
     let (mut thread, _handle) = member(&brokers);
-    thread.take_over(&[start_offset(0, Some(0))]).unwrap();
+    thread.apply_assignment(&[start_offset(0, Some(0))]).unwrap();
     let (mut buffered, mut most) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(30);
     while buffered < 40 * EACH && Instant::now() < deadline {
@@ -115,18 +115,18 @@ fn headers_count_in_the_bytes_of_a_poll() {
 }
 
 #[test]
-fn partitions_that_librdkafka_rejects_are_not_assigned() {
+fn partitions_rejected_by_librdkafka_are_not_assigned() {
     let (mut thread, _handle) = member(NOWHERE);
     // librdkafka rejects a list that contains a partition twice.
-    assert!(thread.take_over(&[start_offset(3, None), start_offset(3, None)]).is_err());
+    assert!(thread.apply_assignment(&[start_offset(3, None), start_offset(3, None)]).is_err());
     assert!(thread.assignment.partitions.is_empty());
-    thread.take_over(&[start_offset(3, None)]).unwrap();
+    thread.apply_assignment(&[start_offset(3, None)]).unwrap();
     let state = thread.assignment.partitions.get(&partition()).unwrap();
     assert_eq!((state.position, state.committed, state.pending_commit), (3, None, Some(3)));
 }
 
 #[test]
-fn a_recv_without_a_wait_waits_for_a_consumer_that_resumes() {
+fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
     let (mut thread, _handle) = member(NOWHERE);
     thread.membership = Membership::Suspended { left: true };
     let (reply, _result) = oneshot::channel();
@@ -144,22 +144,22 @@ fn a_recv_without_a_wait_waits_for_a_consumer_that_resumes() {
 }
 
 #[test]
-fn a_seek_or_a_pause_after_a_loss_is_refused() {
+fn seek_and_pause_after_a_revocation_are_rejected() {
     let (mut thread, _handle) = member(NOWHERE);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
-    let (sender, sought) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     thread.seek(vec![(partition(), SeekTo::Offset(1))], sender);
     // The maximum poll interval passes during the request.
     thread.lose_by_poll_interval();
-    let refused = reply(&mut thread, sought).unwrap_err();
+    let refused = reply(&mut thread, receiver).unwrap_err();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
     let refused = thread.set_paused(&[partition()], true, "pause").unwrap_err();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
 }
 
 #[tokio::test]
-async fn a_reply_to_a_dropped_recv_is_returned_by_the_next_one() {
+async fn the_result_of_a_dropped_recv_goes_to_the_next_recv() {
     let (mut thread, handle) = member(NOWHERE);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
@@ -194,7 +194,7 @@ fn a_revocation_waits_for_the_commit_in_flight() {
     let cluster = cluster();
     let (mut thread, _handle) = member(&cluster.bootstrap_servers());
     thread.membership = Membership::Active;
-    thread.take_over(&[start_offset(0, Some(0))]).unwrap();
+    thread.apply_assignment(&[start_offset(0, Some(0))]).unwrap();
     push(&mut thread, 0..5);
     thread.buffer.take(&mut thread.assignment, 5).unwrap();
     let (sender, committed) = oneshot::channel();
@@ -214,7 +214,7 @@ fn a_revocation_waits_for_the_commit_in_flight() {
 }
 
 #[test]
-fn answers_take_effect_inside_recv_only() {
+fn request_results_apply_only_inside_recv() {
     let (mut thread, _handle) = member(NOWHERE);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);

@@ -12,14 +12,14 @@ use qi_core::{
 };
 
 use super::chapter;
-use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
+use crate::bus::contract::{CheckResult, TestContext, ensure, ensure_eq};
 use crate::store::contract::{Everything, NamedSignal, SYMBOLS, Sample};
 
 chapter! { "codec":
-    every_record_there_and_back [],
-    symbols_as_exchanges_write_them [],
-    what_is_something_else_is_refused_with_its_place [],
-    dead_letters_carry_origin_and_error [],
+    every_record_survives_a_round_trip [],
+    symbols_of_exchanges_survive_a_round_trip [],
+    undecodable_message_is_rejected_with_its_offset [],
+    dead_letters_have_origin_and_error [],
 }
 
 struct Records {
@@ -28,7 +28,7 @@ struct Records {
     time: Timestamp,
 }
 
-fn records() -> Verdict<Records> {
+fn records() -> CheckResult<Records> {
     Ok(Records {
         instrument: "binance:BTC-USDT".parse()?,
         price: "65000.000000000000000001".parse()?,
@@ -37,19 +37,24 @@ fn records() -> Verdict<Records> {
 }
 
 impl Records {
-    fn tick(&self, id: u64) -> Verdict<PriceTick> {
+    fn tick(&self, id: u64) -> CheckResult<PriceTick> {
         Ok(PriceTick::new(self.instrument.clone(), self.time, id, self.price)?)
     }
 }
 
-async fn batch(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, count: usize) -> Verdict<Batch> {
-    let all = lab.all_of(bus, topic, 1, count).await?;
+async fn batch(
+    context: &TestContext,
+    bus: &dyn MessageBus,
+    topic: &TopicName,
+    count: usize,
+) -> CheckResult<Batch> {
+    let all = context.read_all(bus, topic, 1, count).await?;
     Ok(Batch::new(all, qi_core::bus::Offsets::new(), Vec::new()))
 }
 
 /// Publishes samples of a record and reads them back.
-async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
-    let topic = lab.topic(bus, 1).await?;
+async fn round_trip<D: Sample>(context: &TestContext, bus: &dyn MessageBus) -> CheckResult {
+    let topic = context.create_topic(bus, 1).await?;
     let time = records()?.time;
     let sent: Vec<D> = (0..12u32).map(|n| D::make(&D::series_no(n as usize), time, n.into(), n)).collect();
     // A topic may hold several formats, for example during an update of the producers.
@@ -58,39 +63,39 @@ async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
     }
     let encodings = Encoding::ALL.into_iter().flat_map(|encoding| vec![encoding; sent.len()]);
     let sent: Vec<D> = Encoding::ALL.into_iter().flat_map(|_| sent.clone()).collect();
-    let came = batch(lab, bus, &topic, sent.len()).await?;
-    for ((message, record), encoding) in came.messages().iter().zip(&sent).zip(encodings) {
+    let received = batch(context, bus, &topic, sent.len()).await?;
+    for ((message, record), encoding) in received.messages().iter().zip(&sent).zip(encodings) {
         let key = Bytes::from(record.series_ref().owner.to_string());
-        ensure_eq!(message.key.as_ref(), Some(&key), "the key");
+        ensure_eq!(message.key.as_ref(), Some(&key), "the message key");
         let word = |name: &str| message.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
-        ensure_eq!(word(header::TYPE).as_deref(), Some(D::DATASET.message()), "the type");
-        ensure_eq!(word(header::VERSION), Some(D::DATASET.version().to_string()), "the version");
-        ensure_eq!(word(header::CONTENT_TYPE).as_deref(), Some(encoding.content_type()), "the codec");
-        ensure_eq!(decode_message::<D>(message)?, *record, "one record");
+        ensure_eq!(word(header::TYPE).as_deref(), Some(D::DATASET.message()), "the type header");
+        ensure_eq!(word(header::VERSION), Some(D::DATASET.version().to_string()), "the version header");
+        ensure_eq!(word(header::CONTENT_TYPE).as_deref(), Some(encoding.content_type()), "the content type");
+        ensure_eq!(decode_message::<D>(message)?, *record, "the decoded record");
         let again = encode_message(&encoding, record, Some(&topic))?;
-        ensure_eq!(again.payload, message.payload, "the payload is always the same");
+        ensure_eq!(again.payload, message.payload, "the payload of a second encoding");
         // The same without the type: as records, and as rows of a dataset that is declared at run time.
         let payload = message.payload.as_deref().unwrap_or_default();
-        for dataset in [D::DATASET, at_run_time(D::DATASET)?] {
+        for dataset in [D::DATASET, declared_at_run_time(D::DATASET)?] {
             let (mut erased, mut bytes) = (dataset.new_vec(), Vec::new());
             encoding.decode(payload, &mut erased)?;
             ensure_eq!(
                 Row::copy_of(erased.as_records())?,
                 Row::copy_of(&Slice::new(std::slice::from_ref(record))?)?,
-                "a row"
+                "the decoded row"
             );
             encoding.encode(erased.as_records(), 0, &mut bytes)?;
-            ensure_eq!(Bytes::from(bytes), payload, "the payload of a row");
+            ensure_eq!(Bytes::from(bytes), payload, "the payload of the encoded row");
         }
     }
-    let back = came.decode::<D>();
-    ensure!(back.rejected.is_empty(), "every record is readable");
-    ensure_eq!(back.records, sent, "the records");
+    let back = received.decode::<D>();
+    ensure!(back.rejected.is_empty(), "records were rejected");
+    ensure_eq!(back.records, sent, "the decoded records");
     Ok(())
 }
 
 /// Declares the same dataset at run time.
-fn at_run_time(dataset: Dataset) -> qi_core::Result<Dataset> {
+fn declared_at_run_time(dataset: Dataset) -> qi_core::Result<Dataset> {
     Dataset::declare(Description {
         name: dataset.name(),
         version: dataset.version(),
@@ -105,24 +110,24 @@ fn at_run_time(dataset: Dataset) -> qi_core::Result<Dataset> {
     })
 }
 
-async fn every_record_there_and_back(lab: &Lab) -> Verdict {
-    let bus = &*lab.bus().await?;
-    there_and_back::<PriceTick>(lab, bus).await?;
-    there_and_back::<Quote>(lab, bus).await?;
-    there_and_back::<Bar>(lab, bus).await?;
-    there_and_back::<MarketSnapshot>(lab, bus).await?;
-    there_and_back::<FundingRate>(lab, bus).await?;
-    there_and_back::<OpenInterest>(lab, bus).await?;
-    there_and_back::<Liquidation>(lab, bus).await?;
-    there_and_back::<MarkPrice>(lab, bus).await?;
-    there_and_back::<BookSnapshot>(lab, bus).await?;
-    there_and_back::<Everything>(lab, bus).await?;
-    there_and_back::<NamedSignal>(lab, bus).await
+async fn every_record_survives_a_round_trip(context: &TestContext) -> CheckResult {
+    let bus = &*context.bus().await?;
+    round_trip::<PriceTick>(context, bus).await?;
+    round_trip::<Quote>(context, bus).await?;
+    round_trip::<Bar>(context, bus).await?;
+    round_trip::<MarketSnapshot>(context, bus).await?;
+    round_trip::<FundingRate>(context, bus).await?;
+    round_trip::<OpenInterest>(context, bus).await?;
+    round_trip::<Liquidation>(context, bus).await?;
+    round_trip::<MarkPrice>(context, bus).await?;
+    round_trip::<BookSnapshot>(context, bus).await?;
+    round_trip::<Everything>(context, bus).await?;
+    round_trip::<NamedSignal>(context, bus).await
 }
 
-async fn symbols_as_exchanges_write_them(lab: &Lab) -> Verdict {
-    let bus = &*lab.bus().await?;
-    let topic = lab.topic(bus, 1).await?;
+async fn symbols_of_exchanges_survive_a_round_trip(context: &TestContext) -> CheckResult {
+    let bus = &*context.bus().await?;
+    let topic = context.create_topic(bus, 1).await?;
     let Records { price, time, .. } = records()?;
     let longest = "\u{1f600}".repeat(64);
     let mut sent = Vec::new();
@@ -130,28 +135,28 @@ async fn symbols_as_exchanges_write_them(lab: &Lab) -> Verdict {
         sent.push(PriceTick::new(format!("alpha:{symbol}").parse()?, time, n, price)?);
     }
     bus.send_records(&sent, Some(&topic)).await?;
-    let came = batch(lab, bus, &topic, sent.len()).await?;
-    for (message, tick) in came.messages().iter().zip(&sent) {
+    let received = batch(context, bus, &topic, sent.len()).await?;
+    for (message, tick) in received.messages().iter().zip(&sent) {
         let key = tick.instrument().to_string();
-        ensure_eq!(message.key.as_deref(), Some(key.as_bytes()), "the key");
+        ensure_eq!(message.key.as_deref(), Some(key.as_bytes()), "the message key");
     }
-    let back = came.decode::<PriceTick>();
-    ensure!(back.rejected.is_empty(), "every record is readable");
-    ensure_eq!(back.records, sent, "the records");
+    let back = received.decode::<PriceTick>();
+    ensure!(back.rejected.is_empty(), "records were rejected");
+    ensure_eq!(back.records, sent, "the decoded records");
     Ok(())
 }
 
 /// Returns a message with one header replaced.
-fn with(message: &Message, name: &str, value: &'static str) -> Verdict<Message> {
+fn with(message: &Message, name: &str, value: &'static str) -> CheckResult<Message> {
     let mut other = message.clone();
     other.headers.remove(name);
     other.headers.push(HeaderName::new(name)?, Bytes::from_static(value.as_bytes()));
     Ok(other)
 }
 
-async fn what_is_something_else_is_refused_with_its_place(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
+async fn undecodable_message_is_rejected_with_its_offset(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
     let good = encode_message(&Encoding::Json, &records()?.tick(1)?, Some(&topic))?;
     let mut broken = good.clone();
     broken.payload = Some(Bytes::from_static(b"{\"instrument\":"));
@@ -165,42 +170,66 @@ async fn what_is_something_else_is_refused_with_its_place(lab: &Lab) -> Verdict 
         tombstone,
     ];
     bus.send(&bad).await?;
-    for (n, message) in batch(lab, &*bus, &topic, bad.len()).await?.iter().enumerate() {
+    for (n, message) in batch(context, &*bus, &topic, bad.len()).await?.iter().enumerate() {
         let error = decode_message::<PriceTick>(message).err();
-        ensure_eq!(error.as_ref().map(qi_core::Error::kind), Some(ErrorKind::CorruptData), "message {n}");
+        ensure_eq!(
+            error.as_ref().map(qi_core::Error::kind),
+            Some(ErrorKind::CorruptData),
+            "the error kind of message {n}"
+        );
         let place = error.and_then(|e| {
             Some((e.context_value("topic")?.to_owned(), e.context_value("offset")?.to_owned()))
         });
-        ensure_eq!(place, Some((topic.to_string(), message.offset.to_string())), "the place of message {n}");
+        ensure_eq!(
+            place,
+            Some((topic.to_string(), message.offset.to_string())),
+            "topic and offset in the error of message {n}"
+        );
     }
     Ok(())
 }
 
-async fn dead_letters_carry_origin_and_error(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let (topic, dead) = (lab.topic(&*bus, 1).await?, lab.topic(&*bus, 1).await?);
+async fn dead_letters_have_origin_and_error(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let (topic, dead) = (context.create_topic(&*bus, 1).await?, context.create_topic(&*bus, 1).await?);
     let records = records()?;
-    let good =
-        |id| -> Verdict<Message> { Ok(encode_message(&Encoding::Json, &records.tick(id)?, Some(&topic))?) };
+    let good = |id| -> CheckResult<Message> {
+        Ok(encode_message(&Encoding::Json, &records.tick(id)?, Some(&topic))?)
+    };
     let bad = with(&good(2)?, header::VERSION, "2")?;
     bus.send(&[good(1)?, bad.clone(), good(3)?]).await?;
-    let came = batch(lab, &*bus, &topic, 3).await?;
-    let decoded = came.decode::<PriceTick>();
-    ensure_eq!(decoded.records, [records.tick(1)?, records.tick(3)?], "what could be read");
+    let received = batch(context, &*bus, &topic, 3).await?;
+    let decoded = received.decode::<PriceTick>();
+    ensure_eq!(decoded.records, [records.tick(1)?, records.tick(3)?], "the decoded records");
     bus.send_dead_letters(&decoded.rejected, &DeadLetters::to(dead.clone())).await?;
-    let letters = lab.all_of(&*bus, &dead, 1, 1).await?;
+    let letters = context.read_all(&*bus, &dead, 1, 1).await?;
     let letter = &letters[0];
-    ensure_eq!((&letter.key, &letter.payload), (&bad.key, &bad.payload), "key and payload as they were");
+    ensure_eq!(
+        (&letter.key, &letter.payload),
+        (&bad.key, &bad.payload),
+        "key and payload of the dead letter"
+    );
     let word = |name: &str| letter.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
-    ensure_eq!(word(header::ORIGIN_TOPIC), Some(topic.to_string()), "the topic");
-    ensure_eq!(word(header::ORIGIN_PARTITION).as_deref(), Some("0"), "the partition");
-    ensure_eq!(word(header::ORIGIN_OFFSET), Some(came.messages()[1].offset.to_string()), "the offset");
-    ensure_eq!(word(header::ERROR_CODE).as_deref(), Some("bus.codec.header"), "the code");
-    ensure!(word(header::ERROR).is_some_and(|text| text.contains(header::VERSION)), "the error in words");
-    ensure_eq!(word(header::VERSION).as_deref(), Some("2"), "its own headers");
+    ensure_eq!(word(header::ORIGIN_TOPIC), Some(topic.to_string()), "the origin topic");
+    ensure_eq!(word(header::ORIGIN_PARTITION).as_deref(), Some("0"), "the origin partition");
+    ensure_eq!(
+        word(header::ORIGIN_OFFSET),
+        Some(received.messages()[1].offset.to_string()),
+        "the origin offset"
+    );
+    ensure_eq!(word(header::ERROR_CODE).as_deref(), Some("bus.codec.header"), "the error code");
+    ensure!(
+        word(header::ERROR).is_some_and(|text| text.contains(header::VERSION)),
+        "the error text does not name the header"
+    );
+    ensure_eq!(word(header::VERSION).as_deref(), Some("2"), "the original headers");
     // If the dead letter topic does not exist, the rejected messages must not be skipped silently.
-    let nowhere = DeadLetters::to(lab.fresh_name()?);
+    let nowhere = DeadLetters::to(context.unused_topic_name()?);
     let refused = bus.send_dead_letters(&decoded.rejected, &nowhere).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "a dead letter topic that there is not");
+    ensure_eq!(
+        refused.map(|e| e.kind()),
+        Some(ErrorKind::NotFound),
+        "the error of an unknown dead letter topic"
+    );
     Ok(())
 }

@@ -8,62 +8,62 @@ use qi_core::bus::{
 use qi_core::{ErrorKind, Instrument, PriceTick, Timestamp};
 
 use super::chapter;
-use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
+use crate::bus::contract::{CheckResult, TestContext, ensure, ensure_eq};
 
 chapter! { "dead_letters":
-    order_is_store_dead_letters_commit [],
-    copies_have_the_same_origin [],
-    json_of_other_spellings_is_decoded [],
+    dead_letters_are_sent_before_the_commit [],
+    duplicates_have_the_same_origin [],
+    json_content_type_variants_are_decoded [],
     null_payload_is_rejected [],
     deeply_nested_json_is_rejected [],
-    string_of_a_mebibyte_in_a_number_is_rejected [Admin],
-    payload_times_outside_the_domain_are_rejected [],
-    header_names_empty_and_long_are_readable [],
+    one_mebibyte_string_as_a_number_is_rejected [Admin],
+    payload_timestamps_out_of_range_are_rejected [],
+    empty_and_long_header_names_are_readable [],
     hundred_thousand_headers_do_not_stop_the_group [Admin],
-    letter_of_a_message_at_the_limit_is_whole [Admin],
-    letter_above_the_limit_is_truncated [Admin],
-    letter_with_too_many_headers_is_truncated [Admin],
-    letter_with_a_giant_header_is_truncated [Admin],
-    topic_without_room_for_any_letter_does_not_stop_the_group [Admin],
-    too_large_has_one_code [Admin],
+    dead_letter_of_a_message_at_the_limit_is_complete [Admin],
+    dead_letter_above_the_limit_is_truncated [Admin],
+    dead_letter_with_too_many_headers_is_truncated [Admin],
+    dead_letter_with_a_large_header_is_truncated [Admin],
+    rejected_dead_letters_do_not_stop_the_group [Admin],
+    too_large_messages_have_one_error_code [Admin],
 }
 
 /// A topic, its dead letter topic, and a group that reads the topic.
-struct Bench<'a> {
-    lab: &'a Lab,
+struct DeadLetterTest<'a> {
+    context: &'a TestContext,
     bus: std::sync::Arc<dyn MessageBus>,
     topic: TopicName,
     dead: TopicName,
     group: GroupId,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> DeadLetterTest<'a> {
     /// Creates both topics. Dead letters have at most `max_message_bytes`.
-    async fn new(lab: &'a Lab, max_message_bytes: usize) -> Verdict<Self> {
-        let bus = lab.bus().await?;
-        let topic = lab.topic(&*bus, 1).await?;
-        let spec = TopicSpec::new(lab.fresh_name()?, 1)?.with_max_message_bytes(max_message_bytes);
-        let dead = lab.create(&*bus, spec).await?;
-        Ok(Self { group: lab.group()?, lab, bus, topic, dead })
+    async fn new(context: &'a TestContext, max_message_bytes: usize) -> CheckResult<Self> {
+        let bus = context.bus().await?;
+        let topic = context.create_topic(&*bus, 1).await?;
+        let spec = TopicSpec::new(context.unused_topic_name()?, 1)?.with_max_message_bytes(max_message_bytes);
+        let dead = context.create_topic_from(&*bus, spec).await?;
+        Ok(Self { group: context.new_group()?, context, bus, topic, dead })
     }
 
-    fn good(&self, seq: u64) -> Verdict<Message> {
+    fn good(&self, seq: u64) -> CheckResult<Message> {
         Ok(encode_message(&Encoding::Json, &tick(seq)?, Some(&self.topic))?)
     }
 
-    fn with_payload(&self, payload: impl Into<Bytes>) -> Verdict<Message> {
+    fn with_payload(&self, payload: impl Into<Bytes>) -> CheckResult<Message> {
         let mut message = self.good(2)?;
         message.payload = Some(payload.into());
         Ok(message)
     }
 
-    async fn member(&self) -> Verdict<Box<dyn Subscription>> {
-        Ok(self.bus.subscribe(self.lab.request(&self.group, &self.topic)?).await?)
+    async fn member(&self) -> CheckResult<Box<dyn Subscription>> {
+        Ok(self.bus.subscribe(self.context.subscribe_request(&self.group, &self.topic)?).await?)
     }
 
     /// Receives `count` messages with a member.
-    async fn batch(&self, member: &mut dyn Subscription, count: usize) -> Verdict<Batch> {
-        let messages = self.lab.drain(member, count).await?;
+    async fn batch(&self, member: &mut dyn Subscription, count: usize) -> CheckResult<Batch> {
+        let messages = self.context.receive(member, count).await?;
         let mut positions = Offsets::new();
         for message in &messages {
             positions.mark_processed(message);
@@ -71,35 +71,39 @@ impl<'a> Bench<'a> {
         Ok(Batch::new(messages, positions, Vec::new()))
     }
 
-    async fn letters(&self, count: usize) -> Verdict<Vec<ReceivedMessage>> {
-        self.lab.all_of(&*self.bus, &self.dead, 1, count).await
+    async fn letters(&self, count: usize) -> CheckResult<Vec<ReceivedMessage>> {
+        self.context.read_all(&*self.bus, &self.dead, 1, count).await
     }
 
     /// Publishes messages between two valid records and processes all of them as a member. The records must arrive, the
     /// messages must be rejected with `code`, and the group must have committed all of them.
-    async fn rejects(&self, poison: &[Message], code: &str) -> Verdict {
+    async fn rejects(&self, poison: &[Message], code: &str) -> CheckResult {
         let all = [&[self.good(1)?], poison, &[self.good(3)?]].concat();
         self.bus.send(&all).await?;
         let mut member = self.member().await?;
         let batch = self.batch(&mut *member, all.len()).await?;
         let decoded = batch.decode::<PriceTick>();
-        ensure_eq!(decoded.records, [tick(1)?, tick(3)?], "the records around it");
-        ensure_eq!(decoded.rejected.len(), poison.len(), "how many are rejected");
+        ensure_eq!(decoded.records, [tick(1)?, tick(3)?], "the valid records");
+        ensure_eq!(decoded.rejected.len(), poison.len(), "the number of rejected messages");
         for rejected in &decoded.rejected {
             let error = &rejected.error;
-            ensure_eq!((error.kind(), error.code()), (ErrorKind::CorruptData, code), "the error");
+            ensure_eq!(
+                (error.kind(), error.code()),
+                (ErrorKind::CorruptData, code),
+                "the error of a rejected message"
+            );
         }
         self.bus.send_dead_letters(&decoded.rejected, &DeadLetters::to(self.dead.clone())).await?;
         member.commit(batch.offsets()).await?;
         member.close().await?;
         let mut next = self.member().await?;
-        self.lab.quiet(&mut *next).await?;
+        self.context.expect_no_message(&mut *next).await?;
         next.close().await?;
         Ok(())
     }
 }
 
-fn tick(seq: u64) -> Verdict<PriceTick> {
+fn tick(seq: u64) -> CheckResult<PriceTick> {
     let instrument: Instrument = "binance:BTC-USDT".parse()?;
     Ok(PriceTick::new(instrument, Timestamp::from_secs(1_704_067_200)?, seq, "65000.5".parse()?)?)
 }
@@ -113,89 +117,89 @@ fn origin(letter: &ReceivedMessage) -> [Option<String>; 4] {
         .map(|name| header(letter, name))
 }
 
-async fn order_is_store_dead_letters_commit(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
-    bench.bus.send(&[bench.good(1)?, bench.with_payload("no record")?]).await?;
+async fn dead_letters_are_sent_before_the_commit(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
+    test.bus.send(&[test.good(1)?, test.with_payload("no record")?]).await?;
     // The store fails twice. Decoding publishes nothing, and the messages are redelivered.
     for _ in 0..2 {
-        let mut member = bench.member().await?;
-        let decoded = bench.batch(&mut *member, 2).await?.decode::<PriceTick>();
+        let mut member = test.member().await?;
+        let decoded = test.batch(&mut *member, 2).await?.decode::<PriceTick>();
         ensure_eq!((decoded.records.len(), decoded.rejected.len()), (1, 1), "records and rejected messages");
         member.close().await?;
-        bench.letters(0).await?;
+        test.letters(0).await?;
     }
-    let mut member = bench.member().await?;
-    let batch = bench.batch(&mut *member, 2).await?;
+    let mut member = test.member().await?;
+    let batch = test.batch(&mut *member, 2).await?;
     let decoded = batch.decode::<PriceTick>();
-    let dead = DeadLetters::to(bench.dead.clone());
-    bench.bus.send_dead_letters(&decoded.rejected, &dead).await?;
+    let dead = DeadLetters::to(test.dead.clone());
+    test.bus.send_dead_letters(&decoded.rejected, &dead).await?;
     // The dead letter exists before the commit.
-    let letters = bench.letters(1).await?;
+    let letters = test.letters(1).await?;
     ensure_eq!(
         origin(&letters[0]),
         [
-            Some(bench.topic.to_string()),
+            Some(test.topic.to_string()),
             Some("0".to_owned()),
             Some("1".to_owned()),
             decoded.rejected[0].message.timestamp.map(|time| time.as_micros().to_string()),
         ],
-        "the origin"
+        "the origin of the dead letter"
     );
     member.commit(batch.offsets()).await?;
     member.close().await?;
-    let mut next = bench.member().await?;
-    lab.quiet(&mut *next).await
+    let mut next = test.member().await?;
+    context.expect_no_message(&mut *next).await
 }
 
-async fn copies_have_the_same_origin(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
-    bench.bus.send(&[bench.with_payload("no record")?]).await?;
-    let dead = DeadLetters::to(bench.dead.clone());
+async fn duplicates_have_the_same_origin(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
+    test.bus.send(&[test.with_payload("no record")?]).await?;
+    let dead = DeadLetters::to(test.dead.clone());
     // The member ends between the dead letters and the commit.
     for _ in 0..2 {
-        let mut member = bench.member().await?;
-        let decoded = bench.batch(&mut *member, 1).await?.decode::<PriceTick>();
-        bench.bus.send_dead_letters(&decoded.rejected, &dead).await?;
+        let mut member = test.member().await?;
+        let decoded = test.batch(&mut *member, 1).await?.decode::<PriceTick>();
+        test.bus.send_dead_letters(&decoded.rejected, &dead).await?;
         member.close().await?;
     }
-    let letters = bench.letters(2).await?;
-    ensure!(origin(&letters[0])[3].is_some(), "the origin has a timestamp");
-    ensure_eq!(origin(&letters[0]), origin(&letters[1]), "the origins of two copies");
+    let letters = test.letters(2).await?;
+    ensure!(origin(&letters[0])[3].is_some(), "the origin has no timestamp");
+    ensure_eq!(origin(&letters[0]), origin(&letters[1]), "the origins of two duplicates");
     Ok(())
 }
 
-async fn json_of_other_spellings_is_decoded(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
-    let spelt = |bench: &Bench<'_>, value: &'static str| -> Verdict<Message> {
-        let mut message = bench.good(1)?;
+async fn json_content_type_variants_are_decoded(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
+    let spelt = |test: &DeadLetterTest<'_>, value: &'static str| -> CheckResult<Message> {
+        let mut message = test.good(1)?;
         message.headers.remove(header::CONTENT_TYPE);
         message.headers.push(HeaderName::new(header::CONTENT_TYPE)?, Bytes::from_static(value.as_bytes()));
         Ok(message)
     };
     let good = ["application/json;charset=UTF-8", "Application/JSON; charset=\"utf-8\"; v=1"];
-    let good: Vec<_> = good.into_iter().map(|value| spelt(&bench, value)).collect::<Verdict<_>>()?;
-    bench.bus.send(&good).await?;
-    let mut member = bench.member().await?;
-    let decoded = bench.batch(&mut *member, good.len()).await?.decode::<PriceTick>();
-    ensure_eq!(decoded.records.len(), good.len(), "how many are JSON");
+    let good: Vec<_> = good.into_iter().map(|value| spelt(&test, value)).collect::<CheckResult<_>>()?;
+    test.bus.send(&good).await?;
+    let mut member = test.member().await?;
+    let decoded = test.batch(&mut *member, good.len()).await?.decode::<PriceTick>();
+    ensure_eq!(decoded.records.len(), good.len(), "the number of decoded messages");
     member.close().await?;
-    let bench = Bench::new(lab, 2 << 20).await?;
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
     let bad = ["application/json;charset=latin1", "application/cbor"];
-    let bad: Vec<_> = bad.into_iter().map(|value| spelt(&bench, value)).collect::<Verdict<_>>()?;
-    bench.rejects(&bad, "bus.codec.header").await
+    let bad: Vec<_> = bad.into_iter().map(|value| spelt(&test, value)).collect::<CheckResult<_>>()?;
+    test.rejects(&bad, "bus.codec.header").await
 }
 
-async fn null_payload_is_rejected(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
-    let mut message = bench.good(2)?;
+async fn null_payload_is_rejected(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
+    let mut message = test.good(2)?;
     message.payload = None;
-    bench.rejects(&[message], "bus.codec.tombstone").await?;
-    ensure!(bench.letters(1).await?[0].payload.is_none(), "the letter has no payload either");
+    test.rejects(&[message], "bus.codec.tombstone").await?;
+    ensure!(test.letters(1).await?[0].payload.is_none(), "the dead letter of a tombstone has a payload");
     Ok(())
 }
 
-async fn deeply_nested_json_is_rejected(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
+async fn deeply_nested_json_is_rejected(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
     let nested = [
         "[".repeat(100_000),
         "{\"a\":".repeat(100_000),
@@ -204,8 +208,9 @@ async fn deeply_nested_json_is_rejected(lab: &Lab) -> Verdict {
         format!("{{\"other\":{}", "[".repeat(100_000)),
         format!("{{\"other\":{}", "{\"a\":".repeat(100_000)),
     ];
-    let nested: Vec<_> = nested.into_iter().map(|text| bench.with_payload(text)).collect::<Verdict<_>>()?;
-    bench.rejects(&nested, "bus.codec.json").await
+    let nested: Vec<_> =
+        nested.into_iter().map(|text| test.with_payload(text)).collect::<CheckResult<_>>()?;
+    test.rejects(&nested, "bus.codec.json").await
 }
 
 /// Returns a tick as JSON with the given timestamp, sequence number and price.
@@ -215,48 +220,53 @@ fn json([ts, seq, price]: [&str; 3]) -> String {
 
 const TS: &str = "1704067200000000";
 
-async fn string_of_a_mebibyte_in_a_number_is_rejected(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
+async fn one_mebibyte_string_as_a_number_is_rejected(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
     let long = &format!("\"{}\"", "7".repeat(1 << 20));
     let poison = [[long, "2", "\"1\""], [TS, long, "\"1\""], [TS, "2", long]];
-    let poison: Vec<_> = poison.into_iter().map(|of| bench.with_payload(json(of))).collect::<Verdict<_>>()?;
-    bench.rejects(&poison, "bus.codec.json").await?;
-    for letter in bench.letters(poison.len()).await? {
-        let text = header(&letter, header::ERROR).unwrap_or_default();
-        ensure!(!text.is_empty() && text.len() <= 1_024, "an error of {} bytes", text.len());
+    let poison: Vec<_> =
+        poison.into_iter().map(|of| test.with_payload(json(of))).collect::<CheckResult<_>>()?;
+    test.rejects(&poison, "bus.codec.json").await?;
+    for letter in test.letters(poison.len()).await? {
+        let report = header(&letter, header::ERROR).unwrap_or_default();
+        ensure!(!report.is_empty() && report.len() <= 1_024, "the error text has {} bytes", report.len());
     }
     Ok(())
 }
 
-async fn payload_times_outside_the_domain_are_rejected(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
+async fn payload_timestamps_out_of_range_are_rejected(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
     let mut poison = Vec::new();
     for time in [-1, 0, i64::MIN, i64::MAX, Timestamp::MAX.as_micros() + 1] {
-        poison.push(bench.with_payload(json([&time.to_string(), "2", "\"1\""]))?);
+        poison.push(test.with_payload(json([&time.to_string(), "2", "\"1\""]))?);
     }
-    bench.rejects(&poison, "bus.codec.json").await
+    test.rejects(&poison, "bus.codec.json").await
 }
 
-async fn header_names_empty_and_long_are_readable(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 2 << 20).await?;
-    let mut message = bench.good(1)?;
+async fn empty_and_long_header_names_are_readable(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
+    let mut message = test.good(1)?;
     for name in [String::new(), "n".repeat(5_000), "é".to_owned()] {
         message.headers.push(HeaderName::new(name)?, Bytes::from_static(b"v"));
     }
-    bench.bus.publish_one(&message).await?;
-    let mut member = bench.member().await?;
-    let messages = lab.drain(&mut *member, 1).await?;
-    ensure!(!messages[0].headers_unreadable, "the headers are readable");
-    ensure!(messages[0].headers == message.headers, "the headers came as they were");
+    test.bus.publish_one(&message).await?;
+    let mut member = test.member().await?;
+    let messages = context.receive(&mut *member, 1).await?;
+    ensure!(!messages[0].headers_unreadable, "the headers are marked as unreadable");
+    ensure!(messages[0].headers == message.headers, "the received headers differ from the sent headers");
     member.close().await?;
     // With a payload that is not a record, the headers are copied to the dead letter.
     message.payload = Some(Bytes::from_static(b"no record"));
-    let bench = Bench::new(lab, 2 << 20).await?;
-    message.topic = bench.topic.clone();
-    bench.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
-    let letter = &bench.letters(1).await?[0];
+    let test = DeadLetterTest::new(context, 2 << 20).await?;
+    message.topic = test.topic.clone();
+    test.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
+    let letter = &test.letters(1).await?[0];
     for (name, value) in message.headers.iter() {
-        ensure!(letter.headers.get(name.as_str()) == value, "a header of {} bytes", name.as_str().len());
+        ensure!(
+            letter.headers.get(name.as_str()) == value,
+            "the dead letter lacks a header name of {} bytes",
+            name.as_str().len()
+        );
     }
     Ok(())
 }
@@ -266,8 +276,8 @@ async fn header_names_empty_and_long_are_readable(lab: &Lab) -> Verdict {
 const HEADERS: usize = 99_990;
 
 /// Returns a message with [`HEADERS`] headers whose payload is not a record.
-fn with_headers(bench: &Bench<'_>) -> Verdict<Message> {
-    let mut message = bench.with_payload("no record")?;
+fn with_headers(test: &DeadLetterTest<'_>) -> CheckResult<Message> {
+    let mut message = test.with_payload("no record")?;
     for n in message.headers.len()..HEADERS {
         message.headers.push(HeaderName::new(format!("{}", n % 10))?, Bytes::from_static(b"v"));
     }
@@ -283,101 +293,108 @@ fn kept_and_dropped(letter: &ReceivedMessage) -> (usize, usize) {
     (kept.count(), dropped.unwrap_or(0))
 }
 
-async fn hundred_thousand_headers_do_not_stop_the_group(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, (2 << 20) + (64 << 10)).await?;
-    let message = with_headers(&bench)?;
-    let letter = truncated(&bench, &message).await?;
-    ensure_eq!(letter.payload, message.payload, "the payload");
+async fn hundred_thousand_headers_do_not_stop_the_group(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, (2 << 20) + (64 << 10)).await?;
+    let message = with_headers(&test)?;
+    let letter = truncated(&test, &message).await?;
+    ensure_eq!(letter.payload, message.payload, "the payload of the dead letter");
     let (kept, dropped) = kept_and_dropped(&letter);
     ensure!(kept > 90_000 && kept + dropped == HEADERS, "{kept} headers kept, {dropped} dropped");
     Ok(())
 }
 
-async fn letter_of_a_message_at_the_limit_is_whole(lab: &Lab) -> Verdict {
+async fn dead_letter_of_a_message_at_the_limit_is_complete(context: &TestContext) -> CheckResult {
     // The same sizes as in the catalogue: the limit of the dead letter topic exceeds the 2 MiB of the origin by 64 KiB.
-    let bench = Bench::new(lab, (2 << 20) + (64 << 10)).await?;
-    let mut message = bench.with_payload(Bytes::new())?;
+    let test = DeadLetterTest::new(context, (2 << 20) + (64 << 10)).await?;
+    let mut message = test.with_payload(Bytes::new())?;
     // Data that no codec compresses. Kafka also counts the framing.
     let room = (2 << 20) - message.size() - 200;
     let payload: Vec<u8> = (0..u32::try_from(room).unwrap_or_default())
         .map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0])
         .collect();
     message.payload = Some(payload.into());
-    bench.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
-    let letter = &bench.letters(1).await?[0];
-    ensure!(letter.payload == message.payload, "the payload is whole");
-    ensure_eq!(header(letter, header::TRUNCATED), None, "the letter is whole");
+    test.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
+    let letter = &test.letters(1).await?[0];
+    ensure!(letter.payload == message.payload, "the payload of the dead letter is not complete");
+    ensure_eq!(header(letter, header::TRUNCATED), None, "the truncation header");
     Ok(())
 }
 
 /// Rejects a message that is too large for the dead letter topic, and returns its truncated dead letter.
-async fn truncated(bench: &Bench<'_>, message: &Message) -> Verdict<ReceivedMessage> {
-    bench.rejects(std::slice::from_ref(message), "bus.codec.json").await?;
-    let letter = bench.letters(1).await?.swap_remove(0);
+async fn truncated(test: &DeadLetterTest<'_>, message: &Message) -> CheckResult<ReceivedMessage> {
+    test.rejects(std::slice::from_ref(message), "bus.codec.json").await?;
+    let letter = test.letters(1).await?.swap_remove(0);
     let size = message.size().to_string();
-    ensure_eq!(header(&letter, header::TRUNCATED), Some(size), "the size of the original");
+    ensure_eq!(header(&letter, header::TRUNCATED), Some(size), "the size of the original message");
     let digest = header(&letter, header::DIGEST).unwrap_or_default();
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    ensure!(hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()), "the digest {digest:?}");
-    ensure_eq!(origin(&letter)[2].as_deref(), Some("1"), "the origin");
-    ensure_eq!(header(&letter, header::ERROR_CODE).as_deref(), Some("bus.codec.json"), "the code");
+    ensure!(hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()), "invalid digest {digest:?}");
+    ensure_eq!(origin(&letter)[2].as_deref(), Some("1"), "the origin of the dead letter");
+    ensure_eq!(header(&letter, header::ERROR_CODE).as_deref(), Some("bus.codec.json"), "the error code");
     let (kept, whole) = (letter.payload.as_deref(), message.payload.as_deref());
     ensure!(
         kept.zip(whole).is_some_and(|(kept, whole)| whole.starts_with(kept)),
-        "the payload is a part of the original"
+        "the payload is not a prefix of the original payload"
     );
     Ok(letter)
 }
 
-async fn letter_above_the_limit_is_truncated(lab: &Lab) -> Verdict {
+async fn dead_letter_above_the_limit_is_truncated(context: &TestContext) -> CheckResult {
     for limit in [600, 5_000, 100_000] {
-        let bench = Bench::new(lab, limit).await?;
-        let message = bench.with_payload(vec![b'x'; 1 << 20])?;
-        let letter = truncated(&bench, &message).await?;
+        let test = DeadLetterTest::new(context, limit).await?;
+        let message = test.with_payload(vec![b'x'; 1 << 20])?;
+        let letter = truncated(&test, &message).await?;
         let kept = letter.payload.map_or(0, |payload| payload.len());
-        ensure!(kept < limit && (limit < 10_000 || kept > limit / 4), "{kept} bytes kept of {limit}");
+        ensure!(
+            kept < limit && (limit < 10_000 || kept > limit / 4),
+            "{kept} payload bytes kept, limit is {limit} bytes"
+        );
     }
     Ok(())
 }
 
-async fn letter_with_too_many_headers_is_truncated(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 20_000).await?;
-    let letter = truncated(&bench, &with_headers(&bench)?).await?;
+async fn dead_letter_with_too_many_headers_is_truncated(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 20_000).await?;
+    let letter = truncated(&test, &with_headers(&test)?).await?;
     let (kept, dropped) = kept_and_dropped(&letter);
     ensure!(kept > 100 && kept + dropped == HEADERS, "{kept} headers kept, {dropped} dropped");
     Ok(())
 }
 
-async fn letter_with_a_giant_header_is_truncated(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 20_000).await?;
-    let mut message = bench.with_payload("no record")?;
+async fn dead_letter_with_a_large_header_is_truncated(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 20_000).await?;
+    let mut message = test.with_payload("no record")?;
     message.headers.push(HeaderName::new("giant")?, Bytes::from(vec![b'x'; 1 << 20]));
-    let letter = truncated(&bench, &message).await?;
-    ensure_eq!(header(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1"), "dropped headers");
-    ensure!(letter.headers.get("giant").is_none(), "the giant header is dropped");
-    ensure_eq!(letter.payload, message.payload, "the payload");
+    let letter = truncated(&test, &message).await?;
+    ensure_eq!(
+        header(&letter, header::TRUNCATED_HEADERS).as_deref(),
+        Some("1"),
+        "the number of dropped headers"
+    );
+    ensure!(letter.headers.get("giant").is_none(), "the large header is not dropped");
+    ensure_eq!(letter.payload, message.payload, "the payload of the dead letter");
     Ok(())
 }
 
-async fn topic_without_room_for_any_letter_does_not_stop_the_group(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 150).await?;
-    let poison = [bench.with_payload("no record")?, bench.with_payload(vec![b'x'; 1 << 20])?];
-    bench.rejects(&poison, "bus.codec.json").await?;
-    bench.letters(0).await?;
+async fn rejected_dead_letters_do_not_stop_the_group(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 150).await?;
+    let poison = [test.with_payload("no record")?, test.with_payload(vec![b'x'; 1 << 20])?];
+    test.rejects(&poison, "bus.codec.json").await?;
+    test.letters(0).await?;
     Ok(())
 }
 
-async fn too_large_has_one_code(lab: &Lab) -> Verdict {
-    let bench = Bench::new(lab, 10_000).await?;
-    let client = bench.bus.info().max_message_bytes;
+async fn too_large_messages_have_one_error_code(context: &TestContext) -> CheckResult {
+    let test = DeadLetterTest::new(context, 10_000).await?;
+    let client = test.bus.info().max_message_bytes;
     // The first message is too large for the topic, the second for the client.
     for size in [50_000, client + 1] {
-        let message = Message::new(bench.dead.clone(), vec![b'x'; size]);
-        let outcomes = bench.bus.publish(&[message], PublishOptions::NONE).await?.into_outcomes();
+        let message = Message::new(test.dead.clone(), vec![b'x'; size]);
+        let outcomes = test.bus.publish(&[message], PublishOptions::NONE).await?.into_outcomes();
         let failure = outcomes.into_iter().next().and_then(Result::err);
         let found = failure.as_ref().map(|failure| (failure.error.kind(), failure.error.code().to_owned()));
         let wanted = (ErrorKind::InvalidInput, DeliveryError::TOO_LARGE.to_owned());
-        ensure_eq!(found, Some(wanted), "{size} bytes");
+        ensure_eq!(found, Some(wanted), "the error of a message of {size} bytes");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ mod codec;
 mod dead_letters;
 mod faults;
 mod groups;
-mod life;
+mod lifecycle;
 mod positions;
 mod publish;
 mod rebalance;
@@ -22,7 +22,7 @@ pub fn all() -> Vec<Check> {
         groups::CHECKS,
         rebalance::CHECKS,
         admin::CHECKS,
-        life::CHECKS,
+        lifecycle::CHECKS,
         codec::CHECKS,
         dead_letters::CHECKS,
         faults::CHECKS,
@@ -37,8 +37,8 @@ macro_rules! chapter {
         pub(super) const CHECKS: &[$crate::bus::contract::Check] = &[$(
             $crate::bus::contract::Check {
                 name: concat!($chapter, "::", stringify!($check)),
-                needs: &[$($crate::bus::contract::Need::$need),*],
-                run: |lab| Box::pin($check(lab)),
+                needs: &[$($crate::bus::contract::Capability::$need),*],
+                run: |context| Box::pin($check(context)),
             }
         ),*];
     };

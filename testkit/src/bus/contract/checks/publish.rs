@@ -14,68 +14,73 @@ use qi_core::{ErrorKind, Timestamp};
 use tokio::time::Instant;
 
 use super::chapter;
-use crate::bus::contract::lab::{keyed, parts, placed, text};
-use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
+use crate::bus::contract::context::{message_in_partition, message_with_key, parse_payload, text};
+use crate::bus::contract::{CheckResult, Failure, TestContext, ensure, ensure_eq};
 
 chapter! { "publish":
-    empty_batch [],
-    offsets_are_true [],
-    order_of_one_key [],
-    keys_map_as_in_java [],
-    empty_key_is_a_key [],
-    explicit_partition [],
-    keyless_reach_all_partitions [],
-    keyless_stay_together [],
-    headers_as_they_were [],
+    empty_batch_returns_an_empty_report [],
+    reported_offsets_match_the_log [],
+    messages_of_one_key_keep_their_order [],
+    keys_map_to_partitions_like_the_java_client [],
+    empty_key_differs_from_no_key [],
+    explicit_partition_overrides_the_key [],
+    messages_without_key_reach_all_partitions [],
+    batches_without_keys_stay_in_one_partition [],
+    headers_keep_order_and_duplicates [],
     options_add_headers [],
-    payloads_none_empty_and_large [Admin],
-    timestamps_to_the_millisecond [],
-    oversized_fails_alone [Admin],
-    wrong_partition_fails_alone [],
-    unknown_topic_at_once [Admin],
-    sixteen_tasks_lose_nothing [],
-    hundred_thousand_each_once [],
-    small_buffer_loses_nothing [],
-    full_buffer_waits [BoundedLog],
-    dropped_publish_harms_nothing [],
+    null_empty_and_large_payloads_are_delivered [Admin],
+    timestamps_are_truncated_to_milliseconds [],
+    too_large_message_fails_alone [Admin],
+    unknown_partition_fails_alone [],
+    unknown_topic_fails_immediately [Admin],
+    sixteen_concurrent_publishers_lose_no_message [],
+    hundred_thousand_messages_are_delivered_once [],
+    small_send_buffer_loses_no_message [],
+    full_log_makes_publish_wait [BoundedLog],
+    dropped_publish_does_not_affect_later_publishes [],
 }
 
 /// The capacity of a small client, in bytes.
 const SMALL: usize = 256 << 10;
 
-async fn empty_batch(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
+async fn empty_batch_returns_an_empty_report(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
     let report = bus.publish(&[], PublishOptions::NONE).await?;
-    ensure!(report.is_empty(), "an empty batch has no answers");
+    ensure!(report.is_empty(), "an empty batch has outcomes");
     Ok(())
 }
 
-async fn offsets_are_true(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 4).await?;
+async fn reported_offsets_match_the_log(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 4).await?;
     let mut sent = Vec::new();
     for round in 0..5 {
-        let batch: Vec<_> = (0..40).map(|n| keyed(&topic, &format!("k{}", n % 7), round * 40 + n)).collect();
+        let batch: Vec<_> =
+            (0..40).map(|n| message_with_key(&topic, &format!("k{}", n % 7), round * 40 + n)).collect();
         let deliveries = bus.send(&batch).await?;
-        ensure_eq!(deliveries.len(), batch.len(), "one answer for each message");
+        ensure_eq!(deliveries.len(), batch.len(), "the number of deliveries");
         sent.extend(deliveries.into_iter().zip(batch));
     }
     let mut last: BTreeMap<u32, u64> = BTreeMap::new();
     for (delivery, _) in &sent {
         if let Some(before) = last.insert(delivery.partition, delivery.offset) {
-            ensure!(delivery.offset > before, "offset {} comes after {before}", delivery.offset);
+            ensure!(
+                delivery.offset > before,
+                "offset {} was assigned after offset {before}",
+                delivery.offset
+            );
         }
     }
-    let all = lab.all_of(&*bus, &topic, 4, sent.len()).await?;
+    let all = context.read_all(&*bus, &topic, 4, sent.len()).await?;
     for (delivery, message) in &sent {
         let there = all.iter().find(|r| r.partition == delivery.partition && r.offset == delivery.offset);
-        ensure_eq!(there.map(text), Some(body(message)), "what lies at {delivery:?}");
+        ensure_eq!(there.map(text), Some(body(message)), "the message at {delivery:?}");
     }
     let (delivery, message) = &sent[sent.len() / 2];
     let place = TopicPartition::new(topic, delivery.partition);
     let mut reader = bus.open_reader(ReaderRequest::new([(place, SeekTo::Offset(delivery.offset))])?).await?;
-    let found = lab.drain(&mut *reader, 1).await?;
-    ensure_eq!(text(&found[0]), body(message), "the first message of a reader that begins at its offset");
+    let found = context.receive(&mut *reader, 1).await?;
+    ensure_eq!(text(&found[0]), body(message), "the first message of a reader that starts at the offset");
     Ok(())
 }
 
@@ -83,31 +88,31 @@ fn body(message: &Message) -> String {
     String::from_utf8_lossy(message.payload.as_deref().unwrap_or_default()).into_owned()
 }
 
-async fn order_of_one_key(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 6).await?;
+async fn messages_of_one_key_keep_their_order(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 6).await?;
     for round in 0..10 {
         let batch: Vec<_> =
-            (0..120).map(|n| keyed(&topic, &format!("k{}", n % 4), round * 30 + n / 4)).collect();
+            (0..120).map(|n| message_with_key(&topic, &format!("k{}", n % 4), round * 30 + n / 4)).collect();
         bus.send(&batch).await?;
     }
-    let all = lab.all_of(&*bus, &topic, 6, 1_200).await?;
-    in_order_each_once(&all, 4, 300)
+    let all = context.read_all(&*bus, &topic, 6, 1_200).await?;
+    each_key_is_complete_and_ordered(&all, 4, 300)
 }
 
 /// Checks that every key has the numbers from 0, in order, each once, and in one partition.
-fn in_order_each_once(all: &[ReceivedMessage], keys: usize, each: usize) -> Verdict {
+fn each_key_is_complete_and_ordered(all: &[ReceivedMessage], keys: usize, each: usize) -> CheckResult {
     let mut next: BTreeMap<String, (usize, u32)> = BTreeMap::new();
     for message in all {
-        let (key, n) = parts(message)?;
+        let (key, n) = parse_payload(message)?;
         let (wanted, partition) = next.entry(key.clone()).or_insert((0, message.partition));
-        ensure_eq!(n, *wanted, "the next message of {key}");
-        ensure_eq!(message.partition, *partition, "the partition of {key}");
+        ensure_eq!(n, *wanted, "the next message of key {key}");
+        ensure_eq!(message.partition, *partition, "the partition of key {key}");
         *wanted += 1;
     }
-    ensure_eq!(next.len(), keys, "how many keys came");
+    ensure_eq!(next.len(), keys, "the number of keys");
     for (key, (count, _)) in next {
-        ensure_eq!(count, each, "how many messages of {key} came");
+        ensure_eq!(count, each, "the number of messages of key {key}");
     }
     Ok(())
 }
@@ -126,11 +131,11 @@ const MURMUR2: [(&str, u32); 9] = [
     ("1234", 0x9fc9_7b14),
 ];
 
-async fn keys_map_as_in_java(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
+async fn keys_map_to_partitions_like_the_java_client(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
     for partitions in [12, 7] {
-        let topic = lab.topic(&*bus, partitions).await?;
-        let batch: Vec<_> = MURMUR2.iter().map(|(key, _)| keyed(&topic, key, 0)).collect();
+        let topic = context.create_topic(&*bus, partitions).await?;
+        let batch: Vec<_> = MURMUR2.iter().map(|(key, _)| message_with_key(&topic, key, 0)).collect();
         for (delivery, (key, hash)) in bus.send(&batch).await?.iter().zip(MURMUR2) {
             // Java's `toPositive` clears the sign bit.
             ensure_eq!(delivery.partition, (hash & 0x7fff_ffff) % partitions, "the partition of key {key:?}");
@@ -139,78 +144,84 @@ async fn keys_map_as_in_java(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn empty_key_is_a_key(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 16).await?;
+async fn empty_key_differs_from_no_key(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 16).await?;
     for _ in 0..20 {
-        let delivery = bus.publish_one(&keyed(&topic, "", 0)).await?;
+        let delivery = bus.publish_one(&message_with_key(&topic, "", 0)).await?;
         ensure_eq!(delivery.partition, 0x106e_08d9 % 16, "the partition of the empty key");
-        lab.sleep(Duration::from_millis(15)).await;
+        context.sleep(Duration::from_millis(15)).await;
     }
-    let all = lab.all_of(&*bus, &topic, 16, 20).await?;
-    ensure!(
-        all.iter().all(|m| m.key.as_ref().is_some_and(Bytes::is_empty)),
-        "an empty key comes back as one"
-    );
+    let all = context.read_all(&*bus, &topic, 16, 20).await?;
+    ensure!(all.iter().all(|m| m.key.as_ref().is_some_and(Bytes::is_empty)), "a message has no empty key");
     Ok(())
 }
 
-async fn explicit_partition(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 5).await?;
-    let batch: Vec<_> =
-        (0..50).map(|n| placed(&topic, n % 5, n as usize / 5).with_key("the same for all")).collect();
+async fn explicit_partition_overrides_the_key(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 5).await?;
+    let batch: Vec<_> = (0..50)
+        .map(|n| message_in_partition(&topic, n % 5, n as usize / 5).with_key("the same for all"))
+        .collect();
     for (delivery, message) in bus.send(&batch).await?.iter().zip(&batch) {
-        ensure_eq!(Some(delivery.partition), message.partition, "an explicit partition beats the key");
+        ensure_eq!(
+            Some(delivery.partition),
+            message.partition,
+            "the partition of a message with an explicit partition"
+        );
     }
-    let all = lab.all_of(&*bus, &topic, 5, 50).await?;
-    in_order_each_once(&all, 5, 10)
+    let all = context.read_all(&*bus, &topic, 5, 50).await?;
+    each_key_is_complete_and_ordered(&all, 5, 10)
 }
 
-async fn keyless_reach_all_partitions(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 4).await?;
+async fn messages_without_key_reach_all_partitions(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 4).await?;
     let mut reached = BTreeSet::new();
     for n in 0..200 {
         let delivery = bus.publish_one(&Message::new(topic.clone(), format!("-#{n}"))).await?;
         reached.insert(delivery.partition);
-        lab.sleep(Duration::from_millis(5)).await;
+        context.sleep(Duration::from_millis(5)).await;
     }
-    ensure_eq!(reached.len(), 4, "how many of 4 partitions got messages without a key over a second");
-    let all = lab.all_of(&*bus, &topic, 4, 200).await?;
-    ensure!(all.iter().all(|message| message.key.is_none()), "no key stays no key");
+    ensure_eq!(reached.len(), 4, "the number of partitions with messages without a key");
+    let all = context.read_all(&*bus, &topic, 4, 200).await?;
+    ensure!(all.iter().all(|message| message.key.is_none()), "a message without a key has a key");
     Ok(())
 }
 
-async fn keyless_stay_together(lab: &Lab) -> Verdict {
+async fn batches_without_keys_stay_in_one_partition(context: &TestContext) -> CheckResult {
     const ROUNDS: usize = 20;
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 6).await?;
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 6).await?;
     let batch: Vec<_> = (0..8).map(|n| Message::new(topic.clone(), format!("-#{n}"))).collect();
     let mut whole = 0;
     for _ in 0..ROUNDS {
         let deliveries = bus.send(&batch).await?;
         let reached: BTreeSet<_> = deliveries.iter().map(|delivery| delivery.partition).collect();
         whole += usize::from(reached.len() == 1);
-        lab.sleep(Duration::from_millis(5)).await;
+        context.sleep(Duration::from_millis(5)).await;
     }
     // The partition may change within a batch, but not within most batches.
-    ensure!(whole > ROUNDS / 2, "only {whole} of {ROUNDS} batches without keys lie in one partition");
+    ensure!(whole > ROUNDS / 2, "only {whole} of {ROUNDS} batches without keys are in one partition");
     Ok(())
 }
 
-fn header(name: &str) -> Verdict<HeaderName> {
+fn header(name: &str) -> CheckResult<HeaderName> {
     Ok(HeaderName::new(name)?)
 }
 
-async fn one_back(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName) -> Verdict<ReceivedMessage> {
-    let mut all = lab.all_of(bus, topic, 1, 1).await?;
-    all.pop().ok_or_else(|| Failure::new("nothing came"))
+async fn read_one(
+    context: &TestContext,
+    bus: &dyn MessageBus,
+    topic: &TopicName,
+) -> CheckResult<ReceivedMessage> {
+    let mut all = context.read_all(bus, topic, 1, 1).await?;
+    all.pop().ok_or_else(|| Failure::new("received no message"))
 }
 
-async fn headers_as_they_were(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
+async fn headers_keep_order_and_duplicates(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
     let binary: &[u8] = &[0, 255, 128, 10, 13];
     let message = Message::new(topic.clone(), "x")
         .with_header(header("z")?, "last name first")
@@ -220,15 +231,19 @@ async fn headers_as_they_were(lab: &Lab) -> Verdict {
         .with_header(header("z")?, "again")
         .with_header(header("a")?, "é");
     bus.publish_one(&message).await?;
-    let received = one_back(lab, &*bus, &topic).await?;
+    let received = read_one(context, &*bus, &topic).await?;
     ensure_eq!(received.headers, message.headers, "the headers");
-    ensure_eq!(received.headers.get("z").map(|v| &v[..]), Some(&b"again"[..]), "the last of a repeated name");
+    ensure_eq!(
+        received.headers.get("z").map(|v| &v[..]),
+        Some(&b"again"[..]),
+        "the value of a repeated header"
+    );
     Ok(())
 }
 
-async fn options_add_headers(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
+async fn options_add_headers(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
     let mut added = Headers::new();
     added.push(header("trace")?, Bytes::from_static(b"t"));
     let message = Message::new(topic.clone(), "x").with_header(header("own")?, "o");
@@ -236,13 +251,17 @@ async fn options_add_headers(lab: &Lab) -> Verdict {
     bus.publish(std::slice::from_ref(&message), &options).await?.into_result()?;
     let mut wanted = message.headers.clone();
     wanted.extend(&added);
-    ensure_eq!(one_back(lab, &*bus, &topic).await?.headers, wanted, "own headers, then those of the options");
+    ensure_eq!(
+        read_one(context, &*bus, &topic).await?.headers,
+        wanted,
+        "the headers of the message, then of the options"
+    );
     Ok(())
 }
 
-async fn payloads_none_empty_and_large(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
+async fn null_empty_and_large_payloads_are_delivered(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
     // Incompressible data, because any codec would shrink a run of one byte.
     let large: Vec<u8> = (0..1_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     let batch = [
@@ -251,97 +270,121 @@ async fn payloads_none_empty_and_large(lab: &Lab) -> Verdict {
         Message::new(topic.clone(), large).with_key("k"),
     ];
     bus.send(&batch).await?;
-    let all = lab.all_of(&*bus, &topic, 1, 3).await?;
-    ensure!(all[0].payload.is_none(), "a tombstone has no payload");
-    ensure_eq!(all[1].payload.as_deref(), Some(&b""[..]), "an empty payload is none of a tombstone");
-    ensure!(all[2].payload == batch[2].payload, "1 MiB came back as it was");
+    let all = context.read_all(&*bus, &topic, 1, 3).await?;
+    ensure!(all[0].payload.is_none(), "the tombstone has a payload");
+    ensure_eq!(all[1].payload.as_deref(), Some(&b""[..]), "the empty payload");
+    ensure!(all[2].payload == batch[2].payload, "the payload of 1 MiB differs");
     Ok(())
 }
 
-async fn timestamps_to_the_millisecond(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
-    let before = lab.now().floor_to_millis();
+async fn timestamps_are_truncated_to_milliseconds(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
+    let before = context.now().floor_to_millis();
     let own = Timestamp::from_micros(before.as_micros() - 60_000_000 + 999)?;
     let batch = [Message::new(topic.clone(), "own").with_timestamp(own), Message::new(topic.clone(), "none")];
     let deliveries = bus.send(&batch).await?;
-    let after = lab.now();
-    let all = lab.all_of(&*bus, &topic, 1, 2).await?;
-    ensure_eq!(all[0].timestamp, Some(own.floor_to_millis()), "a time of its own, cut to the millisecond");
-    let stamped = all[1].timestamp.ok_or_else(|| Failure::new("a message without a time gets one"))?;
-    ensure_eq!(stamped, stamped.floor_to_millis(), "the time of publishing, cut to the millisecond");
+    let after = context.now();
+    let all = context.read_all(&*bus, &topic, 1, 2).await?;
+    ensure_eq!(all[0].timestamp, Some(own.floor_to_millis()), "the explicit timestamp");
+    let stamped = all[1]
+        .timestamp
+        .ok_or_else(|| Failure::new("a message without a timestamp was stored without a timestamp"))?;
+    ensure_eq!(stamped, stamped.floor_to_millis(), "the timestamp of the publish");
     // The clock of a broker on another machine may differ.
     let slack = Duration::from_secs(5);
     let (early, late) = (before.checked_sub(slack), after.checked_add(slack));
-    ensure!(Some(stamped) >= early && Some(stamped) <= late, "{stamped} is not the time of publishing");
+    ensure!(
+        Some(stamped) >= early && Some(stamped) <= late,
+        "the timestamp {stamped} is not the time of the publish"
+    );
     for (delivery, message) in deliveries.iter().zip(&all) {
         ensure!(
             delivery.timestamp.is_none_or(|t| Some(t) == message.timestamp),
-            "the report says another time"
+            "the report has another timestamp"
         );
     }
     Ok(())
 }
 
-async fn oversized_fails_alone(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let spec = TopicSpec::new(lab.fresh_name()?, 1)?.with_max_message_bytes(10_000);
-    let topic = lab.create(&*bus, spec).await?;
-    let batch = [placed(&topic, 0, 0), Message::new(topic.clone(), vec![7; 50_000]), placed(&topic, 0, 1)];
-    fails_alone(lab, &*bus, &topic, &batch).await
+async fn too_large_message_fails_alone(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let spec = TopicSpec::new(context.unused_topic_name()?, 1)?.with_max_message_bytes(10_000);
+    let topic = context.create_topic_from(&*bus, spec).await?;
+    let batch = [
+        message_in_partition(&topic, 0, 0),
+        Message::new(topic.clone(), vec![7; 50_000]),
+        message_in_partition(&topic, 0, 1),
+    ];
+    second_message_fails_alone(context, &*bus, &topic, &batch).await
 }
 
-async fn wrong_partition_fails_alone(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
-    let batch = [placed(&topic, 0, 0), placed(&topic, 1, 9), placed(&topic, 0, 1)];
-    fails_alone(lab, &*bus, &topic, &batch).await
+async fn unknown_partition_fails_alone(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
+    let batch = [
+        message_in_partition(&topic, 0, 0),
+        message_in_partition(&topic, 1, 9),
+        message_in_partition(&topic, 0, 1),
+    ];
+    second_message_fails_alone(context, &*bus, &topic, &batch).await
 }
 
 /// Checks that the second of three messages is rejected as invalid input and that the others arrive.
-async fn fails_alone(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, batch: &[Message]) -> Verdict {
+async fn second_message_fails_alone(
+    context: &TestContext,
+    bus: &dyn MessageBus,
+    topic: &TopicName,
+    batch: &[Message],
+) -> CheckResult {
     let outcomes = bus.publish(batch, PublishOptions::NONE).await?.into_outcomes();
-    ensure_eq!(outcomes.len(), 3, "how many answers");
-    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the others are delivered");
+    ensure_eq!(outcomes.len(), 3, "the number of outcomes");
+    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the other messages are not delivered");
     match &outcomes[1] {
-        Ok(delivery) => return Err(Failure::new(format_args!("delivered: {delivery:?}"))),
+        Ok(delivery) => {
+            return Err(Failure::new(format_args!("the invalid message was delivered: {delivery:?}")));
+        }
         Err(failure) => {
-            ensure_eq!(failure.error.kind(), ErrorKind::InvalidInput, "the kind");
-            ensure_eq!(failure.state, DeliveryState::NotSent, "the state");
+            ensure_eq!(failure.error.kind(), ErrorKind::InvalidInput, "the error kind");
+            ensure_eq!(failure.state, DeliveryState::NotSent, "the delivery state");
         }
     }
-    let all = lab.all_of(bus, topic, 1, 2).await?;
-    in_order_each_once(&all, 1, 2)
+    let all = context.read_all(bus, topic, 1, 2).await?;
+    each_key_is_complete_and_ordered(&all, 1, 2)
 }
 
-async fn unknown_topic_at_once(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let (known, unknown) = (lab.topic(&*bus, 1).await?, lab.fresh_name()?);
+async fn unknown_topic_fails_immediately(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let (known, unknown) = (context.create_topic(&*bus, 1).await?, context.unused_topic_name()?);
     let began = Instant::now();
-    let batch = [placed(&known, 0, 0), placed(&unknown, 0, 0), placed(&known, 0, 1)];
+    let batch = [
+        message_in_partition(&known, 0, 0),
+        message_in_partition(&unknown, 0, 0),
+        message_in_partition(&known, 0, 1),
+    ];
     let outcomes = bus.publish(&batch, PublishOptions::NONE).await?.into_outcomes();
-    ensure!(began.elapsed() < Duration::from_secs(10), "it took {:?} to know", began.elapsed());
-    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the others are delivered");
+    ensure!(began.elapsed() < Duration::from_secs(10), "the publish took {:?}", began.elapsed());
+    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the other messages are not delivered");
     let failure = outcomes[1].as_ref().err();
-    ensure_eq!(failure.map(|f| f.error.kind()), Some(ErrorKind::NotFound), "the kind");
-    ensure_eq!(failure.map(|f| f.state), Some(DeliveryState::NotSent), "the state");
-    let refused = bus.subscribe(lab.request(&lab.group()?, &unknown)?).await;
-    ensure_eq!(refused.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "subscribing to it");
+    ensure_eq!(failure.map(|f| f.error.kind()), Some(ErrorKind::NotFound), "the error kind");
+    ensure_eq!(failure.map(|f| f.state), Some(DeliveryState::NotSent), "the delivery state");
+    let refused = bus.subscribe(context.subscribe_request(&context.new_group()?, &unknown)?).await;
+    ensure_eq!(refused.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "the error of subscribe");
     let names: Vec<_> = bus.topics().await?.into_iter().map(|topic| topic.name).collect();
-    ensure!(names.contains(&known) && !names.contains(&unknown), "nothing is created by accident");
+    ensure!(names.contains(&known) && !names.contains(&unknown), "the unknown topic was created");
     Ok(())
 }
 
-async fn sixteen_tasks_lose_nothing(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 6).await?;
+async fn sixteen_concurrent_publishers_lose_no_message(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 6).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..16 {
         let (bus, topic) = (bus.clone(), topic.clone());
         tasks.spawn(async move {
             for round in 0..10 {
                 let batch: Vec<_> =
-                    (0..20).map(|n| keyed(&topic, &format!("t{task}"), round * 20 + n)).collect();
+                    (0..20).map(|n| message_with_key(&topic, &format!("t{task}"), round * 20 + n)).collect();
                 bus.send(&batch).await?;
             }
             Ok::<_, qi_core::Error>(())
@@ -350,30 +393,31 @@ async fn sixteen_tasks_lose_nothing(lab: &Lab) -> Verdict {
     while let Some(done) = tasks.join_next().await {
         done.map_err(|e| Failure::new(format_args!("a task failed: {e}")))??;
     }
-    let all = lab.all_of(&*bus, &topic, 6, 3_200).await?;
-    in_order_each_once(&all, 16, 200)
+    let all = context.read_all(&*bus, &topic, 6, 3_200).await?;
+    each_key_is_complete_and_ordered(&all, 16, 200)
 }
 
-async fn hundred_thousand_each_once(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 12).await?;
-    let mut reader = lab.reader(&*bus, &topic).await?;
+async fn hundred_thousand_messages_are_delivered_once(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 12).await?;
+    let mut reader = context.subscribe(&*bus, &topic).await?;
     let sending = async {
         for round in 0..100 {
-            let batch: Vec<_> =
-                (0..1_000).map(|n| keyed(&topic, &format!("k{}", n % 50), round * 20 + n / 50)).collect();
+            let batch: Vec<_> = (0..1_000)
+                .map(|n| message_with_key(&topic, &format!("k{}", n % 50), round * 20 + n / 50))
+                .collect();
             bus.send(&batch).await?;
         }
         Ok::<_, Failure>(())
     };
-    let receiving = lab.drain(&mut *reader, 100_000);
+    let receiving = context.receive(&mut *reader, 100_000);
     let ((), all) = futures::try_join!(sending, receiving)?;
-    in_order_each_once(&all, 50, 2_000)?;
-    lab.quiet(&mut *reader).await
+    each_key_is_complete_and_ordered(&all, 50, 2_000)?;
+    context.expect_no_message(&mut *reader).await
 }
 
 /// Returns messages of 2 MB with four keys, which exceed the capacity of a small client by far.
-fn much(topic: &TopicName) -> Vec<Message> {
+fn large_messages(topic: &TopicName) -> Vec<Message> {
     (0..2_000)
         .map(|n| {
             let mut payload = format!("k{}#", n % 4).into_bytes();
@@ -384,54 +428,54 @@ fn much(topic: &TopicName) -> Vec<Message> {
         .collect()
 }
 
-async fn small_buffer_loses_nothing(lab: &Lab) -> Verdict {
-    let bus = lab.small_client(SMALL).await?.bus;
-    let topic = lab.topic(&*bus, 2).await?;
-    let mut reader = lab.reader(&*bus, &topic).await?;
-    let batch = much(&topic);
-    arrives(lab, bus.send(&batch), &mut *reader, batch.len()).await
+async fn small_send_buffer_loses_no_message(context: &TestContext) -> CheckResult {
+    let bus = context.client_with_capacity(SMALL).await?.bus;
+    let topic = context.create_topic(&*bus, 2).await?;
+    let mut reader = context.subscribe(&*bus, &topic).await?;
+    let batch = large_messages(&topic);
+    receive_while_sending(context, bus.send(&batch), &mut *reader, batch.len()).await
 }
 
-async fn full_buffer_waits(lab: &Lab) -> Verdict {
-    let bus = lab.small_client(SMALL).await?.bus;
-    let topic = lab.topic(&*bus, 2).await?;
-    let mut reader = lab.reader(&*bus, &topic).await?;
-    let batch = much(&topic);
+async fn full_log_makes_publish_wait(context: &TestContext) -> CheckResult {
+    let bus = context.client_with_capacity(SMALL).await?.bus;
+    let topic = context.create_topic(&*bus, 2).await?;
+    let mut reader = context.subscribe(&*bus, &topic).await?;
+    let batch = large_messages(&topic);
     let mut sending = Box::pin(bus.send(&batch));
-    let early = tokio::time::timeout(lab.timing().short * 4, &mut sending).await;
-    ensure!(early.is_err(), "2 MB went into {SMALL} bytes while nobody read");
-    arrives(lab, sending, &mut *reader, batch.len()).await
+    let early = tokio::time::timeout(context.timing().receive_timeout * 4, &mut sending).await;
+    ensure!(early.is_err(), "2 MB were accepted by a log of {SMALL} bytes without a reader");
+    receive_while_sending(context, sending, &mut *reader, batch.len()).await
 }
 
 /// Receives messages while they are sent, and commits each batch. Checks that all of them arrive in order.
-async fn arrives(
-    lab: &Lab,
+async fn receive_while_sending(
+    context: &TestContext,
     sending: impl Future<Output = qi_core::Result<Vec<Delivery>>>,
     reader: &mut dyn Subscription,
     count: usize,
-) -> Verdict {
+) -> CheckResult {
     let receiving = async {
         let mut all = Vec::new();
-        let deadline = Instant::now() + lab.timing().eventually;
+        let deadline = Instant::now() + context.timing().effect_timeout;
         while all.len() < count {
-            ensure!(Instant::now() < deadline, "only {} messages came", all.len());
-            let received = reader.recv(50, lab.timing().short).await?;
+            ensure!(Instant::now() < deadline, "received only {} messages", all.len());
+            let received = reader.recv(50, context.timing().receive_timeout).await?;
             reader.commit(received.offsets()).await?;
             all.extend(received.into_messages());
-            lab.sleep(Duration::from_millis(1)).await;
+            context.sleep(Duration::from_millis(1)).await;
         }
         Ok(all)
     };
     let (deliveries, all) = futures::try_join!(sending.map_err(Failure::from), receiving)?;
-    ensure_eq!(deliveries.len(), count, "every message is answered for");
-    in_order_each_once(&all, 4, count / 4)
+    ensure_eq!(deliveries.len(), count, "the number of deliveries");
+    each_key_is_complete_and_ordered(&all, 4, count / 4)
 }
 
-async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
-    let client = lab.client().await?;
-    let (bus, topic) = (Arc::clone(&client.bus), lab.topic(&*client.bus, 3).await?);
+async fn dropped_publish_does_not_affect_later_publishes(context: &TestContext) -> CheckResult {
+    let client = context.client().await?;
+    let (bus, topic) = (Arc::clone(&client.bus), context.create_topic(&*client.bus, 3).await?);
     for n in 0..40 {
-        let batch: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), n)).collect();
+        let batch: Vec<_> = (0..10).map(|k| message_with_key(&topic, &format!("k{k}"), n)).collect();
         // The future is polled a few times and then dropped. Messages under way may arrive, each at most once.
         let mut publish = Box::pin(bus.publish(&batch, PublishOptions::NONE));
         for _ in 0..n % 4 {
@@ -442,19 +486,19 @@ async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
         }
     }
     // Messages of dropped futures have time to arrive before the next batch.
-    lab.pause().await;
-    let last: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), 40)).collect();
+    context.short_sleep().await;
+    let last: Vec<_> = (0..10).map(|k| message_with_key(&topic, &format!("k{k}"), 40)).collect();
     bus.send(&last).await?;
     let from = (0..3).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
     let mut reader = bus.open_reader(ReaderRequest::new(from)?).await?;
     let mut reached: BTreeMap<String, usize> = BTreeMap::new();
-    let deadline = Instant::now() + lab.timing().eventually;
+    let deadline = Instant::now() + context.timing().effect_timeout;
     while reached.values().filter(|n| **n == 40).count() < 10 {
-        ensure!(Instant::now() < deadline, "the bus does not go on after dropped futures: {reached:?}");
-        for message in reader.recv(1_000, lab.timing().short).await?.messages() {
-            let (key, n) = parts(message)?;
+        ensure!(Instant::now() < deadline, "the bus does not continue after dropped futures: {reached:?}");
+        for message in reader.recv(1_000, context.timing().receive_timeout).await?.messages() {
+            let (key, n) = parse_payload(message)?;
             if let Some(before) = reached.insert(key.clone(), n) {
-                ensure!(n > before, "{key}: {n} comes after {before}");
+                ensure!(n > before, "message {n} of key {key} follows message {before}");
             }
         }
     }

@@ -14,10 +14,10 @@ use qi_core::{
 };
 
 use super::{
-    History, INTERVALS, Look, Step, compare, descriptions, instrument, interval_of, moment, owner,
+    History, INTERVALS, ReadParams, Step, compare, descriptions, instrument, interval_of, moment, owner,
     run_history, scope, series, values_of,
 };
-use crate::store::contract::{Failure, Outcome, StoreFactory, Wrapping};
+use crate::store::contract::{CheckResult, Failure, StoreFactory, Wrapper};
 
 /// Prices and quantities in units of 10^-18. Some have products halfway between two values of the 18th decimal place,
 /// and one has all 18 places.
@@ -95,10 +95,10 @@ fn a_range() -> impl Strategy<Value = TimeRange> {
     ]
 }
 
-fn a_look() -> impl Strategy<Value = Look> {
+fn read_params() -> impl Strategy<Value = ReadParams> {
     let as_of = proptest::option::of((a_moment(), -1..2i64));
     (a_range(), any::<bool>(), 1..8usize, as_of, 0..3usize, 0..3usize).prop_map(
-        |(range, descending, limit, as_of, interval, which)| Look {
+        |(range, descending, limit, as_of, interval, which)| ReadParams {
             range,
             descending,
             limit,
@@ -113,18 +113,18 @@ fn a_look() -> impl Strategy<Value = Look> {
 
 /// A step that refers to its dataset by an index, because the datasets of the history are not known yet.
 #[derive(Debug, Clone)]
-enum Draft {
+enum StepDraft {
     Typed(RecordVec),
-    Rows(Vec<DraftRow>),
+    Rows(Vec<RowDraft>),
     Delete(usize, usize, Option<Vec<usize>>, TimeRange),
     Purge(usize, Timestamp),
-    Look(Look),
+    Read(ReadParams),
 }
 
 /// The index of the owner, the index of the interval, the time, the sequence number, and the seed of the values.
-type DraftRow = (usize, usize, i64, u64, u32);
+type RowDraft = (usize, usize, i64, u64, u32);
 
-impl Draft {
+impl StepDraft {
     fn step(self, datasets: &[Dataset]) -> Step {
         match self {
             Self::Typed(batch) => Step::Insert(batch),
@@ -144,37 +144,37 @@ impl Draft {
                 Step::Delete(query)
             }
             Self::Purge(n, cutoff) => Step::Purge(datasets[n % datasets.len()], cutoff),
-            Self::Look(look) => Step::Look(look),
+            Self::Read(params) => Step::Read(params),
         }
     }
 }
 
-fn row(dataset: Dataset, (of, interval, at, seq, seed): DraftRow) -> Row {
+fn row(dataset: Dataset, (of, interval, at, seq, seed): RowDraft) -> Row {
     let seq = if dataset.seq().is_some() { seq } else { 0 };
     Row::new(dataset, series(dataset, of, INTERVALS[interval]), (moment(at), seq), values_of(dataset, seed))
         .expect("a valid row")
 }
 
-fn a_row() -> impl Strategy<Value = DraftRow> {
+fn a_row() -> impl Strategy<Value = RowDraft> {
     (0..3usize, 0..3usize, a_moment(), 0..3u64, any::<u32>())
 }
 
-fn a_step() -> impl Strategy<Value = Draft> {
+fn a_step() -> impl Strategy<Value = StepDraft> {
     use prop::collection::vec;
     let owners = proptest::option::weighted(0.75, vec(0..3usize, 1..3));
     prop_oneof![
-        4 => vec(a_tick(), 0..12).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
-        2 => vec(a_quote(), 0..8).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
-        2 => vec(a_bar(), 0..8).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
-        2 => vec(a_snapshot(), 0..8).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
-        4 => vec(a_row(), 0..8).prop_map(Draft::Rows),
+        4 => vec(a_tick(), 0..12).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_quote(), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_bar(), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_snapshot(), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        4 => vec(a_row(), 0..8).prop_map(StepDraft::Rows),
         2 => (0..5usize, 0..3usize, owners, a_range())
-            .prop_map(|(n, interval, owners, range)| Draft::Delete(n, interval, owners, range)),
+            .prop_map(|(n, interval, owners, range)| StepDraft::Delete(n, interval, owners, range)),
         1 => (0..5usize, a_moment(), -1..2i64).prop_map(|(n, at, beside)| {
             let cutoff = Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024");
-            Draft::Purge(n, cutoff)
+            StepDraft::Purge(n, cutoff)
         }),
-        4 => a_look().prop_map(Draft::Look),
+        4 => read_params().prop_map(StepDraft::Read),
     ]
 }
 
@@ -185,14 +185,16 @@ fn a_step() -> impl Strategy<Value = Draft> {
 /// Never, because a generated description is valid.
 pub fn histories() -> impl Strategy<Value = History> {
     let drafts = prop::collection::vec(a_step(), 1..16);
-    (drafts, a_look(), descriptions()).prop_map(|(mut drafts, look, description): (_, _, Description)| {
-        drafts.push(Draft::Look(Look { range: TimeRange::ALL, as_of: None, ..look }));
-        let drawn = Dataset::declare(description).expect("a valid description");
-        let datasets = Datasets::standard().with_dataset(drawn).expect("a name of its own");
-        let all: Vec<Dataset> = datasets.iter().collect();
-        let steps = drafts.into_iter().map(|draft| draft.step(&all)).collect();
-        History { datasets, steps }
-    })
+    (drafts, read_params(), descriptions()).prop_map(
+        |(mut drafts, params, description): (_, _, Description)| {
+            drafts.push(StepDraft::Read(ReadParams { range: TimeRange::ALL, as_of: None, ..params }));
+            let drawn = Dataset::declare(description).expect("a valid description");
+            let datasets = Datasets::standard().with_dataset(drawn).expect("a name of its own");
+            let all: Vec<Dataset> = datasets.iter().collect();
+            let steps = drafts.into_iter().map(|draft| draft.step(&all)).collect();
+            History { datasets, steps }
+        },
+    )
 }
 
 /// Generates `count` histories with a fixed seed. Runs each one in parallel with the model, on a new
@@ -200,36 +202,40 @@ pub fn histories() -> impl Strategy<Value = History> {
 ///
 /// # Errors
 /// The shortest history that was found to differ, and the difference.
-pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, count: u32) -> Outcome {
+pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapper: Wrapper, count: u32) -> CheckResult {
     let play = async |history: &History| {
-        let fresh = factory.fresh(&history.datasets).await?;
-        let outcome = run_history(&*(wrapping.wrap)(fresh.store), history).await;
-        outcome.and(fresh.cleanup.await.map_err(Failure::from))
+        let created = factory.with_schema(&history.datasets).await?;
+        let outcome = run_history(&*(wrapper.wrap)(created.store), history).await;
+        outcome.and(created.cleanup.await.map_err(Failure::from))
     };
-    draw(count, &histories(), &play, steps_of)
+    run_cases(count, &histories(), &play, describe_history)
 }
 
 /// Generates `count` histories with a fixed seed and runs each one on two stores.
 ///
 /// # Errors
 /// The shortest history on which the two stores were found to differ, and the difference.
-pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
+pub fn check_differences(
+    one: &Arc<dyn StoreFactory>,
+    two: &Arc<dyn StoreFactory>,
+    count: u32,
+) -> CheckResult {
     let play = async |history: &History| {
         let datasets = &history.datasets;
-        let (first, second) = (one.fresh(datasets).await?, two.fresh(datasets).await?);
+        let (first, second) = (one.with_schema(datasets).await?, two.with_schema(datasets).await?);
         let outcome = compare(&*first.store, &*second.store, history).await;
         outcome.and(first.cleanup.await.and(second.cleanup.await).map_err(Failure::from))
     };
-    draw(count, &histories(), &play, steps_of)
+    run_cases(count, &histories(), &play, describe_history)
 }
 
 /// Generates `count` cases with a fixed seed and runs each one. `explain` describes the simplest case that fails.
-pub(super) fn draw<T: fmt::Debug>(
+pub(super) fn run_cases<T: fmt::Debug>(
     count: u32,
     cases: &impl Strategy<Value = T>,
-    play: &impl AsyncFn(&T) -> Outcome,
+    play: &impl AsyncFn(&T) -> CheckResult,
     explain: impl Fn(&T) -> String,
-) -> Outcome {
+) -> CheckResult {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -246,7 +252,7 @@ pub(super) fn draw<T: fmt::Debug>(
     }
 }
 
-fn steps_of(history: &History) -> String {
+fn describe_history(history: &History) -> String {
     let steps: Vec<String> =
         history.steps.iter().enumerate().map(|(n, step)| format!("  {n}: {step:?}")).collect();
     let drawn = history.datasets.get("drawn").map(Dataset::values);

@@ -33,14 +33,14 @@ pub(super) fn instrument(text: &str) -> Instrument {
 
 /// A query for a range of one series.
 #[derive(Debug, Clone)]
-pub(super) struct Ask<D: Sample> {
+pub(super) struct RangeParams<D: Sample> {
     pub(super) series: D::Series,
     pub(super) range: TimeRange,
     pub(super) order: Order,
     pub(super) page: PageRequest,
 }
 
-impl<D: Sample> Ask<D> {
+impl<D: Sample> RangeParams<D> {
     pub(super) fn all(series: &D::Series) -> Self {
         let page = PageRequest::first(10_000).expect("the largest page");
         Self { series: series.clone(), range: TimeRange::ALL, order: Order::Ascending, page }
@@ -65,18 +65,18 @@ impl<D: Sample> Ask<D> {
 
 /// A query for the latest records of some series, or of all series.
 #[derive(Debug, Clone)]
-pub(super) struct AskLatest<D: Sample> {
+pub(super) struct LatestParams<D: Sample> {
     pub(super) series: Option<Vec<D::Series>>,
     pub(super) as_of: Option<Timestamp>,
     pub(super) page: PageRequest,
 }
 
-impl<D: Sample> AskLatest<D> {
+impl<D: Sample> LatestParams<D> {
     pub(super) fn all() -> Self {
         Self { series: None, as_of: None, page: PageRequest::default() }
     }
 
-    pub(super) fn these(series: Vec<D::Series>) -> Self {
+    pub(super) fn only(series: Vec<D::Series>) -> Self {
         Self { series: Some(series), ..Self::all() }
     }
 
@@ -90,53 +90,56 @@ impl<D: Sample> AskLatest<D> {
 }
 
 /// Returns the owners of some series as a selection.
-fn owners<D: Sample>(series: &[D::Series]) -> Selection<<D::Series as Series>::Owner> {
+fn selected_owners<D: Sample>(series: &[D::Series]) -> Selection<<D::Series as Series>::Owner> {
     Selection::only(series.iter().map(Series::owner)).expect("the checks name at least one")
 }
 
-impl<D: Sample> Ask<D> {
+impl<D: Sample> RangeParams<D> {
     fn query(&self) -> RangeQuery<D::Series> {
         let query = RangeQuery::new(self.series.clone(), self.range).with_page(self.page.clone());
         if self.order == Order::Descending { query.descending() } else { query }
     }
 }
 
-impl<D: Sample> AskLatest<D> {
+impl<D: Sample> LatestParams<D> {
     fn query(&self) -> LatestQuery<<D::Series as Series>::Owner> {
-        let selection = self.series.as_deref().map_or(Selection::All, owners::<D>);
+        let selection = self.series.as_deref().map_or(Selection::All, selected_owners::<D>);
         let mut query = LatestQuery::new(selection).with_page(self.page.clone());
-        (query.as_of, query.interval) = (self.as_of, D::series_no(0).as_ref().interval);
+        (query.as_of, query.interval) = (self.as_of, D::series_no(0).key_ref().interval);
         query
     }
 }
 
 /// The helpers for every [`Sample`].
-pub(super) trait Shelf: Sample {
+pub(super) trait DatasetOps: Sample {
     fn insert(store: &dyn PriceStore, batch: &[Self]) -> impl Future<Output = Result<InsertReport>> + Send {
         store.insert_records(batch)
     }
 
-    fn page(store: &dyn PriceStore, ask: &Ask<Self>) -> impl Future<Output = Result<Page<Self>>> + Send {
-        let query = ask.query();
+    fn page(
+        store: &dyn PriceStore,
+        params: &RangeParams<Self>,
+    ) -> impl Future<Output = Result<Page<Self>>> + Send {
+        let query = params.query();
         async move { store.range_of(&query).await }
     }
 
-    fn stream(store: &dyn PriceStore, ask: Ask<Self>) -> BoxStream<'_, Result<Self>> {
-        store.range_stream(&ask.query())
+    fn stream(store: &dyn PriceStore, params: RangeParams<Self>) -> BoxStream<'_, Result<Self>> {
+        store.range_stream(&params.query())
     }
 
     fn latest(
         store: &dyn PriceStore,
-        ask: &AskLatest<Self>,
+        params: &LatestParams<Self>,
     ) -> impl Future<Output = Result<Page<Self>>> + Send {
-        let query = ask.query();
+        let query = params.query();
         async move { store.latest_of(&query).await }
     }
 
     fn deletion(series: Option<Vec<Self::Series>>, range: TimeRange) -> DeleteQuery {
-        let selection = series.as_deref().map_or(Selection::All, owners::<Self>);
+        let selection = series.as_deref().map_or(Selection::All, selected_owners::<Self>);
         let query = DeleteQuery::of::<Self>(&selection, range);
-        match Self::series_no(0).as_ref().interval {
+        match Self::series_no(0).key_ref().interval {
             Some(interval) => query.of_interval(interval),
             None => query,
         }
@@ -149,18 +152,21 @@ pub(super) trait Shelf: Sample {
 
     /// Returns all records of a series, oldest first.
     fn all(store: &dyn PriceStore, series: &Self::Series) -> impl Future<Output = Result<Vec<Self>>> + Send {
-        Self::scan(store, Ask::all(series))
+        Self::scan(store, RangeParams::all(series))
     }
 
     /// Reads all pages of a range.
-    fn scan(store: &dyn PriceStore, mut ask: Ask<Self>) -> impl Future<Output = Result<Vec<Self>>> + Send {
+    fn scan(
+        store: &dyn PriceStore,
+        mut params: RangeParams<Self>,
+    ) -> impl Future<Output = Result<Vec<Self>>> + Send {
         async move {
             let mut found = Vec::new();
             loop {
-                let page = Self::page(store, &ask).await?;
+                let page = Self::page(store, &params).await?;
                 found.extend(page.items);
                 let Some(next) = page.next else { return Ok(found) };
-                ask = ask.after(next);
+                params = params.after(next);
             }
         }
     }
@@ -168,18 +174,18 @@ pub(super) trait Shelf: Sample {
     /// Reads all pages of the latest records.
     fn scan_latest(
         store: &dyn PriceStore,
-        mut ask: AskLatest<Self>,
+        mut params: LatestParams<Self>,
     ) -> impl Future<Output = Result<Vec<Self>>> + Send {
         async move {
             let mut found = Vec::new();
             loop {
-                let page = Self::latest(store, &ask).await?;
+                let page = Self::latest(store, &params).await?;
                 found.extend(page.items);
                 let Some(next) = page.next else { return Ok(found) };
-                ask.page = ask.page.after(next);
+                params.page = params.page.after(next);
             }
         }
     }
 }
 
-impl<D: Sample> Shelf for D {}
+impl<D: Sample> DatasetOps for D {}

@@ -15,19 +15,19 @@ type Inner<'a> = &'a dyn PriceStore;
 
 /// Defines the trait of the faults and the store with a fault. By default, each method of the trait
 /// calls the correct store.
-macro_rules! spoil {
+macro_rules! fault_trait {
     ($($method:ident($($argument:ident: $type:ty),*) -> $output:ty;)*) => {
         /// A fault of a store.
         #[async_trait]
         #[allow(unused_variables, reason = "close takes none")]
-        pub(super) trait Spoil: fmt::Debug + Send + Sync + 'static {
+        pub(super) trait Fault: fmt::Debug + Send + Sync + 'static {
             $(async fn $method(&self, inner: Inner<'_>, $($argument: $type),*) -> Result<$output> {
                 inner.$method($($argument),*).await
             })*
         }
 
         #[async_trait]
-        impl<F: Spoil> PriceStore for Spoiled<F> {
+        impl<F: Fault> PriceStore for FaultyStore<F> {
             fn info(&self) -> StoreInfo {
                 self.inner.info()
             }
@@ -38,7 +38,7 @@ macro_rules! spoil {
     };
 }
 
-spoil! {
+fault_trait! {
     ensure_schema() -> SchemaReport;
     ping() -> StorePingReport;
     plan_schema() -> Vec<String>;
@@ -55,17 +55,17 @@ spoil! {
 
 /// A correct store with a fault.
 #[derive(Debug)]
-struct Spoiled<F> {
+struct FaultyStore<F> {
     inner: Arc<dyn PriceStore>,
     fault: F,
 }
 
-impl<F: fmt::Debug> fmt::Display for Spoiled<F> {
+impl<F: fmt::Debug> fmt::Display for FaultyStore<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} spoiled by {:?}", self.inner, self.fault)
+        write!(f, "{} with {:?}", self.inner, self.fault)
     }
 }
 
-pub(super) fn spoil(inner: Arc<dyn PriceStore>, fault: impl Spoil) -> Arc<dyn PriceStore> {
-    Arc::new(Spoiled { inner, fault })
+pub(super) fn with_fault(inner: Arc<dyn PriceStore>, fault: impl Fault) -> Arc<dyn PriceStore> {
+    Arc::new(FaultyStore { inner, fault })
 }
