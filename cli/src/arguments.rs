@@ -66,8 +66,13 @@ pub(crate) enum Command {
     /// Stores the records of a topic's messages, by message time. Joins no group and commits nothing.
     Replay(ReplayArguments),
     /// Writes market data files of exchanges directly into the store, without a bus: plain, .gz, .zst or .zip. The
-    /// content determines the format. Exit code 1 without a record, or with more bad lines than records.
+    /// content determines the format. Exit code 1 without a record, or with more bad lines than records. A folder or a
+    /// URL is an archive of `qi export`; exit code 1 if a file of it fails.
     Import(ImportArguments),
+    /// Writes the records of the store to an archive of Parquet files: a file for each series and day. Writes only
+    /// files that are missing or differ from the store. Can be interrupted and continued.
+    #[cfg(feature = "archive")]
+    Export(ExportArguments),
     /// Lists, shows and redrives dead letters: messages that could not be decoded.
     #[command(subcommand)]
     Dlq(Dlq),
@@ -125,6 +130,9 @@ impl Options {
                 std::slice::from_ref(dataset)
             }
             Command::Copy(arguments) => &arguments.datasets,
+            Command::Import(arguments) => &arguments.datasets,
+            #[cfg(feature = "archive")]
+            Command::Export(arguments) => &arguments.datasets,
             _ => &[],
         };
         let others = named.iter().any(|dataset| standard.position(*dataset).is_err());
@@ -318,9 +326,20 @@ pub(crate) struct ReplayArguments {
     pub(crate) wait: Duration,
 }
 
+/// The periods of an archive.
+#[derive(Debug, Args)]
+pub(crate) struct ArchiveTimes {
+    /// Of an archive: only periods from this time on, for example 2024-01-31T00:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Timestamp>,
+    /// Of an archive: only periods before this time.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<Timestamp>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
-    /// The files, earliest first.
+    /// The files, earliest first. Or one archive: a folder, or a URL such as s3://bucket/prefix.
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
     /// The format of files whose content does not determine it: binance kraken kraken-rest bybit okx tardis candles.
@@ -329,15 +348,53 @@ pub(crate) struct ImportArguments {
     /// The columns of CSV files, by number from 0 or by header name: time=0,price=1,quantity=2.
     #[arg(long, value_name = "COLUMNS", conflicts_with = "input_format")]
     pub(crate) columns: Option<qi_files::ColumnMap>,
-    /// The instrument, if the files do not contain it.
+    /// The instrument, if the files do not contain it. Of an archive: only this instrument.
     #[arg(long, value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instrument: Option<Instrument>,
+    /// Of an archive: only these datasets. Defaults to all.
+    #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
+    pub(crate) datasets: Vec<Dataset>,
+    #[command(flatten)]
+    pub(crate) times: ArchiveTimes,
     /// The interval of the candles, if neither file names nor rows contain it.
     #[arg(long, value_name = "INTERVAL")]
     pub(crate) input_interval: Option<Interval>,
     /// Stops at the first bad line.
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+#[cfg(feature = "archive")]
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// The folder of the archive, or its URL: s3://bucket/prefix, gs://, az://, https:// for WebDAV. Variables of the
+    /// environment such as AWS_ACCESS_KEY_ID have the options.
+    #[arg(value_name = "ARCHIVE")]
+    pub(crate) archive: String,
+    /// Only these datasets. Defaults to ticks, quotes, bars and snapshots.
+    #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
+    pub(crate) datasets: Vec<Dataset>,
+    /// Only these instruments. Defaults to all instruments.
+    #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
+    pub(crate) instruments: Vec<Instrument>,
+    /// The start, inclusive. Must be the start of a period, for example 2024-01-31T00:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Timestamp>,
+    /// The end, exclusive. Must be the start of a period.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<Timestamp>,
+    /// The period of a file. All exports of an archive must have the same.
+    #[arg(long, value_name = "PERIOD", default_value = "day", value_parser = ["day", "month"])]
+    pub(crate) period: String,
+    /// Writes doubles instead of exact decimals. Such an archive cannot be imported.
+    #[arg(long)]
+    pub(crate) floats: bool,
+    /// Also reads the existing files and compares their SHA-256.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// The number of series that are exported at once.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) concurrency: usize,
 }
 
 fn dataset(text: &str) -> std::result::Result<Dataset, String> {

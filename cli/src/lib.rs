@@ -7,10 +7,13 @@
 //! - [`copy`]: copies from one store to another, with resume and a comparison.
 //! - [`replay`]: stores the records of a topic, by time.
 //! - [`import`]: writes market data files into a store.
+//! - `archive`: exports a store to Parquet files, and imports them (feature `archive`).
 //! - [`dlq`]: lists, shows and redrives dead letters.
 //!
 //! [`output`] formats the results as a table, CSV or JSON.
 
+#[cfg(feature = "archive")]
+pub mod archive;
 pub mod check;
 pub mod copy;
 pub mod dlq;

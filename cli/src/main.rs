@@ -15,6 +15,8 @@ use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use qi_adapters::Config;
 use qi_cli::output::{Format, Listing, printable};
+#[cfg(feature = "archive")]
+use qi_cli::archive;
 use qi_cli::{Series, check, copy, dlq, import, migrate, query, replay, topics};
 use qi_core::Datasets;
 use qi_core::record::{Owner, SeriesKey};
@@ -27,6 +29,8 @@ use arguments::{
     Asked, Command, CopyArguments, Dlq, ImportArguments, Options, Part, Query, RedriveArguments,
     ReplayArguments,
 };
+#[cfg(feature = "archive")]
+use arguments::{ArchiveTimes, ExportArguments, Times};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -77,7 +81,10 @@ async fn run(options: Options, config: &Config) -> ExitCode {
         Ok(_) if stop.code() > 0 => ExitCode::from(stop.code()),
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
-        Err(error) if error.kind() == qi_core::ErrorKind::Config || error.code() == dlq::REFUSED_TARGET => {
+        Err(error)
+            if error.kind() == qi_core::ErrorKind::Config
+                || [dlq::REFUSED_TARGET, "archive.range", "archive.settings"].contains(&error.code()) =>
+        {
             fail(&error, USAGE)
         }
         Err(error) => fail(&error, FAILED),
@@ -144,7 +151,14 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             let (bus, store) = (config.open_bus().await?, open_store().await?);
             replay(&*bus, &*store, (arguments, datasets), stop).await
         }
+        #[cfg(feature = "archive")]
+        Command::Export(arguments) => export(&*open_store().await?, arguments, stop, format).await,
+        #[cfg(feature = "archive")]
+        Command::Import(arguments) if archive_of(&arguments)?.is_some() => {
+            import_archive(&*open_store().await?, arguments, datasets, stop, format).await
+        }
         Command::Import(arguments) => {
+            refuse_archive_options(&arguments)?;
             // The files are opened first: an error in them needs no server.
             let (files, plan) = open_files(arguments).await?;
             import(open_store().await?, files, plan, stop, format).await
@@ -306,8 +320,110 @@ async fn replay(
     Ok(replayed.is_complete())
 }
 
+/// Returns the address of an archive, or None for files of exchanges.
+#[cfg(feature = "archive")]
+fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
+    let addresses = arguments.files.iter().filter_map(|path| path.to_str());
+    let Some(address) = addresses.into_iter().find(|address| archive::is_archive(address)) else {
+        return Ok(None);
+    };
+    let usage = |message: &str| {
+        Err(Error::new(qi_core::ErrorKind::Config, "import.archive", "import").with_message(message))
+    };
+    if arguments.files.len() > 1 {
+        return usage("an archive must be the only argument");
+    }
+    let ImportArguments { input_format, columns, input_interval, strict, .. } = arguments;
+    if input_format.is_some() || columns.is_some() || input_interval.is_some() || *strict {
+        return usage("--input-format, --columns, --input-interval and --strict are for files of exchanges");
+    }
+    Ok(Some(address.to_owned()))
+}
+
+fn refuse_archive_options(arguments: &ImportArguments) -> Result<()> {
+    if arguments.datasets.is_empty() && arguments.times.since.is_none() && arguments.times.until.is_none() {
+        return Ok(());
+    }
+    Err(Error::new(qi_core::ErrorKind::Config, "import.files", "import")
+        .with_message("--dataset, --since and --until are for archives"))
+}
+
+#[cfg(feature = "archive")]
+async fn export(
+    store: &dyn PriceStore,
+    arguments: ExportArguments,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let ExportArguments { archive, datasets, instruments, since, until, period, floats, verify, concurrency } =
+        arguments;
+    let datasets = if datasets.is_empty() { Datasets::standard().iter().collect() } else { datasets };
+    let mut options = qi_arrow::ExportOptions::new(datasets);
+    options.instruments = instruments.into_iter().collect();
+    options.range = Times { since, until }.range()?;
+    options.period = if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
+    options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
+    options.verify_existing = verify;
+    options.concurrency = concurrency;
+    options.stop = stop.gently.clone();
+    let counter = options.progress.clone();
+    let bar = spinner("read", move || counter.load(Ordering::Relaxed));
+    let archive = qi_arrow::Archive::create(&archive)?;
+    let report = qi_arrow::export(store, &archive, &options).await;
+    bar.finish_and_clear();
+    let report = report?;
+    if report.interrupted {
+        say(format_args!("stopped before the end; the same command continues"));
+        return Ok(false);
+    }
+    show(&archive::exported(&report), format)?;
+    if report.series.is_empty() {
+        say(format_args!("the store has no records"));
+    }
+    Ok(true)
+}
+
+#[cfg(feature = "archive")]
+async fn import_archive(
+    store: &dyn PriceStore,
+    arguments: ImportArguments,
+    known: Datasets,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let Some(address) = archive_of(&arguments)? else { return Ok(false) };
+    let ImportArguments { instrument, datasets, times: ArchiveTimes { since, until }, .. } = arguments;
+    let mut options = qi_arrow::ImportOptions::new(known);
+    options.instruments = instrument.into_iter().collect();
+    options.datasets = datasets;
+    options.range = Times { since, until }.range()?;
+    options.stop = stop.gently.clone();
+    let counter = options.progress.clone();
+    let archive = qi_arrow::Archive::open(&address)?;
+    store.ensure_schema().await?;
+    let bar = spinner("stored", move || counter.load(Ordering::Relaxed));
+    let report = qi_arrow::import(store, &archive, &options).await;
+    bar.finish_and_clear();
+    let report = report?;
+    for (file, error) in &report.failures {
+        say(format_args!("{}: {}", printable(file), printable(&error.report())));
+    }
+    let more = report.failed.saturating_sub(report.failures.len() as u64);
+    if more > 0 {
+        say(format_args!("... and {more} more failures"));
+    }
+    show(&archive::imported(&report), format)?;
+    if report.interrupted {
+        say(format_args!("stopped before the end; the same command continues"));
+    } else if report.series.is_empty() && report.failed == 0 {
+        say(format_args!("the archive has no file that the options select"));
+        return Ok(false);
+    }
+    Ok(report.is_good())
+}
+
 async fn open_files(arguments: ImportArguments) -> Result<(qi_files::Files, import::Plan)> {
-    let ImportArguments { files, input_format, columns, instrument, input_interval, strict } = arguments;
+    let ImportArguments { files, input_format, columns, instrument, input_interval, strict, .. } = arguments;
     let options = qi_files::FileOptions::default().format(input_format).columns(columns);
     let options = options.instrument(instrument).interval(input_interval);
     let opened = tokio::task::spawn_blocking(move || qi_files::open(&files, &options)).await;

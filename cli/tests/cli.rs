@@ -133,3 +133,36 @@ fn files_are_imported_with_counts_and_exit_codes() {
         assert!(code == Some(1) && complaints.contains(says), "{arguments:?}: {code:?} {complaints}");
     }
 }
+
+#[cfg(feature = "archive")]
+#[test]
+fn archives_have_exit_codes_and_usage_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("archive").display().to_string();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
+        command.env_remove("RUST_LOG").env("QI__STORE__AUTO_SCHEMA", "true").stdin(Stdio::null());
+        command.args(arguments).output().unwrap()
+    };
+    let out = run(&["export", &archive]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("no records"), "{}", text(&out.stderr));
+    std::fs::create_dir(folder.path().join("empty")).unwrap();
+    let empty = folder.path().join("empty").display().to_string();
+    for (arguments, code, says) in [
+        (vec!["import", &empty], 1, "no file that the options select"),
+        (vec!["import", &archive, &empty], 2, "must be the only argument"),
+        (vec!["import", &archive, "--strict"], 2, "files of exchanges"),
+        (vec!["import", "no-such-file.csv", "--dataset", "ticks"], 2, "are for archives"),
+        (vec!["import", "s4://bucket/x"], 2, "known object store"),
+        (vec!["export", "s4://bucket/x"], 2, "known object store"),
+        (vec!["export", &archive, "--since", "2024-01-31T00:00:01Z"], 2, "start of a day"),
+        (vec!["export", &archive, "--period", "month"], 2, "settings of the archive"),
+        (vec!["export", &archive, "--instrument", "x:NONE"], 1, "no records of the instrument"),
+        (vec!["export", &archive, "--period", "year"], 2, "invalid value"),
+    ] {
+        let out = run(&arguments);
+        let said = text(&out.stderr);
+        assert!(out.status.code() == Some(code) && said.contains(says), "{arguments:?}: {:?} {said}", out.status);
+    }
+}

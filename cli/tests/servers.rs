@@ -17,7 +17,7 @@ use qi_core::bus::{
     DeadLetters, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt, SubscribeRequest,
     Subscription, TopicName, TopicSpec, encode_message, header,
 };
-use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange};
+use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange, Timestamp};
 use qi_testkit::kafka::{self, Codec, RawBatch};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
@@ -35,6 +35,8 @@ fn main() -> ExitCode {
     for (from, to) in [("timescale", "clickhouse"), ("clickhouse", "timescale")] {
         let name = format!("{from}_to_{to}::a_copy_that_is_killed_twice_is_equal");
         trials.push(presence::trial(name, backend, words.clone(), move || copy(from, to)));
+        let name = format!("{from}_to_{to}::an_archive_is_equal_after_kills_of_export_and_import");
+        trials.push(presence::trial(name, backend, words.clone(), move || archive(from, to)));
         let (backend, words) = match (absent, url_of(BROKERS)) {
             (None, None) => ("redpanda", Some(format!("{BROKERS} is not set"))),
             _ => (backend, words.clone()),
@@ -262,6 +264,114 @@ fn distinct(ticks: usize) -> Result<Vec<PriceTick>, Failed> {
     let market = Market::new(MarketConfig::new(5, 20)?)?;
     let market = market.filter(|tick| seen.insert((tick.instrument().clone(), tick.ts(), tick.seq())));
     Ok(market.take(ticks).collect())
+}
+
+/// Waits for a process at most this long, and kills it. Returns whether it had ended with success.
+fn run_or_kill(command: &mut Command, at_most: Duration) -> Result<bool, Failed> {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let deadline = Instant::now() + at_most;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(false)
+}
+
+/// Exports a store with 20 SIGKILLs at random moments, and imports the archive into another database with 5 SIGKILLs.
+fn archive(from: &str, to: &str) -> Result<Completion, Failed> {
+    const DAYS: i64 = 30;
+    let namespace = Namespace::new(&format!("archive_{from}"));
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("archive");
+    let address = path.display().to_string();
+    let config = Config::builder().variables(namespace.variables.clone()).build()?;
+    let count = namespace.runtime.block_on(async {
+        let store = config.open_store_as(from).await?;
+        store.ensure_schema().await?;
+        let mut ticks = Vec::new();
+        for symbol in ["BTC-USDT", "ETH-USDT", "XBT/EUR", "1000SATS-USDT"] {
+            for n in 0..DAYS * 1_500 {
+                let ts = Timestamp::from_secs(1_706_659_200 + n * 57)?;
+                let price = qi_core::Price::from_units(1_000_000_000_000_000_000 + i128::from(n))?;
+                ticks.push(PriceTick::new(format!("x:{symbol}").parse()?, ts, n.unsigned_abs(), price)?);
+            }
+        }
+        store.insert_ticks_chunked(&ticks, 100_000).await?;
+        store.close().await?;
+        Ok::<_, Failed>(ticks.len() as u64)
+    })?;
+    let mut kills = Vec::new();
+    for _ in 0..20 {
+        let ended = run_or_kill(
+            &mut namespace.qi(&["--store", from, "export", &address]),
+            Duration::from_millis(fastrand::u64(20..1_500)),
+        )?;
+        let files = complete_files(&path)?;
+        kills.push((files, ended));
+        if ended {
+            std::fs::remove_dir_all(&path)?;
+        }
+    }
+    let export = |arguments: &[&str]| -> Result<String, Failed> {
+        let words = [&["--format", "csv", "--store", from, "export", &address], arguments].concat();
+        printed(&namespace.qi(&words).output()?)
+    };
+    export(&[])?;
+    let again = export(&["--verify"])?;
+    if again.lines().skip(1).any(|line| line.split(',').nth(2) != Some("0")) {
+        return Err(format!("the second export wrote files: {again}").into());
+    }
+    let import = ["--format", "csv", "--store", to, "import", &address];
+    for _ in 0..5 {
+        run_or_kill(&mut namespace.qi(&import), Duration::from_millis(fastrand::u64(100..2_000)))?;
+    }
+    let imported = printed(&namespace.qi(&import).output()?)?;
+    let records = imported.lines().skip(1).filter_map(|line| line.split(',').nth(1)?.parse::<u64>().ok());
+    if records.sum::<u64>() != count {
+        return Err(format!("not {count} records: {imported}").into());
+    }
+    namespace.runtime.block_on(async {
+        let (source, target) = (config.open_store_as(from).await?, config.open_store_as(to).await?);
+        for series in Series::list(&*source, PriceTick::DATASET, &BTreeSet::new()).await? {
+            let all = TimeRange::ALL;
+            if series.summary(&*source, all).await? != series.summary(&*target, all).await? {
+                return Err(format!("{series} differs").into());
+            }
+        }
+        Ok::<_, Failed>(())
+    })?;
+    if kills.iter().any(|(files, ended)| *files > 0 && !ended) {
+        Ok(Completion::Completed)
+    } else {
+        Err(format!("no kill met an export in progress: {kills:?}").into())
+    }
+}
+
+/// Reads every data file with a final name to its end, and returns their number.
+fn complete_files(folder: &std::path::Path) -> Result<usize, Failed> {
+    let mut files = 0;
+    for entry in folder.read_dir().into_iter().flatten() {
+        let path = entry?.path();
+        if path.is_dir() && !path.ends_with("_partial") {
+            files += complete_files(&path)?;
+        } else if path.extension().is_some_and(|ending| ending == "parquet") {
+            let reader = qi_arrow::ParquetReader::new(PriceTick::DATASET, std::fs::File::open(&path)?)?;
+            let stated = reader.content().map(|content| content.records);
+            let mut found = 0;
+            for records in reader {
+                found += records?.len() as u64;
+            }
+            if stated != Some(found) {
+                return Err(format!("{} has {found} records, not {stated:?}", path.display()).into());
+            }
+            files += 1;
+        }
+    }
+    Ok(files)
 }
 
 /// Publishes ticks and one invalid message to a new topic, and replays the topic twice.

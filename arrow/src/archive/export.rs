@@ -47,7 +47,7 @@ impl ExportOptions {
         Self {
             datasets: datasets.into_iter().collect(),
             instruments: BTreeSet::new(),
-            range: TimeRange::since(Timestamp::MIN),
+            range: TimeRange::ALL,
             period: PeriodLength::Day,
             decimals: Decimals::Exact,
             verify_existing: false,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::TryStreamExt as _;
 use qi_core::record::{Dataset, RecordVec, SeriesKey};
 use qi_core::store::{MAX_PAGE, PriceStore, RangeRequest};
-use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, ResultExt as _, TimeRange, Timestamp};
+use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, ResultExt as _, TimeRange};
 use tokio_util::sync::CancellationToken;
 
 use super::{Archive, Manifest, Period, blocking, layout};
@@ -43,7 +43,7 @@ impl ImportOptions {
             known,
             datasets: Vec::new(),
             instruments: BTreeSet::new(),
-            range: TimeRange::since(Timestamp::MIN),
+            range: TimeRange::ALL,
             stop: CancellationToken::new(),
             progress: Arc::default(),
         }

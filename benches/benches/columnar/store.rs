@@ -1,0 +1,288 @@
+//! Exports of the stores, and a columnar read of ClickHouse.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt as _;
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_arrow::{Archive, Decimals, ExportOptions, ImportOptions, ParquetWriter, export as export_store, import, range_batches};
+use qi_core::record::{Record as _, Series as _};
+use qi_core::store::{MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest};
+use qi_core::{Datasets, Instrument, Price, PriceTick, Quantity, Side, TimeRange, Timestamp};
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
+
+use crate::{Rig, mib, peak, rate};
+
+const DAYS: i64 = 10;
+const INSTRUMENTS: usize = 10;
+
+fn number_of_ticks() -> usize {
+    std::env::var("QI_BENCH_TICKS").map_or(10_000_000, |text| text.parse().expect("QI_BENCH_TICKS is a number"))
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn unique() -> String {
+    format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..))
+}
+
+fn instrument(n: usize) -> Instrument {
+    format!("binance:I{n:03}-USDT").parse().expect("a name")
+}
+
+/// Returns the ticks of an instrument: trades with prices of a random walk, over ten days.
+fn ticks(n: usize, count: usize) -> Vec<PriceTick> {
+    let mut random = fastrand::Rng::with_seed(n as u64);
+    let instrument = instrument(n);
+    let mut price = 4_000_000i128;
+    let step = DAYS * 86_400_000_000 / i64::try_from(count).expect("a number of ticks");
+    let tick = |at: usize| {
+        let ts = Timestamp::from_micros(1_706_659_200_000_000 + at as i64 * step).expect("a time");
+        price += i128::from(random.i64(-5..=5));
+        let quantity = Quantity::from_units(i128::from(random.u32(1..100_000)) * 10_000_000_000_000).expect("positive");
+        let tick = PriceTick::new(instrument.clone(), ts, at as u64, Price::from_units(price * 10_000_000_000_000_000).expect("positive"));
+        tick.expect("a tick").with_quantity(quantity).with_side(if random.bool() { Side::Buy } else { Side::Sell })
+    };
+    (0..count).map(tick).collect()
+}
+
+async fn fill(store: &dyn PriceStore, count: usize) {
+    store.ensure_schema().await.expect("a schema");
+    for n in 0..INSTRUMENTS {
+        store.insert_ticks_chunked(&ticks(n, count / INSTRUMENTS), 50_000).await.expect("an insert");
+    }
+}
+
+fn timescale(url: &str) -> Arc<dyn PriceStore> {
+    let mut config = TimescaleConfig::from_url(url);
+    config.schema = unique();
+    Arc::new(TimescaleStore::open(config).expect("a configuration"))
+}
+
+/// Returns a store with new tables, and their prefix.
+fn clickhouse(url: &str) -> (ClickHouseStore, String) {
+    let mut config = ClickHouseConfig::from_url(url);
+    let prefix = unique() + "_";
+    config.table_prefix.clone_from(&prefix);
+    (ClickHouseStore::open(config).expect("a configuration"), prefix)
+}
+
+fn memory(rows: usize) -> Arc<dyn PriceStore> {
+    Arc::new(MemoryStore::new(MemoryStoreConfig::default().with_max_rows(rows)).expect("a configuration"))
+}
+
+fn request(n: usize) -> RangeRequest {
+    RangeRequest::new(PriceTick::DATASET, instrument(n).key(), TimeRange::ALL).with_limit(MAX_PAGE).expect("a limit")
+}
+
+/// Reads the pages of all instruments.
+async fn read_pages(store: &dyn PriceStore) -> usize {
+    let mut count = 0;
+    for n in 0..INSTRUMENTS {
+        let mut request = request(n);
+        loop {
+            let page = store.range(&request).await.expect("a page");
+            count += std::hint::black_box(&page.records).len();
+            match page.next {
+                Some(next) => request = request.after(next),
+                None => break,
+            }
+        }
+    }
+    count
+}
+
+pub(crate) fn export(rig: &Rig) {
+    let count = number_of_ticks();
+    rig.runtime.block_on(async {
+        let mut stores: Vec<(&str, Arc<dyn PriceStore>)> = vec![("memory", memory(count))];
+        if let Some(url) = variable("QI_TIMESCALE_URL") {
+            stores.push(("timescale", timescale(&url)));
+        }
+        if let Some(url) = variable("QI_CLICKHOUSE_URL") {
+            stores.push(("clickhouse", Arc::new(clickhouse(&url).0)));
+        }
+        for (name, store) in stores {
+            fill(&*store, count).await;
+            measure(rig, name, &*store, count);
+            // The records are not read again.
+            store.purge_before(PriceTick::DATASET, Timestamp::MAX).await.expect("a purge");
+            store.close().await.expect("a close");
+        }
+    });
+}
+
+fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
+    let run = |work: &mut dyn FnMut() -> Duration| {
+        let (took, memory) = peak(|| (0..rig.rounds).map(|_| work()).min().unwrap_or_default());
+        (took, memory)
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let timed = |work: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>| {
+        let began = Instant::now();
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work));
+        began.elapsed()
+    };
+    let (pages, page_memory) = run(&mut || timed(Box::pin(async { assert_eq!(read_pages(store).await, count) })));
+    println!("{name}: pages {}, memory {}", rate(count, pages), mib(page_memory));
+    for concurrency in [1, 2] {
+        let mut options = ExportOptions::new([PriceTick::DATASET]);
+        options.concurrency = concurrency;
+        let mut round = 0;
+        let (took, memory) = run(&mut || {
+            round += 1;
+            let archive = folder.path().join(format!("{concurrency}-{round}"));
+            timed(Box::pin(async {
+                let archive = Archive::create(&archive.to_string_lossy()).expect("a folder");
+                let report = export_store(store, &archive, &options).await.expect("an export");
+                assert_eq!(report.series.iter().map(|series| series.records).sum::<u64>(), count as u64);
+            }))
+        });
+        println!(
+            "{name}: export with concurrency {concurrency} {}, {:.2} of the pages, memory {}",
+            rate(count, took),
+            pages.as_secs_f64() / took.as_secs_f64(),
+            mib(memory)
+        );
+    }
+    let archive = Archive::folder(folder.path().join("1-1")).expect("a folder");
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    let (took, memory) = run(&mut || {
+        timed(Box::pin(async {
+            let report = export_store(store, &archive, &options).await.expect("an export");
+            assert!(report.series.iter().all(|series| series.written == 0));
+        }))
+    });
+    println!("{name}: second export without changes {}, memory {}", rate(count, took), mib(memory));
+    let target = memory(count);
+    let (took, memory) = peak(|| {
+        timed(Box::pin(async {
+            target.ensure_schema().await.expect("a schema");
+            let report = import(&*target, &archive, &ImportOptions::new(Datasets::standard())).await.expect("an import");
+            assert_eq!(report.records(), count as u64);
+        }))
+    });
+    println!("{name}: import into memory {}, memory with the store {}", rate(count, took), mib(memory));
+}
+
+/// Compares record batches from pages with the server's own Arrow stream of the same rows, both also as Parquet files.
+pub(crate) fn stream(rig: &Rig) {
+    let Some(url) = variable("QI_CLICKHOUSE_URL") else {
+        println!("QI_CLICKHOUSE_URL is not set");
+        return;
+    };
+    let count = number_of_ticks();
+    rig.runtime.block_on(async {
+        let (store, prefix) = clickhouse(&url);
+        fill(&store, count).await;
+        let best = |times: Vec<Duration>| times.into_iter().min().unwrap_or_default();
+        let mut pages = Vec::new();
+        for _ in 0..rig.rounds {
+            let began = Instant::now();
+            let mut rows = 0;
+            for n in 0..INSTRUMENTS {
+                let mut batches = range_batches(&store, request(n));
+                while let Some(batch) = batches.try_next().await.expect("a batch") {
+                    rows += std::hint::black_box(batch).num_rows();
+                }
+            }
+            assert_eq!(rows, count);
+            pages.push(began.elapsed());
+        }
+        println!("record batches from pages: {}", rate(count, best(pages)));
+        let mut pages = Vec::new();
+        for _ in 0..rig.rounds {
+            let began = Instant::now();
+            for n in 0..INSTRUMENTS {
+                let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, std::io::sink()).expect("a writer");
+                let mut request = request(n);
+                loop {
+                    let page = store.range(&request).await.expect("a page");
+                    writer.write(page.records.as_records()).expect("a sink");
+                    match page.next {
+                        Some(next) => request = request.after(next),
+                        None => break,
+                    }
+                }
+                writer.finish().expect("a sink");
+            }
+            pages.push(began.elapsed());
+        }
+        println!("Parquet files from pages: {}", rate(count, best(pages)));
+        let table = format!("{prefix}ticks");
+        let mut streams = Vec::new();
+        for _ in 0..rig.rounds {
+            let began = Instant::now();
+            let mut rows = 0;
+            for n in 0..INSTRUMENTS {
+                rows += arrow_stream(&store, &table, n, |batch| drop(std::hint::black_box(batch))).await;
+            }
+            assert_eq!(rows, count);
+            streams.push(began.elapsed());
+        }
+        println!("record batches from the server's Arrow stream: {}", rate(count, best(streams)));
+        let mut streams = Vec::new();
+        for _ in 0..rig.rounds {
+            let began = Instant::now();
+            for n in 0..INSTRUMENTS {
+                let mut writer = None;
+                arrow_stream(&store, &table, n, |batch| {
+                    let writer = writer.get_or_insert_with(|| {
+                        let properties = parquet::file::properties::WriterProperties::builder()
+                            .set_compression(parquet::basic::Compression::ZSTD(parquet::basic::ZstdLevel::default()))
+                            .set_max_row_group_row_count(Some(131_072));
+                        let properties = Some(properties.build());
+                        parquet::arrow::ArrowWriter::try_new(std::io::sink(), batch.schema(), properties).expect("a writer")
+                    });
+                    writer.write(&batch).expect("a sink");
+                })
+                .await;
+                writer.expect("rows").close().expect("a sink");
+            }
+            streams.push(began.elapsed());
+        }
+        println!("Parquet files from the server's Arrow stream, without validation: {}", rate(count, best(streams)));
+        let mut server = Vec::new();
+        for _ in 0..rig.rounds {
+            let began = Instant::now();
+            for n in 0..INSTRUMENTS {
+                let query = query(&table, n).replace("SELECT", "SELECT exchange, symbol,");
+                let mut bytes = store.client().query(&query).fetch_bytes("Parquet").expect("a query");
+                while bytes.next().await.expect("bytes").is_some() {}
+            }
+            server.push(began.elapsed());
+        }
+        println!("Parquet files of the server: {}", rate(count, best(server)));
+    });
+}
+
+fn query(table: &str, n: usize) -> String {
+    let instrument = instrument(n);
+    let (exchange, symbol) = (instrument.exchange(), instrument.symbol());
+    format!(
+        "SELECT ts, seq, price, quantity, side FROM {table} FINAL \
+         WHERE exchange = '{exchange}' AND symbol = '{symbol}' ORDER BY ts, seq"
+    )
+}
+
+async fn arrow_stream(
+    store: &ClickHouseStore,
+    table: &str,
+    n: usize,
+    mut each: impl FnMut(arrow_array::RecordBatch),
+) -> usize {
+    let mut bytes = store.client().query(&query(table, n)).fetch_bytes("ArrowStream").expect("a query");
+    let mut decoder = arrow_ipc::reader::StreamDecoder::new();
+    let mut rows = 0;
+    while let Some(part) = bytes.next().await.expect("bytes") {
+        let mut part = arrow_buffer::Buffer::from(part);
+        while let Some(batch) = decoder.decode(&mut part).expect("Arrow data") {
+            rows += batch.num_rows();
+            each(batch);
+        }
+    }
+    rows
+}
