@@ -70,6 +70,11 @@ fn main() {
         trial(&brokers, "a_readable_batch_between_two_unreadable_ones_is_read", readable_between_unreadable),
         trial(&brokers, "batches_that_only_java_can_decompress_become_dead_letters", other_codecs),
         trial(&brokers, "a_gzip_batch_of_300_mb_is_read", large_gzip_batch),
+        trial(
+            &brokers,
+            "a_topic_with_a_compression_type_has_no_gzip_batch_of_several_members",
+            recompressed_gzip_members,
+        ),
         trial(&brokers, "a_deleted_dead_letter_topic_is_created_again", deleted_dead_letters),
         trial(&brokers, "transaction_markers_in_two_topics_leave_no_lag", markers_of_two_topics),
         trial(&brokers, "an_invalid_header_name_stops_no_reader", header_names),
@@ -321,6 +326,21 @@ async fn large_gzip_batch(brokers: Brokers) {
     produce(&brokers, &topic, &RawBatch::zeros(Codec::Gzip, 300, 1_000_000).unwrap()).await;
     let (received, _) = skip_unreadable(&bus, &topic, 300, 60 * SECOND).await;
     assert_eq!(received, (vec![], (0..300).collect()));
+}
+
+/// The broker compresses the batches again, so the batch that would abort this process never reaches it.
+async fn recompressed_gzip_members(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    for compression in ["lz4", "zstd"] {
+        let topic = create(&bus, spec(2).with_setting("compression.type", compression)).await;
+        let mut batch = RawBatch::zeros(Codec::Gzip, 3, 10).unwrap();
+        let empty = RawBatch::zeros(Codec::Gzip, 0, 0).unwrap();
+        batch.records = [empty.records, batch.records].concat();
+        produce(&brokers, &topic, &batch).await;
+        bus.send(&[Message::new(topic.clone(), "1").with_partition(0)]).await.unwrap();
+        let (received, _) = skip_unreadable(&bus, &topic, 4, 60 * SECOND).await;
+        assert_eq!(received, (vec![], vec![0, 1, 2, 3]), "{compression}");
+    }
 }
 
 async fn deleted_dead_letters(brokers: Brokers) {

@@ -67,14 +67,16 @@ fn properties(encoder: &Encoder) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_created_by(concat!("qi-arrow ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_statistics_enabled(EnabledStatistics::None)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS));
-    // Times and counters are ascending in a series, so their differences are small.
+    // Times and counters are ascending in a series, so their differences are small. Only these columns have statistics:
+    // the minimum of a decimal or a text would keep the buffer of its batch in memory until the end of the file.
     for field in encoder.schema().fields() {
         use arrow_schema::DataType::{Int64, Timestamp, UInt64};
         if matches!(field.data_type(), Timestamp(..) | Int64 | UInt64) {
             let column = ColumnPath::from(field.name().as_str());
             properties = properties
+                .set_column_statistics_enabled(column.clone(), EnabledStatistics::Chunk)
                 .set_column_dictionary_enabled(column.clone(), false)
                 .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use cap::Cap;
 use qi_arrow::{Archive, Decimals, ExportOptions, ParquetReader, ParquetWriter, export};
 use qi_core::PriceTick;
-use qi_core::record::{Record as _, RecordVec};
+use qi_core::record::RecordVec;
 
 #[global_allocator]
 static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
@@ -35,11 +35,15 @@ fn peak(work: impl FnOnce()) -> usize {
 /// Ten times the records may take at most a quarter more, and 2 MiB for the metadata of more row groups.
 fn assert_bounded(what: &str, small: usize, large: usize) {
     println!("{what}: {small} bytes, with ten times the records {large} bytes");
-    assert!(large < small + small / 4 + (2 << 20), "{what}: {small} bytes, with ten times the records {large} bytes");
+    assert!(
+        large < small + small / 4 + (2 << 20),
+        "{what}: {small} bytes, with ten times the records {large} bytes"
+    );
 }
 
 fn write(pages: usize) -> std::fs::File {
-    let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, tempfile::tempfile().unwrap()).unwrap();
+    let mut writer =
+        ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, tempfile::tempfile().unwrap()).unwrap();
     for page in 0..pages {
         let mut ticks = rig::ticks("binance:BTC-USDT", 1, 10_000);
         let mut random = fastrand::Rng::with_seed(page as u64);

@@ -14,9 +14,9 @@ use std::time::Duration;
 use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use qi_adapters::Config;
-use qi_cli::output::{Format, Listing, printable};
 #[cfg(feature = "archive")]
 use qi_cli::archive;
+use qi_cli::output::{Format, Listing, printable};
 use qi_cli::{Series, check, copy, dlq, import, migrate, query, replay, topics};
 use qi_core::Datasets;
 use qi_core::record::{Owner, SeriesKey};
@@ -25,12 +25,12 @@ use qi_core::{Bar, Error, PriceStore, PriceTick, Result, ResultExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "archive")]
+use arguments::{ArchiveTimes, ExportArguments, Times};
 use arguments::{
     Asked, Command, CopyArguments, Dlq, ImportArguments, Options, Part, Query, RedriveArguments,
     ReplayArguments,
 };
-#[cfg(feature = "archive")]
-use arguments::{ArchiveTimes, ExportArguments, Times};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -361,7 +361,8 @@ async fn export(
     let mut options = qi_arrow::ExportOptions::new(datasets);
     options.instruments = instruments.into_iter().collect();
     options.range = Times { since, until }.range()?;
-    options.period = if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
+    options.period =
+        if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
     options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
     options.verify_existing = verify;
     options.concurrency = concurrency;

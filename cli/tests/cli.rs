@@ -163,6 +163,10 @@ fn archives_have_exit_codes_and_usage_errors() {
     ] {
         let out = run(&arguments);
         let said = text(&out.stderr);
-        assert!(out.status.code() == Some(code) && said.contains(says), "{arguments:?}: {:?} {said}", out.status);
+        assert!(
+            out.status.code() == Some(code) && said.contains(says),
+            "{arguments:?}: {:?} {said}",
+            out.status
+        );
     }
 }

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::TryStreamExt as _;
 use qi_core::record::{Dataset, RecordVec, SeriesKey};
 use qi_core::store::{MAX_PAGE, PriceStore, RangeRequest};
-use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, ResultExt as _, TimeRange};
+use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
+use super::location::scratch_failed;
 use super::{Archive, Manifest, Period, blocking, layout};
 use crate::error::corrupt;
 use crate::{Content, ContentDigest, Decimals, ParquetReader};
@@ -258,7 +259,7 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         }
         let dataset = *dataset;
         let reader = blocking(move || {
-            file.seek(SeekFrom::Start(0)).retryable("archive.file", "import")?;
+            file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
             ParquetReader::new(dataset, file)
         })
         .await?;

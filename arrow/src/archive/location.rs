@@ -73,6 +73,20 @@ fn io_failed(path: &FilePath, error: io::Error) -> Error {
         .with_source(error)
 }
 
+/// The error of a temporary file.
+pub(super) fn scratch_failed(error: io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, "archive.file.temporary", "archive")
+        .with_message("the temporary file cannot be written or read")
+        .with_source(error)
+}
+
+fn upload_failed(error: io::Error) -> Error {
+    match error.downcast::<object_store::Error>() {
+        Ok(error) => failed(error),
+        Err(error) => Error::new(ErrorKind::Unavailable, "archive.upload", "archive").with_source(error),
+    }
+}
+
 fn bad_address(message: &str) -> Error {
     Error::new(ErrorKind::Config, "archive.address", "open").with_message(message)
 }
@@ -228,14 +242,11 @@ impl Archive {
             _ => {
                 let mut upload = BufWriter::with_capacity(self.store.clone(), self.path(relative)?, PART)
                     .with_max_concurrency(PARTS_IN_FLIGHT);
-                file.seek(SeekFrom::Start(0)).retryable("archive.file", "export")?;
+                file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
                 loop {
                     let (back, part) = blocking(move || {
                         let mut part = Vec::new();
-                        (&mut file)
-                            .take(PART as u64)
-                            .read_to_end(&mut part)
-                            .retryable("archive.file", "export")?;
+                        (&mut file).take(PART as u64).read_to_end(&mut part).map_err(scratch_failed)?;
                         Ok((file, part))
                     })
                     .await?;
@@ -245,9 +256,7 @@ impl Archive {
                     }
                     upload.put(part.into()).await.map_err(failed)?;
                 }
-                tokio::io::AsyncWriteExt::shutdown(&mut upload)
-                    .await
-                    .retryable("archive.upload", "export")?;
+                tokio::io::AsyncWriteExt::shutdown(&mut upload).await.map_err(upload_failed)?;
             }
         }
         if self.hash(relative).await? != (bytes, sha256.clone()) {
@@ -274,7 +283,7 @@ impl Archive {
 
     /// Copies a file to an unnamed temporary file. Returns the file, its size and its SHA-256.
     pub(super) async fn download(&self, relative: &str, at_most: u64) -> Result<(File, u64, String)> {
-        let mut scratch = Scratch::new(None).retryable("archive.file", "import")?;
+        let mut scratch = Scratch::new(None).map_err(scratch_failed)?;
         let mut parts = self.store.get(&self.path(relative)?).await.map_err(failed)?.into_stream();
         let mut bytes = 0;
         while let Some(part) = parts.next().await {
@@ -283,7 +292,7 @@ impl Archive {
             if bytes > at_most {
                 break;
             }
-            scratch.write_all(&part).retryable("archive.file", "import")?;
+            scratch.write_all(&part).map_err(scratch_failed)?;
         }
         let (file, _, _, sha256) = scratch.finish();
         Ok((file, bytes, sha256))
@@ -306,7 +315,7 @@ impl Archive {
         let mut text = serde_json::to_vec_pretty(json).permanent("archive.manifest", "export")?;
         text.push(b'\n');
         let mut scratch = self.scratch()?;
-        scratch.write_all(&text).retryable("archive.file", "export")?;
+        scratch.write_all(&text).map_err(scratch_failed)?;
         self.publish(scratch, relative).await.map(drop)
     }
 

@@ -1,6 +1,5 @@
 //! One file of ticks: this library and arrow-rs with the same schema and the same settings.
 
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +79,9 @@ pub(crate) fn run(rig: &Rig) {
 
 fn plain(ticks: &[PriceTick]) -> Vec<Plain> {
     let (exchange, symbol): (Arc<str>, Arc<str>) = match ticks.first() {
-        Some(tick) => (tick.instrument().exchange().as_str().into(), tick.instrument().symbol().as_str().into()),
+        Some(tick) => {
+            (tick.instrument().exchange().as_str().into(), tick.instrument().symbol().as_str().into())
+        }
         None => ("".into(), "".into()),
     };
     let side = |side| if side == Side::Buy { 0 } else { 1 };
@@ -108,14 +109,16 @@ fn write_plain(ticks: &[Plain]) -> Bytes {
     let schema = schema(PriceTick::DATASET, Decimals::Exact);
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_statistics_enabled(EnabledStatistics::None)
         .set_max_row_group_row_count(Some(131_072));
     for column in ["ts", "seq"] {
         properties = properties
+            .set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::Chunk)
             .set_column_dictionary_enabled(ColumnPath::from(column), false)
             .set_column_encoding(ColumnPath::from(column), Encoding::DELTA_BINARY_PACKED);
     }
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build())).expect("memory");
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build())).expect("memory");
     let names = |keys: Vec<Option<i32>>, values: Vec<&str>| {
         let values = Arc::new(StringArray::from(values));
         DictionaryArray::<Int32Type>::try_new(Int32Array::from(keys), values).expect("valid keys")
@@ -170,7 +173,8 @@ fn read_plain(file: &Bytes) -> Duration {
             let batch = batch.expect("a batch");
             let names = |at: usize| -> (Vec<Arc<str>>, Int32Array) {
                 let names = batch.column(at).as_dictionary::<Int32Type>();
-                let values = names.values().as_string::<i32>().iter().map(|text| text.unwrap_or_default().into());
+                let values =
+                    names.values().as_string::<i32>().iter().map(|text| text.unwrap_or_default().into());
                 (values.collect(), names.keys().clone())
             };
             let ((exchanges, exchange), (symbols, symbol)) = (names(0), names(1));

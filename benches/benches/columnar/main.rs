@@ -25,7 +25,8 @@ use tokio::runtime::Runtime;
 #[global_allocator]
 pub(crate) static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
 
-const SECTIONS: [Section<Rig>; 3] = [("file", file::run), ("store", store::export), ("arrow-stream", store::stream)];
+const SECTIONS: [Section<Rig>; 3] =
+    [("file", file::run), ("store", store::export), ("arrow-stream", store::stream)];
 
 fn main() {
     qi_benches::sections(SECTIONS, 3, |rounds| Some(Rig::new(rounds)));

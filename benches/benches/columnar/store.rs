@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use futures::TryStreamExt as _;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
-use qi_arrow::{Archive, Decimals, ExportOptions, ImportOptions, ParquetWriter, export as export_store, import, range_batches};
+use qi_arrow::{
+    Archive, Decimals, ExportOptions, ImportOptions, ParquetWriter, export as export_store, import,
+    range_batches,
+};
 use qi_core::record::{Record as _, Series as _};
 use qi_core::store::{MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Datasets, Instrument, Price, PriceTick, Quantity, Side, TimeRange, Timestamp};
@@ -18,7 +21,8 @@ const DAYS: i64 = 10;
 const INSTRUMENTS: usize = 10;
 
 fn number_of_ticks() -> usize {
-    std::env::var("QI_BENCH_TICKS").map_or(10_000_000, |text| text.parse().expect("QI_BENCH_TICKS is a number"))
+    std::env::var("QI_BENCH_TICKS")
+        .map_or(10_000_000, |text| text.parse().expect("QI_BENCH_TICKS is a number"))
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -42,9 +46,19 @@ fn ticks(n: usize, count: usize) -> Vec<PriceTick> {
     let tick = |at: usize| {
         let ts = Timestamp::from_micros(1_706_659_200_000_000 + at as i64 * step).expect("a time");
         price += i128::from(random.i64(-5..=5));
-        let quantity = Quantity::from_units(i128::from(random.u32(1..100_000)) * 10_000_000_000_000).expect("positive");
-        let tick = PriceTick::new(instrument.clone(), ts, at as u64, Price::from_units(price * 10_000_000_000_000_000).expect("positive"));
-        tick.expect("a tick").with_quantity(quantity).with_side(if random.bool() { Side::Buy } else { Side::Sell })
+        let quantity =
+            Quantity::from_units(i128::from(random.u32(1..100_000)) * 10_000_000_000_000).expect("positive");
+        let tick = PriceTick::new(
+            instrument.clone(),
+            ts,
+            at as u64,
+            Price::from_units(price * 10_000_000_000_000_000).expect("positive"),
+        );
+        tick.expect("a tick").with_quantity(quantity).with_side(if random.bool() {
+            Side::Buy
+        } else {
+            Side::Sell
+        })
     };
     (0..count).map(tick).collect()
 }
@@ -75,7 +89,9 @@ fn memory(rows: usize) -> Arc<dyn PriceStore> {
 }
 
 fn request(n: usize) -> RangeRequest {
-    RangeRequest::new(PriceTick::DATASET, instrument(n).key(), TimeRange::ALL).with_limit(MAX_PAGE).expect("a limit")
+    RangeRequest::new(PriceTick::DATASET, instrument(n).key(), TimeRange::ALL)
+        .with_limit(MAX_PAGE)
+        .expect("a limit")
 }
 
 /// Reads the pages of all instruments.
@@ -126,7 +142,8 @@ fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
         tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work));
         began.elapsed()
     };
-    let (pages, page_memory) = run(&mut || timed(Box::pin(async { assert_eq!(read_pages(store).await, count) })));
+    let (pages, page_memory) =
+        run(&mut || timed(Box::pin(async { assert_eq!(read_pages(store).await, count) })));
     println!("{name}: pages {}, memory {}", rate(count, pages), mib(page_memory));
     for concurrency in [1, 2] {
         let mut options = ExportOptions::new([PriceTick::DATASET]);
@@ -161,7 +178,9 @@ fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
     let (took, memory) = peak(|| {
         timed(Box::pin(async {
             target.ensure_schema().await.expect("a schema");
-            let report = import(&*target, &archive, &ImportOptions::new(Datasets::standard())).await.expect("an import");
+            let report = import(&*target, &archive, &ImportOptions::new(Datasets::standard()))
+                .await
+                .expect("an import");
             assert_eq!(report.records(), count as u64);
         }))
     });
@@ -197,7 +216,8 @@ pub(crate) fn stream(rig: &Rig) {
         for _ in 0..rig.rounds {
             let began = Instant::now();
             for n in 0..INSTRUMENTS {
-                let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, std::io::sink()).expect("a writer");
+                let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, std::io::sink())
+                    .expect("a writer");
                 let mut request = request(n);
                 loop {
                     let page = store.range(&request).await.expect("a page");
@@ -232,10 +252,13 @@ pub(crate) fn stream(rig: &Rig) {
                 arrow_stream(&store, &table, n, |batch| {
                     let writer = writer.get_or_insert_with(|| {
                         let properties = parquet::file::properties::WriterProperties::builder()
-                            .set_compression(parquet::basic::Compression::ZSTD(parquet::basic::ZstdLevel::default()))
+                            .set_compression(parquet::basic::Compression::ZSTD(
+                                parquet::basic::ZstdLevel::default(),
+                            ))
                             .set_max_row_group_row_count(Some(131_072));
                         let properties = Some(properties.build());
-                        parquet::arrow::ArrowWriter::try_new(std::io::sink(), batch.schema(), properties).expect("a writer")
+                        parquet::arrow::ArrowWriter::try_new(std::io::sink(), batch.schema(), properties)
+                            .expect("a writer")
                     });
                     writer.write(&batch).expect("a sink");
                 })
@@ -244,7 +267,10 @@ pub(crate) fn stream(rig: &Rig) {
             }
             streams.push(began.elapsed());
         }
-        println!("Parquet files from the server's Arrow stream, without validation: {}", rate(count, best(streams)));
+        println!(
+            "Parquet files from the server's Arrow stream, without validation: {}",
+            rate(count, best(streams))
+        );
         let mut server = Vec::new();
         for _ in 0..rig.rounds {
             let began = Instant::now();

@@ -10,8 +10,8 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use super::analytics::{self, BarSource, Change, FilledBar, Movers, MoversQuery};
 use super::{
     BarQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery, LatestRequest,
-    MAX_PAGE, Page, PriceStore, RangeQuery, RangeRequest, RecordPage, SeriesRequest, SeriesSummary, SnapshotQuery, StatsQuery,
-    StorePingReport,
+    MAX_PAGE, Page, PriceStore, RangeQuery, RangeRequest, RecordPage, SeriesRequest, SeriesSummary,
+    SnapshotQuery, StatsQuery, StorePingReport,
 };
 use crate::record::{Dataset, Record, Series, SeriesKey, Slice};
 use crate::{
@@ -162,7 +162,9 @@ pub trait PriceStoreExt: PriceStore {
                 let mut request = SeriesRequest::new(dataset).with_limit(MAX_PAGE)?;
                 loop {
                     let Page { items, next, resume: _ } = self.series(&request).await?;
-                    all.extend(items.into_iter().map(|found| SeriesKey { owner: found.owner, interval: None }));
+                    all.extend(
+                        items.into_iter().map(|found| SeriesKey { owner: found.owner, interval: None }),
+                    );
                     let Some(next) = next else { return Ok(all) };
                     request = request.after(next);
                 }
