@@ -57,7 +57,7 @@ impl PublishOptions {
 /// # Non-goals
 /// The bus is not a queue: there is no "nack" and no redelivery of single messages. Progress is an offset.
 ///
-/// `docs/bus.md` has the full contract with its reasons. A writer takes five lines:
+/// [`guide::bus`](crate::guide::bus) has the full contract with its reasons. A writer takes five lines:
 ///
 /// ```
 /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};

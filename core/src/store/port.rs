@@ -44,7 +44,7 @@ use crate::{Bar, Result, Timestamp};
 /// # Non-goals
 /// The port is not a query language. To run your own SQL, open the concrete adapter and use its raw handle.
 ///
-/// `docs/store.md` has the full contract with its reasons.
+/// [`guide::store`](crate::guide::store) has the full contract with its reasons.
 ///
 /// ```
 /// use qi_core::store::{PriceStore, PriceStoreExt, RangeQuery};
