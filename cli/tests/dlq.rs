@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
 use futures::future::BoxFuture;
-use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
+use qi_cli::dlq::{self, Plan, RedriveReport, Selection, View};
 use qi_cli::output::Format;
 use qi_core::bus::{
     DeadLetters, DeliveryError, Encoding, HeaderName, Message, MessageBus, MessageBusExt, PublishOptions,
@@ -78,19 +78,19 @@ fn plan() -> Plan {
     }
 }
 
-async fn redrive(bus: &dyn MessageBus, plan: &Plan) -> Result<Redriven> {
+async fn redrive(bus: &dyn MessageBus, plan: &Plan) -> Result<RedriveReport> {
     dlq::redrive(bus, plan, &CancellationToken::new(), |_| {}).await
 }
 
 /// The numbers of a summary, without zeros.
-fn numbers(redriven: &Redriven) -> Vec<(String, u64)> {
+fn numbers(redriven: &RedriveReport) -> Vec<(String, u64)> {
     let listing = redriven.listing();
     let rows =
         listing.rows().iter().map(|row| (row[0].as_str().unwrap().to_owned(), row[2].as_u64().unwrap()));
     rows.filter(|(_, number)| *number > 0).collect()
 }
 
-fn number(redriven: &Redriven, result: &str) -> u64 {
+fn number(redriven: &RedriveReport, result: &str) -> u64 {
     numbers(redriven).iter().filter(|(name, _)| name == result).map(|(_, number)| number).sum()
 }
 
@@ -316,12 +316,12 @@ async fn redrive_target_that_causes_a_loop_is_rejected() {
     let bus = bus().await;
     for to in ["crypto-prices.dlq", "crypto-quotes.dlq", "absent.dlq"] {
         let error = redrive(&bus, &Plan { to: Some(topic(to)), ..plan() }).await.unwrap_err();
-        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, dlq::REFUSED_TARGET));
+        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, dlq::INVALID_TARGET));
     }
     let named = topic("rejects");
     bus.create_topics(&[TopicSpec::new(named.clone(), 1).unwrap()]).await.unwrap();
     let error = redrive(&bus, &Plan { topic: named.clone(), to: Some(named), ..plan() }).await.unwrap_err();
-    assert_eq!(error.code(), dlq::REFUSED_TARGET);
+    assert_eq!(error.code(), dlq::INVALID_TARGET);
     let error = redrive(&bus, &Plan { to: Some(topic("absent")), ..plan() }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }

@@ -310,7 +310,7 @@ async fn candles_merge_into_coarser_bars_only_if_the_intervals_fit() {
 async fn stopped_job_continues_later_without_loss() {
     let (store, bus) = (memory_store(), memory_bus());
     let stop = Stop::default();
-    let stopped = stop.gently.clone();
+    let stopped = stop.graceful.clone();
     let ticks = market(7, 50_000).enumerate().map(move |(n, tick)| {
         if n == 10_000 {
             stopped.cancel();
@@ -366,7 +366,7 @@ async fn export_follows_no_symbolic_link() {
 #[test]
 fn input_of_only_bad_lines_stops_the_job() {
     let (stop, read) = (Stop::default(), Arc::new(AtomicUsize::new(0)));
-    let (stopped, lines) = (stop.gently.clone(), read.clone());
+    let (stopped, lines) = (stop.graceful.clone(), read.clone());
     let lines = (0..1_000_000).map(move |n| {
         if n == 10_000 {
             stopped.cancel();

@@ -19,7 +19,7 @@
 //!         Ok(trade) => println!("{trade:?}"),
 //!         Err(Input::File(file)) => println!("{}", file.name),
 //!         Err(Input::BadLine(error)) => println!("{}", error.report()),
-//!         Err(Input::Broken(error)) => return Err(error.into()),
+//!         Err(Input::Fatal(error)) => return Err(error.into()),
 //!         Err(_) => {}
 //!     }
 //! }
@@ -39,9 +39,9 @@ mod lines;
 mod name;
 mod number;
 mod numbering;
+mod ordinals;
 mod row;
 mod source;
-mod ties;
 mod time;
 mod unpack;
 

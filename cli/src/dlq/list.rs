@@ -7,7 +7,7 @@ use qi_core::{Result, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::scan::Partitions;
-use super::{Letter, SEEN_ORIGINS, Seen, Selection, Unread, escaped, is_dead_letter_topic};
+use super::{Letter, SEEN_ORIGINS, Seen, Selection, UnreadPartition, escaped, is_dead_letter_topic};
 use crate::output::{Listing, maybe, text};
 
 /// The largest number of rows. Further groups of a topic are counted in one row without origin and code: a producer
@@ -30,15 +30,15 @@ struct Tally {
 
 /// The result of [`list()`].
 #[derive(Debug, Default)]
-pub struct Listed {
+pub struct DeadLetterCounts {
     groups: BTreeMap<Group, Tally>,
     /// The partitions that were not read up to their end.
-    pub unread: Vec<Unread>,
+    pub unread: Vec<UnreadPartition>,
     /// True if the command was stopped before the end.
     pub interrupted: bool,
 }
 
-impl Listed {
+impl DeadLetterCounts {
     /// Returns one row for each dead letter topic, origin topic and error code.
     pub fn listing(&self) -> Listing {
         let mut listing =
@@ -69,13 +69,13 @@ pub async fn list(
     topic: Option<&TopicName>,
     selection: &Selection,
     stop: &CancellationToken,
-) -> Result<Listed> {
+) -> Result<DeadLetterCounts> {
     selection.check()?;
     let partitions = match topic {
         Some(topic) => Partitions::of(bus, stop, topic).await?,
         None => Partitions::find(bus, stop, is_dead_letter_topic).await?,
     };
-    let (mut listed, mut seen) = (Listed::default(), Seen::new(SEEN_ORIGINS));
+    let (mut listed, mut seen) = (DeadLetterCounts::default(), Seen::new(SEEN_ORIGINS));
     let mut scan = partitions.read(bus, stop, selection.start()).await?;
     let outcome = loop {
         match scan.next().await {
@@ -94,7 +94,7 @@ pub async fn list(
     Ok(listed)
 }
 
-impl Listed {
+impl DeadLetterCounts {
     fn add(&mut self, letter: Letter<'_>, selection: &Selection, seen: &mut Seen) {
         if !selection.holds(letter) {
             return;

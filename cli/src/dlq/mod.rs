@@ -23,10 +23,10 @@ use std::str::FromStr;
 use qi_core::bus::{ReceivedMessage, SeekTo, TopicName, header};
 use qi_core::{Result, TimeRange, Timestamp};
 
-pub use list::{Listed, list};
-pub use redrive::{Counts, Plan, REFUSED_TARGET, Redriven, redrive};
-pub use scan::Unread;
-pub use show::{Shown, View, show};
+pub use list::{DeadLetterCounts, list};
+pub use redrive::{Counts, INVALID_TARGET, Plan, RedriveReport, redrive};
+pub use scan::UnreadPartition;
+pub use show::{DeadLetterRows, View, show};
 
 /// The number of origins that a command keeps in memory to recognise copies.
 pub const SEEN_ORIGINS: usize = 1_000_000;

@@ -176,9 +176,9 @@ fn listen(stop: &Stop) -> Result<Arc<AtomicI32>> {
     let (kept, stop) = (Arc::clone(&first), stop.clone());
     tokio::spawn(async move {
         kept.store(either(&mut interrupt, &mut terminate).await.as_raw_value(), Ordering::Relaxed);
-        stop.gently.cancel();
+        stop.graceful.cancel();
         either(&mut interrupt, &mut terminate).await;
-        stop.now.cancel();
+        stop.immediate.cancel();
     });
     Ok(first)
 }
