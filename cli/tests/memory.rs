@@ -274,7 +274,7 @@ async fn check_writes_a_current_tick_to_a_store_with_retention() {
     assert!(findings.passed(), "{}", findings.listing().render(Format::Table));
     assert!(
         query::latest(&*store, PriceTick::DATASET, vec![], None, 1).await.unwrap().rows().is_empty(),
-        "the tick is still there"
+        "the tick was not deleted"
     );
 }
 
@@ -290,13 +290,13 @@ async fn check_with_failing_calls_leaves_no_data() {
         let shown = findings.listing().render(Format::Csv);
         assert!(!findings.passed() && shown.contains("chaos."), "{shown}");
         let left = query::latest(&*memory, PriceTick::DATASET, vec![], None, 10).await.unwrap();
-        assert!(left.rows().is_empty(), "{operation}: the tick is still there");
+        assert!(left.rows().is_empty(), "{operation}: the tick was not deleted");
     }
     chaos.inject_next(Operation::DeleteRange, Fault::Error);
     let mut findings = check::Findings::default();
     findings.check_write("store memory", &store).await;
     let shown = findings.listing().render(Format::Csv);
-    assert!(shown.contains("delete_range") && shown.contains("qi-check:PROBE is still there"), "{shown}");
+    assert!(shown.contains("delete_range") && shown.contains("qi-check:PROBE was not deleted"), "{shown}");
 }
 
 #[tokio::test]

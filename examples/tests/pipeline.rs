@@ -255,13 +255,13 @@ async fn trades_of_one_time_are_all_stored_and_bad_lines_are_counted() {
     let (_file, data) =
         trades("1600000000,10,1\n1600000000,10,1\nbad\n1600000000,11,2\n1600000061,12,\n1600000061,12,0\n");
     let job = Job::new(memory_store(), memory_bus(), data).unwrap();
-    let tally = job.tally.clone();
+    let counters = job.counters.clone();
     let summary = job.run().await.unwrap();
     assert_eq!((summary.published, summary.stored, summary.bad_lines), (4, 4, 2));
     assert_eq!(summary.instruments[0].bars, 2);
     assert_eq!(summary.instruments[0].vwap.unwrap().to_string(), "10.5");
     let lines: Vec<_> =
-        tally.first_bad_lines().iter().map(|e| e.context_value("line").unwrap().to_owned()).collect();
+        counters.first_bad_lines().iter().map(|e| e.context_value("line").unwrap().to_owned()).collect();
     assert_eq!(lines, ["3", "5"]);
 }
 

@@ -7,7 +7,7 @@ use qi_core::{Result, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::scan::Partitions;
-use super::{Letter, SEEN_ORIGINS, Seen, Selection, UnreadPartition, escaped, is_dead_letter_topic};
+use super::{DeadLetter, SEEN_ORIGINS, Seen, Selection, UnreadPartition, escaped, is_dead_letter_topic};
 use crate::output::{Listing, maybe, text};
 
 /// The largest number of rows. Further groups of a topic are counted in one row without origin and code: a producer
@@ -21,7 +21,7 @@ type Group = (TopicName, Option<TopicName>, Option<String>);
 
 /// The dead letters of one group.
 #[derive(Debug, Clone, Copy, Default)]
-struct Tally {
+struct GroupCounts {
     letters: u64,
     copies: u64,
     first: Option<Timestamp>,
@@ -31,7 +31,7 @@ struct Tally {
 /// The result of [`list()`].
 #[derive(Debug, Default)]
 pub struct DeadLetterCounts {
-    groups: BTreeMap<Group, Tally>,
+    groups: BTreeMap<Group, GroupCounts>,
     /// The partitions that were not read up to their end.
     pub unread: Vec<UnreadPartition>,
     /// True if the command was stopped before the end.
@@ -43,15 +43,15 @@ impl DeadLetterCounts {
     pub fn listing(&self) -> Listing {
         let mut listing =
             Listing::new(["dead letter topic", "origin topic", "code", "letters", "copies", "first", "last"]);
-        for ((topic, origin, code), tally) in &self.groups {
+        for ((topic, origin, code), counts) in &self.groups {
             listing.push([
                 text(topic),
                 maybe(origin.as_ref()),
                 maybe(code.as_ref()),
-                tally.letters.into(),
-                tally.copies.into(),
-                maybe(tally.first),
-                maybe(tally.last),
+                counts.letters.into(),
+                counts.copies.into(),
+                maybe(counts.first),
+                maybe(counts.last),
             ]);
         }
         listing
@@ -81,7 +81,7 @@ pub async fn list(
         match scan.next().await {
             Ok(Some(messages)) => {
                 for message in &messages {
-                    listed.add(Letter(message), selection, &mut seen);
+                    listed.add(DeadLetter(message), selection, &mut seen);
                 }
             }
             Ok(None) => break Ok(()),
@@ -95,7 +95,7 @@ pub async fn list(
 }
 
 impl DeadLetterCounts {
-    fn add(&mut self, letter: Letter<'_>, selection: &Selection, seen: &mut Seen) {
+    fn add(&mut self, letter: DeadLetter<'_>, selection: &Selection, seen: &mut Seen) {
         if !selection.holds(letter) {
             return;
         }
@@ -107,15 +107,15 @@ impl DeadLetterCounts {
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
             group = (group.0, None, None);
         }
-        let tally = self.groups.entry(group).or_default();
+        let counts = self.groups.entry(group).or_default();
         if copy {
-            tally.copies += 1;
+            counts.copies += 1;
         } else {
-            tally.letters += 1;
+            counts.letters += 1;
         }
         if let Some(time) = letter.0.timestamp {
-            tally.first = Some(tally.first.map_or(time, |first| first.min(time)));
-            tally.last = tally.last.max(Some(time));
+            counts.first = Some(counts.first.map_or(time, |first| first.min(time)));
+            counts.last = counts.last.max(Some(time));
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::scan::{Partitions, Scan, with_retries};
 use super::{
-    Letter, Origin, OriginKey, SEEN_ORIGINS, Seen, Selection, UnreadPartition, is_dead_letter_topic,
+    DeadLetter, Origin, OriginKey, SEEN_ORIGINS, Seen, Selection, UnreadPartition, is_dead_letter_topic,
 };
 use crate::output::{Listing, text};
 use crate::progress;
@@ -321,10 +321,10 @@ impl<'a> Run<'a> {
         let outcome = loop {
             match scan.next().await {
                 Ok(Some(messages)) => {
-                    let complete = |dead_letter: &Letter<'_>| {
+                    let complete = |dead_letter: &DeadLetter<'_>| {
                         self.plan.selection.holds(*dead_letter) && !dead_letter.is_truncated()
                     };
-                    for dead_letter in messages.iter().map(Letter).filter(complete) {
+                    for dead_letter in messages.iter().map(DeadLetter).filter(complete) {
                         dead_letter.origin().map(|origin| self.seen.insert(&origin));
                     }
                 }
@@ -401,14 +401,14 @@ impl<'a> Run<'a> {
     }
 
     fn classify(&mut self, message: &ReceivedMessage) -> Result<Classified> {
-        let dead_letter = Letter(message);
+        let dead_letter = DeadLetter(message);
         let origin = dead_letter.origin();
         let key = origin.as_ref().map(|origin| self.seen.key(origin));
         let class = self.class(dead_letter, origin)?;
         Ok(Classified { partition: message.partition, offset: message.offset, origin: key, class })
     }
 
-    fn class(&mut self, dead_letter: Letter<'_>, origin: Option<Origin>) -> Result<Class> {
+    fn class(&mut self, dead_letter: DeadLetter<'_>, origin: Option<Origin>) -> Result<Class> {
         if !self.plan.selection.holds(dead_letter) {
             return Ok(Class::Ignored);
         }
@@ -519,7 +519,7 @@ fn is_of_the_message(error: &Error) -> bool {
 }
 
 /// Returns the message of a dead letter.
-fn message(dead_letter: Letter<'_>, target: TopicName) -> Result<Message> {
+fn message(dead_letter: DeadLetter<'_>, target: TopicName) -> Result<Message> {
     let mut message = Message::tombstone(target);
     message.key.clone_from(&dead_letter.0.key);
     message.payload.clone_from(&dead_letter.0.payload);

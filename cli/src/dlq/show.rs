@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::scan::Partitions;
-use super::{Letter, Selection, UnreadPartition, escaped};
+use super::{DeadLetter, Selection, UnreadPartition, escaped};
 use crate::output::{Format, Listing, maybe, text};
 
 /// The number of bytes that are shown of a key, a payload, an error and the headers.
@@ -118,10 +118,10 @@ pub async fn show(
             } else {
                 rows.keys().next_back() < Some(&key)
             };
-            if !selection.holds(Letter(message)) || (full && worse) {
+            if !selection.holds(DeadLetter(message)) || (full && worse) {
                 continue;
             }
-            rows.insert(key, row(Letter(message), if view.full { usize::MAX } else { SHOWN_BYTES }));
+            rows.insert(key, row(DeadLetter(message), if view.full { usize::MAX } else { SHOWN_BYTES }));
             if rows.len() > view.limit {
                 let _worst = if view.newest { rows.pop_first() } else { rows.pop_last() };
             }
@@ -137,7 +137,7 @@ pub async fn show(
     Ok(DeadLetterRows { rows, unread, interrupted })
 }
 
-fn row(letter: Letter<'_>, limit: usize) -> Vec<Value> {
+fn row(letter: DeadLetter<'_>, limit: usize) -> Vec<Value> {
     let (message, origin) = (letter.0, letter.origin());
     let shown = |bytes: Option<&[u8]>| maybe(bytes.map(|bytes| escaped(bytes, limit)));
     let of_header = |name: &str| shown(message.headers.get(name).map(|value| &value[..]));

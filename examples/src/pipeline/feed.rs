@@ -13,8 +13,8 @@ use qi_core::{Error, ErrorKind, Instrument, Result, ResultExt as _};
 use qi_files::{Batch, Numbering, Source};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::counters::JobCounters;
 use super::record::Record;
-use super::tally::Tally;
 use super::wait_until_caught_up;
 
 /// The number of records of one publish.
@@ -35,7 +35,7 @@ pub struct Feed<T> {
     /// The source of the records.
     pub source: Source<T>,
     /// The counters.
-    pub tally: Arc<Tally>,
+    pub counters: Arc<JobCounters>,
     /// True to stop at the first bad line.
     pub strict: bool,
 }
@@ -87,7 +87,7 @@ impl<T: Record> Feed<T> {
                         return Ok(());
                     }
                     if cx
-                        .until_cancelled(wait_until_caught_up(&*self.bus, query, &self.tally))
+                        .until_cancelled(wait_until_caught_up(&*self.bus, query, &self.counters))
                         .await
                         .is_none()
                     {
@@ -108,7 +108,7 @@ impl<T: Record> Feed<T> {
                 let delivery = PublishTask {
                     cx: cx.clone(),
                     bus: self.bus.clone(),
-                    tally: self.tally.clone(),
+                    counters: self.counters.clone(),
                     instruments: records.iter().map(|record| record.instrument().clone()).collect(),
                 };
                 in_progress = Some(AbortOnDropHandle::new(tokio::spawn(delivery.publish(batch))));
@@ -122,10 +122,10 @@ impl<T: Record> Feed<T> {
     /// Reads on a thread for blocking work, so that a slow file or a file of bad lines delays no other task.
     async fn read(&mut self, batch: Batch<T>) -> Result<Batch<T>> {
         let mut source = std::mem::replace(&mut self.source, Box::new(std::iter::empty()));
-        let (tally, strict) = (Arc::clone(&self.tally), self.strict);
+        let (counters, strict) = (Arc::clone(&self.counters), self.strict);
         let work = move || {
             let batch = batch.read_next(&mut source, |error| {
-                tally.bad_line(error.clone());
+                counters.bad_line(error.clone());
                 if strict { Err(error) } else { Ok(()) }
             });
             (source, batch)
@@ -159,7 +159,7 @@ async fn wait_delivered(in_progress: Option<AbortOnDropHandle<Result<bool>>>) ->
 struct PublishTask {
     cx: AgentContext,
     bus: Arc<dyn MessageBus>,
-    tally: Arc<Tally>,
+    counters: Arc<JobCounters>,
     instruments: Vec<Instrument>,
 }
 
@@ -181,7 +181,7 @@ impl PublishTask {
                         return Err(error);
                     }
                     if let Some(topic) = batch.first().map(|message| &message.topic) {
-                        self.tally.record_deliveries(topic, outcomes.iter().flatten());
+                        self.counters.record_deliveries(topic, outcomes.iter().flatten());
                     }
                     let unknown = report.failed(DeliveryState::Unknown).count() as u64;
                     let mut outcomes = outcomes.iter();
@@ -192,10 +192,10 @@ impl PublishTask {
                 Err(error) => return Err(error),
             };
             if batch.is_empty() {
-                self.tally.count_published(self.instruments.iter());
+                self.counters.count_published(self.instruments.iter());
                 return Ok(true);
             }
-            self.tally.count_resent(unknown);
+            self.counters.count_resent(unknown);
             cx.degraded(format_args!("{} messages are sent again", batch.len()));
             if cx.sleep(RETRY_DELAY).await.is_none() {
                 return Ok(false);

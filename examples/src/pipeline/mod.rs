@@ -3,13 +3,13 @@
 //!
 //! The binary `pipeline` runs this job with the settings of its command line.
 
+mod counters;
 mod export;
 mod feed;
 mod read_back;
 mod record;
 pub mod report;
 pub mod source;
-mod tally;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,10 +30,10 @@ use qi_core::{
 use qi_files::{Numbering, Source};
 use tokio_util::sync::CancellationToken;
 
+pub use counters::JobCounters;
 pub use feed::Feed;
 pub use record::Record;
 pub use report::{InstrumentRow, Summary};
-pub use tally::Tally;
 
 use export::Export;
 use feed::NumberedFeed;
@@ -77,7 +77,7 @@ pub struct Job {
     /// The writer's name in its group, as a static member.
     pub member: Option<GroupInstanceId>,
     /// The counters of the job, which can be read while the job runs.
-    pub tally: Arc<Tally>,
+    pub counters: Arc<JobCounters>,
     /// The signals that stop the job.
     pub stop: Stop,
     /// The observer of the agents' transitions.
@@ -125,7 +125,7 @@ impl Job {
             strict: false,
             ingest: IngestConfig::default(),
             member: None,
-            tally: Arc::default(),
+            counters: Arc::default(),
             stop: Stop::default(),
             observer: None,
             health: None,
@@ -179,7 +179,7 @@ impl Job {
             self.bus.create_catalogue(&self.catalogue).await
         };
         let Some(outcomes) = stop.graceful.run_until_cancelled(work).await else {
-            return Ok(Summary::interrupted(&self.tally, since.elapsed()));
+            return Ok(Summary::interrupted(&self.counters, since.elapsed()));
         };
         outcomes?;
         let input = match &self.data {
@@ -192,11 +192,11 @@ impl Job {
             Data::Bars(source, _) => self.run_agents(source).await?,
         }
         let elapsed = since.elapsed();
-        let export = export.filter(|_| self.tally.bad_lines() <= self.tally.published());
+        let export = export.filter(|_| self.counters.bad_lines() <= self.counters.published());
         let rows = stop.graceful.run_until_cancelled(read_back::rows(&self, input, export)).await;
         match rows {
-            Some(rows) => Ok(Summary::done(&self.tally, elapsed, rows?)),
-            None => Ok(Summary::interrupted(&self.tally, elapsed)),
+            Some(rows) => Ok(Summary::done(&self.counters, elapsed, rows?)),
+            None => Ok(Summary::interrupted(&self.counters, elapsed)),
         }
     }
 
@@ -204,7 +204,7 @@ impl Job {
     async fn run_agents<T: Record>(&mut self, source: Source<T>) -> Result<()> {
         let (topic, group) = (TopicName::new(T::DATASET.topic())?, GroupId::new(GROUP)?);
         let writer = {
-            let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.tally.ingest.clone());
+            let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.counters.ingest.clone());
             let mut config = self.ingest.clone();
             let dead_letters = config.dead_letters.topic_for(&topic)?;
             let specs = self.catalogue.specs()?;
@@ -219,11 +219,11 @@ impl Job {
                 async move { Ok(ingest.await?.with_progress(progress)) }
             }
         };
-        let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
+        let (bus, counters, strict) = (self.bus.clone(), self.counters.clone(), self.strict);
         let query = GroupQuery::one(group).with_topics(Selection::one(topic.clone()));
         let numbering = Numbering::new(self.store.clone());
         let feed = NumberedFeed {
-            feed: Feed { bus, topic, source, tally, strict },
+            feed: Feed { bus, topic, source, counters, strict },
             numbering,
             query: query.clone(),
         };
@@ -254,7 +254,7 @@ impl Job {
             .run_until(async {
                 tokio::select! {
                     () = self.stop.graceful.cancelled() => {}
-                    () = drained(&handle, &*self.bus, &query, &self.tally) => {}
+                    () = drained(&handle, &*self.bus, &query, &self.counters) => {}
                 }
             })
             .await;
@@ -266,18 +266,18 @@ impl Job {
 /// Waits until the feed has ended and the writer's lag on its topic is 0. Commits of the group in other topics do not
 /// count. Failed requests are repeated: if the error is permanent, the writer fails for the same reason and ends the
 /// job.
-async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
+async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery, counters: &JobCounters) {
     let ended = handle.wait_for("feed", |agent| agent.status == AgentStatus::Stopped).await;
     if ended.is_err() {
         return std::future::pending().await;
     }
-    wait_until_caught_up(bus, query, tally).await;
+    wait_until_caught_up(bus, query, counters).await;
 }
 
 /// Waits until the group has committed all messages that the topics of the query had at the first successful request.
 /// Later messages of other producers do not count. The group cannot receive messages after the start of an open
 /// transaction, so they count only up to the last message that the feed published.
-async fn wait_until_caught_up(bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
+async fn wait_until_caught_up(bus: &dyn MessageBus, query: &GroupQuery, counters: &JobCounters) {
     let backoff = Backoff::new(LAG_CHECK_DELAYS[0], LAG_CHECK_DELAYS[1]);
     let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
     for checks in 1.. {
@@ -292,7 +292,7 @@ async fn wait_until_caught_up(bus: &dyn MessageBus, query: &GroupQuery, tally: &
                     // The end of a topic that was deleted and created again is below the end of the first request.
                     let end =
                         ends.get(&found.partition).map_or(found.end, |first| found.end.min(Some(*first)));
-                    let stable = found.last_stable.map(|offset| offset.max(tally.end(&found.partition)));
+                    let stable = found.last_stable.map(|offset| offset.max(counters.end(&found.partition)));
                     found.committed < stable.map_or(end, |stable| end.min(Some(stable)))
                 });
                 if behind.next().is_none() {
@@ -347,9 +347,12 @@ mod tests {
         let topic = TopicName::new("t").unwrap();
         let query = GroupQuery::one(GroupId::new("g").unwrap()).with_topics(Selection::one(topic));
         let since = Instant::now();
-        tokio::time::timeout(Duration::from_hours(24), wait_until_caught_up(&bus, &query, &Tally::default()))
-            .await
-            .ok()?;
+        tokio::time::timeout(
+            Duration::from_hours(24),
+            wait_until_caught_up(&bus, &query, &JobCounters::default()),
+        )
+        .await
+        .ok()?;
         Some((requests.load(std::sync::atomic::Ordering::SeqCst), since.elapsed()))
     }
 
@@ -377,17 +380,17 @@ mod tests {
             Ok(vec![GroupInfo::new(GroupId::new("g")?, GroupState::Stable, Vec::new(), vec![found])])
         });
         let query = GroupQuery::one(GroupId::new("g").unwrap()).with_topics(Selection::one(topic.clone()));
-        let tally = Tally::default();
-        let wait = async |tally: &Tally| {
-            tokio::time::timeout(Duration::from_hours(1), wait_until_caught_up(&bus, &query, tally))
+        let counters = JobCounters::default();
+        let wait = async |counters: &JobCounters| {
+            tokio::time::timeout(Duration::from_hours(1), wait_until_caught_up(&bus, &query, counters))
                 .await
                 .is_ok()
         };
         let delivery = |offset| Delivery::new(0, offset, None);
-        tally.record_deliveries(&topic, [delivery(4), delivery(3)].iter());
-        assert!(wait(&tally).await, "everything before the transaction is committed");
-        tally.record_deliveries(&topic, [delivery(7)].iter());
-        assert!(!wait(&tally).await, "the message at offset 7 is not stored");
+        counters.record_deliveries(&topic, [delivery(4), delivery(3)].iter());
+        assert!(wait(&counters).await, "everything before the transaction is committed");
+        counters.record_deliveries(&topic, [delivery(7)].iter());
+        assert!(!wait(&counters).await, "the message at offset 7 is not stored");
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ pub(super) async fn rows(
     let mut rows = Vec::new();
     let mut has_bars = false;
     let exported = job.export.as_ref().map(|(_, instrument)| instrument);
-    for (instrument, published) in job.tally.instruments() {
+    for (instrument, published) in job.counters.instruments() {
         let mut row = InstrumentRow::new(instrument.clone(), published);
         let mut no_export = None;
         let export = if exported == Some(&instrument) { &mut export } else { &mut no_export };

@@ -12,7 +12,7 @@ const MAX_BAD_LINES: usize = 10;
 
 /// Counters that feed and writer share with observers of the job.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct JobCounters {
     published: AtomicU64,
     resent: AtomicU64,
     /// The counters of the writer.
@@ -28,7 +28,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Tally {
+impl JobCounters {
     /// Returns the number of records that the bus has acknowledged. A record that was sent several times counts once.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
