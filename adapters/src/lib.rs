@@ -1,4 +1,40 @@
 //! The backends of `qi`, each behind a Cargo feature, and the [configuration](config) that selects them.
+//!
+//! | backend | technology | module | feature |
+//! | --- | --- | --- | --- |
+//! | `timescale`, `postgres` (store) | TimescaleDB, PostgreSQL | [`timescale`] | `timescale` |
+//! | `clickhouse` (store) | ClickHouse | [`clickhouse`] | `clickhouse` |
+//! | `redpanda`, `kafka` (bus) | Redpanda, Apache Kafka | [`redpanda`] | `redpanda` |
+//! | `memory` (store and bus) | this process | the crate `qi_testkit` | `memory` |
+//!
+//! # A first program
+//! A program names no backend. It opens the backends that the configuration selects, wrapped in the layers of the
+//! configuration: retries, time limits, a circuit breaker, metrics and traces.
+//!
+//! ```
+//! # #[cfg(feature = "memory")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> qi_core::Result<()> {
+//! use qi_adapters::Config;
+//! use qi_core::prelude::*;
+//!
+//! let config = Config::builder().build()?; // without a file, the backends are in memory
+//! let (store, bus) = (config.open_store().await?, config.open_bus().await?);
+//! store.ensure_schema().await?;
+//! println!("{} and {}", store.info().backend, bus.info().backend);
+//! store.close().await?;
+//! bus.close().await?;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "memory"))]
+//! # fn main() {}
+//! ```
+//!
+//! [The page on the configuration](../qi_core/guide/configuration/index.html) lists every key with its default. A team
+//! can register its own backends with a [`Backends`] registry.
+//!
+//! A backend can also be opened without a configuration, for example with `TimescaleStore::open`. It then has no
+//! layers; [`LayerStack`](qi_core::layer::LayerStack) adds them.
 
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 mod authorities;

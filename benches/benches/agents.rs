@@ -150,7 +150,7 @@ fn main() {
         group.finish();
         criterion.final_summary();
     }
-    println!("10,000 started and stopped, qi over each rival, interleaved pairs:");
+    println!("10,000 started and stopped, qi over each baseline, interleaved pairs:");
     println!("  kameo  {}", ratio(ROUNDS, || on(&runtime, agents), || on(&runtime, kameo_actors)));
     println!("  ractor {}", ratio(ROUNDS, || on(&runtime, agents), || on(&runtime, ractor_actors)));
     println!("  tasks  {}", ratio(ROUNDS, || on(&runtime, agents), || on(&runtime, bare_tasks)));

@@ -1,5 +1,5 @@
 //! Publishes and receives 1,000,000 keyed messages of 100 bytes through the memory bus, in batches of 1,000 with a
-//! commit after each. The rival is a bounded tokio channel of the same messages, which are sent one by one and received
+//! commit after each. The baseline is a bounded tokio channel of the same messages, which are sent one by one and received
 //! by `recv_many(1000)`.
 //!
 //! `cargo bench -p qi-benches --bench bus` measures each side alone with criterion, then prints the ratio of

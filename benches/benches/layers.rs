@@ -119,7 +119,7 @@ fn buses(runtime: &Runtime, rounds: usize, spans: &str) {
 }
 
 fn show(what: &str, calls: u32, measured: &Ratio) {
-    let more = measured.ours.saturating_sub(measured.rival) / calls;
+    let more = measured.ours.saturating_sub(measured.baseline) / calls;
     println!("{what}: {more:?} more a call (goal {GOAL:?}); full stack / bare {measured}");
 }
 

@@ -6,18 +6,18 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The result of [`ratio`]. Displays as one line: `ratio 0.81 (ours 29.1 ms, rival 36.0 ms, 30 rounds, middle half 0.78
+/// The result of [`ratio`]. Displays as one line: `ratio 0.81 (ours 29.1 ms, baseline 36.0 ms, 30 rounds, middle half 0.78
 /// to 0.85)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ratio {
-    /// The median over the rounds of our time divided by the rival's. Below 1, our side is faster.
+    /// The median over the rounds of our time divided by the baseline's. Below 1, our side is faster.
     pub median: f64,
     /// The first and the third quartile of the rounds' ratios.
     pub quartiles: (f64, f64),
     /// The median time of our side.
     pub ours: Duration,
-    /// The median time of the rival.
-    pub rival: Duration,
+    /// The median time of the baseline.
+    pub baseline: Duration,
     /// The number of measured rounds.
     pub rounds: usize,
 }
@@ -25,16 +25,16 @@ pub struct Ratio {
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (low, high) = self.quartiles;
-        let (ours, rival) = (self.ours.as_secs_f64() * 1e3, self.rival.as_secs_f64() * 1e3);
+        let (ours, baseline) = (self.ours.as_secs_f64() * 1e3, self.baseline.as_secs_f64() * 1e3);
         write!(
             f,
-            "ratio {:.3} (ours {ours:.3} ms, rival {rival:.3} ms, {} rounds, middle half {low:.3} to {high:.3})",
+            "ratio {:.3} (ours {ours:.3} ms, baseline {baseline:.3} ms, {} rounds, middle half {low:.3} to {high:.3})",
             self.median, self.rounds
         )
     }
 }
 
-/// Measures `rounds` interleaved pairs (at least one) and returns the median of their ratios, ours over rival.
+/// Measures `rounds` interleaved pairs (at least one) and returns the median of their ratios, ours over baseline.
 ///
 /// Each closure does its own set-up and returns only the time to compare; [`timed`] helps. One unmeasured call of each
 /// closure comes first. The order of the two sides alternates from round to round.
@@ -54,18 +54,18 @@ impl fmt::Display for Ratio {
 pub fn ratio(
     rounds: usize,
     mut ours: impl FnMut() -> Duration,
-    mut rival: impl FnMut() -> Duration,
+    mut baseline: impl FnMut() -> Duration,
 ) -> Ratio {
     let rounds = rounds.max(1);
     ours();
-    rival();
+    baseline();
     let pairs: Vec<(Duration, Duration)> = (0..rounds)
         .map(|round| {
             if round % 2 == 0 {
                 let first = ours();
-                (first, rival())
+                (first, baseline())
             } else {
-                let first = rival();
+                let first = baseline();
                 (ours(), first)
             }
         })
@@ -77,7 +77,7 @@ pub fn ratio(
         median: at(&ratios, 2),
         quartiles: (at(&ratios, 1), at(&ratios, 3)),
         ours: median(pairs.iter().map(|pair| pair.0)),
-        rival: median(pairs.iter().map(|pair| pair.1)),
+        baseline: median(pairs.iter().map(|pair| pair.1)),
         rounds,
     }
 }
@@ -160,9 +160,9 @@ mod tests {
     fn the_ratio_is_a_robust_median() {
         let ms = Duration::from_millis;
         let mut ours = [10, 10, 900, 10, 10, 10].map(ms).into_iter();
-        let mut rival = [20, 20, 20, 20, 1, 20].map(ms).into_iter();
-        let result = ratio(5, || ours.next().unwrap(), || rival.next().unwrap());
+        let mut baseline = [20, 20, 20, 20, 1, 20].map(ms).into_iter();
+        let result = ratio(5, || ours.next().unwrap(), || baseline.next().unwrap());
         assert!((result.median - 0.5).abs() < 1e-9, "{result}");
-        assert_eq!((result.ours, result.rival, result.rounds), (ms(10), ms(20), 5));
+        assert_eq!((result.ours, result.baseline, result.rounds), (ms(10), ms(20), 5));
     }
 }

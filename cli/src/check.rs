@@ -17,7 +17,7 @@ use crate::output::{Listing, maybe, text};
 /// The number of pings whose median is the latency.
 const PINGS: usize = 5;
 
-/// The instrument of the tick that [`Findings::writing`] writes.
+/// The instrument of the tick that [`Findings::check_write`] writes.
 const PROBE: &str = "qi-check:PROBE";
 
 /// The results of the checks, one row for each check.
@@ -30,51 +30,51 @@ pub struct Findings {
 struct Finding {
     target: String,
     what: &'static str,
-    well: bool,
+    passed: bool,
     detail: Option<String>,
 }
 
 impl Findings {
     /// Returns true if no check failed.
-    pub fn is_well(&self) -> bool {
-        self.rows.iter().all(|row| row.well)
+    pub fn passed(&self) -> bool {
+        self.rows.iter().all(|row| row.passed)
     }
 
     /// Returns the rows: target, check, `ok` or `FAILED`, and detail.
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::new(["target", "check", "result", "detail"]);
-        for Finding { target, what, well, detail } in &self.rows {
-            let result = if *well { "ok" } else { "FAILED" };
+        for Finding { target, what, passed, detail } in &self.rows {
+            let result = if *passed { "ok" } else { "FAILED" };
             listing.push([text(target), text(what), text(result), maybe(detail.as_ref())]);
         }
         listing
     }
 
-    fn note(&mut self, target: &str, what: &'static str, result: Result<Option<String>, String>) {
-        let (well, detail) = match result {
+    fn push(&mut self, target: &str, what: &'static str, result: Result<Option<String>, String>) {
+        let (passed, detail) = match result {
             Ok(detail) => (true, detail),
-            Err(why) => (false, Some(why)),
+            Err(problem) => (false, Some(problem)),
         };
-        self.rows.push(Finding { target: target.to_owned(), what, well, detail });
+        self.rows.push(Finding { target: target.to_owned(), what, passed, detail });
     }
 
     /// Records a backend that could not be opened.
-    pub fn cannot_open(&mut self, target: &str, error: &Error) {
-        self.note(target, "open", Err(error.report()));
+    pub fn open_failed(&mut self, target: &str, error: &Error) {
+        self.push(target, "open", Err(error.report()));
     }
 
     /// Checks that a store answers, has its schema and may be read. Writes nothing. Returns false without an answer.
     pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>, datasets: &Datasets) -> bool {
         let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
         let answered = pings.is_ok();
-        self.note(target, "answers", pings.map_err(|e| e.report()));
+        self.push(target, "ping", pings.map_err(|e| e.report()));
         if !answered {
             return false;
         }
         let version = store.ping().await.ok().and_then(|status| status.version);
         let info = store.info();
         let version = [version.or(info.version), info.edition].into_iter().flatten().collect::<Vec<_>>();
-        self.note(target, "version", Ok((!version.is_empty()).then(|| version.join(", "))));
+        self.push(target, "version", Ok((!version.is_empty()).then(|| version.join(", "))));
 
         let mut found = Vec::new();
         for dataset in datasets.iter() {
@@ -85,29 +85,29 @@ impl Findings {
         }
         let failed = found.into_iter().find_map(Result::err);
         let hint = |error: Error| match error.kind() {
-            qi_core::ErrorKind::SchemaMismatch => format!("{}; `qi migrate` makes it", error.report()),
+            qi_core::ErrorKind::SchemaMismatch => format!("{}; `qi migrate` creates it", error.report()),
             _ => error.report(),
         };
-        self.note(target, "schema and reading", failed.map_or(Ok(None), |error| Err(hint(error))));
+        self.push(target, "schema and read access", failed.map_or(Ok(None), |error| Err(hint(error))));
         true
     }
 
     /// Writes a tick of the instrument `qi-check:PROBE` into a store, reads it and deletes it.
-    pub async fn writing(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
+    pub async fn check_write(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
         let result = match write_and_delete(&**store).await {
             Ok((Ok(true), Ok(()))) => Ok(Some(format!("wrote, read and deleted a tick of {PROBE}"))),
-            Ok((Ok(false), Ok(()))) => Err(format!("the tick of {PROBE} that was written was not read back")),
+            Ok((Ok(false), Ok(()))) => Err(format!("the written tick of {PROBE} was not found")),
             Ok((Err(error), Ok(()))) | Err(error) => Err(error.report()),
-            Ok((_, Err(error))) => Err(format!("{}; a tick of {PROBE} is still there", error.report())),
+            Ok((_, Err(error))) => Err(format!("{}; a tick of {PROBE} was not deleted", error.report())),
         };
-        self.note(target, "writing", result);
+        self.push(target, "write access", result);
     }
 
     /// Checks that a bus answers, that topics and groups may be listed, and that the catalogue's topics are complete.
     pub async fn bus(&mut self, target: &str, bus: &Arc<dyn MessageBus>, catalogue: &TopicCatalogue) {
         let pings = pings(|| async { Ok(bus.ping().await?.round_trip) }).await;
         let answered = pings.is_ok();
-        self.note(target, "answers", pings.map_err(|e| e.report()));
+        self.push(target, "ping", pings.map_err(|e| e.report()));
         if !answered {
             return;
         }
@@ -115,22 +115,24 @@ impl Findings {
             let id = status.cluster_id.map_or_else(String::new, |id| format!(", cluster {id}"));
             Some(format!("{} broker(s){id}", status.brokers))
         });
-        self.note(target, "cluster", cluster.map_err(|e| e.report()));
+        self.push(target, "cluster", cluster.map_err(|e| e.report()));
         let groups = bus.groups(&GroupQuery::new(Selection::All)).await;
-        self.note(target, "groups", groups.map(|all| Some(counted_groups(&all))).map_err(|e| e.report()));
+        self.push(target, "groups", groups.map(|all| Some(counted_groups(&all))).map_err(|e| e.report()));
         let found = match bus.topics().await {
             Ok(found) => found,
-            Err(error) => return self.note(target, "topics", Err(error.report())),
+            Err(error) => return self.push(target, "topics", Err(error.report())),
         };
         let specs = match catalogue.specs() {
             Ok(specs) => specs,
-            Err(error) => return self.note(target, "topics", Err(error.report())),
+            Err(error) => return self.push(target, "topics", Err(error.report())),
         };
         let mut wrong = Vec::new();
         for spec in &specs {
             match found.iter().find(|topic| topic.name == spec.name) {
-                None => wrong
-                    .push(format!("{} is missing or may not be described; `qi migrate` makes it", spec.name)),
+                None => wrong.push(format!(
+                    "{} is missing or may not be described; `qi migrate` creates it",
+                    spec.name
+                )),
                 Some(topic) if topic.partitions.len() != spec.partitions as usize => {
                     let (has, wanted) = (topic.partitions.len(), spec.partitions);
                     wrong.push(format!("{} has {has} partitions, not {wanted}", spec.name));
@@ -143,14 +145,14 @@ impl Findings {
                 }
             }
         }
-        let mut there = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
+        let mut summary = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
         let hidden = found.iter().filter(|topic| topic.settings.is_none()).count();
         if hidden > 0 {
-            let _ = write!(there, ", settings of {hidden} hidden");
+            let _ = write!(summary, ", settings of {hidden} hidden");
         }
-        self.note(target, "topics", Ok(Some(there)));
-        for why in wrong {
-            self.note(target, "topic", Err(why));
+        self.push(target, "topics", Ok(Some(summary)));
+        for problem in wrong {
+            self.push(target, "topic", Err(problem));
         }
     }
 }
@@ -166,8 +168,8 @@ async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Resul
         Err(error) if error.retry().is_retryable() => Err(error),
         Err(error) => return Err(error),
     };
-    let mine = DeleteQuery::ticks(Selection::one(instrument), TimeRange::ALL);
-    Ok((found, store.delete_range(&mine).await))
+    let probe = DeleteQuery::ticks(Selection::one(instrument), TimeRange::ALL);
+    Ok((found, store.delete_range(&probe).await))
 }
 
 /// Returns the number of groups, and of groups that cannot be described. These belong to others and are no failure.

@@ -38,12 +38,12 @@ pub struct Plan {
 struct Progress {
     /// The plan as text. Another plan must not continue from this file.
     plan: String,
-    series: BTreeMap<String, Place>,
+    series: BTreeMap<String, SeriesProgress>,
 }
 
 /// The progress of one series.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Place {
+struct SeriesProgress {
     records: u64,
     /// The cursor after which to continue. None at the beginning, and at the end of a complete series.
     after: Option<Cursor>,
@@ -52,7 +52,7 @@ struct Place {
 
 /// The comparison of one series in both stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Compared {
+pub struct SeriesComparison {
     /// The series.
     pub series: Series,
     /// The summary in the source.
@@ -65,7 +65,7 @@ pub struct Compared {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// All series were copied and compared.
-    Done(Vec<Compared>),
+    Done(Vec<SeriesComparison>),
     /// The copy was stopped. The progress file has the position.
     Interrupted,
 }
@@ -80,7 +80,7 @@ impl Outcome {
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::new(["series", "source", "target", "checksum", "result"]);
         if let Self::Done(all) = self {
-            for Compared { series, source, target } in all {
+            for SeriesComparison { series, source, target } in all {
                 let result = if source == target { "equal" } else { "DIFFERENT" };
                 let checksum = text(source.checksum);
                 listing.push([
@@ -147,15 +147,15 @@ impl Copy {
             if source != target && progress.series.remove(&series.to_string()).is_some() {
                 self.save(&progress)?;
             }
-            compared.push(Compared { series, source, target });
+            compared.push(SeriesComparison { series, source, target });
         }
         Ok(Outcome::Done(compared))
     }
 
     /// Returns an error for an instrument without records, which is probably mistyped.
     fn check_instruments(&self, all: &[Series]) -> Result<()> {
-        let there: BTreeSet<_> = all.iter().filter_map(|series| series.key.owner.instrument()).collect();
-        match self.plan.instruments.iter().find(|instrument| !there.contains(instrument)) {
+        let known: BTreeSet<_> = all.iter().filter_map(|series| series.key.owner.instrument()).collect();
+        match self.plan.instruments.iter().find(|instrument| !known.contains(instrument)) {
             None => Ok(()),
             Some(missing) => Err(Error::new(ErrorKind::NotFound, "copy.instrument", "copy")
                 .with_message("the source has no records of this instrument in the datasets of the copy")
@@ -166,12 +166,12 @@ impl Copy {
     /// Copies the rest of one series, and reads a page while the page before is written. Returns false after a stop.
     async fn series(&self, series: &Series, progress: &mut Progress) -> Result<bool> {
         let name = series.to_string();
-        let mut place = progress.series.get(&name).cloned().unwrap_or_default();
-        if place.complete {
+        let mut position = progress.series.get(&name).cloned().unwrap_or_default();
+        if position.complete {
             return Ok(true);
         }
         let range = self.plan.range;
-        let mut page = series.page(&*self.from, range, place.after.clone()).await?;
+        let mut page = series.page(&*self.from, range, position.after.clone()).await?;
         loop {
             if self.stop.is_cancelled() {
                 return Ok(false);
@@ -189,10 +189,10 @@ impl Copy {
             };
             let ((), following) = tokio::try_join!(insert, following)?;
             self.copied.fetch_add(records.len() as u64, Ordering::Relaxed);
-            place.records += records.len() as u64;
-            place.complete = next.is_none();
-            place.after = next;
-            progress.series.insert(name.clone(), place.clone());
+            position.records += records.len() as u64;
+            position.complete = next.is_none();
+            position.after = next;
+            progress.series.insert(name.clone(), position.clone());
             self.save(progress)?;
             match following {
                 Some(following) => page = following,

@@ -13,7 +13,7 @@ use crate::output::{Listing, text};
 /// The number of records in one insert.
 const CHUNK: usize = 10_000;
 /// The number of bad lines that are kept for display. All are counted.
-const SHOWN: usize = 10;
+const MAX_SHOWN: usize = 10;
 
 /// The options of an import.
 #[derive(Debug, Clone, Copy, Default)]
@@ -37,7 +37,7 @@ pub struct FileCount {
 
 /// The result of an import.
 #[derive(Debug, Default)]
-pub struct Imported {
+pub struct ImportReport {
     /// The files, in their order.
     pub files: Vec<FileCount>,
     /// The instruments of the stored records.
@@ -50,7 +50,7 @@ pub struct Imported {
     pub interrupted: bool,
 }
 
-impl Imported {
+impl ImportReport {
     /// Returns the number of stored records.
     pub fn records(&self) -> u64 {
         self.files.iter().map(|file| file.records).sum()
@@ -81,7 +81,7 @@ impl Imported {
             file.bad_lines += count;
         }
         self.bad_lines.extend(first);
-        self.bad_lines.truncate(SHOWN);
+        self.bad_lines.truncate(MAX_SHOWN);
     }
 }
 
@@ -89,17 +89,22 @@ impl Imported {
 /// counts the records.
 ///
 /// # Errors
-/// Errors of the schema of the store. Later errors are in [`Imported::error`].
+/// Errors of the schema of the store. Later errors are in [`ImportReport::error`].
 pub async fn run(
     store: Arc<dyn PriceStore>,
     files: Files,
     plan: Plan,
     stop: &CancellationToken,
     stored: Arc<AtomicU64>,
-) -> Result<Imported> {
+) -> Result<ImportReport> {
     store.ensure_schema().await?;
-    let mut import =
-        Import { numbering: Numbering::new(store.clone()), store, plan, stored, done: Imported::default() };
+    let mut import = Import {
+        numbering: Numbering::new(store.clone()),
+        store,
+        plan,
+        stored,
+        done: ImportReport::default(),
+    };
     let outcome = match files.data {
         Data::Trades(source) => import.carry(source, stop).await,
         Data::Candles(source, _) => import.carry(source, stop).await,
@@ -113,7 +118,7 @@ struct Import {
     numbering: Numbering,
     plan: Plan,
     stored: Arc<AtomicU64>,
-    done: Imported,
+    done: ImportReport,
 }
 
 /// A record that files contain.
@@ -158,7 +163,7 @@ impl Import {
                 let (mut count, mut first) = (0, Vec::new());
                 let read = Batch::read_next(batch, &mut source, |error| {
                     count += 1;
-                    if first.len() < SHOWN {
+                    if first.len() < MAX_SHOWN {
                         first.push(error.clone());
                     }
                     // A file may have millions of bad lines in a row.

@@ -83,7 +83,7 @@ async fn run(options: Options, config: &Config) -> ExitCode {
         Ok(false) => ExitCode::from(FAILED),
         Err(error)
             if error.kind() == qi_core::ErrorKind::Config
-                || [dlq::REFUSED_TARGET, "archive.range", "archive.settings"].contains(&error.code()) =>
+                || [dlq::INVALID_TARGET, "archive.range", "archive.settings"].contains(&error.code()) =>
         {
             fail(&error, USAGE)
         }
@@ -105,18 +105,18 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
                     let name = format!("store {store_word}");
                     let answers = findings.store(&name, &store, &datasets).await;
                     if write && answers {
-                        findings.writing(&name, &store).await;
+                        findings.check_write(&name, &store).await;
                     }
                 }
-                Err(error) => findings.cannot_open(&format!("store {store_word}"), &error),
+                Err(error) => findings.open_failed(&format!("store {store_word}"), &error),
             }
             let name = format!("bus {}", config.bus_backend());
             match config.open_bus().await {
                 Ok(bus) => findings.bus(&name, &bus, &config.catalogue()?).await,
-                Err(error) => findings.cannot_open(&name, &error),
+                Err(error) => findings.open_failed(&name, &error),
             }
             show(&findings.listing(), format)?;
-            Ok(findings.is_well())
+            Ok(findings.passed())
         }
         Command::Migrate { dry_run } => {
             let mut listing = migrate::listing();
@@ -176,13 +176,13 @@ async fn dead_letters(
     let (unread, well) = match command {
         Dlq::List { source, selection } => {
             let topic = source.optional_name()?;
-            let listed = dlq::list(bus, topic.as_ref(), &selection.into(), &stop.gently).await?;
+            let listed = dlq::list(bus, topic.as_ref(), &selection.into(), &stop.graceful).await?;
             show(&listed.listing(), format)?;
             (listed.unread, !listed.interrupted)
         }
         Dlq::Show { source, selection, limit, newest, full } => {
             let view = dlq::View { limit, newest, full };
-            let shown = dlq::show(bus, &source.name()?, &selection.into(), view, &stop.gently).await?;
+            let shown = dlq::show(bus, &source.name()?, &selection.into(), view, &stop.graceful).await?;
             show(&shown.listing(format), format)?;
             (shown.unread, !shown.interrupted)
         }
@@ -203,7 +203,7 @@ async fn redrive(
     bus: &dyn qi_core::MessageBus,
     arguments: RedriveArguments,
     stop: &Stop,
-) -> Result<dlq::Redriven> {
+) -> Result<dlq::RedriveReport> {
     let RedriveArguments { source, selection, to, max_redrives, progress, dry_run } = arguments;
     let (topic, has_progress) = (source.name()?, progress.is_some());
     let plan = dlq::Plan { topic, to, selection: selection.into(), max_redrives, progress, dry_run };
@@ -211,7 +211,7 @@ async fn redrive(
     let counter = published.clone();
     let bar = spinner("redriven", move || counter.load(Ordering::Relaxed));
     let progress = |messages| published.store(messages, Ordering::Relaxed);
-    let redriven = dlq::redrive(bus, &plan, &stop.gently, progress).await;
+    let redriven = dlq::redrive(bus, &plan, &stop.graceful, progress).await;
     bar.finish_and_clear();
     let redriven = redriven?;
     for failure in &redriven.counts.failures {
@@ -275,7 +275,7 @@ async fn copy(config: &Config, arguments: CopyArguments, stop: &Stop, format: Fo
         progress,
     };
     let mut copy = copy::Copy::new(source, target, plan);
-    copy.stop = stop.gently.clone();
+    copy.stop = stop.graceful.clone();
     let counter = copy.copied.clone();
     let bar = spinner("copied", move || counter.load(Ordering::Relaxed));
     let outcome = copy.run().await;
@@ -305,7 +305,7 @@ async fn replay(
     let counter = stored.clone();
     let bar = spinner("stored", move || counter.load(Ordering::Relaxed));
     let progress = |records| stored.store(records, Ordering::Relaxed);
-    let replayed = replay::run(bus, store, &plan, &stop.gently, progress).await;
+    let replayed = replay::run(bus, store, &plan, &stop.graceful, progress).await;
     bar.finish_and_clear();
     let replayed = replayed?;
     for error in &replayed.errors {
@@ -314,7 +314,7 @@ async fn replay(
     for unreached in &replayed.unreached {
         say(format_args!("{unreached}"));
     }
-    let replay::Replayed { stored, unreadable, interrupted, .. } = replayed;
+    let replay::ReplayReport { stored, unreadable, interrupted, .. } = replayed;
     let stopped = if interrupted { "; stopped before the end" } else { "" };
     say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
     Ok(replayed.is_complete())
@@ -440,7 +440,7 @@ async fn import(
 ) -> Result<bool> {
     let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let bar = bytes_bar(files.progress.clone(), stored.clone());
-    let imported = import::run(store, files, plan, &stop.gently, stored).await;
+    let imported = import::run(store, files, plan, &stop.graceful, stored).await;
     bar.finish_and_clear();
     let imported = imported?;
     for error in &imported.bad_lines {
@@ -489,8 +489,8 @@ fn bytes_bar(progress: qi_files::Progress, stored: Arc<std::sync::atomic::Atomic
 /// The stop signal. The first SIGINT or SIGTERM stops in order. A second one, or ten seconds, stops at once.
 #[derive(Debug, Default)]
 struct Stop {
-    gently: CancellationToken,
-    now: CancellationToken,
+    graceful: CancellationToken,
+    immediate: CancellationToken,
     code: Arc<AtomicU8>,
 }
 
@@ -498,24 +498,24 @@ impl Stop {
     fn listen(&self) -> Result<()> {
         let on = |kind: SignalKind| signal(kind).permanent("cli.signal", "listen");
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
-        let (gently, now, code) = (self.gently.clone(), self.now.clone(), self.code.clone());
+        let (graceful, immediate, code) = (self.graceful.clone(), self.immediate.clone(), self.code.clone());
         tokio::spawn(async move {
             // The convention of shells: 128 plus the number of the signal.
             let first = tokio::select! { _ = interrupt.recv() => 130, _ = terminate.recv() => 143 };
             code.store(first, Ordering::Relaxed);
-            gently.cancel();
+            graceful.cancel();
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 () = tokio::time::sleep(Duration::from_secs(10)) => {}
             }
-            now.cancel();
+            immediate.cancel();
         });
         Ok(())
     }
 
     async fn overdue(&self) {
-        self.now.cancelled().await;
+        self.immediate.cancelled().await;
     }
 
     /// Returns the exit code of the first signal, or 0 without a signal.

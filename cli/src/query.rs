@@ -94,8 +94,8 @@ async fn pages(
     let (mut listing, mut after) = (headers(dataset), None);
     while listing.rows().len() < limit {
         let page = ask(after).await?;
-        let left = limit - listing.rows().len();
-        rows(&mut listing, page.records.as_records(), left)?;
+        let remaining = limit - listing.rows().len();
+        rows(&mut listing, page.records.as_records(), remaining)?;
         after = page.next;
         if after.is_none() {
             break;

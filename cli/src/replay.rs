@@ -21,7 +21,7 @@ const WAIT: Duration = Duration::from_millis(200);
 /// The interval between two requests for the ends of partitions.
 const RECHECK: Duration = Duration::from_secs(1);
 /// The maximum number of message errors that are kept for display.
-const SHOWN: usize = 10;
+const MAX_SHOWN: usize = 10;
 
 /// The messages to replay.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ pub struct Plan {
 
 /// A partition that was not read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unreached {
+pub struct UnreadPartition {
     /// The partition.
     pub partition: TopicPartition,
     /// The next offset to read. None if nothing was read, because the partition had no responding leader.
@@ -51,7 +51,7 @@ pub struct Unreached {
     pub end: Option<u64>,
 }
 
-impl fmt::Display for Unreached {
+impl fmt::Display for UnreadPartition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let offset = |offset: Option<u64>| offset.map_or("unknown".to_owned(), |offset| offset.to_string());
         let (position, end) = (offset(self.position), offset(self.end));
@@ -61,7 +61,7 @@ impl fmt::Display for Unreached {
 
 /// The result of a replay.
 #[derive(Debug, Clone, Default)]
-pub struct Replayed {
+pub struct ReplayReport {
     /// The number of stored records.
     pub stored: u64,
     /// The number of messages without a valid record, which were skipped.
@@ -69,12 +69,12 @@ pub struct Replayed {
     /// The errors of the first of these messages.
     pub errors: Vec<Error>,
     /// Partitions that were not read to their ends within [`Plan::wait`].
-    pub unreached: Vec<Unreached>,
+    pub unreached: Vec<UnreadPartition>,
     /// True if the replay was stopped before the end.
     pub interrupted: bool,
 }
 
-impl Replayed {
+impl ReplayReport {
     /// Returns true if every message was read and stored.
     pub fn is_complete(&self) -> bool {
         self.unreadable == 0 && self.unreached.is_empty() && !self.interrupted
@@ -85,7 +85,7 @@ impl Replayed {
 /// replay joins no group and commits nothing, so it does not affect consumers. Records are written by key, so a replay
 /// can be repeated.
 ///
-/// The replay waits for a partition without a responding leader. [`Replayed::unreached`] has the partitions that were
+/// The replay waits for a partition without a responding leader. [`ReplayReport::unreached`] has the partitions that were
 /// not read to their end.
 ///
 /// # Errors
@@ -97,15 +97,15 @@ pub async fn run(
     plan: &Plan,
     stop: &CancellationToken,
     progress: impl Fn(u64),
-) -> Result<Replayed> {
+) -> Result<ReplayReport> {
     TimeRange::new(plan.since, plan.until.unwrap_or(Timestamp::MAX))?;
     let began = Instant::now();
-    let mut replay = Replay { bus, store, plan, stop, progress, replayed: Replayed::default() };
+    let mut replay = Replay { bus, store, plan, stop, progress, replayed: ReplayReport::default() };
     let mut done = BTreeSet::new();
     // The time of the first failure to open the partitions, and their number at the last attempt.
     let mut failed: Option<(Instant, usize)> = None;
     loop {
-        let Some(ends) = replay.patiently(async || ends(bus, &plan.topic).await).await? else { break };
+        let Some(ends) = replay.with_retries(async || ends(bus, &plan.topic).await).await? else { break };
         let (mut known, mut unknown) = (Ends::new(), Vec::new());
         for (partition, end) in ends {
             match end {
@@ -113,7 +113,7 @@ pub async fn run(
                 // An empty partition has nothing to read.
                 Some(0) => drop(done.insert(partition)),
                 Some(end) => drop(known.insert(partition, end)),
-                None => unknown.push(Unreached { partition, position: None, end: None }),
+                None => unknown.push(UnreadPartition { partition, position: None, end: None }),
             }
         }
         if !known.is_empty() {
@@ -172,7 +172,7 @@ struct Replay<'a, P> {
     plan: &'a Plan,
     stop: &'a CancellationToken,
     progress: P,
-    replayed: Replayed,
+    replayed: ReplayReport,
 }
 
 impl<P: Fn(u64)> Replay<'_, P> {
@@ -219,27 +219,27 @@ impl<P: Fn(u64)> Replay<'_, P> {
         mut positions: Offsets,
         mut ends: Ends,
     ) -> Result<()> {
-        let mut heard = Instant::now();
+        let mut last_progress = Instant::now();
         loop {
             ends.retain(|partition, end| positions.get(partition).is_none_or(|position| position < *end));
             if ends.is_empty() {
                 return Ok(());
             }
-            if heard.elapsed() >= self.plan.wait {
+            if last_progress.elapsed() >= self.plan.wait {
                 self.replayed.unreached.extend(ends.into_iter().map(|(partition, end)| {
                     let position = positions.get(&partition);
-                    Unreached { partition, position, end: Some(end) }
+                    UnreadPartition { partition, position, end: Some(end) }
                 }));
                 return Ok(());
             }
-            let Some(batch) = self.patiently(async || reader.recv(BATCH, WAIT).await).await? else {
+            let Some(batch) = self.with_retries(async || reader.recv(BATCH, WAIT).await).await? else {
                 return Ok(());
             };
-            keep(&batch, self.store, self.plan, &ends, &mut self.replayed).await?;
+            store_batch(&batch, self.store, self.plan, &ends, &mut self.replayed).await?;
             (self.progress)(self.replayed.stored);
-            for (partition, next) in places(&batch) {
+            for (partition, next) in positions_after(&batch) {
                 if ends.contains_key(&partition) && positions.get(&partition) != Some(next) {
-                    heard = Instant::now();
+                    last_progress = Instant::now();
                 }
                 positions.set(partition, next);
             }
@@ -248,13 +248,13 @@ impl<P: Fn(u64)> Replay<'_, P> {
 
     /// Repeats a call while its error is retryable, up to [`Plan::wait`]. Returns None if the replay was stopped. The
     /// loop is necessary because no layer retries `recv`.
-    async fn patiently<T>(&mut self, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<Option<T>> {
+    async fn with_retries<T>(&mut self, mut call: impl AsyncFnMut() -> Result<T>) -> Result<Option<T>> {
         let (since, stop) = (Instant::now(), self.stop);
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         for failures in 1.. {
-            let error = match stop.run_until_cancelled(ask()).await {
+            let error = match stop.run_until_cancelled(call()).await {
                 None => break,
-                Some(Ok(answer)) => return Ok(Some(answer)),
+                Some(Ok(value)) => return Ok(Some(value)),
                 Some(Err(error)) => error,
             };
             if !error.retry().is_retryable() || since.elapsed() >= self.plan.wait {
@@ -269,27 +269,27 @@ impl<P: Fn(u64)> Replay<'_, P> {
 
 /// Returns the position of each partition after a batch. Positions also cover offsets without a message, such as
 /// transaction markers.
-fn places(batch: &Batch) -> BTreeMap<TopicPartition, u64> {
+fn positions_after(batch: &Batch) -> BTreeMap<TopicPartition, u64> {
     let resets = batch.events().iter().filter_map(|event| match event {
         SubscriptionEvent::Reset { partition, to, .. } => Some((partition.clone(), *to)),
         _ => None,
     });
-    let mut places: BTreeMap<_, _> = resets.collect();
+    let mut positions_after: BTreeMap<_, _> = resets.collect();
     // Messages from before a reset have lower positions than its target, later messages have higher ones.
     for (partition, next) in batch.offsets().iter() {
-        let place = places.entry(partition.clone()).or_insert(next);
-        *place = next.max(*place);
+        let position = positions_after.entry(partition.clone()).or_insert(next);
+        *position = next.max(*position);
     }
-    places
+    positions_after
 }
 
 /// Stores one batch.
-async fn keep(
+async fn store_batch(
     batch: &Batch,
     store: &dyn PriceStore,
     plan: &Plan,
     ends: &Ends,
-    replayed: &mut Replayed,
+    replayed: &mut ReplayReport,
 ) -> Result<()> {
     let mut sorted: BTreeMap<&str, RecordVec> = BTreeMap::new();
     for message in batch {
@@ -304,7 +304,7 @@ async fn keep(
         let records = sorted.entry(dataset.name()).or_insert_with(|| dataset.new_vec());
         if let Err(error) = decode_record(message, records) {
             replayed.unreadable += 1;
-            if replayed.errors.len() < SHOWN {
+            if replayed.errors.len() < MAX_SHOWN {
                 replayed.errors.push(error);
             }
         }
@@ -335,7 +335,7 @@ mod tests {
             let positions = [(partition.clone(), next)].into_iter().collect();
             let reset = SubscriptionEvent::Reset { partition: partition.clone(), from: 5, to: 9 };
             let batch = Batch::new(Vec::new(), positions, vec![reset]);
-            assert_eq!(places(&batch), [(partition.clone(), expected)].into());
+            assert_eq!(positions_after(&batch), [(partition.clone(), expected)].into());
         }
     }
 }

@@ -31,7 +31,8 @@ fn topic_rows(topics: &[TopicInfo]) -> Listing {
     for topic in topics {
         let partitions = &topic.partitions;
         let replicas = partitions.iter().map(|p| p.replicas.len()).max().unwrap_or(0);
-        let behind: usize = partitions.iter().map(|p| p.replicas.len().saturating_sub(p.in_sync.len())).sum();
+        let out_of_sync: usize =
+            partitions.iter().map(|p| p.replicas.len().saturating_sub(p.in_sync.len())).sum();
         let leaderless = partitions.iter().filter(|p| p.leader.is_none()).count();
         // An upper bound, because offsets may have gaps.
         let messages = total(partitions.iter().map(PartitionInfo::offsets));
@@ -45,7 +46,7 @@ fn topic_rows(topics: &[TopicInfo]) -> Listing {
             text(&topic.name),
             partitions.len().into(),
             replicas.into(),
-            behind.into(),
+            out_of_sync.into(),
             leaderless.into(),
             messages.into(),
             low.into(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
 use futures::future::BoxFuture;
-use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
+use qi_cli::dlq::{self, Plan, RedriveReport, Selection, View};
 use qi_cli::output::Format;
 use qi_core::bus::{
     DeadLetters, DeliveryError, Encoding, HeaderName, Message, MessageBus, MessageBusExt, PublishOptions,
@@ -63,8 +63,8 @@ fn rejected(offset: u64, code: &'static str) -> RejectedMessage {
 }
 
 /// The dead letter of a rejected message, with a message time.
-fn letter(rejected: &RejectedMessage, seconds: i64) -> Message {
-    DeadLetters::default().letter(rejected, usize::MAX).unwrap().with_timestamp(time(seconds))
+fn dead_letter(rejected: &RejectedMessage, seconds: i64) -> Message {
+    DeadLetters::default().dead_letter(rejected, usize::MAX).unwrap().with_timestamp(time(seconds))
 }
 
 fn plan() -> Plan {
@@ -78,19 +78,19 @@ fn plan() -> Plan {
     }
 }
 
-async fn redrive(bus: &dyn MessageBus, plan: &Plan) -> Result<Redriven> {
+async fn redrive(bus: &dyn MessageBus, plan: &Plan) -> Result<RedriveReport> {
     dlq::redrive(bus, plan, &CancellationToken::new(), |_| {}).await
 }
 
 /// The numbers of a summary, without zeros.
-fn numbers(redriven: &Redriven) -> Vec<(String, u64)> {
+fn numbers(redriven: &RedriveReport) -> Vec<(String, u64)> {
     let listing = redriven.listing();
     let rows =
         listing.rows().iter().map(|row| (row[0].as_str().unwrap().to_owned(), row[2].as_u64().unwrap()));
     rows.filter(|(_, number)| *number > 0).collect()
 }
 
-fn number(redriven: &Redriven, result: &str) -> u64 {
+fn number(redriven: &RedriveReport, result: &str) -> u64 {
     numbers(redriven).iter().filter(|(name, _)| name == result).map(|(_, number)| number).sum()
 }
 
@@ -122,11 +122,11 @@ async fn list_counts_letters_and_duplicates_by_topic_origin_and_code() {
     let mut of_quotes = rejected(1, "bus.codec.json");
     of_quotes.message.topic = topic("crypto-quotes");
     let all = [
-        letter(&rejected(1, "bus.codec.json"), 10),
-        letter(&rejected(2, "bus.codec.json"), 5),
-        letter(&rejected(1, "bus.codec.json"), 20),
-        letter(&rejected(3, "bus.codec.tombstone"), 30),
-        letter(&of_quotes, 40),
+        dead_letter(&rejected(1, "bus.codec.json"), 10),
+        dead_letter(&rejected(2, "bus.codec.json"), 5),
+        dead_letter(&rejected(1, "bus.codec.json"), 20),
+        dead_letter(&rejected(3, "bus.codec.tombstone"), 30),
+        dead_letter(&of_quotes, 40),
         Message::new(letters(), "foreign").with_timestamp(time(50)),
     ];
     bus.send(&all).await.unwrap();
@@ -169,7 +169,7 @@ async fn list_is_bounded_for_any_number_of_error_codes() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let all: Vec<_> = (0..10_050)
         .map(|n| {
-            let mut letter = letter(&rejected(n, "a"), 1);
+            let mut letter = dead_letter(&rejected(n, "a"), 1);
             letter.headers.remove(header::ERROR_CODE);
             let code = format!("{n} {}", "x".repeat(if n == 0 { 10_000 } else { 1 }));
             letter.with_header(HeaderName::new(header::ERROR_CODE).unwrap(), code)
@@ -188,7 +188,7 @@ async fn show_orders_by_time_and_escapes_producer_text() {
     let mut hostile = rejected(7, "bus.codec.json");
     hostile.message.payload = Some("\u{1b}[2J\u{9b}\n".repeat(1_000).into());
     hostile.message.key = Some(bytes::Bytes::from_static(b"\xff\0"));
-    bus.send(&[letter(&hostile, 30), letter(&rejected(8, "b"), 20), letter(&rejected(9, "c"), 10)])
+    bus.send(&[dead_letter(&hostile, 30), dead_letter(&rejected(8, "b"), 20), dead_letter(&rejected(9, "c"), 10)])
         .await
         .unwrap();
     let offsets = async |limit, newest| {
@@ -224,7 +224,7 @@ async fn show_orders_by_time_and_escapes_producer_text() {
 #[tokio::test]
 async fn redrive_publishes_the_message_without_the_dead_letter_headers() {
     let bus = bus().await;
-    bus.send(&[letter(&rejected(1, "a"), 1), letter(&rejected(2, "b"), 2)]).await.unwrap();
+    bus.send(&[dead_letter(&rejected(1, "a"), 1), dead_letter(&rejected(2, "b"), 2)]).await.unwrap();
     let dry = redrive(&bus, &Plan { dry_run: true, ..plan() }).await.unwrap();
     assert_eq!(numbers(&dry), [("redriven".to_owned(), 2)]);
     assert!(messages(&bus, &origin()).await.is_empty(), "a dry run publishes nothing");
@@ -249,31 +249,31 @@ async fn redrive_publishes_the_message_without_the_dead_letter_headers() {
 #[tokio::test]
 async fn redrive_skips_and_counts_unpublishable_letters() {
     let bus = bus().await;
-    let truncated = DeadLetters::default().letter(&rejected(2, "a"), 0).unwrap();
+    let truncated = DeadLetters::default().dead_letter(&rejected(2, "a"), 0).unwrap();
     let with_redrives = |offset, redrives: &'static str| {
         let mut rejected = rejected(offset, "a");
         rejected
             .message
             .headers
             .push(HeaderName::new(header::REDRIVES).unwrap(), bytes::Bytes::from(redrives));
-        letter(&rejected, 1)
+        dead_letter(&rejected, 1)
     };
     let mut of_letters = rejected(6, "a");
     of_letters.message.topic = topic("other.dlq");
-    let mut letter_of_letters = letter(&of_letters, 1);
+    let mut letter_of_letters = dead_letter(&of_letters, 1);
     letter_of_letters.topic = letters();
     let mut unknown = rejected(7, "a");
     unknown.message.topic = topic("deleted");
-    let mut of_unknown = letter(&unknown, 1);
+    let mut of_unknown = dead_letter(&unknown, 1);
     of_unknown.topic = letters();
     let not_a_number =
         Message::new(letters(), "loop").with_header(HeaderName::new(header::REDRIVES).unwrap(), "many");
     let all = [
-        letter(&rejected(1, "a"), 1),
-        letter(&rejected(1, "a"), 2),
+        dead_letter(&rejected(1, "a"), 1),
+        dead_letter(&rejected(1, "a"), 2),
         truncated,
         // A complete copy of the truncated dead letter.
-        letter(&rejected(2, "a"), 1),
+        dead_letter(&rejected(2, "a"), 1),
         with_redrives(3, "2"),
         with_redrives(4, "3"),
         letter_of_letters,
@@ -316,12 +316,12 @@ async fn redrive_target_that_causes_a_loop_is_rejected() {
     let bus = bus().await;
     for to in ["crypto-prices.dlq", "crypto-quotes.dlq", "absent.dlq"] {
         let error = redrive(&bus, &Plan { to: Some(topic(to)), ..plan() }).await.unwrap_err();
-        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, dlq::REFUSED_TARGET));
+        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, dlq::INVALID_TARGET));
     }
     let named = topic("rejects");
     bus.create_topics(&[TopicSpec::new(named.clone(), 1).unwrap()]).await.unwrap();
     let error = redrive(&bus, &Plan { topic: named.clone(), to: Some(named), ..plan() }).await.unwrap_err();
-    assert_eq!(error.code(), dlq::REFUSED_TARGET);
+    assert_eq!(error.code(), dlq::INVALID_TARGET);
     let error = redrive(&bus, &Plan { to: Some(topic("absent")), ..plan() }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
@@ -333,7 +333,7 @@ async fn too_large_message_fails_and_the_others_are_redriven() {
     bus.create_topics(&[small]).await.unwrap();
     let mut large = rejected(1, "a");
     large.message.payload = Some("x".repeat(2_000).into());
-    bus.send(&[letter(&large, 1), letter(&rejected(2, "a"), 1)]).await.unwrap();
+    bus.send(&[dead_letter(&large, 1), dead_letter(&rejected(2, "a"), 1)]).await.unwrap();
     let redriven = redrive(&bus, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
     assert!(!redriven.is_complete() && redriven.error.is_none());
@@ -371,7 +371,7 @@ impl Layer for RejectsBatches {
 #[tokio::test(start_paused = true)]
 async fn transient_publish_failures_are_retried_and_unknown_outcomes_are_counted() {
     let (memory, chaos) = (bus().await, Chaos::seeded(1));
-    let all: Vec<_> = (0..50).map(|offset| letter(&rejected(offset, "a"), 1)).collect();
+    let all: Vec<_> = (0..50).map(|offset| dead_letter(&rejected(offset, "a"), 1)).collect();
     memory.send(&all).await.unwrap();
     let bus = Layered::new(memory.connect(), chaos.clone());
     chaos.inject_next(Operation::Publish, Fault::Error);
@@ -393,7 +393,7 @@ async fn duplicate_remains_until_its_letter_is_published() {
         let folder = tempfile::tempdir().unwrap();
         let (plan, _) = with_progress(&folder);
         let (memory, chaos) = (bus().await, Chaos::seeded(1));
-        let copies = [1, 2].map(|seconds| letter(&rejected(1, "a"), seconds).with_partition(0));
+        let copies = [1, 2].map(|seconds| dead_letter(&rejected(1, "a"), seconds).with_partition(0));
         memory.send(&copies).await.unwrap();
         let away = chaos.clone().on(Operation::Publish, Rule::new(1.0, [Fault::Error]));
         let bus = Layered::new(memory.connect(), chaos.clone());
@@ -413,12 +413,12 @@ async fn run_killed_before_its_first_publish_keeps_its_end_offsets() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, _) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(1));
-    memory.send(&[letter(&rejected(1, "a"), 1)]).await.unwrap();
+    memory.send(&[dead_letter(&rejected(1, "a"), 1)]).await.unwrap();
     chaos.inject_next(Operation::Publish, Fault::Hang);
     let bus = Layered::new(memory.connect(), chaos);
     let killed = tokio::time::timeout(Duration::from_secs(1), redrive(&bus, &plan)).await;
     assert!(killed.is_err());
-    memory.send(&[letter(&rejected(2, "a"), 1)]).await.unwrap();
+    memory.send(&[dead_letter(&rejected(2, "a"), 1)]).await.unwrap();
     assert_eq!(number(&redrive(&bus, &plan).await.unwrap(), "redriven"), 1);
     assert_eq!(payloads(&messages(&memory, &origin()).await), ["payload 1"]);
 }
@@ -434,7 +434,7 @@ async fn interrupted_redrive_continues_without_duplicates() {
     let (plan, path) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(3));
     // The copies are far behind their originals: the second run must recognise copies of messages of the first run.
-    let all: Vec<_> = (0..1_500).chain(0..1_500).map(|offset| letter(&rejected(offset, "a"), 1)).collect();
+    let all: Vec<_> = (0..1_500).chain(0..1_500).map(|offset| dead_letter(&rejected(offset, "a"), 1)).collect();
     memory.send(&all).await.unwrap();
     let bus = Layered::new(memory.connect(), chaos.clone());
 
@@ -456,7 +456,7 @@ async fn interrupted_redrive_continues_without_duplicates() {
     assert!(second > first && second < 1_500, "{second}");
 
     // New dead letters belong to another run, for example redriven messages that failed again.
-    memory.send(&[letter(&rejected(5_000, "a"), 1)]).await.unwrap();
+    memory.send(&[dead_letter(&rejected(5_000, "a"), 1)]).await.unwrap();
     chaos.set_enabled(false);
     let published = AtomicU64::new(0);
     let never = CancellationToken::new();
@@ -490,7 +490,7 @@ async fn recreated_topic_with_fewer_messages_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, _) = with_progress(&folder);
     let bus = bus().await;
-    bus.send(&[letter(&rejected(1, "a"), 1)]).await.unwrap();
+    bus.send(&[dead_letter(&rejected(1, "a"), 1)]).await.unwrap();
     redrive(&bus, &plan).await.unwrap();
     bus.delete_topics(&[letters()]).await.unwrap();
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
@@ -503,7 +503,7 @@ async fn equal_offset_in_a_recreated_topic_is_not_a_duplicate() {
     let mut later = rejected(1, "a");
     later.message.timestamp = Some(time(-50));
     later.message.payload = Some("later".into());
-    let (first, later) = (letter(&rejected(1, "a"), 1), letter(&later, 2));
+    let (first, later) = (dead_letter(&rejected(1, "a"), 1), dead_letter(&later, 2));
     bus.send(&[first.clone(), later.clone(), later, first]).await.unwrap();
     let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
     let row = &listed.listing().rows()[0].clone();
@@ -516,8 +516,8 @@ async fn equal_offset_in_a_recreated_topic_is_not_a_duplicate() {
 #[tokio::test(start_paused = true)]
 async fn partition_without_a_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
-    let in_first = letter(&rejected(1, "a"), 1).with_partition(0);
-    memory.send(&[in_first, letter(&rejected(2, "a"), 1).with_partition(1)]).await.unwrap();
+    let in_first = dead_letter(&rejected(1, "a"), 1).with_partition(0);
+    memory.send(&[in_first, dead_letter(&rejected(2, "a"), 1).with_partition(1)]).await.unwrap();
     let away = BusWithoutLeader::new(memory.connect(), 0, usize::MAX);
     let listed = dlq::list(&away, Some(&letters()), &Selection::default(), &never).await.unwrap();
     let unread: Vec<_> = listed.unread.iter().map(ToString::to_string).collect();
@@ -537,7 +537,7 @@ async fn partition_without_a_leader_is_named_after_the_wait() {
 #[tokio::test(start_paused = true)]
 async fn partition_that_loses_its_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
-    let all: Vec<_> = (0..150).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
+    let all: Vec<_> = (0..150).map(|n| dead_letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
     let lost =
         |until| Layered::new(memory.connect(), LeaderLoss::new(TopicPartition::new(letters(), 0), until));
@@ -553,7 +553,7 @@ async fn partition_that_loses_its_leader_is_named_after_the_wait() {
 #[tokio::test(start_paused = true)]
 async fn transaction_markers_at_the_end_of_a_partition_are_read() {
     let memory = bus().await;
-    let all: Vec<_> = (0..5).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
+    let all: Vec<_> = (0..5).map(|n| dead_letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
     let bus = Layered::new(memory, TransactionMarkers(2));
     let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();

@@ -239,7 +239,7 @@ async fn check_names_missing_objects_and_migrate_creates_them() {
     };
     let before = look().await;
     let shown = before.listing().render(Format::Table);
-    assert!(!before.is_well() && shown.contains("no_schema") && shown.contains("qi migrate"), "{shown}");
+    assert!(!before.passed() && shown.contains("no_schema") && shown.contains("qi migrate"), "{shown}");
     assert!(shown.contains("crypto-prices is missing") && shown.contains("1 broker(s)"), "{shown}");
 
     let mut listing = migrate::listing();
@@ -247,11 +247,11 @@ async fn check_names_missing_objects_and_migrate_creates_them() {
     assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut listing).await.unwrap());
     assert!(listing.render(Format::Csv).contains("bus memory,topic crypto-prices.dlq,created\n"));
     let after = look().await;
-    assert!(after.is_well(), "{}", after.listing().render(Format::Table));
+    assert!(after.passed(), "{}", after.listing().render(Format::Table));
 
     let mut writing = check::Findings::default();
-    writing.writing("store memory", &store).await;
-    assert!(writing.is_well(), "{}", writing.listing().render(Format::Table));
+    writing.check_write("store memory", &store).await;
+    assert!(writing.passed(), "{}", writing.listing().render(Format::Table));
     assert!(
         query::latest(&*store, PriceTick::DATASET, vec![], None, 1).await.unwrap().rows().is_empty(),
         "nothing is left of it"
@@ -270,11 +270,11 @@ async fn check_writes_a_current_tick_to_a_store_with_retention() {
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
     store.ensure_schema().await.unwrap();
     let mut findings = check::Findings::default();
-    findings.writing("store memory", &store).await;
-    assert!(findings.is_well(), "{}", findings.listing().render(Format::Table));
+    findings.check_write("store memory", &store).await;
+    assert!(findings.passed(), "{}", findings.listing().render(Format::Table));
     assert!(
         query::latest(&*store, PriceTick::DATASET, vec![], None, 1).await.unwrap().rows().is_empty(),
-        "the tick is still there"
+        "the tick was not deleted"
     );
 }
 
@@ -286,17 +286,17 @@ async fn check_with_failing_calls_leaves_no_data() {
     for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::LostResponse)] {
         chaos.inject_next(operation, fault);
         let mut findings = check::Findings::default();
-        findings.writing("store memory", &store).await;
+        findings.check_write("store memory", &store).await;
         let shown = findings.listing().render(Format::Csv);
-        assert!(!findings.is_well() && shown.contains("chaos."), "{shown}");
+        assert!(!findings.passed() && shown.contains("chaos."), "{shown}");
         let left = query::latest(&*memory, PriceTick::DATASET, vec![], None, 10).await.unwrap();
-        assert!(left.rows().is_empty(), "{operation}: the tick is still there");
+        assert!(left.rows().is_empty(), "{operation}: the tick was not deleted");
     }
     chaos.inject_next(Operation::DeleteRange, Fault::Error);
     let mut findings = check::Findings::default();
-    findings.writing("store memory", &store).await;
+    findings.check_write("store memory", &store).await;
     let shown = findings.listing().render(Format::Csv);
-    assert!(shown.contains("delete_range") && shown.contains("qi-check:PROBE is still there"), "{shown}");
+    assert!(shown.contains("delete_range") && shown.contains("qi-check:PROBE was not deleted"), "{shown}");
 }
 
 #[tokio::test]
@@ -345,7 +345,7 @@ async fn hidden_settings_and_groups_fail_no_command() {
     let check = async || {
         let mut findings = check::Findings::default();
         findings.bus("bus mock", &bus, &catalogue).await;
-        (findings.is_well(), findings.listing().render(Format::Csv))
+        (findings.passed(), findings.listing().render(Format::Csv))
     };
     let (well, shown) = check().await;
     assert!(well, "{shown}");
@@ -573,7 +573,8 @@ async fn replay_names_a_partition_that_loses_its_leader() -> Result<()> {
             assert_eq!(replayed.stored, 2_000);
             continue;
         }
-        let wanted = replay::Unreached { partition: partition.clone(), position: Some(100), end: Some(end) };
+        let wanted =
+            replay::UnreadPartition { partition: partition.clone(), position: Some(100), end: Some(end) };
         assert_eq!(replayed.unreached, [wanted]);
         assert_eq!(replayed.stored, 2_000 - (end - 100), "the other partition is read to its end");
         assert!(!replayed.is_complete());

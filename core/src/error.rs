@@ -33,7 +33,7 @@ pub const MAX_REPORT_BYTES: usize = 2048;
 /// The largest number of sources that a report and `Debug` show.
 const MAX_SOURCES: usize = 16;
 
-/// The category of a failure, for decisions of the caller. The table in `docs/errors.md` maps the error codes of each
+/// The category of a failure, for decisions of the caller. The table in [`guide::errors`](crate::guide::errors) maps the error codes of each
 /// backend to these kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]

@@ -212,7 +212,7 @@ impl Backend {
         };
         let answer = timeout(limit, self.ping()).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Timeout, "health.timeout", "ping")
-                .with_message("no answer in time")
+                .with_message("no response within the time limit")
                 .with_backend(backend)
                 .with_context("limit_ms", limit.as_millis()))
         });

@@ -45,6 +45,8 @@
 //! | open backends from a configuration | the crate `qi_adapters` |
 //! | test without servers | the crate `qi_testkit` |
 //!
+//! The module [`guide`] has the contracts of the ports and the guides, starting with [`guide::getting_started`].
+//!
 //! # New versions
 //! Structs and enums that may get fields or variants are `#[non_exhaustive]`. A method that a port gets later has a
 //! default body, so existing adapters and agents still compile. The default is built from the other methods, or returns
@@ -102,6 +104,58 @@ pub use futures::{future::BoxFuture, stream::BoxStream};
 pub use tokio_util::sync::CancellationToken;
 #[doc(no_inline)]
 pub use tracing::Span;
+
+/// The contracts and the guides: the pages of the folder `docs/` of the repository.
+///
+/// [`contents`](guide::contents) lists the pages in reading order. The contracts of the ports are
+/// [`store`](mod@guide::store), [`bus`](mod@guide::bus) and [`agents`](guide::agents).
+#[cfg(all(doc, not(doctest)))]
+pub mod guide {
+    /// Includes pages. Links between pages have labels, which `guide-links.md` defines for rustdoc.
+    macro_rules! pages {
+        ($($name:ident $file:literal,)*) => {$(
+            #[doc = include_str!("guide-links.md")]
+            #[doc = ""]
+            #[doc = include_str!(concat!("../../", $file))]
+            pub mod $name {}
+        )*};
+    }
+
+    pages! {
+        agents "docs/agents.md",
+        architecture "docs/architecture.md",
+        bus "docs/bus.md",
+        changelog "CHANGELOG.md",
+        clickhouse "docs/backends/clickhouse.md",
+        codecs "docs/codecs.md",
+        columnar "docs/columnar.md",
+        concepts "docs/concepts.md",
+        configuration "docs/configuration.md",
+        contents "docs/README.md",
+        coverage "docs/coverage.md",
+        errors "docs/errors.md",
+        files "docs/files.md",
+        fuzzing "fuzz/README.md",
+        getting_started "docs/getting-started.md",
+        hardening "docs/hardening.md",
+        ingest "docs/ingest.md",
+        layers "docs/layers.md",
+        observability "docs/observability.md",
+        operations "docs/operations.md",
+        performance "docs/performance.md",
+        pipeline "docs/pipeline.md",
+        redpanda "docs/backends/redpanda.md",
+        security "SECURITY.md",
+        store "docs/store.md",
+        testing_your_layer_2 "docs/testing-your-layer-2.md",
+        timescale "docs/backends/timescale.md",
+        upgrading "docs/upgrading.md",
+        writing_a_bus "docs/writing-a-bus.md",
+        writing_a_store "docs/writing-a-store.md",
+        writing_an_adapter "docs/writing-an-adapter.md",
+        your_own_records "docs/your-own-records.md",
+    }
+}
 
 /// The items that most programs over the ports need. Import all of them with `use qi_core::prelude::*`.
 ///

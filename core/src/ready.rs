@@ -38,7 +38,7 @@ where
             Err(_) => {
                 return Err(last.unwrap_or_else(|| {
                     Error::new(ErrorKind::Timeout, "ready.timeout", "wait_ready")
-                        .with_message("no answer to any ping")
+                        .with_message("no ping was answered within the time limit")
                         .with_context("timeout_ms", timeout.as_millis())
                 }));
             }

@@ -5,7 +5,7 @@
 //! dataset, the kind of an error, the agent's name, or the original topic of a dead letter. Instruments and messages
 //! are never labels.
 //!
-//! `docs/observability.md` shows the table with advice. A test keeps this table, the page, the
+//! [`guide::observability`](crate::guide::observability) shows the table with advice. A test keeps this table, the page, the
 //! dashboard and the alerts consistent.
 //!
 //! ```

@@ -8,17 +8,21 @@ use proc_macro::TokenStream;
 
 /// Declares a record: a struct that stores can keep and buses can carry.
 ///
-/// ```ignore
+/// ```
+/// use qi_core::prelude::*;
+///
 /// #[derive(Debug, Clone, PartialEq, Record)]
-/// #[record(name = "funding_rates", version = 1)]
-/// pub struct FundingRate {
+/// #[record(name = "borrow_rates", version = 1)]
+/// pub struct BorrowRate {
 ///     #[series]
 ///     instrument: Instrument,
 ///     #[time]
 ///     ts: Timestamp,
 ///     rate: Percent,
-///     next_funding: Option<Timestamp>,
+///     next_change: Option<Timestamp>,
 /// }
+///
+/// assert_eq!(BorrowRate::DATASET.name(), "borrow_rates");
 /// ```
 ///
 /// The attributes of the struct, in `#[record(...)]`:

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     });
     trials.extend(agent_contract("feed", || {
         let source = Box::new(market().take(5_000).map(Ok));
-        Feed { bus: world().0, topic: topic(), source, tally: Arc::default(), strict: false }
+        Feed { bus: world().0, topic: topic(), source, counters: Arc::default(), strict: false }
     }));
     run(&Arguments::from_args(), trials).exit_code()
 }

@@ -255,13 +255,13 @@ async fn trades_of_one_time_are_all_stored_and_bad_lines_are_counted() {
     let (_file, data) =
         trades("1600000000,10,1\n1600000000,10,1\nbad\n1600000000,11,2\n1600000061,12,\n1600000061,12,0\n");
     let job = Job::new(memory_store(), memory_bus(), data).unwrap();
-    let tally = job.tally.clone();
+    let counters = job.counters.clone();
     let summary = job.run().await.unwrap();
     assert_eq!((summary.published, summary.stored, summary.bad_lines), (4, 4, 2));
     assert_eq!(summary.instruments[0].bars, 2);
     assert_eq!(summary.instruments[0].vwap.unwrap().to_string(), "10.5");
     let lines: Vec<_> =
-        tally.first_bad_lines().iter().map(|e| e.context_value("line").unwrap().to_owned()).collect();
+        counters.first_bad_lines().iter().map(|e| e.context_value("line").unwrap().to_owned()).collect();
     assert_eq!(lines, ["3", "5"]);
 }
 
@@ -310,7 +310,7 @@ async fn candles_merge_into_coarser_bars_only_if_the_intervals_fit() {
 async fn stopped_job_continues_later_without_loss() {
     let (store, bus) = (memory_store(), memory_bus());
     let stop = Stop::default();
-    let stopped = stop.gently.clone();
+    let stopped = stop.graceful.clone();
     let ticks = market(7, 50_000).enumerate().map(move |(n, tick)| {
         if n == 10_000 {
             stopped.cancel();
@@ -366,7 +366,7 @@ async fn export_follows_no_symbolic_link() {
 #[test]
 fn input_of_only_bad_lines_stops_the_job() {
     let (stop, read) = (Stop::default(), Arc::new(AtomicUsize::new(0)));
-    let (stopped, lines) = (stop.gently.clone(), read.clone());
+    let (stopped, lines) = (stop.graceful.clone(), read.clone());
     let lines = (0..1_000_000).map(move |n| {
         if n == 10_000 {
             stopped.cancel();

@@ -75,7 +75,7 @@ impl<T: Record> Batch<T> {
                     break;
                 }
                 Some(Err(Input::BadLine(error))) => on_bad_line(error)?,
-                Some(Err(Input::Broken(error))) => return Err(error),
+                Some(Err(Input::Fatal(error))) => return Err(error),
                 None => {
                     self.ended = true;
                     break;

@@ -11,21 +11,21 @@ const BITS: f64 = 20.0;
 
 /// Counts the rows on the grid of each interval.
 #[derive(Debug, Default)]
-pub(crate) struct Grid {
+pub(crate) struct IntervalDetector {
     rows: u64,
-    on: [On; Interval::ALL.len()],
+    on: [AlignedRows; Interval::ALL.len()],
     previous: Option<Timestamp>,
 }
 
 /// The rows on the grid of one interval.
 #[derive(Debug, Default, Clone, Copy)]
-struct On {
+struct AlignedRows {
     rows: u64,
     /// The greatest common divisor of the times of the rows, in microseconds.
     divisor: i64,
 }
 
-impl Grid {
+impl IntervalDetector {
     pub(crate) fn add(&mut self, time: Timestamp) {
         // A repeated row is no evidence.
         if self.previous.replace(time) == Some(time) {
@@ -46,7 +46,7 @@ impl Grid {
         longest_first.find(|(interval, on)| self.proves(**interval, *on)).map(|(interval, _)| *interval)
     }
 
-    fn proves(&self, interval: Interval, on: On) -> bool {
+    fn proves(&self, interval: Interval, on: AlignedRows) -> bool {
         // Half of the rows of an interval are on the grid of an interval twice as long.
         let is_most = on.rows * 3 >= self.rows * 2;
         // Otherwise all rows are on a longer grid, possibly of an unknown interval such as 10 minutes.
@@ -83,11 +83,11 @@ mod tests {
     use super::*;
 
     fn of(minutes: impl IntoIterator<Item = i64>) -> Option<Interval> {
-        let mut grid = Grid::default();
+        let mut detector = IntervalDetector::default();
         for minute in minutes {
-            grid.add(Timestamp::from_secs(1_709_251_200 + minute * 60).unwrap());
+            detector.add(Timestamp::from_secs(1_709_251_200 + minute * 60).unwrap());
         }
-        grid.interval()
+        detector.interval()
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(of([0, 1]), Some(Interval::M1));
         assert_eq!(of([0, 60]), None);
         assert_eq!(of([0]), None);
-        let mut junk = Grid::default();
+        let mut junk = IntervalDetector::default();
         for seconds in [0, 900, 1_830, 2_700, 5_400] {
             junk.add(Timestamp::from_secs(1_709_251_200 + seconds).unwrap());
         }
@@ -125,10 +125,10 @@ mod tests {
 
     #[test]
     fn a_single_misaligned_row_does_not_change_the_interval() {
-        let mut grid = Grid::default();
+        let mut detector = IntervalDetector::default();
         for n in 0..100 {
-            grid.add(Timestamp::from_secs(1_709_251_200 + n * 60 + i64::from(n == 50)).unwrap());
+            detector.add(Timestamp::from_secs(1_709_251_200 + n * 60 + i64::from(n == 50)).unwrap());
         }
-        assert_eq!(grid.interval(), Some(Interval::M1));
+        assert_eq!(detector.interval(), Some(Interval::M1));
     }
 }

@@ -20,6 +20,7 @@ pub enum Kind {
 
 /// A format hint for files whose content does not determine it: the layout of lines without a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// Trades of Binance: `trades` or `aggTrades`.
     Binance,
@@ -343,7 +344,8 @@ impl Layout {
     fn of_values(fields: &[&str]) -> Option<Self> {
         let number = |at: usize| fields.get(at).is_some_and(|field| units(field).is_some());
         let numbers = |range: std::ops::Range<usize>| range.into_iter().all(number);
-        let truth = |at: usize| fields.get(at).is_some_and(|field| crate::row::truth(field).is_some());
+        let parse_bool =
+            |at: usize| fields.get(at).is_some_and(|field| crate::row::parse_bool(field).is_some());
         let side = |at: usize| fields.get(at).is_some_and(|field| crate::row::is_side(field));
         let time = |at: usize| fields.get(at).is_some_and(|field| is_time(field) || units(field).is_some());
         let word =
@@ -351,14 +353,14 @@ impl Layout {
         let mut exchange = None;
         let (name, headers): (_, &[&str]) = match fields.len() {
             3 if numbers(0..3) => ("kraken", &["time_s", "price", "quantity"]),
-            5 if numbers(0..4) && word(4) && truth(4) => {
+            5 if numbers(0..4) && word(4) && parse_bool(4) => {
                 ("binance", &["trade_id", "price", "quantity", "time", "buyer_maker"])
             }
             5 if numbers(0..4) && side(4) => ("bybit", &["id", "timestamp", "price", "volume", "side"]),
             5 if number(0) && side(1) && numbers(2..5) => {
                 ("okx", &["trade_id", "side", "size", "price", "created_time"])
             }
-            6 if numbers(0..5) && word(5) && truth(5) => {
+            6 if numbers(0..5) && word(5) && parse_bool(5) => {
                 exchange = Some("binance-futures");
                 ("binance", &["id", "price", "qty", "quote_qty", "time", "is_buyer_maker"])
             }
@@ -369,11 +371,11 @@ impl Layout {
                 ("okx", &["instrument_name", "trade_id", "side", "price", "size", "created_time"])
             }
             6 if time(0) && numbers(1..6) => ("candles", &["time", "open", "high", "low", "close", "volume"]),
-            7 if numbers(0..5) && word(5) && truth(5) && truth(6) => {
+            7 if numbers(0..5) && word(5) && parse_bool(5) && parse_bool(6) => {
                 exchange = Some("binance");
                 ("binance", &["id", "price", "qty", "quote_qty", "time", "is_buyer_maker", "is_best_match"])
             }
-            7 if numbers(0..6) && word(6) && truth(6) => {
+            7 if numbers(0..6) && word(6) && parse_bool(6) => {
                 exchange = Some("binance-futures");
                 (
                     "binance",
@@ -389,7 +391,7 @@ impl Layout {
                 )
             }
             7 if numbers(0..7) => ("kraken", &["time_s", "open", "high", "low", "close", "volume", "trades"]),
-            8 if numbers(0..6) && word(6) && truth(6) && truth(7) => {
+            8 if numbers(0..6) && word(6) && parse_bool(6) && parse_bool(7) => {
                 exchange = Some("binance");
                 let names = &[
                     "agg_trade_id",
@@ -544,7 +546,7 @@ impl FromStr for ColumnMap {
         for part in text.split(',') {
             let (role, value) = part
                 .split_once('=')
-                .ok_or_else(|| refuse("must be such as time=0,price=1,quantity=2".to_owned()))?;
+                .ok_or_else(|| refuse("must have the form time=0,price=1,quantity=2".to_owned()))?;
             let (name, unit) = match role.trim().strip_prefix("time_") {
                 Some(unit) => (
                     "time",

@@ -2,7 +2,7 @@
 //!
 //! [`open`] recognises each file by its content: the compression (gzip, Zstandard, zip or none), the layout of its
 //! columns and the unit of its times. The instrument and the interval of candles come from the file name, if the
-//! publisher includes them. `docs/files.md` lists the formats.
+//! publisher includes them. [The page on files](../qi_core/guide/files/index.html) lists the formats.
 //!
 //! ```
 //! use qi_files::{Data, FileOptions, Input};
@@ -19,7 +19,7 @@
 //!         Ok(trade) => println!("{trade:?}"),
 //!         Err(Input::File(file)) => println!("{}", file.name),
 //!         Err(Input::BadLine(error)) => println!("{}", error.report()),
-//!         Err(Input::Broken(error)) => return Err(error.into()),
+//!         Err(Input::Fatal(error)) => return Err(error.into()),
 //!         Err(_) => {}
 //!     }
 //! }
@@ -39,9 +39,9 @@ mod lines;
 mod name;
 mod number;
 mod numbering;
+mod ordinals;
 mod row;
 mod source;
-mod ties;
 mod time;
 mod unpack;
 

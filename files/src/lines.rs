@@ -88,7 +88,7 @@ impl Lines {
 pub(crate) struct Fields {
     unquoted: String,
     /// For each field, whether it is in `unquoted` instead of the line, its start and its end.
-    places: Vec<(bool, usize, usize)>,
+    ranges: Vec<(bool, usize, usize)>,
 }
 
 impl Fields {
@@ -109,21 +109,21 @@ impl Fields {
             return Some(count);
         }
         self.unquoted.clear();
-        self.places.clear();
+        self.ranges.clear();
         let mut at = 0;
         loop {
             let rest = &line[at..];
             let begin = at + (rest.len() - rest.trim_start_matches([' ', '\u{feff}']).len());
             if line[begin..].starts_with('"') {
                 let (start, end) = (self.unquoted.len(), self.unquote(line, begin + 1)?);
-                self.places.push((true, start, self.unquoted.len()));
+                self.ranges.push((true, start, self.unquoted.len()));
                 at = end + (line[end..].len() - line[end..].trim_start_matches(' ').len());
                 if at < line.len() && !line[at..].starts_with(delimiter) {
                     return None;
                 }
             } else {
                 let end = line[at..].find(delimiter).map_or(line.len(), |length| at + length);
-                self.places.push((false, at, end));
+                self.ranges.push((false, at, end));
                 at = end;
             }
             if at == line.len() {
@@ -131,11 +131,11 @@ impl Fields {
             }
             at += 1;
         }
-        for (place, (is_unquoted, start, end)) in self.places.iter().enumerate() {
+        for (index, (is_unquoted, start, end)) in self.ranges.iter().enumerate() {
             let text = if *is_unquoted { self.unquoted.as_str() } else { line };
-            *out.get_mut(place)? = text[*start..*end].trim();
+            *out.get_mut(index)? = text[*start..*end].trim();
         }
-        Some(self.places.len())
+        Some(self.ranges.len())
     }
 
     /// Copies a quoted field from its first character, and returns the index after its closing quote.

@@ -32,7 +32,7 @@ use futures::TryStreamExt;
 use qi_core::store::RangeQuery;
 use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
 
-use crate::ties::MAX_TIES;
+use crate::ordinals::MAX_TIMESTAMPS;
 
 /// The maximum distance of two timestamps in one query.
 const MAX_GAP: Duration = Duration::from_hours(1);
@@ -42,7 +42,7 @@ pub struct Numbering {
     store: Arc<dyn PriceStore>,
     /// The time of the latest stored trade at the start of the file. `Timestamp::MIN` for an empty store.
     latest: Option<Timestamp>,
-    moments: BTreeMap<Timestamp, Moment>,
+    timestamps: BTreeMap<Timestamp, NumberedTimestamp>,
     /// True if the previous timestamp was stored. False before the first timestamp.
     stored_before: bool,
 }
@@ -55,7 +55,7 @@ impl fmt::Debug for Numbering {
 
 /// A timestamp: the trades that were stored before this run, and the next number.
 #[derive(Debug)]
-struct Moment {
+struct NumberedTimestamp {
     stored: Vec<PriceTick>,
     /// The index of the stored trade that the next trade of the source must equal.
     at: usize,
@@ -64,7 +64,7 @@ struct Moment {
     is_new: bool,
 }
 
-impl Moment {
+impl NumberedTimestamp {
     fn number(&mut self, tick: &PriceTick) -> u64 {
         match self.stored.get(self.at) {
             Some(stored) if equal(stored, tick) => {
@@ -88,7 +88,7 @@ impl Numbering {
     /// Creates the numbering of a file, which continues from the trades in `store`. Earlier files must be stored before
     /// the first trades of the file are numbered.
     pub fn new(store: Arc<dyn PriceStore>) -> Self {
-        Self { store, latest: None, moments: BTreeMap::new(), stored_before: false }
+        Self { store, latest: None, timestamps: BTreeMap::new(), stored_before: false }
     }
 
     /// Starts another file.
@@ -105,47 +105,47 @@ impl Numbering {
         let Some(instrument) = ticks.first().map(|tick| tick.instrument().clone()) else { return Ok(()) };
         let latest = self.latest(&instrument).await?;
         let wanted = ticks.iter().chain(following).map(PriceTick::ts).filter(|ts| *ts <= latest);
-        let wanted = wanted.filter(|ts| !self.moments.contains_key(ts)).collect();
+        let wanted = wanted.filter(|ts| !self.timestamps.contains_key(ts)).collect();
         let mut stored = self.stored(&instrument, &wanted).await?;
-        for (ts, places) in by_time(ticks) {
+        for (ts, indexes) in by_time(ticks) {
             if ts > latest {
                 self.stored_before = false;
                 continue;
             }
-            if !self.moments.contains_key(&ts) {
+            if !self.timestamps.contains_key(&ts) {
                 // A timestamp may occur again in its source, so the search for the next trade starts after its first
                 // one.
-                let next = ticks[places[0]..].iter().chain(following).find(|tick| tick.ts() != ts);
-                let passed = next.is_some_and(|next| {
-                    let there = match self.moments.get(&next.ts()) {
-                        Some(moment) if moment.is_new => None,
-                        Some(moment) => Some(&moment.stored),
+                let next = ticks[indexes[0]..].iter().chain(following).find(|tick| tick.ts() != ts);
+                let next_is_stored = next.is_some_and(|next| {
+                    let stored_there = match self.timestamps.get(&next.ts()) {
+                        Some(timestamp) if timestamp.is_new => None,
+                        Some(timestamp) => Some(&timestamp.stored),
                         None => stored.get(&next.ts()),
                     };
-                    there.is_some_and(|there| there.iter().any(|tick| equal(tick, next)))
+                    stored_there.is_some_and(|stored_there| stored_there.iter().any(|tick| equal(tick, next)))
                 });
-                let own: Vec<&PriceTick> = places.iter().map(|place| &ticks[*place]).collect();
+                let own: Vec<&PriceTick> = indexes.iter().map(|index| &ticks[*index]).collect();
                 // Removed only now, because the timestamp before may have used it.
                 let found = stored.remove(&ts).unwrap_or_default();
-                let at = start(&own, &found, self.stored_before, passed);
+                let at = start(&own, &found, self.stored_before, next_is_stored);
                 let is_new = at == found.len();
                 self.stored_before = !is_new;
                 let next = found.last().map_or(0, |last| last.seq() + 1);
-                self.moments.insert(ts, Moment { stored: found, at, next, is_new });
+                self.timestamps.insert(ts, NumberedTimestamp { stored: found, at, next, is_new });
             }
-            let Some(moment) = self.moments.get_mut(&ts) else { continue };
-            for place in places {
-                let tick = &ticks[place];
-                let seq = moment.number(tick);
+            let Some(timestamp) = self.timestamps.get_mut(&ts) else { continue };
+            for index in indexes {
+                let tick = &ticks[index];
+                let seq = timestamp.number(tick);
                 if seq != tick.seq() {
                     let numbered = PriceTick::new(instrument.clone(), ts, seq, tick.price())?;
-                    ticks[place] = numbered.with_quantity(tick.quantity()).with_side(tick.side());
+                    ticks[index] = numbered.with_quantity(tick.quantity()).with_side(tick.side());
                 }
             }
         }
         // The source keeps as many timestamps, and rejects earlier records.
-        while self.moments.len() > MAX_TIES {
-            self.moments.pop_first();
+        while self.timestamps.len() > MAX_TIMESTAMPS {
+            self.timestamps.pop_first();
         }
         Ok(())
     }
@@ -190,24 +190,24 @@ impl Numbering {
 /// Returns the indexes of each timestamp, in the order of the first occurrences of the timestamps.
 fn by_time(ticks: &[PriceTick]) -> Vec<(Timestamp, Vec<usize>)> {
     let mut groups: Vec<(Timestamp, Vec<usize>)> = Vec::new();
-    let mut index = HashMap::new();
-    for (place, tick) in ticks.iter().enumerate() {
-        let group = *index.entry(tick.ts()).or_insert_with(|| {
+    let mut group_of = HashMap::new();
+    for (index, tick) in ticks.iter().enumerate() {
+        let group = *group_of.entry(tick.ts()).or_insert_with(|| {
             groups.push((tick.ts(), Vec::new()));
             groups.len() - 1
         });
-        groups[group].1.push(place);
+        groups[group].1.push(index);
     }
     groups
 }
 
 /// Returns the index of the stored trade that equals the source's first trade of a timestamp. If all trades of the
 /// source are new, returns the number of stored trades. The module documentation has the rules.
-fn start(own: &[&PriceTick], stored: &[PriceTick], stored_before: bool, passed: bool) -> usize {
+fn start(own: &[&PriceTick], stored: &[PriceTick], stored_before: bool, next_is_stored: bool) -> usize {
     let is_read_again = |from: &usize| {
         let end = from + own.len();
         let complete = end == stored.len() || (*from == 0 && end < stored.len());
-        (stored_before || (passed && complete))
+        (stored_before || (next_is_stored && complete))
             && stored[*from..].iter().zip(own).all(|(stored, own)| equal(stored, own))
     };
     (0..stored.len()).find(is_read_again).unwrap_or(stored.len())

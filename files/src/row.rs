@@ -7,10 +7,10 @@ use qi_core::{
 use crate::layout::Layout;
 use crate::lines::{Fields, MAX_FIELDS};
 use crate::number::{bad, price, quantity, whole};
-use crate::ties::Ties;
+use crate::ordinals::TimestampOrdinals;
 use crate::time;
 
-pub(crate) fn truth(text: &str) -> Option<bool> {
+pub(crate) fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" => Some(true),
         "0" => Some(false),
@@ -40,7 +40,7 @@ pub(crate) fn is_side(text: &str) -> bool {
 
 /// The origin of the instrument of a line.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Naming {
+pub(crate) enum InstrumentSource {
     /// One instrument for all lines. A column with the symbol must not change.
     One(Instrument),
     /// The columns of the line.
@@ -50,7 +50,7 @@ pub(crate) enum Naming {
 /// The conversion of the lines of one stream to records.
 pub(crate) struct Rows {
     pub(crate) layout: Layout,
-    pub(crate) naming: Naming,
+    pub(crate) instrument_source: InstrumentSource,
     /// True if the ids of the trades are numbers.
     pub(crate) has_ids: bool,
     pub(crate) interval: Option<Interval>,
@@ -60,8 +60,21 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn new(layout: Layout, naming: Naming, has_ids: bool, interval: Option<Interval>) -> Self {
-        Self { layout, naming, has_ids, interval, fields: Fields::default(), symbol: None, last: None }
+    pub(crate) fn new(
+        layout: Layout,
+        instrument_source: InstrumentSource,
+        has_ids: bool,
+        interval: Option<Interval>,
+    ) -> Self {
+        Self {
+            layout,
+            instrument_source,
+            has_ids,
+            interval,
+            fields: Fields::default(),
+            symbol: None,
+            last: None,
+        }
     }
 
     /// Calls `read` with the fields of a line.
@@ -89,7 +102,7 @@ impl Rows {
     fn instrument(&mut self, fields: &[&str]) -> Result<Instrument> {
         let columns = self.layout.columns;
         let symbol = columns.symbol.map(|at| field(fields, Some(at), "symbol")).transpose()?;
-        if let (Naming::One(instrument), symbol) = (&self.naming, symbol) {
+        if let (InstrumentSource::One(instrument), symbol) = (&self.instrument_source, symbol) {
             return match (symbol, &self.symbol) {
                 (Some(symbol), None) => {
                     self.symbol = Some(symbol.to_owned());
@@ -97,7 +110,7 @@ impl Rows {
                 }
                 (Some(symbol), Some(first)) if symbol != first => {
                     let rule = format!(
-                        "must be {first}, as in the lines before: the file was opened for one instrument"
+                        "must be {first}, as in the previous lines: the file was opened for one instrument"
                     );
                     Err(bad("symbol", symbol, rule))
                 }
@@ -121,7 +134,7 @@ impl Rows {
             && let Some(last) = &self.last
         {
             let rule = format!(
-                "must be {last}, as in the lines before: trades without ids must be of one instrument"
+                "must be {last}, as in the previous lines: trades without ids must be of one instrument"
             );
             return Err(bad("symbol", found, rule));
         }
@@ -135,7 +148,7 @@ impl Rows {
     }
 
     /// Returns the trade of a line.
-    pub(crate) fn trade(&mut self, line: &str, ties: &mut Ties) -> Result<PriceTick> {
+    pub(crate) fn trade(&mut self, line: &str, ordinals: &mut TimestampOrdinals) -> Result<PriceTick> {
         self.with(line, |this, fields| {
             let columns = this.layout.columns;
             let time = time::parse(field(fields, columns.time, "time")?, this.layout.units)?;
@@ -148,7 +161,7 @@ impl Rows {
             let id = if this.has_ids { Some(whole("id", field(fields, columns.id, "id")?)?) } else { None };
             let instrument = this.instrument(fields)?;
             // The last step, so that a bad line takes no number.
-            let seq = id.map_or_else(|| ties.next(time), Ok)?;
+            let seq = id.map_or_else(|| ordinals.next(time), Ok)?;
             Ok(PriceTick::new(instrument, time, seq, price)?.with_quantity(amount).with_side(side))
         })
     }
@@ -156,7 +169,7 @@ impl Rows {
     fn side(&self, fields: &[&str]) -> Result<Option<Side>> {
         if let Some(at) = self.layout.columns.buyer_maker {
             let text = field(fields, Some(at), "buyer_maker")?;
-            let maker = truth(text).ok_or_else(|| bad("buyer_maker", text, "must be true or false"))?;
+            let maker = parse_bool(text).ok_or_else(|| bad("buyer_maker", text, "must be true or false"))?;
             // If the buyer was the maker, the taker sold.
             return Ok(Some(if maker { Side::Sell } else { Side::Buy }));
         }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result};
 
-use crate::interval::Grid;
+use crate::interval::IntervalDetector;
 use crate::json::Arrays;
 use crate::layout::{ColumnMap, Format, Kind, Layout};
 use crate::lines::{Line, Lines};
 use crate::name;
-use crate::row::{Naming, Rows};
-use crate::ties::Ties;
+use crate::ordinals::TimestampOrdinals;
+use crate::row::{InstrumentSource, Rows};
 use crate::unpack::{Progress, Stream, streams};
 
 /// Any item of a source that is not a record.
@@ -24,7 +24,7 @@ pub enum Input {
     /// A line without a valid record. Later lines may have records.
     BadLine(Error),
     /// The error of a source that cannot be read further.
-    Broken(Error),
+    Fatal(Error),
 }
 
 /// The start of a file.
@@ -119,7 +119,7 @@ const SAMPLE_LINES: usize = 50;
 struct Plan {
     stream: Stream,
     layout: Layout,
-    naming: Naming,
+    instrument_source: InstrumentSource,
     has_ids: bool,
     interval: Option<Interval>,
 }
@@ -138,7 +138,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
         let found = streams(path)?;
         let several = found.len() > 1;
         if several && let Some(instrument) = &options.instrument {
-            let rule = "must not be given for an archive of several files: each file names its own";
+            let rule = "must not be set for an archive of several files, because each file has its own";
             return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
                 .with_context("file", path.display()));
         }
@@ -162,7 +162,9 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
                 Box::new(Reader::new(
                     plans,
                     progress.clone(),
-                    Box::new(move |rows: &mut Rows, line: &str, _: &mut Ties| rows.candle(line, interval)),
+                    Box::new(move |rows: &mut Rows, line: &str, _: &mut TimestampOrdinals| {
+                        rows.candle(line, interval)
+                    }),
                 )),
                 interval,
             )
@@ -178,7 +180,7 @@ fn common_interval(plans: &[Plan], options: &FileOptions) -> Result<Interval> {
     for plan in plans {
         match (plan.interval, common) {
             (Some(interval), Some(common)) if interval != common => {
-                let rule = format!("must have candles of {common}, as the files before");
+                let rule = format!("must have candles of {common}, like the previous files");
                 return Err(Error::invalid("files.interval", "input", plan.stream.label(), rule));
             }
             (Some(interval), None) => common = Some(interval),
@@ -234,7 +236,7 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
         (_, Some(layout), Some(format)) if layout.kind == format.kind() => layout,
         (_, _, Some(format)) => Layout::of_format(format),
         (_, None, None) => {
-            let rule = "must be of a known format: give --format, or --columns time=0,price=1,quantity=2";
+            let rule = "must have a known format: set --format or --columns time=0,price=1,quantity=2";
             return Err(Error::invalid("files.format", "input", &label, rule));
         }
     };
@@ -253,32 +255,34 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
         .collect();
     let by_columns = || {
         let is_complete = layout.columns.exchange.is_some() || layout.exchange.is_some();
-        (layout.columns.symbol.is_some() && is_complete).then_some(Naming::Columns)
+        (layout.columns.symbol.is_some() && is_complete).then_some(InstrumentSource::Columns)
     };
     let of_pair = || format!("kraken:{pair}").parse::<Instrument>().ok();
     let of_name = || if layout.is_json { of_pair() } else { name::instrument(&stream, &layout) };
-    let naming = match &options.instrument {
-        Some(instrument) => Some(Naming::One(instrument.clone())),
-        None => by_columns().or_else(|| of_name().map(Naming::One)),
+    let instrument_source = match &options.instrument {
+        Some(instrument) => Some(InstrumentSource::One(instrument.clone())),
+        None => by_columns().or_else(|| of_name().map(InstrumentSource::One)),
     };
-    let Some(naming) = naming.or_else(|| texts.is_empty().then_some(Naming::Columns)) else {
-        let rule = "must name its instrument: give --instrument EXCHANGE:SYMBOL";
+    let Some(instrument_source) =
+        instrument_source.or_else(|| texts.is_empty().then_some(InstrumentSource::Columns))
+    else {
+        let rule = "must have an instrument in its name: set --instrument EXCHANGE:SYMBOL";
         return Err(Error::invalid("files.instrument", "input", &label, rule));
     };
-    let mut rows = Rows::new(layout, naming, false, None);
+    let mut rows = Rows::new(layout, instrument_source, false, None);
     let has_column = rows.layout.columns.id.is_some();
     // Trades with textual ids are numbered like trades without ids.
     rows.has_ids = has_column && texts.iter().any(|line| rows.is_id(line));
-    let first = match &rows.naming {
-        Naming::One(instrument) => Some(instrument.clone()),
-        Naming::Columns => texts.iter().find_map(|line| rows.name(line).ok()),
+    let first = match &rows.instrument_source {
+        InstrumentSource::One(instrument) => Some(instrument.clone()),
+        InstrumentSource::Columns => texts.iter().find_map(|line| rows.name(line).ok()),
     };
     let interval = match rows.layout.kind {
         Kind::Trades => None,
         Kind::Candles => Some(interval(&stream, &mut rows, &texts, options)?),
     };
-    let Rows { layout, naming, has_ids, .. } = rows;
-    Ok(Some((Plan { stream, layout, naming, has_ids, interval }, first)))
+    let Rows { layout, instrument_source, has_ids, .. } = rows;
+    Ok(Some((Plan { stream, layout, instrument_source, has_ids, interval }, first)))
 }
 
 fn interval(stream: &Stream, rows: &mut Rows, texts: &[&str], options: &FileOptions) -> Result<Interval> {
@@ -295,7 +299,7 @@ fn interval(stream: &Stream, rows: &mut Rows, texts: &[&str], options: &FileOpti
         return Ok(interval);
     }
     let label = stream.label();
-    let mut grid = Grid::default();
+    let mut detector = IntervalDetector::default();
     let mut records =
         Records::open(stream, &rows.layout, &Progress::default()).map_err(|e| broken(&label, 0, e))?;
     loop {
@@ -304,23 +308,20 @@ fn interval(stream: &Stream, rows: &mut Rows, texts: &[&str], options: &FileOpti
             Line::Bad(..) => {}
             Line::Text => {
                 if let Ok(time) = rows.time(records.text()) {
-                    grid.add(time);
+                    detector.add(time);
                 }
             }
         }
     }
-    match grid.interval() {
+    match detector.interval() {
         Some(interval) => Ok(interval),
-        None => refuse(
-            "must have candles of an interval that its name or its rows tell: give --input-interval"
-                .to_owned(),
-        ),
+        None => refuse("must have an interval in its name or rows: set --input-interval".to_owned()),
     }
 }
 
 fn broken(label: &str, line: u64, error: io::Error) -> Error {
     let error = Error::new(ErrorKind::CorruptData, "files.broken", "read")
-        .with_message("the input cannot be read any further")
+        .with_message("reading the input failed")
         .with_context("file", label)
         .with_source(error);
     if line > 0 { error.with_context("line", line) } else { error }
@@ -372,7 +373,7 @@ impl Records {
     }
 }
 
-type Parse<T> = Box<dyn FnMut(&mut Rows, &str, &mut Ties) -> Result<T> + Send>;
+type Parse<T> = Box<dyn FnMut(&mut Rows, &str, &mut TimestampOrdinals) -> Result<T> + Send>;
 
 /// A reader of the streams of the plans, one after the other.
 struct Reader<T> {
@@ -386,7 +387,7 @@ struct Opened {
     label: String,
     records: Records,
     rows: Rows,
-    ties: Ties,
+    ordinals: TimestampOrdinals,
 }
 
 impl<T> Reader<T> {
@@ -395,14 +396,15 @@ impl<T> Reader<T> {
     }
 
     fn begin(&mut self, plan: Plan) -> Input {
-        let Plan { stream, layout, naming, has_ids, interval } = plan;
+        let Plan { stream, layout, instrument_source, has_ids, interval } = plan;
         let label = stream.label();
         let records = match Records::open(&stream, &layout, &self.progress) {
             Ok(records) => records,
             Err(error) => return self.give_up(broken(&label, 0, error)),
         };
-        let rows = Rows::new(layout, naming, has_ids, interval);
-        self.open = Some(Opened { label: label.clone(), records, rows, ties: Ties::default() });
+        let rows = Rows::new(layout, instrument_source, has_ids, interval);
+        self.open =
+            Some(Opened { label: label.clone(), records, rows, ordinals: TimestampOrdinals::default() });
         Input::File(FileStart { name: label, has_ids, is_verified: stream.verified })
     }
 
@@ -410,7 +412,7 @@ impl<T> Reader<T> {
     fn give_up(&mut self, error: Error) -> Input {
         self.plans.clear();
         self.open = None;
-        Input::Broken(error)
+        Input::Fatal(error)
     }
 }
 
@@ -423,7 +425,7 @@ impl<T> Iterator for Reader<T> {
                 let plan = self.plans.pop_front()?;
                 return Some(Err(self.begin(plan)));
             };
-            let Opened { label, records, rows, ties } = open;
+            let Opened { label, records, rows, ordinals } = open;
             let line = match records.next() {
                 Ok(line) => line,
                 Err(error) => {
@@ -436,7 +438,7 @@ impl<T> Iterator for Reader<T> {
                     self.open = None;
                     continue;
                 }
-                Line::Text => (self.parse)(rows, records.text(), ties),
+                Line::Text => (self.parse)(rows, records.text(), ordinals),
                 Line::Bad(rule, start) => Err(Error::invalid("files.line", "line", start, rule)),
             };
             return Some(outcome.map_err(|error| {

@@ -89,17 +89,17 @@ impl Stream {
         let bytes: Bytes = match &self.entry {
             None => Box::new(BufReader::with_capacity(
                 BUFFER,
-                Counted { inner: file, progress: progress.clone() },
+                CountingReader { inner: file, progress: progress.clone() },
             )),
             Some(entry) => {
                 let start = data_of(&mut file, entry.header)?;
                 file.seek(SeekFrom::Start(start))?;
-                let packed = Counted { inner: file.take(entry.packed), progress: progress.clone() };
+                let packed = CountingReader { inner: file.take(entry.packed), progress: progress.clone() };
                 let packed = BufReader::with_capacity(BUFFER, packed);
                 let content: Box<dyn Read + Send> =
                     if entry.deflated { Box::new(DeflateDecoder::new(packed)) } else { Box::new(packed) };
                 let checked =
-                    Checked { inner: content, sum: Crc::new(), left: entry.size, wanted: entry.crc };
+                    VerifyingReader { inner: content, sum: Crc::new(), left: entry.size, wanted: entry.crc };
                 Box::new(BufReader::with_capacity(BUFFER, checked))
             }
         };
@@ -147,12 +147,12 @@ fn unpack(mut bytes: Bytes) -> io::Result<Bytes> {
 }
 
 /// A reader that counts its bytes as progress.
-struct Counted<R> {
+struct CountingReader<R> {
     inner: R,
     progress: Progress,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.progress.read.fetch_add(read as u64, Ordering::Relaxed);
@@ -161,14 +161,14 @@ impl<R: Read> Read for Counted<R> {
 }
 
 /// An entry of an archive, which is verified with the size and the checksum in the archive's directory.
-struct Checked {
+struct VerifyingReader {
     inner: Box<dyn Read + Send>,
     sum: Crc,
     left: u64,
     wanted: u32,
 }
 
-impl Read for Checked {
+impl Read for VerifyingReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.sum.update(&buffer[..read]);

@@ -94,7 +94,7 @@ fn read<T>(source: Source<T>) -> (Vec<T>, Vec<Error>, Option<Error>) {
         match record {
             Ok(record) => records.push(record),
             Err(Input::BadLine(error)) => bad.push(error),
-            Err(Input::Broken(error)) => return (records, bad, Some(error)),
+            Err(Input::Fatal(error)) => return (records, bad, Some(error)),
             Err(_) => {}
         }
     }

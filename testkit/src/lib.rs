@@ -3,7 +3,31 @@
 //!
 //! [`store::MemoryStore`] and [`bus::MemoryBus`] replace servers, and keep the complete contract. With
 //! `#[tokio::test(start_paused = true)]` all waits follow tokio's clock, so tests take milliseconds. [`chaos::Chaos`]
-//! injects faults. `docs/testing-your-layer-2.md` has a complete example.
+//! injects faults. [The page on testing](../qi_core/guide/testing_your_layer_2/index.html) has a complete example.
+//!
+//! # A first test
+//! ```
+//! use qi_core::prelude::*;
+//! use qi_testkit::store::MemoryStore;
+//!
+//! /// Layer 2 code under test.
+//! async fn last_price(store: &dyn PriceStore, instrument: &Instrument) -> Result<Option<Price>> {
+//!     Ok(store.latest_tick(instrument).await?.map(|tick| tick.price()))
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<()> {
+//! let store = MemoryStore::default();
+//! store.ensure_schema().await?;
+//! let instrument = Instrument::from_static("binance:BTC-USDT");
+//! assert_eq!(last_price(&store, &instrument).await?, None);
+//!
+//! let tick = PriceTick::new(instrument.clone(), Timestamp::now(), 1, Price::from_static("39432.48"))?;
+//! store.insert_tick(&tick).await?;
+//! assert_eq!(last_price(&store, &instrument).await?, Some(tick.price()));
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Features
 //! `contract` has the contract suites, `mock` the mocks of the ports, `kafka` raw Kafka messages, and `test` a paused

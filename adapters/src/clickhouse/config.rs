@@ -90,6 +90,7 @@ impl Default for ClickHouseConfig {
 /// The compression of requests and responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Compression {
     /// LZ4 compression: less network traffic for slightly more CPU time.
     Lz4,
@@ -100,6 +101,7 @@ pub enum Compression {
 /// `[store.clickhouse.pool]`: the limits on concurrent requests.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PoolSection {
     /// The maximum number of calls in progress. Defaults to 16.
     pub max_connections: usize,
@@ -118,6 +120,7 @@ impl Default for PoolSection {
 /// `Timeout` (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ServerLimitsSection {
     /// The time limit of one request. Defaults to 25 s.
     #[serde(with = "duration")]
@@ -143,6 +146,7 @@ impl Default for ServerLimitsSection {
 /// `[store.clickhouse.write]`: the settings of inserts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct WriteSection {
     /// The maximum number of records in one request. The server creates one part per partition and request. Defaults to
     /// 250,000.

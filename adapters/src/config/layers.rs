@@ -114,6 +114,7 @@ impl Rules {
 /// `[store.retry]`, `[bus.retry]`: the settings of [`RetryConfig`], with the same defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RetrySection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
@@ -173,6 +174,7 @@ impl RetrySection {
 /// `[store.timeout]`, `[bus.timeout]`: the settings of [`TimeoutConfig`], with the same defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TimeoutSection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
@@ -210,6 +212,7 @@ impl TimeoutSection {
 /// `[store.limit]`, `[bus.limit]`: the settings of [`LimitConfig`], with the same defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct LimitSection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
@@ -253,6 +256,7 @@ impl LimitSection {
 /// with the same defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct CircuitBreakerSection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
@@ -287,6 +291,7 @@ impl CircuitBreakerSection {
 /// `[store.metrics]`, `[bus.metrics]`: the settings of the metrics layer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct MetricsSection {
     /// Enables the layer `Metered`. Defaults to true.
     pub enabled: bool,
@@ -301,6 +306,7 @@ impl Default for MetricsSection {
 /// `[store.tracing]`, `[bus.tracing]`: the settings of the tracing layer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TracingSection {
     /// Enables the layer `Traced`. Defaults to true.
     pub enabled: bool,

@@ -228,6 +228,7 @@ impl BusSection {
 /// `[bus.topics.NAME]`: changes a topic of the standard catalogue, or adds a topic with 1 partition by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TopicSection {
     /// The number of partitions.
     pub partitions: Option<u32>,

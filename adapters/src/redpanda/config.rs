@@ -99,9 +99,10 @@ impl Default for RedpandaConfig {
     }
 }
 
-/// The tuning profile of the client. `docs/backends/redpanda.md` lists the settings of each profile.
+/// The tuning profile of the client. [The page on Redpanda and Kafka](../../../qi_core/guide/redpanda/index.html) lists the settings of each profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Profile {
     /// Compressed batches with a linger of 2 ms.
     Balanced,
@@ -114,6 +115,7 @@ pub enum Profile {
 /// The compression of message batches in requests and in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MessageCompression {
     /// No compression of the batches.
     None,
@@ -143,6 +145,7 @@ impl MessageCompression {
 /// `[bus.redpanda.tls]`: the settings of encryption. Needs the feature `redpanda-tls`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RedpandaTlsSection {
     /// Enables encrypted connections. Defaults to false.
     pub enabled: bool,
@@ -159,6 +162,7 @@ pub struct RedpandaTlsSection {
 /// `[bus.redpanda.sasl]`: authentication with a user name and a password. SCRAM needs the feature `redpanda-tls`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SaslSection {
     /// The SASL mechanism. Without a mechanism, the client does not authenticate.
     pub mechanism: Option<SaslMechanism>,
@@ -171,6 +175,7 @@ pub struct SaslSection {
 /// The SASL mechanism, by which the client proves its password to a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum SaslMechanism {
     /// The password in plain text, for encrypted connections.
     Plain,

@@ -105,6 +105,7 @@ impl Default for TimescaleConfig {
 /// The kind of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Hypertables {
     /// Hypertables of TimescaleDB. The extension is created if it is absent.
     On,
@@ -115,6 +116,7 @@ pub enum Hypertables {
 /// `[store.timescale.pool]`: the settings of the connection pool.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PoolSection {
     /// The maximum number of connections. Every call uses one connection; a large write may use more if the pool has
     /// room. Defaults to 8.
@@ -147,6 +149,7 @@ impl Default for PoolSection {
 /// `[store.timescale.tls]`: the settings of encryption.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TlsSection {
     /// The mode of encryption. Defaults to the `sslmode` of the URL, then to `prefer`.
     pub mode: Option<TlsMode>,
@@ -162,6 +165,7 @@ pub struct TlsSection {
 /// The mode of encryption, with the meaning of libpq's `sslmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum TlsMode {
     /// Connections without encryption only.
     Disable,
@@ -179,6 +183,7 @@ pub enum TlsMode {
 /// `Timeout` (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ServerLimitsSection {
     /// The time limit of one statement. Defaults to 25 s.
     #[serde(with = "duration")]
@@ -205,6 +210,7 @@ impl Default for ServerLimitsSection {
 /// `[store.timescale.write]`: the settings of inserts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct WriteSection {
     /// The number of records from which COPY is used for a piece of a batch. Smaller pieces are merged. Defaults to
     /// 1,000.

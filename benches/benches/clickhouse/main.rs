@@ -1,4 +1,4 @@
-//! The ClickHouse adapter, compared with its rivals on the server of `QI_CLICKHOUSE_URL`, and with the TimescaleDB of
+//! The ClickHouse adapter, compared with its baselines on the server of `QI_CLICKHOUSE_URL`, and with the TimescaleDB of
 //! `QI_TIMESCALE_URL`.
 //!
 //! ```sh
@@ -12,29 +12,29 @@
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
-mod beside;
-mod rig;
+mod read;
+mod setup;
 #[allow(dead_code, reason = "a part of it is for the other benchmark")]
 #[path = "../timescale/ticks.rs"]
 mod ticks;
 mod write;
 
 use qi_benches::Section;
-use rig::Rig;
+use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Rig>; 4] =
-    [("write", write::run), ("page", beside::page), ("latest", beside::latest), ("bars", beside::bars)];
+const SECTIONS: [Section<Setup>; 4] =
+    [("write", write::run), ("page", read::page), ("latest", read::latest), ("bars", read::bars)];
 
 const ROUNDS: usize = 7;
 
 fn main() {
     qi_benches::sections(SECTIONS, ROUNDS, |rounds| {
-        let rig = Rig::new(rounds);
-        match &rig {
-            Some(rig) => println!("clickhouse: {}", rig.server()),
+        let setup = Setup::new(rounds);
+        match &setup {
+            Some(setup) => println!("clickhouse: {}", setup.server()),
             None => println!("clickhouse: QI_CLICKHOUSE_URL is not set, so nothing was measured"),
         }
-        rig
+        setup
     });
 }

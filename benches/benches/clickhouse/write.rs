@@ -8,28 +8,29 @@ use qi_adapters::clickhouse::config::Compression;
 use qi_benches::{Ratio, ratio, timed};
 use qi_core::{PriceTick, Side};
 
-use crate::rig::{Place, Rig};
+use crate::setup::{Setup, TargetStore};
 use crate::ticks::MILLION;
 
-pub(crate) fn run(rig: &Rig) {
-    let ticks = rig.market.ticks(0..MILLION);
+pub(crate) fn run(setup: &Setup) {
+    let ticks = setup.market.ticks(0..MILLION);
     let body = row_binary(&ticks);
-    let rival = || on(rig, |place| post(rig, &place.prefix, &body));
+    let baseline = || on(setup, |target| post(setup, &target.prefix, &body));
     for (compression, word) in [(Compression::None, "without compression"), (Compression::Lz4, "LZ4")] {
         for (batch, size) in [(MILLION, "1,000,000"), (100_000, "100,000")] {
             let ours = || {
-                let place = rig.fresh(|config| config.compression = compression);
+                let target = setup.create(|config| config.compression = compression);
                 let time = timed(|| {
                     for part in ticks.chunks(batch) {
-                        rig.block_on(qi_core::store::PriceStoreExt::insert_ticks(&place.store, part))
+                        setup
+                            .block_on(qi_core::store::PriceStoreExt::insert_ticks(&target.store, part))
                             .expect("a write");
                     }
                 });
-                assert_eq!(place.count(), MILLION as u64);
+                assert_eq!(target.count(), MILLION as u64);
                 time
             };
             let goal = if batch == MILLION { "goal 0.9" } else { "no goal" };
-            let times = ratio(rig.rounds, ours, rival);
+            let times = ratio(setup.rounds, ours, baseline);
             print_rates(
                 &format!("store, {word}, batches of {size} / a bare POST of prepared RowBinary"),
                 goal,
@@ -39,16 +40,16 @@ pub(crate) fn run(rig: &Rig) {
     }
 }
 
-fn on(rig: &Rig, work: impl FnOnce(&Place<'_>)) -> Duration {
-    let place = rig.fresh(|_| ());
-    let time = timed(|| work(&place));
-    assert_eq!(place.count(), MILLION as u64);
+fn on(setup: &Setup, work: impl FnOnce(&TargetStore<'_>)) -> Duration {
+    let target = setup.create(|_| ());
+    let time = timed(|| work(&target));
+    assert_eq!(target.count(), MILLION as u64);
     time
 }
 
 /// Sends one request with all rows.
-fn post(rig: &Rig, prefix: &str, body: &[u8]) {
-    let rest = rig.url.split_once("://").expect("a URL").1;
+fn post(setup: &Setup, prefix: &str, body: &[u8]) {
+    let rest = setup.url.split_once("://").expect("a URL").1;
     let (credentials, host) = rest.split_once('@').expect("credentials");
     let (user, password) = credentials.split_once(':').expect("a password");
     let query = format!("INSERT INTO qi.{prefix}ticks FORMAT RowBinary").replace(' ', "%20");
@@ -87,10 +88,10 @@ fn row_binary(ticks: &[PriceTick]) -> Vec<u8> {
 fn print_rates(what: &str, goal: &str, times: &Ratio) {
     let rate = |time: Duration| MILLION as f64 / time.as_secs_f64();
     println!(
-        "{what} ({goal}): {:.2} times its rate (ours {:.0} rows/s, rival {:.0} rows/s, {} rounds, middle half {:.2} to {:.2})",
+        "{what} ({goal}): {:.2} times its rate (ours {:.0} rows/s, baseline {:.0} rows/s, {} rounds, middle half {:.2} to {:.2})",
         1.0 / times.median,
         rate(times.ours),
-        rate(times.rival),
+        rate(times.baseline),
         times.rounds,
         1.0 / times.quartiles.1,
         1.0 / times.quartiles.0,

@@ -8,7 +8,7 @@ use qi_core::PriceTick;
 use qi_core::bus::{Encoding, Message, ReceivedMessage, decode_record, encode_records};
 use qi_core::record::Slice;
 
-use crate::Rig;
+use crate::Setup;
 
 const COUNT: usize = 100_000;
 
@@ -18,8 +18,8 @@ fn received(message: Message, offset: u64) -> ReceivedMessage {
     received
 }
 
-pub(crate) fn run(rig: &Rig) {
-    let ticks = &rig.ticks[..COUNT];
+pub(crate) fn run(setup: &Setup) {
+    let ticks = &setup.ticks[..COUNT];
     for encoding in Encoding::ALL {
         let encode = |chunk: &[PriceTick]| {
             encode_records(&encoding, &Slice::new(chunk).expect("valid ticks"), None).expect("messages")
@@ -38,7 +38,7 @@ pub(crate) fn run(rig: &Rig) {
             }
         };
         let (mut encoding_times, mut decoding_times) = (Vec::new(), Vec::new());
-        for _ in 0..rig.rounds * 5 {
+        for _ in 0..setup.rounds * 5 {
             encoding_times
                 .push(timed(|| ticks.chunks(1_000).for_each(|chunk| drop(black_box(encode(chunk))))));
             decoding_times.push(timed(decode));

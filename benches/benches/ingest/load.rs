@@ -9,7 +9,7 @@ use qi_core::record::Slice;
 use qi_testkit::market::{Market, MarketConfig};
 use tokio::task::JoinSet;
 
-use crate::{Rig, Running, databases, fresh, topic, variable};
+use crate::{Running, Setup, create, databases, topic, variable};
 
 /// The time between two publishes.
 const PERIOD: Duration = Duration::from_millis(2);
@@ -67,18 +67,18 @@ async fn delays(
 }
 
 /// Prints the delay from publish to readable.
-pub(crate) fn delay(rig: &Rig) {
+pub(crate) fn delay(setup: &Setup) {
     let Some(brokers) = variable("QI_KAFKA_BROKERS") else {
         return println!("delay: QI_KAFKA_BROKERS is not set, so nothing was measured");
     };
     for (database, url) in databases() {
         for rate in [1_000, 10_000] {
-            let bus = rig.bus(&brokers);
-            let delays = rig.block_on(async {
+            let bus = setup.bus(&brokers);
+            let delays = setup.block_on(async {
                 let topic = topic(&*bus, 1).await;
-                let running = Running::start(bus.clone(), fresh(database, &url).await, &topic).await;
+                let running = Running::start(bus.clone(), create(database, &url).await, &topic).await;
                 tokio::time::sleep(JOIN).await;
-                let delays = delays(bus.clone(), &running, &topic, rate, &rig.ticks[..rate * 22]).await;
+                let delays = delays(bus.clone(), &running, &topic, rate, &setup.ticks[..rate * 22]).await;
                 running.stop().await;
                 let _ = bus.delete_topics(&[topic]).await;
                 delays
@@ -99,15 +99,15 @@ pub(crate) fn delay(rig: &Rig) {
 }
 
 /// Prints the backlog while a high rate is published for a minute.
-pub(crate) fn sustained(rig: &Rig) {
+pub(crate) fn sustained(setup: &Setup) {
     let Some(brokers) = variable("QI_KAFKA_BROKERS") else {
         return println!("sustained: QI_KAFKA_BROKERS is not set, so nothing was measured");
     };
     for (database, url) in databases() {
-        let bus = rig.bus(&brokers);
-        rig.block_on(async {
+        let bus = setup.bus(&brokers);
+        setup.block_on(async {
             let topic = topic(&*bus, crate::PARTITIONS).await;
-            let running = Running::start(bus.clone(), fresh(database, &url).await, &topic).await;
+            let running = Running::start(bus.clone(), create(database, &url).await, &topic).await;
             tokio::time::sleep(JOIN).await;
             let market = Market::new(MarketConfig::new(2, 100).expect("a hundred instruments"));
             let count = SUSTAINED * SUSTAINED_SECONDS;

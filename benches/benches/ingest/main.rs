@@ -13,9 +13,9 @@
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
+mod baseline;
 mod codec;
 mod load;
-mod rival;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -41,10 +41,10 @@ use tokio_util::sync::CancellationToken;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const SECTIONS: [Section<Rig>; 5] = [
+const SECTIONS: [Section<Setup>; 5] = [
     ("codec", codec::run),
     ("pipeline", pipeline),
-    ("rival", rival::run),
+    ("baseline", baseline::run),
     ("delay", load::delay),
     ("sustained", load::sustained),
 ];
@@ -53,10 +53,10 @@ const PARTITIONS: u32 = 12;
 const BATCH: usize = 4_096;
 
 fn main() {
-    qi_benches::sections(SECTIONS, 3, |rounds| Some(Rig::new(rounds)));
+    qi_benches::sections(SECTIONS, 3, |rounds| Some(Setup::new(rounds)));
 }
 
-pub(crate) struct Rig {
+pub(crate) struct Setup {
     pub(crate) rounds: usize,
     pub(crate) ticks: Vec<PriceTick>,
     runtime: Runtime,
@@ -71,7 +71,7 @@ fn unique() -> String {
     format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..))
 }
 
-impl Rig {
+impl Setup {
     fn new(rounds: usize) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let market =
@@ -90,7 +90,7 @@ impl Rig {
 }
 
 /// Returns a store with new tables.
-pub(crate) async fn fresh(database: &str, url: &str) -> Arc<dyn PriceStore> {
+pub(crate) async fn create(database: &str, url: &str) -> Arc<dyn PriceStore> {
     let store: Arc<dyn PriceStore> = if database == "clickhouse" {
         let mut config = ClickHouseConfig::from_url(url);
         config.table_prefix = unique() + "_";
@@ -212,28 +212,28 @@ pub(crate) fn rate(took: Duration) -> String {
     format!("{:.0} ticks/s", TICKS as f64 / took.as_secs_f64())
 }
 
-fn pipeline(rig: &Rig) {
+fn pipeline(setup: &Setup) {
     let Some(brokers) = variable("QI_KAFKA_BROKERS") else {
         return println!("pipeline: QI_KAFKA_BROKERS is not set, so nothing was measured");
     };
     for (database, url) in databases() {
-        let bus = rig.bus(&brokers);
+        let bus = setup.bus(&brokers);
         for encoding in Encoding::ALL {
             let mut rounds: [Vec<Duration>; 5] = Default::default();
             let mut ratios = Vec::new();
-            for _ in 0..rig.rounds {
-                let took = rig.block_on(async {
+            for _ in 0..setup.rounds {
+                let took = setup.block_on(async {
                     let (first, second) = (topic(&*bus, PARTITIONS).await, topic(&*bus, PARTITIONS).await);
-                    let published = publish(bus.clone(), first.clone(), &rig.ticks, encoding).await;
+                    let published = publish(bus.clone(), first.clone(), &setup.ticks, encoding).await;
                     let received = receive(&*bus, &first, TICKS).await;
-                    let stored = insert(&*fresh(database, &url).await, &rig.ticks).await;
-                    let store = fresh(database, &url).await;
+                    let stored = insert(&*create(database, &url).await, &setup.ticks).await;
+                    let store = create(database, &url).await;
                     let running = Running::start(bus.clone(), store, &second).await;
                     // The first tick arrives when the group has assigned the partitions.
-                    publish(bus.clone(), second.clone(), &rig.ticks[..1], encoding).await;
+                    publish(bus.clone(), second.clone(), &setup.ticks[..1], encoding).await;
                     running.stored(1).await;
                     let (began, processor) = (Instant::now(), processor_time());
-                    publish(bus.clone(), second.clone(), &rig.ticks[1..], encoding).await;
+                    publish(bus.clone(), second.clone(), &setup.ticks[1..], encoding).await;
                     running.stored(TICKS).await;
                     let (whole, processor) = (began.elapsed(), processor_time().saturating_sub(processor));
                     running.stop().await;
@@ -254,7 +254,7 @@ fn pipeline(rig: &Rig) {
                  store {stored}; share of the slowest part {:.2} (median of {} rounds); processor time of the \
                  pipeline {:.1} us a tick",
                 ratios[ratios.len() / 2],
-                rig.rounds,
+                setup.rounds,
                 processor.as_secs_f64() * 1e6 / TICKS as f64
             );
         }
@@ -263,9 +263,9 @@ fn pipeline(rig: &Rig) {
 
 /// Returns the ratios of both sides of a comparison as text.
 pub(crate) fn compare(
-    rig: &Rig,
+    setup: &Setup,
     ours: impl FnMut() -> Duration,
     theirs: impl FnMut() -> Duration,
 ) -> qi_benches::Ratio {
-    ratio(rig.rounds, ours, theirs)
+    ratio(setup.rounds, ours, theirs)
 }

@@ -1,5 +1,5 @@
 //! The time from `publish` to `recv` at 1,000 messages a second, each published alone, with the profile for low
-//! latency. The rival is Kafka's own tool, which sends the next message after the one before has arrived.
+//! latency. The baseline is Kafka's own tool, which sends the next message after the one before has arrived.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,27 +7,30 @@ use std::time::{Duration, Instant};
 use qi_adapters::config::Profile;
 use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, SubscribeRequest};
 
-use crate::rig::Rig;
+use crate::setup::Setup;
 
 const EACH: Duration = Duration::from_millis(1);
 const WARM_UP: usize = 1_000;
 const COUNT: usize = 10_000;
 
-pub(crate) fn run(rig: &Rig) {
-    let mut rounds: Vec<(f64, f64)> = (0..rig.rounds).map(|_| ours(rig)).collect();
+pub(crate) fn run(setup: &Setup) {
+    let mut rounds: Vec<(f64, f64)> = (0..setup.rounds).map(|_| ours(setup)).collect();
     rounds.sort_by(|a, b| a.1.total_cmp(&b.1));
     let (p50, p99) = rounds[rounds.len() / 2];
-    println!("latency: p50 {p50:.2} ms, p99 {p99:.2} ms at 1000 a second (median of {} rounds)", rig.rounds);
-    match theirs(rig) {
+    println!(
+        "latency: p50 {p50:.2} ms, p99 {p99:.2} ms at 1000 a second (median of {} rounds)",
+        setup.rounds
+    );
+    match theirs(setup) {
         Some(line) => println!("latency: Kafka's EndToEndLatency on the same broker: {line}"),
         None => println!("latency: Kafka's EndToEndLatency could not be run here"),
     }
 }
 
-fn ours(rig: &Rig) -> (f64, f64) {
-    let topic = rig.topic(1);
-    let bus = std::sync::Arc::new(rig.bus(Profile::LowLatency));
-    let times = rig.block_on(async {
+fn ours(setup: &Setup) -> (f64, f64) {
+    let topic = setup.topic(1);
+    let bus = std::sync::Arc::new(setup.bus(Profile::LowLatency));
+    let times = setup.block_on(async {
         let group = GroupId::new(topic.name.as_str()).expect("a valid name");
         let request = SubscribeRequest::new(group, [topic.name.clone()]).expect("a topic");
         let mut reader = bus.subscribe(request).await.expect("brokers that answer");
@@ -76,11 +79,11 @@ fn nanos(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn theirs(rig: &Rig) -> Option<String> {
-    let topic = rig.topic(1);
+fn theirs(setup: &Setup) -> Option<String> {
+    let topic = setup.topic(1);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
     let out = Command::new(script)
-        .args(["kafka-tool", "EndToEndLatency", "--bootstrap-server", &rig.brokers])
+        .args(["kafka-tool", "EndToEndLatency", "--bootstrap-server", &setup.brokers])
         .args(["--topic", topic.name.as_str(), "--num-records", "10000"])
         .args(["--producer-acks", "all", "--record-size", "100"])
         .output()

@@ -1,4 +1,4 @@
-//! The Redpanda adapter, compared with its rivals on the brokers of `QI_KAFKA_BROKERS`.
+//! The Redpanda adapter, compared with its baselines on the brokers of `QI_KAFKA_BROKERS`.
 //!
 //! ```sh
 //! scripts/backends up redpanda && eval "$(scripts/backends env)"
@@ -15,23 +15,23 @@
 mod latency;
 mod publish;
 mod receive;
-mod rig;
+mod setup;
 
 use qi_benches::Section;
-use rig::Rig;
+use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Rig>; 3] =
+const SECTIONS: [Section<Setup>; 3] =
     [("publish", publish::run), ("receive", receive::run), ("latency", latency::run)];
 
 const ROUNDS: usize = 5;
 
 fn main() {
     qi_benches::sections(SECTIONS, ROUNDS, |rounds| {
-        let rig = Rig::new(rounds);
-        if rig.is_none() {
+        let setup = Setup::new(rounds);
+        if setup.is_none() {
             println!("redpanda: QI_KAFKA_BROKERS is not set, so nothing was measured");
         }
-        rig
+        setup
     });
 }

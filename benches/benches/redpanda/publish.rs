@@ -15,12 +15,12 @@ use rdkafka::producer::{
     BaseRecord, FutureProducer, FutureRecord, Producer, ProducerContext, ThreadedProducer,
 };
 
-use crate::rig::{MESSAGES, PARTITIONS, Rig, batches};
+use crate::setup::{MESSAGES, PARTITIONS, Setup, batches};
 
 const BATCH: usize = 10_000;
 /// The number of calls in progress.
 const CALLS: usize = 8;
-/// The number of futures of the rival in progress.
+/// The number of futures of the baseline in progress.
 const FUTURES: usize = 100_000;
 
 /// The settings of the adapter for a producer.
@@ -39,29 +39,29 @@ const SETTINGS: &[(&str, &str)] = &[
     ("statistics.interval.ms", "1000"),
 ];
 
-pub(crate) fn run(rig: &Rig) {
-    let threaded = ratio(rig.rounds, || ours(rig), || threaded(rig));
+pub(crate) fn run(setup: &Setup) {
+    let threaded = ratio(setup.rounds, || ours(setup), || threaded(setup));
     report("ThreadedProducer, one loop", &threaded);
-    let futures = ratio(rig.rounds, || ours(rig), || futures_each(rig));
+    let futures = ratio(setup.rounds, || ours(setup), || futures_each(setup));
     report("FutureProducer, a future for each message", &futures);
 }
 
-fn report(rival: &str, times: &qi_benches::Ratio) {
+fn report(baseline: &str, times: &qi_benches::Ratio) {
     let rate = |time: Duration| MESSAGES as f64 / time.as_secs_f64() / 1e6;
     println!(
-        "publish: {:.2} million a second, {rival} {:.2}; our rate is {:.2} times its; {times}",
+        "publish: {:.2} million a second, {baseline} {:.2}; our rate is {:.2} times its; {times}",
         rate(times.ours),
-        rate(times.rival),
+        rate(times.baseline),
         1.0 / times.median
     );
 }
 
-fn ours(rig: &Rig) -> Duration {
-    let topic = rig.topic(PARTITIONS);
+fn ours(setup: &Setup) -> Duration {
+    let topic = setup.topic(PARTITIONS);
     let batches = batches(&topic.name, BATCH);
-    let bus = Arc::new(rig.bus(Profile::Balanced));
-    rig.block_on(async {
-        // The client is connected and knows the topic, like the rival.
+    let bus = Arc::new(setup.bus(Profile::Balanced));
+    setup.block_on(async {
+        // The client is connected and knows the topic, like the baseline.
         bus.send(&batches[0][..1]).await.expect("brokers that answer");
         let start = Instant::now();
         let calls = stream::iter(&batches).map(|batch| bus.send(batch)).buffered(CALLS);
@@ -89,11 +89,11 @@ impl ProducerContext for Counting {
     }
 }
 
-fn threaded(rig: &Rig) -> Duration {
-    let topic = rig.topic(PARTITIONS);
+fn threaded(setup: &Setup) -> Duration {
+    let topic = setup.topic(PARTITIONS);
     let batches = batches(&topic.name, BATCH);
     let producer: ThreadedProducer<Counting> =
-        rig.client(SETTINGS).create_with_context(Counting::default()).expect("valid settings");
+        setup.client(SETTINGS).create_with_context(Counting::default()).expect("valid settings");
     let send = |message: &qi_core::bus::Message| {
         let mut record = BaseRecord::to(topic.name.as_str())
             .key(message.key.as_deref().unwrap_or_default())
@@ -114,11 +114,11 @@ fn threaded(rig: &Rig) -> Duration {
     took
 }
 
-fn futures_each(rig: &Rig) -> Duration {
-    let topic = rig.topic(PARTITIONS);
+fn futures_each(setup: &Setup) -> Duration {
+    let topic = setup.topic(PARTITIONS);
     let batches = batches(&topic.name, BATCH);
-    let producer: FutureProducer = rig.client(SETTINGS).create().expect("valid settings");
-    rig.block_on(async {
+    let producer: FutureProducer = setup.client(SETTINGS).create().expect("valid settings");
+    setup.block_on(async {
         let start = Instant::now();
         let sent = stream::iter(batches.iter().flatten())
             .map(|message| {

@@ -15,7 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::rig::{MESSAGES, PARTITIONS, Rig, batches, name};
+use crate::setup::{MESSAGES, PARTITIONS, Setup, batches, name};
 
 const BATCH: usize = 1_000;
 
@@ -38,42 +38,42 @@ const SETTINGS: Settings = &[
     ("socket.nagle.disable", "true"),
 ];
 
-pub(crate) fn run(rig: &Rig) {
-    let topic = rig.topic(PARTITIONS);
-    let bus = rig.bus(Profile::HighThroughput);
-    rig.block_on(async {
+pub(crate) fn run(setup: &Setup) {
+    let topic = setup.topic(PARTITIONS);
+    let bus = setup.bus(Profile::HighThroughput);
+    setup.block_on(async {
         for batch in batches(&topic.name, 50_000) {
             bus.send(&batch).await.expect("brokers that answer");
         }
         bus.close().await.expect("an open bus");
     });
-    let rivals: [(&str, Settings, Look); 3] = [
+    let baselines: [(&str, Settings, Look); 3] = [
         ("a BaseConsumer with the same settings", SETTINGS, length),
         ("the same, each message detached", SETTINGS, detached),
         ("a BaseConsumer with librdkafka's defaults", &[], length),
     ];
-    for (name, settings, look) in rivals {
-        let rival = || bare(rig, &topic.name, settings, look, false);
-        report("receive", name, &ratio(rig.rounds, || ours(rig, &topic.name, false), rival));
+    for (name, settings, look) in baselines {
+        let baseline = || bare(setup, &topic.name, settings, look, false);
+        report("receive", name, &ratio(setup.rounds, || ours(setup, &topic.name, false), baseline));
     }
-    let rival = || bare(rig, &topic.name, SETTINGS, length, true);
-    let times = ratio(rig.rounds, || ours(rig, &topic.name, true), rival);
+    let baseline = || bare(setup, &topic.name, SETTINGS, length, true);
+    let times = ratio(setup.rounds, || ours(setup, &topic.name, true), baseline);
     report("receive, joining a group", "a BaseConsumer with the same settings", &times);
 }
 
-fn report(what: &str, rival: &str, times: &qi_benches::Ratio) {
+fn report(what: &str, baseline: &str, times: &qi_benches::Ratio) {
     let rate = |time: Duration| MESSAGES as f64 / time.as_secs_f64() / 1e6;
     println!(
-        "{what}: {:.2} million a second, {rival} {:.2}; our rate is {:.2} times its; {times}",
+        "{what}: {:.2} million a second, {baseline} {:.2}; our rate is {:.2} times its; {times}",
         rate(times.ours),
-        rate(times.rival),
+        rate(times.baseline),
         1.0 / times.median
     );
 }
 
-fn ours(rig: &Rig, topic: &TopicName, joins: bool) -> Duration {
-    let bus = rig.bus(Profile::Balanced);
-    rig.block_on(async {
+fn ours(setup: &Setup, topic: &TopicName, joins: bool) -> Duration {
+    let bus = setup.bus(Profile::Balanced);
+    setup.block_on(async {
         bus.ping().await.expect("brokers that answer");
         let from = (0..PARTITIONS).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Offset(0)));
         let start = Instant::now();
@@ -100,7 +100,7 @@ fn ours(rig: &Rig, topic: &TopicName, joins: bool) -> Duration {
     })
 }
 
-/// The rival's processing of a message. Returns the length of the payload.
+/// The baseline's processing of a message. Returns the length of the payload.
 type Look = fn(&BorrowedMessage<'_>) -> usize;
 
 /// Reads only the payload, like the shortest loop.
@@ -113,9 +113,9 @@ fn detached(message: &BorrowedMessage<'_>) -> usize {
     black_box(message.detach()).payload().map_or(0, <[u8]>::len)
 }
 
-fn bare(rig: &Rig, topic: &TopicName, settings: Settings, look: Look, joins: bool) -> Duration {
+fn bare(setup: &Setup, topic: &TopicName, settings: Settings, look: Look, joins: bool) -> Duration {
     let start = Instant::now();
-    let mut config = rig.client(settings);
+    let mut config = setup.client(settings);
     config.set("group.id", name());
     if joins {
         config

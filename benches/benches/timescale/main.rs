@@ -1,4 +1,4 @@
-//! The TimescaleDB adapter, compared with its rivals on the server of `QI_TIMESCALE_URL`.
+//! The TimescaleDB adapter, compared with its baselines on the server of `QI_TIMESCALE_URL`.
 //!
 //! ```sh
 //! scripts/backends up && eval "$(scripts/backends env)"
@@ -13,20 +13,20 @@
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
+mod baselines;
 mod read;
 mod repeats;
 mod replay;
-mod rig;
-mod rivals;
+mod setup;
 mod ticks;
 mod tuning;
 mod write;
 
 use qi_benches::Section;
-use rig::Rig;
+use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Rig>; 8] = [
+const SECTIONS: [Section<Setup>; 8] = [
     ("write", write::run),
     ("replay", replay::run),
     ("repeats", repeats::run),
@@ -45,11 +45,11 @@ fn main() {
         return tuning::child(arguments);
     }
     qi_benches::sections(SECTIONS, ROUNDS, |rounds| {
-        let rig = Rig::new(rounds);
-        match &rig {
-            Some(rig) => println!("timescale: {}", rig.server()),
+        let setup = Setup::new(rounds);
+        match &setup {
+            Some(setup) => println!("timescale: {}", setup.server()),
             None => println!("timescale: QI_TIMESCALE_URL is not set, so nothing was measured"),
         }
-        rig
+        setup
     });
 }

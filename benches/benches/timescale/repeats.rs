@@ -5,7 +5,7 @@ use std::cell::Cell;
 use qi_benches::{ratio, timed};
 use qi_core::PriceTick;
 
-use crate::rig::{Place, Rig};
+use crate::setup::{Setup, TargetStore};
 use crate::ticks::INSTRUMENTS;
 
 /// The records that are stored before the measurement.
@@ -24,17 +24,17 @@ enum Repeats {
     Scattered,
 }
 
-pub(crate) fn run(rig: &Rig) {
-    let postgres = rig.postgres();
+pub(crate) fn run(setup: &Setup) {
+    let postgres = setup.postgres();
     if postgres.is_none() {
         println!("postgres: QI_POSTGRES_URL is not set, so nothing was measured");
     }
-    for (name, rig) in [("timescale", Some(rig)), ("postgres", postgres.as_ref())] {
-        let Some(rig) = rig else { continue };
+    for (name, setup) in [("timescale", Some(setup)), ("postgres", postgres.as_ref())] {
+        let Some(setup) = setup else { continue };
         for instruments in [1, INSTRUMENTS] {
-            let feed = Feed { place: rig.fresh(|_| ()), rig, instruments, next: Cell::new(0) };
-            feed.place.insert(&feed.take(STORED), POOL);
-            feed.place.settle();
+            let feed = Feed { target: setup.create(|_| ()), setup, instruments, next: Cell::new(0) };
+            feed.target.insert(&feed.take(STORED), POOL);
+            feed.target.compact();
             for batch in [1_000, 10_000, 50_000] {
                 for repeats in [Repeats::Recent, Repeats::Old, Repeats::Scattered] {
                     feed.measure(name, batch, repeats);
@@ -46,8 +46,8 @@ pub(crate) fn run(rig: &Rig) {
 
 /// New ticks in the order of time, and the store that receives them.
 struct Feed<'a> {
-    rig: &'a Rig,
-    place: Place<'a>,
+    setup: &'a Setup,
+    target: TargetStore<'a>,
     instruments: usize,
     next: Cell<usize>,
 }
@@ -55,7 +55,7 @@ struct Feed<'a> {
 impl Feed<'_> {
     fn tick(&self, n: usize) -> PriceTick {
         // The market has 100 instruments in turn, so every hundredth tick is of the same instrument.
-        self.rig.market.tick(n * INSTRUMENTS / self.instruments)
+        self.setup.market.tick(n * INSTRUMENTS / self.instruments)
     }
 
     fn take(&self, count: usize) -> Vec<PriceTick> {
@@ -76,17 +76,17 @@ impl Feed<'_> {
                 Repeats::Scattered => stored.push(group[at].clone()),
             }
         }
-        self.place.insert(&stored, POOL);
+        self.target.insert(&stored, POOL);
         batch
     }
 
     fn measure(&self, server: &str, size: usize, repeats: Repeats) {
         let count = (50_000 / size).clamp(2, 20);
         let insert = |batches: Vec<Vec<PriceTick>>| {
-            timed(|| batches.iter().for_each(|batch| self.place.insert(batch, size)))
+            timed(|| batches.iter().for_each(|batch| self.target.insert(batch, size)))
         };
         let times = ratio(
-            self.rig.rounds,
+            self.setup.rounds,
             || insert((0..count).map(|_| self.with_repeats(size, repeats)).collect()),
             || insert((0..count).map(|_| self.take(size)).collect()),
         );

@@ -5,31 +5,32 @@ use std::process::Command;
 use qi_adapters::timescale::TimescaleConfig;
 use qi_benches::{ratio, timed};
 
-use crate::rig::Rig;
+use crate::setup::Setup;
 use crate::ticks::MILLION;
 
 /// Compares small batches by COPY with the same batches by the merging statement.
-pub(crate) fn break_even(rig: &Rig) {
-    let way = |copy_from: usize| move |config: &mut TimescaleConfig| config.write.copy_from = copy_from;
-    let (copies, merges) = (rig.fresh(way(1)), rig.fresh(way(usize::MAX)));
+pub(crate) fn break_even(setup: &Setup) {
+    let config_with =
+        |copy_from: usize| move |config: &mut TimescaleConfig| config.write.copy_from = copy_from;
+    let (copies, merges) = (setup.create(config_with(1)), setup.create(config_with(usize::MAX)));
     // Both sides take their ticks from one sequence, which never repeats.
     let mut next = 0;
-    for place in [&copies, &merges] {
-        place.fill(next..next + MILLION / 10);
-        place.settle();
+    for target in [&copies, &merges] {
+        target.fill(next..next + MILLION / 10);
+        target.compact();
     }
     next += MILLION / 10;
     for batch in [10, 50, 100, 200, 500, 1_000, 2_000] {
         let batches = (20_000 / batch).min(100);
-        let ticks: Vec<_> = (0..2 * (rig.rounds + 1))
+        let ticks: Vec<_> = (0..2 * (setup.rounds + 1))
             .map(|_| {
                 next += batches * batch;
-                rig.market.ticks(next - batches * batch..next)
+                setup.market.ticks(next - batches * batch..next)
             })
             .collect();
         let (mut left, mut right) = (ticks.chunks(2), ticks.chunks(2));
         let times = ratio(
-            rig.rounds,
+            setup.rounds,
             || {
                 let new = &left.next().expect("as many as rounds")[0];
                 timed(|| copies.insert(new, batch)) / u32::try_from(batches).expect("a small number")
@@ -47,10 +48,10 @@ pub(crate) fn break_even(rig: &Rig) {
 pub(crate) const CHILD: &str = "--write-and-report-memory";
 
 /// Starts two processes that write different numbers of ticks.
-pub(crate) fn memory(rig: &Rig) {
+pub(crate) fn memory(setup: &Setup) {
     let program = std::env::current_exe().expect("the path of this program");
     let measured = [MILLION, 10 * MILLION].map(|ticks| {
-        let mut peaks: Vec<u64> = (0..3.min(rig.rounds))
+        let mut peaks: Vec<u64> = (0..3.min(setup.rounds))
             .map(|_| {
                 let child = Command::new(&program).args([CHILD, &ticks.to_string()]).output();
                 let child = child.expect("this program runs again");
@@ -72,12 +73,12 @@ pub(crate) fn memory(rig: &Rig) {
 pub(crate) fn child(mut arguments: impl Iterator<Item = String>) {
     const BATCH: usize = 100_000;
     let ticks: usize = arguments.next().and_then(|text| text.parse().ok()).expect("a number of ticks");
-    let rig = Rig::new(1).expect("QI_TIMESCALE_URL");
-    let place = rig.fresh(|_| ());
+    let setup = Setup::new(1).expect("QI_TIMESCALE_URL");
+    let target = setup.create(|_| ());
     for start in (0..ticks).step_by(BATCH) {
-        place.insert(&rig.market.ticks(start..start + BATCH), BATCH);
+        target.insert(&setup.market.ticks(start..start + BATCH), BATCH);
     }
-    assert_eq!(place.count(), i64::try_from(ticks).expect("a small number"));
+    assert_eq!(target.count(), i64::try_from(ticks).expect("a small number"));
     println!("{}", peak_kib());
 }
 

@@ -7,7 +7,7 @@ use qi_core::{Result, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::scan::Partitions;
-use super::{Letter, SEEN_ORIGINS, Seen, Selection, Unread, escaped, is_dead_letter_topic};
+use super::{DeadLetter, SEEN_ORIGINS, Seen, Selection, UnreadPartition, escaped, is_dead_letter_topic};
 use crate::output::{Listing, maybe, text};
 
 /// The largest number of rows. Further groups of a topic are counted in one row without origin and code: a producer
@@ -21,7 +21,7 @@ type Group = (TopicName, Option<TopicName>, Option<String>);
 
 /// The dead letters of one group.
 #[derive(Debug, Clone, Copy, Default)]
-struct Tally {
+struct GroupCounts {
     letters: u64,
     copies: u64,
     first: Option<Timestamp>,
@@ -30,28 +30,28 @@ struct Tally {
 
 /// The result of [`list()`].
 #[derive(Debug, Default)]
-pub struct Listed {
-    groups: BTreeMap<Group, Tally>,
+pub struct DeadLetterCounts {
+    groups: BTreeMap<Group, GroupCounts>,
     /// The partitions that were not read up to their end.
-    pub unread: Vec<Unread>,
+    pub unread: Vec<UnreadPartition>,
     /// True if the command was stopped before the end.
     pub interrupted: bool,
 }
 
-impl Listed {
+impl DeadLetterCounts {
     /// Returns one row for each dead letter topic, origin topic and error code.
     pub fn listing(&self) -> Listing {
         let mut listing =
             Listing::new(["dead letter topic", "origin topic", "code", "letters", "copies", "first", "last"]);
-        for ((topic, origin, code), tally) in &self.groups {
+        for ((topic, origin, code), counts) in &self.groups {
             listing.push([
                 text(topic),
                 maybe(origin.as_ref()),
                 maybe(code.as_ref()),
-                tally.letters.into(),
-                tally.copies.into(),
-                maybe(tally.first),
-                maybe(tally.last),
+                counts.letters.into(),
+                counts.copies.into(),
+                maybe(counts.first),
+                maybe(counts.last),
             ]);
         }
         listing
@@ -69,19 +69,19 @@ pub async fn list(
     topic: Option<&TopicName>,
     selection: &Selection,
     stop: &CancellationToken,
-) -> Result<Listed> {
+) -> Result<DeadLetterCounts> {
     selection.check()?;
     let partitions = match topic {
         Some(topic) => Partitions::of(bus, stop, topic).await?,
         None => Partitions::find(bus, stop, is_dead_letter_topic).await?,
     };
-    let (mut listed, mut seen) = (Listed::default(), Seen::new(SEEN_ORIGINS));
+    let (mut listed, mut seen) = (DeadLetterCounts::default(), Seen::new(SEEN_ORIGINS));
     let mut scan = partitions.read(bus, stop, selection.start()).await?;
     let outcome = loop {
         match scan.next().await {
             Ok(Some(messages)) => {
                 for message in &messages {
-                    listed.add(Letter(message), selection, &mut seen);
+                    listed.add(DeadLetter(message), selection, &mut seen);
                 }
             }
             Ok(None) => break Ok(()),
@@ -94,8 +94,8 @@ pub async fn list(
     Ok(listed)
 }
 
-impl Listed {
-    fn add(&mut self, letter: Letter<'_>, selection: &Selection, seen: &mut Seen) {
+impl DeadLetterCounts {
+    fn add(&mut self, letter: DeadLetter<'_>, selection: &Selection, seen: &mut Seen) {
         if !selection.holds(letter) {
             return;
         }
@@ -107,15 +107,15 @@ impl Listed {
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
             group = (group.0, None, None);
         }
-        let tally = self.groups.entry(group).or_default();
+        let counts = self.groups.entry(group).or_default();
         if copy {
-            tally.copies += 1;
+            counts.copies += 1;
         } else {
-            tally.letters += 1;
+            counts.letters += 1;
         }
         if let Some(time) = letter.0.timestamp {
-            tally.first = Some(tally.first.map_or(time, |first| first.min(time)));
-            tally.last = tally.last.max(Some(time));
+            counts.first = Some(counts.first.map_or(time, |first| first.min(time)));
+            counts.last = counts.last.max(Some(time));
         }
     }
 }

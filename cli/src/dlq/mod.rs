@@ -23,10 +23,10 @@ use std::str::FromStr;
 use qi_core::bus::{ReceivedMessage, SeekTo, TopicName, header};
 use qi_core::{Result, TimeRange, Timestamp};
 
-pub use list::{Listed, list};
-pub use redrive::{Counts, Plan, REFUSED_TARGET, Redriven, redrive};
-pub use scan::Unread;
-pub use show::{Shown, View, show};
+pub use list::{DeadLetterCounts, list};
+pub use redrive::{Counts, INVALID_TARGET, Plan, RedriveReport, redrive};
+pub use scan::UnreadPartition;
+pub use show::{DeadLetterRows, View, show};
 
 /// The number of origins that a command keeps in memory to recognise copies.
 pub const SEEN_ORIGINS: usize = 1_000_000;
@@ -61,7 +61,7 @@ impl Selection {
         self.since.map_or(SeekTo::Earliest, SeekTo::At)
     }
 
-    fn holds(&self, letter: Letter<'_>) -> bool {
+    fn holds(&self, letter: DeadLetter<'_>) -> bool {
         let time = letter.0.timestamp;
         self.since.is_none_or(|since| time.is_some_and(|time| time >= since))
             && self.until.is_none_or(|until| time.is_some_and(|time| time < until))
@@ -82,9 +82,9 @@ struct Origin {
 
 /// A message of a dead letter topic.
 #[derive(Debug, Clone, Copy)]
-struct Letter<'a>(&'a ReceivedMessage);
+struct DeadLetter<'a>(&'a ReceivedMessage);
 
-impl<'a> Letter<'a> {
+impl<'a> DeadLetter<'a> {
     fn text(self, name: &str) -> Option<Cow<'a, str>> {
         self.0.headers.get(name).map(|value| String::from_utf8_lossy(value))
     }

@@ -13,18 +13,20 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::scan::{Partitions, Scan, patiently};
-use super::{Letter, Origin, OriginKey, SEEN_ORIGINS, Seen, Selection, Unread, is_dead_letter_topic};
+use super::scan::{Partitions, Scan, with_retries};
+use super::{
+    DeadLetter, Origin, OriginKey, SEEN_ORIGINS, Seen, Selection, UnreadPartition, is_dead_letter_topic,
+};
 use crate::output::{Listing, text};
 use crate::progress;
 
 /// The code of the error for a target that would cause a loop.
-pub const REFUSED_TARGET: &str = "dlq.target";
+pub const INVALID_TARGET: &str = "dlq.target";
 const PROGRESS: &str = "dlq.progress";
 /// The time after the first failure for which a publish is repeated.
-const PATIENCE: Duration = Duration::from_mins(1);
+const MAX_WAIT: Duration = Duration::from_mins(1);
 /// The number of failed messages that are named.
-const NAMED: usize = 10;
+const MAX_NAMED_FAILURES: usize = 10;
 
 /// The dead letters to redrive, and their target.
 #[derive(Debug, Clone)]
@@ -74,11 +76,11 @@ pub struct Counts {
 
 /// The result of [`redrive()`].
 #[derive(Debug, Default)]
-pub struct Redriven {
+pub struct RedriveReport {
     /// The number of dead letters by result.
     pub counts: Counts,
     /// The partitions that were not read up to their end.
-    pub unread: Vec<Unread>,
+    pub unread: Vec<UnreadPartition>,
     /// True if the command was stopped before the end.
     pub interrupted: bool,
     /// True if an earlier run with the progress file has finished. This run then did nothing.
@@ -87,7 +89,7 @@ pub struct Redriven {
     pub error: Option<Error>,
 }
 
-impl Redriven {
+impl RedriveReport {
     /// Returns true if every selected dead letter was redriven or skipped.
     pub fn is_complete(&self) -> bool {
         self.counts.failed == 0 && self.unread.is_empty() && !self.interrupted && self.error.is_none()
@@ -100,7 +102,7 @@ impl Redriven {
             listing.push([text("redriven"), text(topic), (*number).into()]);
         }
         for (result, number) in [
-            ("redriven, may be there twice", self.counts.may_be_twice),
+            ("redriven, possibly twice", self.counts.may_be_twice),
             ("skipped: copy", self.counts.copies),
             ("skipped: truncated", self.counts.truncated),
             ("skipped: redriven too often", self.counts.redriven_too_often),
@@ -142,29 +144,29 @@ struct PartitionProgress {
 /// progress file. `progress` receives the number of published messages of this run.
 ///
 /// # Errors
-/// `InvalidInput` with [`REFUSED_TARGET`] for a target that is a dead letter topic; `InvalidInput` for a progress file
+/// `InvalidInput` with [`INVALID_TARGET`] for a target that is a dead letter topic; `InvalidInput` for a progress file
 /// of another plan, or a selection whose end is before its start; `NotFound` for an unknown topic or target. An error
-/// after the first publish is in [`Redriven::error`].
+/// after the first publish is in [`RedriveReport::error`].
 pub async fn redrive(
     bus: &dyn MessageBus,
     plan: &Plan,
     stop: &CancellationToken,
     progress: impl Fn(u64),
-) -> Result<Redriven> {
+) -> Result<RedriveReport> {
     plan.selection.check()?;
     if let Some(to) = plan.to.as_ref().filter(|to| plan.is_dead_letter_topic(to)) {
-        return Err(Error::invalid(REFUSED_TARGET, "to", to, "must not be a dead letter topic"));
+        return Err(Error::invalid(INVALID_TARGET, "to", to, "must not be a dead letter topic"));
     }
     let found = Partitions::of(bus, stop, &plan.topic).await?;
-    let status = patiently(stop, async || bus.ping().await).await?;
+    let status = with_retries(stop, async || bus.ping().await).await?;
     let Some(status) = status.filter(|_| !stop.is_cancelled()) else {
-        return Ok(Redriven { interrupted: true, ..Redriven::default() });
+        return Ok(RedriveReport { interrupted: true, ..RedriveReport::default() });
     };
     if let Some(to) = plan.to.as_ref().filter(|to| !found.topics.contains(*to)) {
         return Err(no_topic(to));
     }
     let mut run = Run::load(bus, plan, stop, found, &status.cluster_id.unwrap_or_default())?;
-    let mut redriven = Redriven::default();
+    let mut redriven = RedriveReport::default();
     if run.was_started && run.is_finished() {
         redriven.was_finished = true;
     } else {
@@ -182,14 +184,14 @@ fn no_topic(topic: &TopicName) -> Error {
 }
 
 /// A message of the dead letter topic with its verdict.
-struct Judged {
+struct Classified {
     partition: u32,
     offset: u64,
     origin: Option<OriginKey>,
-    verdict: Verdict,
+    class: Class,
 }
 
-enum Verdict {
+enum Class {
     /// Not selected, or processed by an earlier run.
     Ignored,
     Foreign,
@@ -231,12 +233,12 @@ impl<'a> Run<'a> {
         let Plan { topic, to, selection, max_redrives, progress: path, .. } = plan;
         let backend = bus.info().backend;
         let target = to.as_ref().map_or("the origin topics", |to| to.as_str());
-        let words = format!(
+        let plan_text = format!(
             "{backend} {cluster}: {topic} to {target}, {selection:?}, at most {max_redrives} redrives"
         );
-        let loaded = progress::load(path.as_deref(), PROGRESS, &words, |found: &Progress| &found.plan)?;
+        let loaded = progress::load(path.as_deref(), PROGRESS, &plan_text, |found: &Progress| &found.plan)?;
         let was_started = loaded.is_some();
-        let mut progress = loaded.unwrap_or(Progress { plan: words, ..Progress::default() });
+        let mut progress = loaded.unwrap_or(Progress { plan: plan_text, ..Progress::default() });
         for (partition, (low, high)) in &found.offsets {
             let at = progress
                 .partitions
@@ -273,10 +275,10 @@ impl<'a> Run<'a> {
         progress::save(path, PROGRESS, &self.progress)
     }
 
-    async fn run(&mut self, redriven: &mut Redriven, progress: impl Fn(u64)) -> Result<()> {
+    async fn run(&mut self, redriven: &mut RedriveReport, progress: impl Fn(u64)) -> Result<()> {
         // The ends must survive a kill, or the next run would include later dead letters.
         self.save()?;
-        self.recall().await?;
+        self.read_earlier_origins().await?;
         let mut scan =
             self.scan(|at, start| (at.next.map_or(start, SeekTo::Offset), at.next, at.end)).await?;
         let mut published = 0;
@@ -311,7 +313,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the part that earlier runs have processed again, to recognise the copies of its dead letters.
-    async fn recall(&mut self) -> Result<()> {
+    async fn read_earlier_origins(&mut self) -> Result<()> {
         if !self.was_started {
             return Ok(());
         }
@@ -319,10 +321,11 @@ impl<'a> Run<'a> {
         let outcome = loop {
             match scan.next().await {
                 Ok(Some(messages)) => {
-                    let complete =
-                        |letter: &Letter<'_>| self.plan.selection.holds(*letter) && !letter.is_truncated();
-                    for letter in messages.iter().map(Letter).filter(complete) {
-                        letter.origin().map(|origin| self.seen.insert(&origin));
+                    let complete = |dead_letter: &DeadLetter<'_>| {
+                        self.plan.selection.holds(*dead_letter) && !dead_letter.is_truncated()
+                    };
+                    for dead_letter in messages.iter().map(DeadLetter).filter(complete) {
+                        dead_letter.origin().map(|origin| self.seen.insert(&origin));
                     }
                 }
                 Ok(None) => break Ok(()),
@@ -340,33 +343,33 @@ impl<'a> Run<'a> {
         offsets: &Offsets,
         published: &mut u64,
     ) -> Result<bool> {
-        let judged = messages.iter().map(|message| self.judge(message)).collect::<Result<Vec<_>>>()?;
-        let to_publish: Vec<_> = judged
+        let classified = messages.iter().map(|message| self.classify(message)).collect::<Result<Vec<_>>>()?;
+        let to_publish: Vec<_> = classified
             .iter()
-            .filter_map(|judged| match &judged.verdict {
-                Verdict::Publish(message) => Some(message),
+            .filter_map(|classified| match &classified.class {
+                Class::Publish(message) => Some(message),
                 _ => None,
             })
             .collect();
-        let (outcomes, doubtful, error) = self.publish(&to_publish).await;
+        let (outcomes, unknown, error) = self.publish(&to_publish).await;
         let mut outcomes = outcomes.into_iter();
         let (mut pending, mut pending_origins) = (BTreeSet::new(), HashSet::new());
         let counts = &mut self.progress.counts;
-        for judged in &judged {
-            let at = (judged.partition, judged.offset);
-            match &judged.verdict {
-                Verdict::Ignored => {}
-                Verdict::Foreign => counts.foreign += 1,
+        for classified in &classified {
+            let at = (classified.partition, classified.offset);
+            match &classified.class {
+                Class::Ignored => {}
+                Class::Foreign => counts.foreign += 1,
                 // The first copy was not published, so the next run must read this copy too.
-                Verdict::Copy if judged.origin.is_some_and(|origin| pending_origins.contains(&origin)) => {
+                Class::Copy if classified.origin.is_some_and(|origin| pending_origins.contains(&origin)) => {
                     pending.insert(at);
                 }
-                Verdict::Copy => counts.copies += 1,
-                Verdict::Truncated => counts.truncated += 1,
-                Verdict::RedrivenTooOften => counts.redriven_too_often += 1,
-                Verdict::DeadLetterTarget => counts.dead_letter_target += 1,
-                Verdict::Failed(error) => counts.fail(&self.plan.topic, at, error),
-                Verdict::Publish(message) => match outcomes.next() {
+                Class::Copy => counts.copies += 1,
+                Class::Truncated => counts.truncated += 1,
+                Class::RedrivenTooOften => counts.redriven_too_often += 1,
+                Class::DeadLetterTarget => counts.dead_letter_target += 1,
+                Class::Failed(error) => counts.fail(&self.plan.topic, at, error),
+                Class::Publish(message) => match outcomes.next() {
                     Some(Outcome::Published) => {
                         *published += 1;
                         *counts.redriven.entry(message.topic.clone()).or_default() += 1;
@@ -374,18 +377,19 @@ impl<'a> Run<'a> {
                     Some(Outcome::Failed(error)) => counts.fail(&self.plan.topic, at, &error),
                     Some(Outcome::Pending) | None => {
                         pending.insert(at);
-                        pending_origins.extend(judged.origin);
+                        pending_origins.extend(classified.origin);
                     }
                 },
             }
         }
-        counts.may_be_twice += doubtful;
+        counts.may_be_twice += unknown;
         for (id, at) in &mut self.progress.partitions {
             let partition = TopicPartition::new(self.plan.topic.clone(), *id);
             let Some(read) = offsets.get(&partition) else { continue };
             let first = pending.iter().find(|(partition, _)| partition == id).map(|(_, offset)| *offset);
             let next = first.unwrap_or(read);
-            at.processed.extend(judged.iter().filter(|judged| judged.partition == *id).map(|j| j.offset));
+            at.processed
+                .extend(classified.iter().filter(|classified| classified.partition == *id).map(|j| j.offset));
             at.processed.retain(|offset| *offset >= next && !pending.contains(&(*id, *offset)));
             at.next = Some(next);
         }
@@ -396,40 +400,40 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn judge(&mut self, message: &ReceivedMessage) -> Result<Judged> {
-        let letter = Letter(message);
-        let origin = letter.origin();
+    fn classify(&mut self, message: &ReceivedMessage) -> Result<Classified> {
+        let dead_letter = DeadLetter(message);
+        let origin = dead_letter.origin();
         let key = origin.as_ref().map(|origin| self.seen.key(origin));
-        let verdict = self.verdict(letter, origin)?;
-        Ok(Judged { partition: message.partition, offset: message.offset, origin: key, verdict })
+        let class = self.class(dead_letter, origin)?;
+        Ok(Classified { partition: message.partition, offset: message.offset, origin: key, class })
     }
 
-    fn verdict(&mut self, letter: Letter<'_>, origin: Option<Origin>) -> Result<Verdict> {
-        if !self.plan.selection.holds(letter) {
-            return Ok(Verdict::Ignored);
+    fn class(&mut self, dead_letter: DeadLetter<'_>, origin: Option<Origin>) -> Result<Class> {
+        if !self.plan.selection.holds(dead_letter) {
+            return Ok(Class::Ignored);
         }
         // A complete copy of a truncated dead letter must be published.
-        let is_truncated = letter.is_truncated();
+        let is_truncated = dead_letter.is_truncated();
         let is_copy = !is_truncated && origin.as_ref().is_some_and(|origin| !self.seen.insert(origin));
-        let at = self.progress.partitions.get(&letter.0.partition);
-        if at.is_some_and(|at| at.processed.contains(&letter.0.offset)) {
-            return Ok(Verdict::Ignored);
+        let at = self.progress.partitions.get(&dead_letter.0.partition);
+        if at.is_some_and(|at| at.processed.contains(&dead_letter.0.offset)) {
+            return Ok(Class::Ignored);
         }
         let Some(target) = self.plan.to.clone().or(origin.map(|origin| origin.topic)) else {
-            return Ok(Verdict::Foreign);
+            return Ok(Class::Foreign);
         };
         Ok(if is_copy {
-            Verdict::Copy
+            Class::Copy
         } else if is_truncated {
-            Verdict::Truncated
-        } else if letter.redrives() >= self.plan.max_redrives {
-            Verdict::RedrivenTooOften
+            Class::Truncated
+        } else if dead_letter.redrives() >= self.plan.max_redrives {
+            Class::RedrivenTooOften
         } else if self.plan.is_dead_letter_topic(&target) {
-            Verdict::DeadLetterTarget
+            Class::DeadLetterTarget
         } else if !self.found.topics.contains(&target) {
-            Verdict::Failed(no_topic(&target))
+            Class::Failed(no_topic(&target))
         } else {
-            Verdict::Publish(message(letter, target)?)
+            Class::Publish(message(dead_letter, target)?)
         })
     }
 
@@ -440,13 +444,13 @@ impl<'a> Run<'a> {
             return (vec![Outcome::Published; messages.len()], 0, None);
         }
         let mut outcomes = vec![Outcome::Pending; messages.len()];
-        let (mut doubtful, mut alone) = (BTreeSet::new(), BTreeSet::new());
+        let (mut unknown, mut sent_alone) = (BTreeSet::new(), BTreeSet::new());
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut deadline = None;
         for failures in 1.. {
             let (single, mut pending): (Vec<usize>, Vec<usize>) = (0..messages.len())
                 .filter(|at| matches!(outcomes[*at], Outcome::Pending))
-                .partition(|at| alone.contains(at));
+                .partition(|at| sent_alone.contains(at));
             if pending.is_empty() {
                 pending.extend(single.first());
             }
@@ -467,11 +471,11 @@ impl<'a> Run<'a> {
                 match outcome {
                     Ok(_) => outcomes[at] = Outcome::Published,
                     Err(failure) if failure.state == DeliveryState::Unknown => {
-                        doubtful.insert(at);
+                        unknown.insert(at);
                         last = Some(failure.error);
                     }
                     // The broker may have rejected the batch that contains the message.
-                    Err(failure) if failure.is_too_large() && batch.len() > 1 => drop(alone.insert(at)),
+                    Err(failure) if failure.is_too_large() && batch.len() > 1 => drop(sent_alone.insert(at)),
                     Err(failure) if is_of_the_message(&failure.error) => {
                         outcomes[at] = Outcome::Failed(failure.error);
                     }
@@ -482,15 +486,15 @@ impl<'a> Run<'a> {
                 }
             }
             let Some(error) = last else { continue };
-            if is_fatal || Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) {
-                return (outcomes, doubtful.len() as u64, Some(error));
+            if is_fatal || Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + MAX_WAIT) {
+                return (outcomes, unknown.len() as u64, Some(error));
             }
             self.stop.run_until_cancelled(tokio::time::sleep(backoff.delay(failures, 0.0))).await;
             if self.stop.is_cancelled() {
                 break;
             }
         }
-        (outcomes, doubtful.len() as u64, None)
+        (outcomes, unknown.len() as u64, None)
     }
 }
 
@@ -503,7 +507,7 @@ impl PartitionProgress {
 impl Counts {
     fn fail(&mut self, topic: &TopicName, (partition, offset): (u32, u64), error: &Error) {
         self.failed += 1;
-        if self.failures.len() < NAMED {
+        if self.failures.len() < MAX_NAMED_FAILURES {
             self.failures.push(format!("{topic}/{partition} at offset {offset}: {}", error.report()));
         }
     }
@@ -515,14 +519,14 @@ fn is_of_the_message(error: &Error) -> bool {
 }
 
 /// Returns the message of a dead letter.
-fn message(letter: Letter<'_>, target: TopicName) -> Result<Message> {
+fn message(dead_letter: DeadLetter<'_>, target: TopicName) -> Result<Message> {
     let mut message = Message::tombstone(target);
-    message.key.clone_from(&letter.0.key);
-    message.payload.clone_from(&letter.0.payload);
-    message.headers.clone_from(&letter.0.headers);
+    message.key.clone_from(&dead_letter.0.key);
+    message.payload.clone_from(&dead_letter.0.payload);
+    message.headers.clone_from(&dead_letter.0.headers);
     for name in header::OF_DEAD_LETTERS {
         message.headers.remove(name);
     }
-    let redrives = letter.redrives().saturating_add(1).to_string();
+    let redrives = dead_letter.redrives().saturating_add(1).to_string();
     Ok(message.with_header(HeaderName::new(header::REDRIVES)?, redrives))
 }

@@ -16,7 +16,7 @@ const BATCH: usize = 500;
 /// The longest wait of one receive.
 const WAIT: Duration = Duration::from_millis(200);
 /// The longest wait for a leader, and for the next message of a partition before its end.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The interval between two requests for the leaders.
 const RECHECK: Duration = Duration::from_secs(1);
 /// The longest time for which a failing call is repeated.
@@ -24,16 +24,16 @@ const MAX_RETRY: Duration = Duration::from_mins(1);
 
 /// A partition that was not read up to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unread {
+pub struct UnreadPartition {
     /// The partition.
     pub partition: TopicPartition,
     /// The next offset and the end offset. None if the partition has no responding leader.
     pub position: Option<(u64, u64)>,
 }
 
-impl fmt::Display for Unread {
+impl fmt::Display for UnreadPartition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (partition, seconds) = (&self.partition, PATIENCE.as_secs());
+        let (partition, seconds) = (&self.partition, MAX_WAIT.as_secs());
         match self.position {
             None => write!(f, "{partition} was not read: no leader for {seconds} s"),
             Some((next, end)) => {
@@ -50,7 +50,7 @@ pub(super) struct Partitions {
     pub(super) topics: BTreeSet<TopicName>,
     /// The first offset and the end offset of each partition.
     pub(super) offsets: BTreeMap<TopicPartition, (u64, u64)>,
-    pub(super) unread: Vec<Unread>,
+    pub(super) unread: Vec<UnreadPartition>,
 }
 
 impl Partitions {
@@ -63,7 +63,9 @@ impl Partitions {
     ) -> Result<Self> {
         let (mut found, since) = (Self::default(), Instant::now());
         loop {
-            let Some(topics) = patiently(stop, async || bus.topics().await).await? else { return Ok(found) };
+            let Some(topics) = with_retries(stop, async || bus.topics().await).await? else {
+                return Ok(found);
+            };
             found.unread.clear();
             for topic in topics {
                 for info in topic.partitions.iter().filter(|_| wanted(&topic.name)) {
@@ -71,12 +73,12 @@ impl Partitions {
                     if info.leader.is_some() {
                         found.offsets.entry(partition).or_insert((info.low, info.high));
                     } else if !found.offsets.contains_key(&partition) {
-                        found.unread.push(Unread { partition, position: None });
+                        found.unread.push(UnreadPartition { partition, position: None });
                     }
                 }
                 found.topics.insert(topic.name);
             }
-            if found.unread.is_empty() || since.elapsed() >= PATIENCE {
+            if found.unread.is_empty() || since.elapsed() >= MAX_WAIT {
                 return Ok(found);
             }
             stop.run_until_cancelled(tokio::time::sleep(RECHECK)).await;
@@ -120,11 +122,11 @@ pub(super) struct Scan<'a> {
     reader: Option<Box<dyn Subscription>>,
     stop: &'a CancellationToken,
     /// The ends of the partitions that are not read completely.
-    left: BTreeMap<TopicPartition, u64>,
+    remaining: BTreeMap<TopicPartition, u64>,
     /// The next offset of each partition, after the messages that `next` returned.
     pub(super) offsets: Offsets,
     last_progress: Instant,
-    pub(super) unread: Vec<Unread>,
+    pub(super) unread: Vec<UnreadPartition>,
     pub(super) interrupted: bool,
 }
 
@@ -135,11 +137,11 @@ impl<'a> Scan<'a> {
         stop: &'a CancellationToken,
         parts: impl IntoIterator<Item = (TopicPartition, SeekTo, u64, u64)>,
     ) -> Result<Self> {
-        let (mut from, mut left, mut offsets) = (Vec::new(), BTreeMap::new(), Offsets::new());
+        let (mut from, mut remaining, mut offsets) = (Vec::new(), BTreeMap::new(), Offsets::new());
         for (partition, start, low, end) in parts {
             if low < end {
                 from.push((partition.clone(), start));
-                left.insert(partition, end);
+                remaining.insert(partition, end);
             } else {
                 offsets.set(partition, end);
             }
@@ -147,18 +149,18 @@ impl<'a> Scan<'a> {
         let reader =
             if from.is_empty() { None } else { Some(bus.open_reader(ReaderRequest::new(from)?).await?) };
         let (last_progress, unread) = (Instant::now(), Vec::new());
-        Ok(Self { reader, stop, left, offsets, last_progress, unread, interrupted: false })
+        Ok(Self { reader, stop, remaining, offsets, last_progress, unread, interrupted: false })
     }
 
     /// Returns the next messages, or None after the last one or after a stop.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<ReceivedMessage>>> {
         let Self { reader: Some(reader), stop, .. } = self else { return Ok(None) };
-        while !self.left.is_empty() {
+        while !self.remaining.is_empty() {
             if stop.is_cancelled() {
                 self.interrupted = true;
                 break;
             }
-            let Some(batch) = patiently(stop, async || reader.recv(BATCH, WAIT).await).await? else {
+            let Some(batch) = with_retries(stop, async || reader.recv(BATCH, WAIT).await).await? else {
                 continue;
             };
             let Some(assignment) = stop.run_until_cancelled(reader.assignment()).await else { continue };
@@ -176,12 +178,12 @@ impl<'a> Scan<'a> {
             let mut messages = batch.into_messages();
             messages.retain(|message| {
                 let partition = TopicPartition::new(message.topic.clone(), message.partition);
-                self.left.get(&partition).is_some_and(|end| message.offset < *end)
+                self.remaining.get(&partition).is_some_and(|end| message.offset < *end)
             });
             for (partition, position) in positions {
-                let Some(end) = self.left.get(&partition).copied() else { continue };
+                let Some(end) = self.remaining.get(&partition).copied() else { continue };
                 if position >= end {
-                    self.left.remove(&partition);
+                    self.remaining.remove(&partition);
                 }
                 if self.offsets.get(&partition).is_some_and(|before| position > before) {
                     self.last_progress = Instant::now();
@@ -192,10 +194,10 @@ impl<'a> Scan<'a> {
                 self.last_progress = Instant::now();
                 return Ok(Some(messages));
             }
-            if self.last_progress.elapsed() >= PATIENCE {
-                for (partition, end) in std::mem::take(&mut self.left) {
+            if self.last_progress.elapsed() >= MAX_WAIT {
+                for (partition, end) in std::mem::take(&mut self.remaining) {
                     let position = Some((self.offsets.get(&partition).unwrap_or(0), end));
-                    self.unread.push(Unread { partition, position });
+                    self.unread.push(UnreadPartition { partition, position });
                 }
             }
         }
@@ -211,7 +213,7 @@ impl<'a> Scan<'a> {
 }
 
 /// Repeats a call while its error is retryable, for a minute. Returns None after a stop.
-pub(super) async fn patiently<T>(
+pub(super) async fn with_retries<T>(
     stop: &CancellationToken,
     mut call: impl AsyncFnMut() -> Result<T>,
 ) -> Result<Option<T>> {
@@ -219,7 +221,7 @@ pub(super) async fn patiently<T>(
     for failures in 1.. {
         let error = match stop.run_until_cancelled(call()).await {
             None => break,
-            Some(Ok(answer)) => return Ok(Some(answer)),
+            Some(Ok(value)) => return Ok(Some(value)),
             Some(Err(error)) => error,
         };
         if !error.retry().is_retryable() || since.elapsed() >= MAX_RETRY {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::scan::Partitions;
-use super::{Letter, Selection, Unread, escaped};
+use super::{DeadLetter, Selection, UnreadPartition, escaped};
 use crate::output::{Format, Listing, maybe, text};
 
 /// The number of bytes that are shown of a key, a payload, an error and the headers.
@@ -57,15 +57,15 @@ pub struct View {
 
 /// The result of [`show()`].
 #[derive(Debug)]
-pub struct Shown {
+pub struct DeadLetterRows {
     rows: Vec<Vec<Value>>,
     /// The partitions that were not read up to their end.
-    pub unread: Vec<Unread>,
+    pub unread: Vec<UnreadPartition>,
     /// True if the command was stopped before the end.
     pub interrupted: bool,
 }
 
-impl Shown {
+impl DeadLetterRows {
     /// Returns one row for each dead letter. A table has one row for each field, because rows would be too long.
     pub fn listing(&self, format: Format) -> Listing {
         if format != Format::Table {
@@ -99,7 +99,7 @@ pub async fn show(
     selection: &Selection,
     view: View,
     stop: &CancellationToken,
-) -> Result<Shown> {
+) -> Result<DeadLetterRows> {
     selection.check()?;
     let partitions = Partitions::of(bus, stop, topic).await?;
     let mut rows: BTreeMap<(Option<Timestamp>, u32, u64), Vec<Value>> = BTreeMap::new();
@@ -118,10 +118,10 @@ pub async fn show(
             } else {
                 rows.keys().next_back() < Some(&key)
             };
-            if !selection.holds(Letter(message)) || (full && worse) {
+            if !selection.holds(DeadLetter(message)) || (full && worse) {
                 continue;
             }
-            rows.insert(key, row(Letter(message), if view.full { usize::MAX } else { SHOWN_BYTES }));
+            rows.insert(key, row(DeadLetter(message), if view.full { usize::MAX } else { SHOWN_BYTES }));
             if rows.len() > view.limit {
                 let _worst = if view.newest { rows.pop_first() } else { rows.pop_last() };
             }
@@ -134,10 +134,10 @@ pub async fn show(
     if view.newest {
         rows.reverse();
     }
-    Ok(Shown { rows, unread, interrupted })
+    Ok(DeadLetterRows { rows, unread, interrupted })
 }
 
-fn row(letter: Letter<'_>, limit: usize) -> Vec<Value> {
+fn row(letter: DeadLetter<'_>, limit: usize) -> Vec<Value> {
     let (message, origin) = (letter.0, letter.origin());
     let shown = |bytes: Option<&[u8]>| maybe(bytes.map(|bytes| escaped(bytes, limit)));
     let of_header = |name: &str| shown(message.headers.get(name).map(|value| &value[..]));

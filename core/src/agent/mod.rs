@@ -4,7 +4,7 @@
 //! [`AgentRuntime`] runs many agents, restarts agents that fail, and ends all agents before a deadline. Agents can be
 //! added and removed while the runtime runs.
 //!
-//! `docs/agents.md` is the contract. In short:
+//! The contract is in [`guide::agents`](crate::guide::agents). In short:
 //!
 //! - `cleanup` is called exactly once on every value whose `initialize` was called.
 //! - The history of an agent has no gaps.

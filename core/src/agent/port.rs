@@ -28,6 +28,9 @@ use crate::Result;
 /// `initialize` and `run` may be dropped at any `.await`. The value must then be ready for `cleanup`. Hooks must not
 /// block their thread, and `Drop` must not block.
 ///
+/// # Later versions
+/// A hook that is added later has a default body, so that an implementation still compiles.
+///
 /// ```
 /// use qi_core::{Result, agent::{Agent, AgentContext, ExitReason}};
 ///

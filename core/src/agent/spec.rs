@@ -128,6 +128,11 @@ impl AgentSpec {
         Self::with_factory(name, AgentFactory::Once(Some(Box::new(agent))), RestartPolicy::never())
     }
 
+    /// Returns the name of the agent.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Sets the reaction to a failure. Defaults to [`RestartPolicy::default`].
     #[must_use]
     pub fn restart(mut self, policy: RestartPolicy) -> Self {

@@ -143,7 +143,7 @@ impl ExitReason {
             }
             Self::Stale => (ErrorKind::Timeout, "agent.stale", Phase::Run, "sent no heartbeat".into()),
             Self::DependencyFailed(name) => {
-                let message = format!("{name} ended before it was ready");
+                let message = format!("dependency {name} ended before it was started");
                 (ErrorKind::Unavailable, "agent.dependency", Phase::Initialize, message)
             }
             Self::DriverAborted => {

@@ -84,7 +84,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// Never in practice, because the names are constants.
-    pub fn letter(&self, rejected: &RejectedMessage, max_bytes: usize) -> Result<Message> {
+    pub fn dead_letter(&self, rejected: &RejectedMessage, max_bytes: usize) -> Result<Message> {
         let RejectedMessage { message, error } = rejected;
         let mut letter = Message::tombstone(self.topic_for(&message.topic)?);
         letter.key.clone_from(&message.key);
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_dead_letter_has_message_origin_and_error() {
         let message = received(10, 2);
-        let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
+        let letter = DeadLetters::default().dead_letter(&rejected(message.clone()), 1 << 20).unwrap();
         assert_eq!(letter.topic.as_str(), "origin.dlq");
         assert_eq!((&letter.key, &letter.payload), (&message.key, &message.payload));
         let names: Vec<_> = letter.headers.iter().map(|(name, _)| name.as_str().to_owned()).collect();
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(text(&letter, "qi-error").unwrap(), "decode: corrupt data [bus.codec.json]: no record");
         // A broker's timestamp of -1 means that there is no timestamp.
         let without = ReceivedMessage { timestamp: None, ..message };
-        let letter = DeadLetters::default().letter(&rejected(without), 1 << 20).unwrap();
+        let letter = DeadLetters::default().dead_letter(&rejected(without), 1 << 20).unwrap();
         assert_eq!(text(&letter, header::ORIGIN_TIMESTAMP), None);
     }
 
@@ -253,7 +253,7 @@ mod tests {
         for name in header::OF_DEAD_LETTERS {
             message.headers.push(HeaderName::new(name).unwrap(), Bytes::from_static(b"7"));
         }
-        let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
+        let letter = DeadLetters::default().dead_letter(&rejected(message.clone()), 1 << 20).unwrap();
         assert_eq!(text(&letter, header::REDRIVES).as_deref(), Some("7"));
         assert_eq!(text(&letter, header::ORIGIN_OFFSET).as_deref(), Some("17"));
         assert!(
@@ -263,7 +263,7 @@ mod tests {
         // Another producer may write any value into the header.
         message.headers.remove(header::REDRIVES);
         message.headers.push(HeaderName::new(header::REDRIVES).unwrap(), Bytes::from(vec![b'9'; 1_000]));
-        let letter = DeadLetters::default().letter(&rejected(message), 1 << 20).unwrap();
+        let letter = DeadLetters::default().dead_letter(&rejected(message), 1 << 20).unwrap();
         assert_eq!(text(&letter, header::REDRIVES), None);
     }
 
@@ -272,7 +272,7 @@ mod tests {
         let message = received(50_000, 1_000);
         let whole = digest(message.payload.as_ref().unwrap());
         for limit in [0, 1, 300, 1_000, 2_047, 2_048, 3_000, 10_000, 20_000, 60_000] {
-            let letter = DeadLetters::default().letter(&rejected(message.clone()), limit).unwrap();
+            let letter = DeadLetters::default().dead_letter(&rejected(message.clone()), limit).unwrap();
             let size = encoded(letter.size(), letter.headers.len());
             assert!(size <= limit.max(700), "{size} for {limit}");
             assert_eq!(text(&letter, header::TRUNCATED), Some(message.size().to_string()));
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn headers_above_99_000_are_dropped_and_counted() {
-        let letter = DeadLetters::default().letter(&rejected(received(10, 100_000)), 64 << 20).unwrap();
+        let letter = DeadLetters::default().dead_letter(&rejected(received(10, 100_000)), 64 << 20).unwrap();
         assert_eq!(text(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1000"));
         assert!(letter.headers.len() < 100_000 && letter.payload.as_ref().unwrap().len() == 10);
     }
@@ -301,13 +301,13 @@ mod tests {
         let mut message = received(100, 3);
         message.headers.push(HeaderName::new("giant").unwrap(), Bytes::from(vec![0; 3 << 20]));
         message.headers.push(HeaderName::new("last").unwrap(), Bytes::from_static(b"v"));
-        let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
+        let letter = DeadLetters::default().dead_letter(&rejected(message.clone()), 1 << 20).unwrap();
         assert_eq!(text(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1"));
         assert!(letter.headers.get("last").is_some() && letter.headers.get("h2").is_some());
         assert_eq!(letter.payload, message.payload);
         // A tombstone has no digest and remains a tombstone.
         message.payload = None;
-        let letter = DeadLetters::default().letter(&rejected(message), 1 << 20).unwrap();
+        let letter = DeadLetters::default().dead_letter(&rejected(message), 1 << 20).unwrap();
         assert_eq!((letter.payload.is_none(), text(&letter, header::DIGEST)), (true, None));
     }
 

@@ -74,7 +74,7 @@ pub trait MessageBusExt: MessageBus {
             let limit = self.info().max_message_bytes;
             let letters: Vec<_> = rejected
                 .iter()
-                .map(|rejected| dead_letters.letter(rejected, limit))
+                .map(|rejected| dead_letters.dead_letter(rejected, limit))
                 .collect::<Result<_>>()?;
             let outcomes = self.publish(&letters, PublishOptions::NONE).await?.into_outcomes();
             let mut final_outcomes = Vec::with_capacity(rejected.len());
@@ -144,7 +144,7 @@ async fn send_truncated<B: MessageBus + ?Sized>(
 ) -> Result<Option<Result<Delivery, DeliveryError>>> {
     let mut limit = bus.info().max_message_bytes;
     loop {
-        let letter = dead_letters.letter(rejected, limit)?;
+        let letter = dead_letters.dead_letter(rejected, limit)?;
         let report = bus.publish(std::slice::from_ref(&letter), PublishOptions::NONE).await?;
         match report.into_outcomes().pop().ok_or_else(no_outcome)? {
             Err(failure) if failure.is_too_large() => {

@@ -1,6 +1,6 @@
 //! [`MessageBus`] and [`Subscription`]: the port for a log of partitioned topics with consumer groups.
 //!
-//! `docs/bus.md` describes the contract point by point. The contract suite of `qi-testkit` checks
+//! [`guide::bus`](crate::guide::bus) describes the contract point by point. The contract suite of `qi-testkit` checks
 //! every point on every implementation.
 //!
 //! The bus is a log, not a queue. There is no "nack", order is per partition, and progress is an offset.

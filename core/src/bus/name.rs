@@ -38,7 +38,7 @@ text_name!(
     HeaderName,
     "bus.header",
     "header",
-    "must hold no NUL",
+    "must not contain NUL",
     |text| !text.contains('\0')
 );
 

@@ -54,10 +54,14 @@ impl PublishOptions {
 /// # Differences between buses
 /// The partition of a message without a key, the boundaries of batches, and gaps between offsets.
 ///
+/// # Later versions
+/// A method that is added later has a default body, so that an implementation still compiles. The same applies to
+/// [`Subscription`].
+///
 /// # Non-goals
 /// The bus is not a queue: there is no "nack" and no redelivery of single messages. Progress is an offset.
 ///
-/// `docs/bus.md` has the full contract with its reasons. A writer takes five lines:
+/// [`guide::bus`](crate::guide::bus) has the full contract with its reasons. A writer takes five lines:
 ///
 /// ```
 /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};

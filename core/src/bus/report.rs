@@ -78,7 +78,7 @@ impl DeliveryError {
 
 /// The outcome of every message of a batch, by index.
 #[derive(Debug, Clone, Default)]
-#[must_use = "messages may have failed one by one: `into_result` makes an error of that"]
+#[must_use = "single messages may have failed; `into_result` returns the first failure"]
 pub struct PublishReport(Vec<Result<Delivery, DeliveryError>>);
 
 impl PublishReport {

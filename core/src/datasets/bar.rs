@@ -213,7 +213,7 @@ pub fn resample(bars: &[Bar], to: Interval) -> Result<Vec<Bar>> {
             ));
         }
         if pair[1].open_time <= pair[0].open_time {
-            let rule = "must come in ascending order, each once";
+            let rule = "must be in ascending order without duplicates";
             return Err(Error::invalid("domain.bar.coarsen", "open_time", pair[1].open_time, rule));
         }
     }

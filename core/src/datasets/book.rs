@@ -61,14 +61,14 @@ impl BookSnapshot {
         for (field, levels) in [("bids", self.bids()), ("asks", self.asks())] {
             if let Some(level) = levels.iter().find(|level| level.quantity.decimal() == crate::Decimal::ZERO)
             {
-                return refuse(field, &level.price, "must have a quantity above 0 at each price");
+                return refuse(field, &level.price, "must have a quantity above 0 at every price");
             }
         }
         if let Some(pair) = self.bids().windows(2).find(|pair| pair[0].price <= pair[1].price) {
-            return refuse("bids", &pair[1].price, "must come highest first, each price once");
+            return refuse("bids", &pair[1].price, "must be in descending order of price without duplicates");
         }
         if let Some(pair) = self.asks().windows(2).find(|pair| pair[0].price >= pair[1].price) {
-            return refuse("asks", &pair[1].price, "must come lowest first, each price once");
+            return refuse("asks", &pair[1].price, "must be in ascending order of price without duplicates");
         }
         Ok(())
     }

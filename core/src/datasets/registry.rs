@@ -61,7 +61,7 @@ impl Datasets {
         match self.get(dataset.name()) {
             Some(known) if known == dataset => Ok(self),
             Some(_) => {
-                let rule = "must have a name that no other dataset has";
+                let rule = "must have a unique name";
                 Err(Error::invalid("record.datasets.name", "dataset", dataset, rule))
             }
             None => {

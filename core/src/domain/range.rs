@@ -45,7 +45,7 @@ impl TimeRange {
                 "domain.range.order",
                 "range",
                 format_args!("{start}..{end}"),
-                "must not end before it starts",
+                "must not end before its start",
             ))
         }
     }

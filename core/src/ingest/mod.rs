@@ -2,7 +2,7 @@
 //!
 //! The stages overlap: while one batch is stored, the next messages are received and decoded. A batch consists of the
 //! messages that arrived while the previous batch was stored. An idle topic therefore has the delay of one insert, and
-//! a backlog has the throughput of large inserts. `docs/ingest.md` describes the guarantees and the settings.
+//! a backlog has the throughput of large inserts. [`guide::ingest`](crate::guide::ingest) describes the guarantees and the settings.
 //!
 //! ```no_run
 //! use std::sync::Arc;

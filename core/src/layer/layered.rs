@@ -49,7 +49,7 @@ impl Call {
 /// reject it, limit its time or observe its result. Only [`name`](Layer::name) is required; the
 /// other methods forward by default.
 ///
-/// [`Layered`] applies a layer to a port. `docs/layers.md` shows how to write a layer.
+/// [`Layered`] applies a layer to a port. [`guide::layers`](crate::guide::layers) shows how to write a layer.
 pub trait Layer: Debug + Send + Sync + 'static {
     /// Returns the name for `Display` output, for example `Timeout`.
     fn name(&self) -> &'static str;

@@ -165,7 +165,7 @@ impl Description {
                 return refuse("column", &name, NAME);
             }
             if names.contains(&name) {
-                return refuse("column", &name, "must have a name that no other column has");
+                return refuse("column", &name, "must have a unique name");
             }
             names.push(name);
         }

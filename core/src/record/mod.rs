@@ -2,7 +2,7 @@
 //!
 //! A [`Record`] is a struct with `#[derive(Record)]`. The derive macro creates the [`Dataset`] that describes it: its
 //! name, its version, its key and its columns. Stores, buses and tools work with this description, so they handle the
-//! records of every application in the same way. `docs/your-own-records.md` shows the steps from a
+//! records of every application in the same way. [`guide::your_own_records`](crate::guide::your_own_records) shows the steps from a
 //! struct to a stored table.
 //!
 //! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *sort key* in it

@@ -1,6 +1,6 @@
 //! [`PriceStore`]: the port for price storage, its queries, and the analytics that are computed from them.
 //!
-//! `docs/store.md` describes the contract of the port point by point. The contract suite of `qi-testkit` checks every
+//! [`guide::store`](crate::guide::store) describes the contract of the port point by point. The contract suite of `qi-testkit` checks every
 //! point on every implementation.
 
 mod analytics;

@@ -41,10 +41,13 @@ use crate::{Bar, Result, Timestamp};
 /// - The part of a failed batch that was stored, and the winner of two overlapping writes.
 /// - Automatic removal of data. A store removes data automatically only by the policies in [`StoreInfo::retention`].
 ///
+/// # Later versions
+/// A method that is added later has a default body, so that an implementation still compiles.
+///
 /// # Non-goals
 /// The port is not a query language. To run your own SQL, open the concrete adapter and use its raw handle.
 ///
-/// `docs/store.md` has the full contract with its reasons.
+/// [`guide::store`](crate::guide::store) has the full contract with its reasons.
 ///
 /// ```
 /// use qi_core::store::{PriceStore, PriceStoreExt, RangeQuery};

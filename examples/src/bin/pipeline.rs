@@ -18,7 +18,7 @@ use qi_adapters::Config;
 use qi_core::bus::GroupInstanceId;
 use qi_core::health::Health;
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
-use qi_examples::pipeline::{Data, Job, Stop, Summary, Tally};
+use qi_examples::pipeline::{Data, Job, JobCounters, Stop, Summary};
 use qi_examples::probes;
 use qi_files::{ColumnMap, FileOptions, Format, Progress};
 use qi_testkit::market::{Market, MarketConfig};
@@ -110,20 +110,20 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let json = options.json;
-    let tally = Arc::new(Tally::default());
+    let counters = Arc::new(JobCounters::default());
     let ticks = options.ticks as u64;
-    let (job, progress) = match prepare(options, &stop, &tally).await {
+    let (job, progress) = match prepare(options, &stop, &counters).await {
         Ok(prepared) => prepared,
         Err(error) => return fail(&error, code_of(&error)),
     };
-    let bar = watch(&tally, progress.as_ref(), ticks);
+    let bar = watch(&counters, progress.as_ref(), ticks);
     let exported = job.export.as_ref().map(|(_, instrument)| instrument.clone());
     let result = job.run().await;
     bar.finish_and_clear();
-    for error in tally.first_bad_lines() {
+    for error in counters.first_bad_lines() {
         complain(&error);
     }
-    let more = tally.bad_lines().saturating_sub(tally.first_bad_lines().len() as u64);
+    let more = counters.bad_lines().saturating_sub(counters.first_bad_lines().len() as u64);
     if more > 0 {
         let _ = writeln!(std::io::stderr(), "... and {more} more bad lines");
     }
@@ -176,9 +176,9 @@ fn listen(stop: &Stop) -> Result<Arc<AtomicI32>> {
     let (kept, stop) = (Arc::clone(&first), stop.clone());
     tokio::spawn(async move {
         kept.store(either(&mut interrupt, &mut terminate).await.as_raw_value(), Ordering::Relaxed);
-        stop.gently.cancel();
+        stop.graceful.cancel();
         either(&mut interrupt, &mut terminate).await;
-        stop.now.cancel();
+        stop.immediate.cancel();
     });
     Ok(first)
 }
@@ -190,7 +190,11 @@ async fn either(interrupt: &mut Signal, terminate: &mut Signal) -> SignalKind {
     }
 }
 
-async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<(Job, Option<Progress>)> {
+async fn prepare(
+    options: Options,
+    stop: &Stop,
+    counters: &Arc<JobCounters>,
+) -> Result<(Job, Option<Progress>)> {
     let config = match &options.config {
         Some(path) => Config::load(path)?,
         None => Config::builder().environment().build()?,
@@ -250,7 +254,7 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<(J
     job.export = export;
     job.strict = options.strict;
     job.member = options.member;
-    job.tally = Arc::clone(tally);
+    job.counters = Arc::clone(counters);
     job.stop = stop.clone();
     job.on_deadline_exceeded = Some(Box::new(|report| {
         let late: Vec<_> = report.leaked().map(|agent| agent.name.to_string()).collect();
@@ -277,7 +281,7 @@ async fn listen_on(address: SocketAddr, health: Arc<Health>, metrics: Prometheus
 }
 
 /// Shows the progress on a terminal: the bytes of the files, or the ticks of the market. Hidden in a pipe.
-fn watch(tally: &Arc<Tally>, progress: Option<&Progress>, ticks: u64) -> ProgressBar {
+fn watch(counters: &Arc<JobCounters>, progress: Option<&Progress>, ticks: u64) -> ProgressBar {
     let bar = ProgressBar::new(progress.map_or(ticks, Progress::total));
     let template = if progress.is_some() {
         "{wide_bar} {bytes}/{total_bytes} read, {msg} stored  {eta}"
@@ -287,11 +291,11 @@ fn watch(tally: &Arc<Tally>, progress: Option<&Progress>, ticks: u64) -> Progres
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    let (watched, tally, progress) = (bar.downgrade(), Arc::clone(tally), progress.cloned());
+    let (watched, counters, progress) = (bar.downgrade(), Arc::clone(counters), progress.cloned());
     tokio::spawn(async move {
         while let Some(bar) = watched.upgrade() {
-            bar.set_position(progress.as_ref().map_or_else(|| tally.stored(), Progress::read));
-            bar.set_message(HumanCount(tally.stored()).to_string());
+            bar.set_position(progress.as_ref().map_or_else(|| counters.stored(), Progress::read));
+            bar.set_message(HumanCount(counters.stored()).to_string());
             drop(bar);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -57,13 +57,13 @@ impl Meter {
     }
 
     /// Counts the result of a message that was added at `since`, and returns the result.
-    pub(super) fn answered(
+    pub(super) fn record(
         &self,
         since: Instant,
-        answer: Result<Delivery, DeliveryError>,
+        outcome: Result<Delivery, DeliveryError>,
     ) -> Result<Delivery> {
         let mut metrics = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match answer {
+        match outcome {
             Ok(delivery) => {
                 let waited = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 metrics.delivered += 1;

@@ -2,7 +2,7 @@
 //!
 //! - [`MarketReader`]: reads current prices, candles, histories, quotes and market figures from a store.
 //! - [`MarketWriter`]: publishes prices, candles, quotes and market figures in batches, with metrics of their outcomes.
-//! - [`laws`]: rules beyond the types: freshness, the order of time, suspicious figures.
+//! - [`rules`]: rules beyond the types: freshness, the order of time, suspicious figures.
 //!
 //! # Currencies
 //! A price in another currency is another instrument. Bitcoin in US dollars has the symbol `BTC-USD`, in ether
@@ -17,10 +17,10 @@
 //! An unknown symbol is None or an empty list. A store that is closed, unavailable or without a schema is an error,
 //! never an empty result.
 
-pub mod laws;
 mod level1;
 mod metrics;
 mod reader;
+pub mod rules;
 mod writer;
 
 use qi_core::{Result, Symbol};

@@ -13,7 +13,7 @@ use qi_core::{
 };
 
 use super::Level1;
-use super::laws;
+use super::rules;
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -108,12 +108,12 @@ impl MarketReader {
         let start = now.checked_sub(DAY.saturating_mul(days)).ok_or_else(|| {
             Error::invalid("market.history.days", "days", days, "must not reach behind 1970-01-05")
         })?;
-        let range = laws::inclusive(start, now)?;
+        let range = rules::inclusive_range(start, now)?;
         Ok(self.store.tick_stream(RangeQuery::new(instrument.clone(), range)))
     }
 
     /// `getOHLCVByDateRange`: returns the candles that open in a range, oldest first, as a stream of pages. `source`
-    /// selects stored candles or candles derived from ticks. [`laws::inclusive`] creates a range with both ends.
+    /// selects stored candles or candles derived from ticks. [`rules::inclusive_range`] creates a range with both ends.
     pub fn ohlcv_by_date_range(
         &self,
         instrument: &Instrument,

@@ -41,7 +41,7 @@ use super::metrics::{BatchReport, Meter, PublishingMetrics};
 #[derive(Debug)]
 pub struct MarketWriter {
     bus: Arc<dyn MessageBus>,
-    buffer: Buffered<Taken, Outbox>,
+    buffer: Buffered<PendingMessage, PublishSink>,
     meter: Arc<Meter>,
 }
 
@@ -54,7 +54,7 @@ impl MarketWriter {
     /// `InvalidInput` for a bound of 0.
     pub fn new(bus: Arc<dyn MessageBus>, config: BufferedConfig) -> Result<Self> {
         let meter = Arc::new(Meter::default());
-        let outbox = Outbox { bus: Arc::clone(&bus), meter: Arc::clone(&meter) };
+        let outbox = PublishSink { bus: Arc::clone(&bus), meter: Arc::clone(&meter) };
         Ok(Self { bus, buffer: Buffered::new(outbox, config)?, meter })
     }
 
@@ -104,7 +104,7 @@ impl MarketWriter {
     pub async fn create_destination(&self, destination: TopicSpec) -> Result<TopicState> {
         let outcome = self.bus.create_topics(&[destination]).await?.pop().ok_or_else(|| {
             Error::new(ErrorKind::Internal, "market.destination", "create_destination")
-                .with_message("the bus did not answer for the topic")
+                .with_message("the response has no outcome for the topic")
         })?;
         outcome.result
     }
@@ -127,7 +127,7 @@ impl MarketWriter {
     ) -> Result<Receipt<Delivery>> {
         let since = Instant::now();
         self.buffer
-            .add(Taken { message: encode_message(&self.bus.info().encoding, record, topic)?, since })
+            .add(PendingMessage { message: encode_message(&self.bus.info().encoding, record, topic)?, since })
             .await
     }
 
@@ -144,13 +144,13 @@ impl MarketWriter {
         let messages = encode_records(&self.bus.info().encoding, &Slice::new(records)?, topic)?;
         let mut receipts = Vec::with_capacity(messages.len());
         for message in messages {
-            receipts.push(self.buffer.add(Taken { message, since }).await);
+            receipts.push(self.buffer.add(PendingMessage { message, since }).await);
         }
         let mut outcomes = Vec::with_capacity(receipts.len());
         for receipt in receipts {
             outcomes.push(match receipt {
                 Ok(receipt) => receipt.await,
-                Err(not_taken) => Err(not_taken),
+                Err(error) => Err(error),
             });
         }
         Ok(BatchReport(outcomes))
@@ -167,33 +167,33 @@ impl MarketWriter {
 }
 
 /// A message, and the time of its publish call.
-struct Taken {
+struct PendingMessage {
     message: Message,
     since: Instant,
 }
 
 /// The sink of the buffer, which publishes batches and measures the results.
-struct Outbox {
+struct PublishSink {
     bus: Arc<dyn MessageBus>,
     meter: Arc<Meter>,
 }
 
 #[async_trait]
-impl BatchSink<Taken> for Outbox {
+impl BatchSink<PendingMessage> for PublishSink {
     type Answer = Delivery;
 
-    async fn write(&self, batch: &[Taken]) -> Result<Vec<Result<Delivery>>> {
-        let messages: Vec<_> = batch.iter().map(|taken| taken.message.clone()).collect();
-        let answers = match self.bus.publish(&messages, PublishOptions::NONE).await {
+    async fn write(&self, batch: &[PendingMessage]) -> Result<Vec<Result<Delivery>>> {
+        let messages: Vec<_> = batch.iter().map(|pending| pending.message.clone()).collect();
+        let outcomes_of_batch = match self.bus.publish(&messages, PublishOptions::NONE).await {
             Ok(report) => report.into_outcomes(),
             // No message was tried: every message has this result.
             Err(error) => batch.iter().map(|_| Err(DeliveryError::not_sent(error.clone()))).collect(),
         };
-        let measured = batch.iter().zip(answers);
-        Ok(measured.map(|(taken, answer)| self.meter.answered(taken.since, answer)).collect())
+        let measured = batch.iter().zip(outcomes_of_batch);
+        Ok(measured.map(|(pending, outcome)| self.meter.record(pending.since, outcome)).collect())
     }
 
-    fn size(&self, taken: &Taken) -> usize {
-        taken.message.size()
+    fn size(&self, pending: &PendingMessage) -> usize {
+        pending.message.size()
     }
 }

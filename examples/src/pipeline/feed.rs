@@ -13,14 +13,14 @@ use qi_core::{Error, ErrorKind, Instrument, Result, ResultExt as _};
 use qi_files::{Batch, Numbering, Source};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::caught_up;
+use super::counters::JobCounters;
 use super::record::Record;
-use super::tally::Tally;
+use super::wait_until_caught_up;
 
 /// The number of records of one publish.
 const BATCH: usize = 4_096;
 /// The pause before undelivered messages are sent again. The bus's own retries happen within a publish.
-const PAUSE: Duration = Duration::from_millis(100);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// An agent that publishes every record of a source. It reads and encodes the next batch while one batch is published,
 /// so the records of an instrument keep their order.
@@ -35,7 +35,7 @@ pub struct Feed<T> {
     /// The source of the records.
     pub source: Source<T>,
     /// The counters.
-    pub tally: Arc<Tally>,
+    pub counters: Arc<JobCounters>,
     /// True to stop at the first bad line.
     pub strict: bool,
 }
@@ -68,68 +68,72 @@ impl<T: Record> Feed<T> {
         cx: &AgentContext,
         mut numbering: Option<(&mut Numbering, &GroupQuery)>,
     ) -> Result<()> {
-        let mut sending = None;
-        let mut part = Batch::default();
-        while !part.ended {
-            let Some(read) = cx.until_cancelled(self.read(part)).await else { return Ok(()) };
-            part = match read {
-                Ok(part) => part,
+        let mut in_progress = None;
+        let mut batch = Batch::default();
+        while !batch.ended {
+            let Some(read) = cx.until_cancelled(self.read(batch)).await else { return Ok(()) };
+            batch = match read {
+                Ok(batch) => batch,
                 Err(error) => {
                     // The records before the fault are published.
-                    delivered(sending).await?;
+                    wait_delivered(in_progress).await?;
                     return Err(error);
                 }
             };
-            if let Some((numbering, query)) = numbering.as_mut().filter(|_| part.has_ordinals) {
-                if part.begins.is_some() {
+            if let Some((numbering, query)) = numbering.as_mut().filter(|_| batch.has_ordinals) {
+                if batch.begins.is_some() {
                     // The numbers of a file continue those of the files before it, whose records must be stored.
-                    if !delivered(sending.take()).await? {
+                    if !wait_delivered(in_progress.take()).await? {
                         return Ok(());
                     }
-                    if cx.until_cancelled(caught_up(&*self.bus, query, &self.tally)).await.is_none() {
+                    if cx
+                        .until_cancelled(wait_until_caught_up(&*self.bus, query, &self.counters))
+                        .await
+                        .is_none()
+                    {
                         return Ok(());
                     }
                     numbering.restart();
                 }
-                if !number(cx, numbering, &mut part).await? {
+                if !number(cx, numbering, &mut batch).await? {
                     return Ok(());
                 }
             }
-            for records in std::mem::take(&mut part.records).chunks(BATCH) {
+            for records in std::mem::take(&mut batch.records).chunks(BATCH) {
                 let encoding = self.bus.info().encoding;
                 let batch = encode_records(&encoding, &Slice::new(records)?, Some(&self.topic))?;
-                if !delivered(sending.take()).await? {
+                if !wait_delivered(in_progress.take()).await? {
                     return Ok(());
                 }
-                let delivery = Delivery {
+                let delivery = PublishTask {
                     cx: cx.clone(),
                     bus: self.bus.clone(),
-                    tally: self.tally.clone(),
+                    counters: self.counters.clone(),
                     instruments: records.iter().map(|record| record.instrument().clone()).collect(),
                 };
-                sending = Some(AbortOnDropHandle::new(tokio::spawn(delivery.publish(batch))));
+                in_progress = Some(AbortOnDropHandle::new(tokio::spawn(delivery.publish(batch))));
             }
             // On a runtime with one thread, its main future runs only while tasks yield.
             tokio::task::yield_now().await;
         }
-        delivered(sending).await.map(drop)
+        wait_delivered(in_progress).await.map(drop)
     }
 
     /// Reads on a thread for blocking work, so that a slow file or a file of bad lines delays no other task.
-    async fn read(&mut self, part: Batch<T>) -> Result<Batch<T>> {
+    async fn read(&mut self, batch: Batch<T>) -> Result<Batch<T>> {
         let mut source = std::mem::replace(&mut self.source, Box::new(std::iter::empty()));
-        let (tally, strict) = (Arc::clone(&self.tally), self.strict);
+        let (counters, strict) = (Arc::clone(&self.counters), self.strict);
         let work = move || {
-            let part = part.read_next(&mut source, |error| {
-                tally.bad_line(error.clone());
+            let batch = batch.read_next(&mut source, |error| {
+                counters.bad_line(error.clone());
                 if strict { Err(error) } else { Ok(()) }
             });
-            (source, part)
+            (source, batch)
         };
         match tokio::task::spawn_blocking(work).await {
-            Ok((source, part)) => {
+            Ok((source, batch)) => {
                 self.source = source;
-                part
+                batch
             }
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -140,9 +144,9 @@ impl<T: Record> Feed<T> {
 }
 
 /// Waits for the batch in progress. Returns false if the feed must stop before.
-async fn delivered(sending: Option<AbortOnDropHandle<Result<bool>>>) -> Result<bool> {
-    let Some(sending) = sending else { return Ok(true) };
-    match sending.await {
+async fn wait_delivered(in_progress: Option<AbortOnDropHandle<Result<bool>>>) -> Result<bool> {
+    let Some(in_progress) = in_progress else { return Ok(true) };
+    match in_progress.await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -152,14 +156,14 @@ async fn delivered(sending: Option<AbortOnDropHandle<Result<bool>>>) -> Result<b
 }
 
 /// A publish in progress.
-struct Delivery {
+struct PublishTask {
     cx: AgentContext,
     bus: Arc<dyn MessageBus>,
-    tally: Arc<Tally>,
+    counters: Arc<JobCounters>,
     instruments: Vec<Instrument>,
 }
 
-impl Delivery {
+impl PublishTask {
     /// Publishes until every message is acknowledged. Returns false if the feed must stop before.
     async fn publish(self, mut batch: Vec<Message>) -> Result<bool> {
         let cx = &self.cx;
@@ -171,11 +175,13 @@ impl Delivery {
             let unknown = match report {
                 Ok(report) => {
                     let outcomes = report.outcomes();
-                    if let Some(error) = outcomes.iter().filter_map(|o| o.as_ref().err()).find_map(for_good) {
+                    if let Some(error) =
+                        outcomes.iter().filter_map(|o| o.as_ref().err()).find_map(permanent_error)
+                    {
                         return Err(error);
                     }
                     if let Some(topic) = batch.first().map(|message| &message.topic) {
-                        self.tally.delivered(topic, outcomes.iter().flatten());
+                        self.counters.record_deliveries(topic, outcomes.iter().flatten());
                     }
                     let unknown = report.failed(DeliveryState::Unknown).count() as u64;
                     let mut outcomes = outcomes.iter();
@@ -186,12 +192,12 @@ impl Delivery {
                 Err(error) => return Err(error),
             };
             if batch.is_empty() {
-                self.tally.sent(self.instruments.iter());
+                self.counters.count_published(self.instruments.iter());
                 return Ok(true);
             }
-            self.tally.again(unknown);
+            self.counters.count_resent(unknown);
             cx.degraded(format_args!("{} messages are sent again", batch.len()));
-            if cx.sleep(PAUSE).await.is_none() {
+            if cx.sleep(RETRY_DELAY).await.is_none() {
                 return Ok(false);
             }
             cx.healthy();
@@ -203,10 +209,10 @@ impl Delivery {
 async fn number<T: Record>(
     cx: &AgentContext,
     numbering: &mut Numbering,
-    part: &mut Batch<T>,
+    batch: &mut Batch<T>,
 ) -> Result<bool> {
     loop {
-        let numbered = T::number(numbering, &mut part.records, part.ahead.as_ref());
+        let numbered = T::number(numbering, &mut batch.records, batch.ahead.as_ref());
         match cx.until_cancelled(numbered).await {
             None => return Ok(false),
             Some(Ok(())) => {
@@ -216,14 +222,14 @@ async fn number<T: Record>(
             Some(Err(error)) if error.retry().is_retryable() => cx.degraded(error.code()),
             Some(Err(error)) => return Err(error),
         }
-        if cx.sleep(PAUSE).await.is_none() {
+        if cx.sleep(RETRY_DELAY).await.is_none() {
             return Ok(false);
         }
     }
 }
 
 /// Returns the error of a message that was rejected permanently.
-fn for_good(failure: &qi_core::bus::DeliveryError) -> Option<Error> {
-    let refused = failure.state == DeliveryState::NotSent && !failure.error.retry().is_retryable();
-    refused.then(|| failure.error.clone())
+fn permanent_error(failure: &qi_core::bus::DeliveryError) -> Option<Error> {
+    let is_permanent = failure.state == DeliveryState::NotSent && !failure.error.retry().is_retryable();
+    is_permanent.then(|| failure.error.clone())
 }

@@ -3,13 +3,13 @@
 //!
 //! The binary `pipeline` runs this job with the settings of its command line.
 
+mod counters;
 mod export;
 mod feed;
 mod read_back;
 mod record;
 pub mod report;
 pub mod source;
-mod tally;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,10 +30,10 @@ use qi_core::{
 use qi_files::{Numbering, Source};
 use tokio_util::sync::CancellationToken;
 
+pub use counters::JobCounters;
 pub use feed::Feed;
 pub use record::Record;
 pub use report::{InstrumentRow, Summary};
-pub use tally::Tally;
 
 use export::Export;
 use feed::NumberedFeed;
@@ -77,7 +77,7 @@ pub struct Job {
     /// The writer's name in its group, as a static member.
     pub member: Option<GroupInstanceId>,
     /// The counters of the job, which can be read while the job runs.
-    pub tally: Arc<Tally>,
+    pub counters: Arc<JobCounters>,
     /// The signals that stop the job.
     pub stop: Stop,
     /// The observer of the agents' transitions.
@@ -95,9 +95,9 @@ pub type OnDeadlineExceeded = Box<dyn FnOnce(&RuntimeReport) + Send>;
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     /// A graceful stop: received records are stored and committed.
-    pub gently: CancellationToken,
+    pub graceful: CancellationToken,
     /// An immediate stop: hooks are aborted, but cleanups still run.
-    pub now: CancellationToken,
+    pub immediate: CancellationToken,
 }
 
 /// The consumer group of the writer.
@@ -105,9 +105,9 @@ const GROUP: &str = "pipeline-writer";
 /// The time limit for the writer to join its group. It is long, because a backend may be unavailable at the start.
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
 /// The first and the longest delay between two requests for the writer's lag after the feed has ended. Delays double.
-const LAG_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+const LAG_CHECK_DELAYS: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 /// The number of requests after which a warning is logged, if the lag is still unknown or above 0.
-const LOOKS_PER_WARNING: u32 = 30;
+const CHECKS_PER_WARNING: u32 = 30;
 
 impl Job {
     /// Creates a job with default settings.
@@ -125,7 +125,7 @@ impl Job {
             strict: false,
             ingest: IngestConfig::default(),
             member: None,
-            tally: Arc::default(),
+            counters: Arc::default(),
             stop: Stop::default(),
             observer: None,
             health: None,
@@ -178,8 +178,8 @@ impl Job {
             self.store.ensure_schema().await?;
             self.bus.create_catalogue(&self.catalogue).await
         };
-        let Some(outcomes) = stop.gently.run_until_cancelled(work).await else {
-            return Ok(Summary::interrupted(&self.tally, since.elapsed()));
+        let Some(outcomes) = stop.graceful.run_until_cancelled(work).await else {
+            return Ok(Summary::interrupted(&self.counters, since.elapsed()));
         };
         outcomes?;
         let input = match &self.data {
@@ -188,23 +188,23 @@ impl Job {
         };
         let empty = Data::Ticks(Box::new(std::iter::empty()));
         match std::mem::replace(&mut self.data, empty) {
-            Data::Ticks(source) => self.carry(source).await?,
-            Data::Bars(source, _) => self.carry(source).await?,
+            Data::Ticks(source) => self.run_agents(source).await?,
+            Data::Bars(source, _) => self.run_agents(source).await?,
         }
-        let carried = since.elapsed();
-        let export = export.filter(|_| self.tally.bad_lines() <= self.tally.published());
-        let rows = stop.gently.run_until_cancelled(read_back::rows(&self, input, export)).await;
+        let elapsed = since.elapsed();
+        let export = export.filter(|_| self.counters.bad_lines() <= self.counters.published());
+        let rows = stop.graceful.run_until_cancelled(read_back::rows(&self, input, export)).await;
         match rows {
-            Some(rows) => Ok(Summary::done(&self.tally, carried, rows?)),
-            None => Ok(Summary::interrupted(&self.tally, carried)),
+            Some(rows) => Ok(Summary::done(&self.counters, elapsed, rows?)),
+            None => Ok(Summary::interrupted(&self.counters, elapsed)),
         }
     }
 
     /// Runs feed and writer until every published record is stored, or until a stop.
-    async fn carry<T: Record>(&mut self, source: Source<T>) -> Result<()> {
+    async fn run_agents<T: Record>(&mut self, source: Source<T>) -> Result<()> {
         let (topic, group) = (TopicName::new(T::DATASET.topic())?, GroupId::new(GROUP)?);
         let writer = {
-            let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.tally.ingest.clone());
+            let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.counters.ingest.clone());
             let mut config = self.ingest.clone();
             let dead_letters = config.dead_letters.topic_for(&topic)?;
             let specs = self.catalogue.specs()?;
@@ -219,11 +219,11 @@ impl Job {
                 async move { Ok(ingest.await?.with_progress(progress)) }
             }
         };
-        let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
+        let (bus, counters, strict) = (self.bus.clone(), self.counters.clone(), self.strict);
         let query = GroupQuery::one(group).with_topics(Selection::one(topic.clone()));
         let numbering = Numbering::new(self.store.clone());
         let feed = NumberedFeed {
-            feed: Feed { bus, topic, source, tally, strict },
+            feed: Feed { bus, topic, source, counters, strict },
             numbering,
             query: query.clone(),
         };
@@ -242,7 +242,7 @@ impl Job {
         if let Some(health) = &self.health {
             health.watch(handle.clone());
         }
-        let now = self.stop.now.clone();
+        let now = self.stop.immediate.clone();
         let force = tokio::spawn({
             let handle = handle.clone();
             async move {
@@ -253,8 +253,8 @@ impl Job {
         let report = runtime
             .run_until(async {
                 tokio::select! {
-                    () = self.stop.gently.cancelled() => {}
-                    () = drained(&handle, &*self.bus, &query, &self.tally) => {}
+                    () = self.stop.graceful.cancelled() => {}
+                    () = drained(&handle, &*self.bus, &query, &self.counters) => {}
                 }
             })
             .await;
@@ -266,21 +266,21 @@ impl Job {
 /// Waits until the feed has ended and the writer's lag on its topic is 0. Commits of the group in other topics do not
 /// count. Failed requests are repeated: if the error is permanent, the writer fails for the same reason and ends the
 /// job.
-async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
+async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery, counters: &JobCounters) {
     let ended = handle.wait_for("feed", |agent| agent.status == AgentStatus::Stopped).await;
     if ended.is_err() {
         return std::future::pending().await;
     }
-    caught_up(bus, query, tally).await;
+    wait_until_caught_up(bus, query, counters).await;
 }
 
 /// Waits until the group has committed all messages that the topics of the query had at the first successful request.
 /// Later messages of other producers do not count. The group cannot receive messages after the start of an open
 /// transaction, so they count only up to the last message that the feed published.
-async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
-    let backoff = Backoff::new(LAG_PAUSES[0], LAG_PAUSES[1]);
+async fn wait_until_caught_up(bus: &dyn MessageBus, query: &GroupQuery, counters: &JobCounters) {
+    let backoff = Backoff::new(LAG_CHECK_DELAYS[0], LAG_CHECK_DELAYS[1]);
     let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
-    for looks in 1.. {
+    for checks in 1.. {
         match bus.groups(query).await.as_deref() {
             // The lag is known only if each partition has a commit and an end.
             Ok([group, ..]) if group.lag().is_some() => {
@@ -288,29 +288,29 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
                 let ends = ends.get_or_insert_with(|| {
                     each().filter_map(|found| Some((found.partition.clone(), found.end?))).collect()
                 });
-                let mut left = each().filter(|found| {
+                let mut behind = each().filter(|found| {
                     // The end of a topic that was deleted and created again is below the end of the first request.
                     let end =
                         ends.get(&found.partition).map_or(found.end, |first| found.end.min(Some(*first)));
-                    let stable = found.last_stable.map(|offset| offset.max(tally.end(&found.partition)));
+                    let stable = found.last_stable.map(|offset| offset.max(counters.end(&found.partition)));
                     found.committed < stable.map_or(end, |stable| end.min(Some(stable)))
                 });
-                if left.next().is_none() {
+                if behind.next().is_none() {
                     return;
                 }
-                if looks % LOOKS_PER_WARNING == 0 {
-                    tracing::warn!(?query, lag = ?group.lag(), "records are left to read");
+                if checks % CHECKS_PER_WARNING == 0 {
+                    tracing::warn!(?query, lag = ?group.lag(), "records are not stored yet");
                 }
             }
-            Ok(_) if looks % LOOKS_PER_WARNING == 0 => {
-                tracing::warn!(?query, "the lag of the writer's group is not known");
+            Ok(_) if checks % CHECKS_PER_WARNING == 0 => {
+                tracing::warn!(?query, "the lag of the writer's group is unknown");
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(error = %error.report(), "the lag of the writer's group is not known");
+                tracing::warn!(error = %error.report(), "the lag of the writer's group is unknown");
             }
         }
-        tokio::time::sleep(backoff.delay(looks, 0.0)).await;
+        tokio::time::sleep(backoff.delay(checks, 0.0)).await;
     }
 }
 
@@ -324,16 +324,16 @@ mod tests {
     use super::*;
 
     /// The result of one request: the commits and ends of all partitions. None is an error.
-    type Look = Option<&'static [(Option<u64>, Option<u64>)]>;
+    type GroupResponse = Option<&'static [(Option<u64>, Option<u64>)]>;
 
-    /// Calls `caught_up` on a bus that returns these results and repeats the last result. Returns the number of
+    /// Calls `wait_until_caught_up` on a bus that returns these results and repeats the last result. Returns the number of
     /// requests and the waiting time, or None after a day.
-    async fn wait_over(looks: &'static [Look]) -> Option<(usize, Duration)> {
+    async fn wait_until_done(checks: &'static [GroupResponse]) -> Option<(usize, Duration)> {
         let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (counted, mut bus) = (requests.clone(), MockBus::new());
         bus.expect_groups().returning(move |query| {
-            let look = counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(looks.len() - 1);
-            let Some(offsets) = looks[look] else {
+            let index = counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(checks.len() - 1);
+            let Some(offsets) = checks[index] else {
                 return Err(Error::new(ErrorKind::Unavailable, "test", "groups"));
             };
             let Selection::Only(topics) = &query.topics else { panic!("the lag of every topic") };
@@ -347,24 +347,27 @@ mod tests {
         let topic = TopicName::new("t").unwrap();
         let query = GroupQuery::one(GroupId::new("g").unwrap()).with_topics(Selection::one(topic));
         let since = Instant::now();
-        tokio::time::timeout(Duration::from_hours(24), caught_up(&bus, &query, &Tally::default()))
-            .await
-            .ok()?;
+        tokio::time::timeout(
+            Duration::from_hours(24),
+            wait_until_caught_up(&bus, &query, &JobCounters::default()),
+        )
+        .await
+        .ok()?;
         Some((requests.load(std::sync::atomic::Ordering::SeqCst), since.elapsed()))
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_job_waits_for_the_end_offsets_of_its_first_check() {
         // Another producer publishes faster than the writer stores.
-        let busy: &[Look] =
+        let busy: &[GroupResponse] =
             &[Some(&[(Some(5), Some(10))]), Some(&[(Some(9), Some(20))]), Some(&[(Some(10), Some(30))])];
-        assert_eq!(wait_over(busy).await.unwrap().0, 3);
+        assert_eq!(wait_until_done(busy).await.unwrap().0, 3);
         // The topic was deleted and created again, and has other offsets.
-        let again: &[Look] =
+        let recreated: &[GroupResponse] =
             &[Some(&[(Some(5), Some(10))]), Some(&[(Some(1), Some(3))]), Some(&[(Some(3), Some(3))])];
-        assert_eq!(wait_over(again).await.unwrap().0, 3);
+        assert_eq!(wait_until_done(recreated).await.unwrap().0, 3);
         // The topic was deleted.
-        assert_eq!(wait_over(&[Some(&[(Some(5), Some(10))]), Some(&[])]).await.unwrap().0, 2);
+        assert_eq!(wait_until_done(&[Some(&[(Some(5), Some(10))]), Some(&[])]).await.unwrap().0, 2);
     }
 
     #[tokio::test(start_paused = true)]
@@ -377,39 +380,41 @@ mod tests {
             Ok(vec![GroupInfo::new(GroupId::new("g")?, GroupState::Stable, Vec::new(), vec![found])])
         });
         let query = GroupQuery::one(GroupId::new("g").unwrap()).with_topics(Selection::one(topic.clone()));
-        let tally = Tally::default();
-        let wait = async |tally: &Tally| {
-            tokio::time::timeout(Duration::from_hours(1), caught_up(&bus, &query, tally)).await.is_ok()
+        let counters = JobCounters::default();
+        let wait = async |counters: &JobCounters| {
+            tokio::time::timeout(Duration::from_hours(1), wait_until_caught_up(&bus, &query, counters))
+                .await
+                .is_ok()
         };
         let delivery = |offset| Delivery::new(0, offset, None);
-        tally.delivered(&topic, [delivery(4), delivery(3)].iter());
-        assert!(wait(&tally).await, "everything before the transaction is committed");
-        tally.delivered(&topic, [delivery(7)].iter());
-        assert!(!wait(&tally).await, "the message at offset 7 is not stored");
+        counters.record_deliveries(&topic, [delivery(4), delivery(3)].iter());
+        assert!(wait(&counters).await, "everything before the transaction is committed");
+        counters.record_deliveries(&topic, [delivery(7)].iter());
+        assert!(!wait(&counters).await, "the message at offset 7 is not stored");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_job_waits_for_unknown_commits_and_end_offsets() {
-        let late: &[Look] = &[
+        let incomplete: &[GroupResponse] = &[
             None,
             Some(&[(Some(3), Some(3)), (None, Some(3))]),
             Some(&[(Some(3), Some(3)), (Some(0), None)]),
             Some(&[(Some(3), Some(3)), (Some(3), Some(3))]),
         ];
-        assert_eq!(wait_over(late).await.unwrap().0, 4);
-        assert!(wait_over(&[Some(&[(Some(3), Some(4))])]).await.is_none());
+        assert_eq!(wait_until_done(incomplete).await.unwrap().0, 4);
+        assert!(wait_until_done(&[Some(&[(Some(3), Some(4))])]).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_delay_between_lag_checks_grows_to_one_second() {
-        const BEHIND: Look = Some(&[(Some(0), Some(1))]);
-        const DONE: Look = Some(&[(Some(1), Some(1))]);
-        const LOOKS: [Look; 101] = {
-            let mut looks = [BEHIND; 101];
-            looks[100] = DONE;
-            looks
+        const BEHIND: GroupResponse = Some(&[(Some(0), Some(1))]);
+        const DONE: GroupResponse = Some(&[(Some(1), Some(1))]);
+        const RESPONSES: [GroupResponse; 101] = {
+            let mut checks = [BEHIND; 101];
+            checks[100] = DONE;
+            checks
         };
-        let (requests, waited) = wait_over(&LOOKS).await.unwrap();
+        let (requests, waited) = wait_until_done(&RESPONSES).await.unwrap();
         assert_eq!(requests, 101);
         // The delays double from 20 ms up to 1 s.
         assert!(waited > Duration::from_secs(90) && waited < Duration::from_secs(100), "{waited:?}");

@@ -18,13 +18,13 @@ pub(super) async fn rows(
     let mut rows = Vec::new();
     let mut has_bars = false;
     let exported = job.export.as_ref().map(|(_, instrument)| instrument);
-    for (instrument, published) in job.tally.instruments() {
+    for (instrument, published) in job.counters.instruments() {
         let mut row = InstrumentRow::new(instrument.clone(), published);
-        let mut nowhere = None;
-        let export = if exported == Some(&instrument) { &mut export } else { &mut nowhere };
+        let mut no_export = None;
+        let export = if exported == Some(&instrument) { &mut export } else { &mut no_export };
         let read = match input {
-            None => of_ticks(job, &instrument, &mut row, export).await,
-            Some(interval) => of_bars(job, &instrument, interval, &mut row, export).await,
+            None => read_ticks(job, &instrument, &mut row, export).await,
+            Some(interval) => read_bars(job, &instrument, interval, &mut row, export).await,
         };
         read.map_err(|error| error.with_context("instrument", &instrument))?;
         has_bars |= exported == Some(&instrument) && row.bars > 0;
@@ -35,7 +35,7 @@ pub(super) async fn rows(
     Ok(rows)
 }
 
-async fn of_ticks(
+async fn read_ticks(
     job: &Job,
     instrument: &Instrument,
     row: &mut InstrumentRow,
@@ -58,7 +58,7 @@ async fn of_ticks(
     Ok(())
 }
 
-async fn of_bars(
+async fn read_bars(
     job: &Job,
     instrument: &Instrument,
     interval: Interval,
@@ -73,8 +73,9 @@ async fn of_bars(
     let mut group: Vec<Bar> = Vec::new();
     loop {
         let bar = bars.try_next().await?;
-        let same = |a: &Bar, b: &Bar| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
-        if !bar.as_ref().zip(group.first()).is_some_and(|(bar, first)| same(bar, first)) {
+        let is_same_bucket =
+            |a: &Bar, b: &Bar| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
+        if !bar.as_ref().zip(group.first()).is_some_and(|(bar, first)| is_same_bucket(bar, first)) {
             for coarse in qi_core::datasets::resample(&group, job.interval)? {
                 row.bars += 1;
                 write(export, &coarse)?;

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use qi_core::{Decimal, Instrument, Price};
 use serde::Serialize;
 
-use super::Tally;
+use super::JobCounters;
 
 /// The results of one instrument.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -60,21 +60,21 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub(super) fn done(tally: &Tally, took: Duration, mut rows: Vec<InstrumentRow>) -> Self {
+    pub(super) fn done(counters: &JobCounters, took: Duration, mut rows: Vec<InstrumentRow>) -> Self {
         let seconds = took.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = |records: u64| records as f64 / seconds.max(1e-9);
         for row in &mut rows {
             row.per_second = rate(row.published);
         }
-        let per_second = rate(tally.published());
+        let per_second = rate(counters.published());
         Self {
             interrupted: false,
-            published: tally.published(),
-            resent: tally.resent(),
+            published: counters.published(),
+            resent: counters.resent(),
             stored: rows.iter().map(|row| row.stored).sum(),
-            dead_letters: tally.dead_letters(),
-            bad_lines: tally.bad_lines(),
+            dead_letters: counters.dead_letters(),
+            bad_lines: counters.bad_lines(),
             seconds,
             per_second,
             peak_memory_bytes: peak_memory(),
@@ -82,8 +82,8 @@ impl Summary {
         }
     }
 
-    pub(super) fn interrupted(tally: &Tally, took: Duration) -> Self {
-        Self { interrupted: true, stored: tally.stored(), ..Self::done(tally, took, Vec::new()) }
+    pub(super) fn interrupted(counters: &JobCounters, took: Duration) -> Self {
+        Self { interrupted: true, stored: counters.stored(), ..Self::done(counters, took, Vec::new()) }
     }
 
     /// Returns the table for people.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod laws;
 mod reading;
 mod rig;
+mod rules;
 mod writing;

@@ -5,7 +5,7 @@ use qi_core::store::{BarSource, PageRequest};
 use qi_core::{
     Bar, Error, ErrorKind, Interval, MarketSnapshot, Operation, PriceStoreExt as _, PriceTick, Scope,
 };
-use qi_examples::market::{MarketReader, laws, pair};
+use qi_examples::market::{MarketReader, pair, rules};
 use qi_testkit::chaos::Fault;
 
 use crate::rig::{SECOND, at, bar, exchanges, instrument, quote, reader, snapshot, store, symbol, tick};
@@ -146,7 +146,7 @@ async fn candles_by_date_range_include_both_ends() {
     let bars: Vec<_> = (0..5).map(|minute| bar("kraken:BTC-USD", minute, "7")).collect();
     store.insert_bars(&bars).await.unwrap();
     store.insert_ticks(&[tick("kraken:BTC-USD", 125, 0, "8")]).await.unwrap();
-    let range = laws::inclusive(at(60), at(180)).unwrap();
+    let range = rules::inclusive_range(at(60), at(180)).unwrap();
     let ask = |source| market.ohlcv_by_date_range(&name, Interval::M1, range, source);
     let stored: Vec<_> = ask(BarSource::Stored).try_collect().await.unwrap();
     assert_eq!(opens(&stored), [1, 2, 3]);
@@ -209,7 +209,7 @@ async fn market_analytics_of_different_scopes_do_not_overwrite_each_other() {
 async fn every_answer(market: &MarketReader) -> Vec<Result<usize, ErrorKind>> {
     let (btc, name) = (symbol("BTC-USD"), instrument("kraken:BTC-USD"));
     let some = std::slice::from_ref(&btc);
-    let range = laws::inclusive(at(0), at(3_600)).unwrap();
+    let range = rules::inclusive_range(at(0), at(3_600)).unwrap();
     let kind = |error: Error| error.kind();
     let history = market.price_history(&name, 1).unwrap().try_collect::<Vec<_>>().await;
     let candles = market.ohlcv_by_date_range(&name, Interval::M1, range, BarSource::Stored);

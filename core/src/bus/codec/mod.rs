@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 /// A format of message payloads.
 ///
 /// [`Encoding`] has the formats that every program reads. A team can implement another format, for example with the
-/// framing of a schema registry (`docs/codecs.md`).
+/// framing of a schema registry (see [`guide::codecs`](crate::guide::codecs)).
 pub trait Codec: Debug + Send + Sync + 'static {
     /// Returns the media type for the header `content-type`.
     fn content_type(&self) -> &'static str;

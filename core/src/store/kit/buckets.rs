@@ -17,7 +17,7 @@ pub fn bucket_end(interval: Interval, open: Timestamp) -> Timestamp {
 /// reads the entire range.
 ///
 /// ```no_run
-/// # use qi_core::store::kit::BucketWalk;
+/// # use qi_core::store::kit::BucketPlanner;
 /// # use qi_core::store::{BarQuery, Page};
 /// # use qi_core::{Bar, Result, TimeRange, Timestamp};
 /// # fn sum(_: TimeRange, _: usize) -> Result<Vec<Bar>> { Ok(Vec::new()) }

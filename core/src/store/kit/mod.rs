@@ -6,7 +6,7 @@
 //! - [`rest_of`] returns the part of a range that lies after a cursor.
 //! - [`evolution`] compares a stored dataset with its declaration.
 //!
-//! `docs/writing-an-adapter.md` shows how to write an adapter with them.
+//! [`guide::writing_a_store`](crate::guide::writing_a_store) shows how to write a store with them.
 
 mod batch;
 mod buckets;

@@ -8,17 +8,17 @@ use qi_core::bus::{Delivery, TopicName, TopicPartition};
 use qi_core::{Error, IngestProgress, Instrument};
 
 /// The number of bad lines that are kept for display. All are counted.
-const SHOWN: usize = 10;
+const MAX_BAD_LINES: usize = 10;
 
 /// Counters that feed and writer share with observers of the job.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct JobCounters {
     published: AtomicU64,
     resent: AtomicU64,
     /// The counters of the writer.
     pub(super) ingest: Arc<IngestProgress>,
     bad: AtomicU64,
-    shown: Mutex<Vec<Error>>,
+    first_bad_lines: Mutex<Vec<Error>>,
     instruments: Mutex<BTreeMap<Instrument, u64>>,
     /// The offset after the last acknowledged message of each partition.
     ends: Mutex<BTreeMap<TopicPartition, u64>>,
@@ -28,7 +28,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Tally {
+impl JobCounters {
     /// Returns the number of records that the bus has acknowledged. A record that was sent several times counts once.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
@@ -56,7 +56,7 @@ impl Tally {
 
     /// Returns the first bad lines.
     pub fn first_bad_lines(&self) -> Vec<Error> {
-        lock(&self.shown).clone()
+        lock(&self.first_bad_lines).clone()
     }
 
     /// Returns the number of published records of each instrument.
@@ -64,7 +64,7 @@ impl Tally {
         lock(&self.instruments).clone()
     }
 
-    pub(super) fn sent<'a>(&self, instruments: impl ExactSizeIterator<Item = &'a Instrument>) {
+    pub(super) fn count_published<'a>(&self, instruments: impl ExactSizeIterator<Item = &'a Instrument>) {
         self.published.fetch_add(instruments.len() as u64, Ordering::Relaxed);
         let mut counts = lock(&self.instruments);
         for instrument in instruments {
@@ -78,7 +78,11 @@ impl Tally {
     }
 
     /// Notes the offsets of acknowledged messages.
-    pub(super) fn delivered<'a>(&self, topic: &TopicName, deliveries: impl Iterator<Item = &'a Delivery>) {
+    pub(super) fn record_deliveries<'a>(
+        &self,
+        topic: &TopicName,
+        deliveries: impl Iterator<Item = &'a Delivery>,
+    ) {
         let mut ends = lock(&self.ends);
         for delivery in deliveries {
             let end = ends.entry(TopicPartition::new(topic.clone(), delivery.partition)).or_default();
@@ -91,15 +95,15 @@ impl Tally {
         lock(&self.ends).get(partition).copied().unwrap_or_default()
     }
 
-    pub(super) fn again(&self, messages: u64) {
+    pub(super) fn count_resent(&self, messages: u64) {
         self.resent.fetch_add(messages, Ordering::Relaxed);
     }
 
     pub(super) fn bad_line(&self, error: Error) {
         self.bad.fetch_add(1, Ordering::Relaxed);
-        let mut shown = lock(&self.shown);
-        if shown.len() < SHOWN {
-            shown.push(error);
+        let mut first_bad_lines = lock(&self.first_bad_lines);
+        if first_bad_lines.len() < MAX_BAD_LINES {
+            first_bad_lines.push(error);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The rules of `laws`, applied to the results of the operations.
+//! The rules of `rules`, applied to the results of the operations.
 
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use qi_core::{BufferedConfig, Clock, ErrorKind, PriceStoreExt as _};
-use qi_examples::market::{MarketWriter, laws};
+use qi_examples::market::{MarketWriter, rules};
 use qi_testkit::ManualClock;
 
 use crate::rig::{SECOND, at, bus, instrument, reader, store, symbol, tick};
@@ -15,10 +15,10 @@ async fn current_price_becomes_stale_after_one_hour() {
     store.insert_ticks(&[tick("kraken:BTC-USD", 0, 0, "1")]).await.unwrap();
     let found = reader(&store).current_prices(&[symbol("BTC-USD")]).await.unwrap();
     let clock = ManualClock::new(at(3_600));
-    assert!(laws::fresh(found[0].ts(), at(3_600), laws::CURRENT).is_ok());
+    assert!(rules::check_fresh(found[0].ts(), at(3_600), rules::MAX_CURRENT_AGE).is_ok());
     clock.advance(Duration::from_mins(1));
     assert_eq!(
-        laws::fresh(found[0].ts(), clock.now(), laws::CURRENT).unwrap_err().kind(),
+        rules::check_fresh(found[0].ts(), clock.now(), rules::MAX_CURRENT_AGE).unwrap_err().kind(),
         ErrorKind::Application
     );
 }
@@ -34,11 +34,11 @@ async fn records_flow_from_reader_to_writer_until_a_validation_fails() {
     let source = reader(&store);
     let sink = MarketWriter::new(bus.clone(), BufferedConfig::default()).unwrap();
     let flow = source.price_history(&name, 1).unwrap().and_then(async |tick| {
-        laws::not_in_the_future(tick.ts(), at(1), SECOND)?;
+        rules::check_not_future(tick.ts(), at(1), SECOND)?;
         Ok(tick)
     });
     let ended = flow.try_for_each(async |tick| sink.publish_price(&tick).await.map(drop)).await;
-    assert_eq!(ended.unwrap_err().code(), "market.law.future");
+    assert_eq!(ended.unwrap_err().code(), "market.rule.future");
     sink.flush(SECOND).await.unwrap();
     assert_eq!(sink.publishing_metrics().delivered, 3, "the records at 0, 1 and 2 s");
 }

@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::ticks::Market;
 
-pub(crate) struct Rig {
+pub(crate) struct Setup {
     pub(crate) market: Market,
     pub(crate) rounds: usize,
     pub(crate) url: String,
@@ -26,7 +26,7 @@ pub(crate) struct Rig {
     psql: PathBuf,
 }
 
-impl Rig {
+impl Setup {
     /// Returns None if no server is named.
     pub(crate) fn new(rounds: usize) -> Option<Self> {
         Self::on("QI_TIMESCALE_URL", Hypertables::On, rounds)
@@ -73,14 +73,14 @@ impl Rig {
     }
 
     /// Returns a store with its tables in a new schema.
-    pub(crate) fn fresh(&self, change: impl FnOnce(&mut TimescaleConfig)) -> Place<'_> {
+    pub(crate) fn create(&self, change: impl FnOnce(&mut TimescaleConfig)) -> TargetStore<'_> {
         let schema = format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..));
         let store = self.block_on(async {
             let store = self.open(&schema, change);
             store.ensure_schema().await.expect("a schema");
             store
         });
-        Place { rig: self, store, schema }
+        TargetStore { setup: self, store, schema }
     }
 
     /// Runs statements on a new connection.
@@ -121,16 +121,16 @@ fn find_psql() -> PathBuf {
 }
 
 /// A store and its schema, which is removed when the value is dropped.
-pub(crate) struct Place<'a> {
-    rig: &'a Rig,
+pub(crate) struct TargetStore<'a> {
+    setup: &'a Setup,
     pub(crate) store: TimescaleStore,
     pub(crate) schema: String,
 }
 
-impl Place<'_> {
+impl TargetStore<'_> {
     /// Inserts ticks in batches of this size.
     pub(crate) fn insert(&self, ticks: &[PriceTick], batch: usize) {
-        self.rig.block_on(async {
+        self.setup.block_on(async {
             for part in ticks.chunks(batch) {
                 self.store.insert_ticks(part).await.expect("a write");
             }
@@ -141,7 +141,7 @@ impl Place<'_> {
     pub(crate) fn fill(&self, numbers: std::ops::Range<usize>) {
         const BATCH: usize = 200_000;
         for start in numbers.clone().step_by(BATCH) {
-            let part = self.rig.market.ticks(start..numbers.end.min(start + BATCH));
+            let part = self.setup.market.ticks(start..numbers.end.min(start + BATCH));
             self.insert(&part, BATCH);
         }
     }
@@ -158,24 +158,24 @@ impl Place<'_> {
 
     fn scalar(&self, sql: &str) -> i64 {
         let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
-        self.rig.block_on(query.fetch_one(self.store.pool())).expect("a number")
+        self.setup.block_on(query.fetch_one(self.store.pool())).expect("a number")
     }
 
     pub(crate) fn id_of(&self, symbol: &str) -> i32 {
         let query = sqlx::query_scalar("SELECT id FROM instruments WHERE symbol = $1").bind(symbol);
-        self.rig.block_on(query.fetch_one(self.store.pool())).expect("an instrument")
+        self.setup.block_on(query.fetch_one(self.store.pool())).expect("an instrument")
     }
 
     /// Updates the statistics, and prevents later background work.
-    pub(crate) fn settle(&self) {
-        self.rig.sql(&format!("VACUUM (ANALYZE) {}.ticks", self.schema));
-        self.rig.checkpoint();
+    pub(crate) fn compact(&self) {
+        self.setup.sql(&format!("VACUUM (ANALYZE) {}.ticks", self.schema));
+        self.setup.checkpoint();
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for TargetStore<'_> {
     fn drop(&mut self) {
-        self.rig.block_on(async {
+        self.setup.block_on(async {
             // The chunks are dropped first, some at a time, because one DROP of a thousand chunks needs more locks than
             // a server has.
             let purged = self.store.purge_before(PriceTick::DATASET, Timestamp::MAX).await;
@@ -184,18 +184,18 @@ impl Drop for Place<'_> {
                 eprintln!("{}: {error}", self.schema);
             }
         });
-        self.rig.sql(&format!("DROP SCHEMA {} CASCADE", self.schema));
+        self.setup.sql(&format!("DROP SCHEMA {} CASCADE", self.schema));
     }
 }
 
-/// Prints the ratio of our rate to the rival's rate. Both sides were timed for `rows` rows.
+/// Prints the ratio of our rate to the baseline's rate. Both sides were timed for `rows` rows.
 pub(crate) fn print_rates(what: &str, goal: &str, rows: usize, times: &Ratio) {
     let rate = |time: Duration| rows as f64 / time.as_secs_f64();
     println!(
-        "{what} ({goal}): {:.2} times its rate (ours {:.0} rows/s, rival {:.0} rows/s, {} rounds, middle half {:.2} to {:.2})",
+        "{what} ({goal}): {:.2} times its rate (ours {:.0} rows/s, baseline {:.0} rows/s, {} rounds, middle half {:.2} to {:.2})",
         1.0 / times.median,
         rate(times.ours),
-        rate(times.rival),
+        rate(times.baseline),
         times.rounds,
         1.0 / times.quartiles.1,
         1.0 / times.quartiles.0,

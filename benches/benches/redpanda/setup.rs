@@ -15,13 +15,13 @@ pub(crate) const MESSAGES: usize = 1_000_000;
 pub(crate) const PARTITIONS: u32 = 12;
 const INSTRUMENTS: usize = 50;
 
-pub(crate) struct Rig {
+pub(crate) struct Setup {
     pub(crate) rounds: usize,
     pub(crate) brokers: String,
     runtime: Runtime,
 }
 
-impl Rig {
+impl Setup {
     /// Returns None if no brokers are named.
     pub(crate) fn new(rounds: usize) -> Option<Self> {
         let brokers = std::env::var("QI_KAFKA_BROKERS").ok().filter(|brokers| !brokers.is_empty())?;
@@ -57,7 +57,7 @@ impl Rig {
         let bus = self.bus(Profile::Balanced);
         let outcomes = self.block_on(bus.create_topics(&[spec])).expect("brokers that answer");
         assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()), "{outcomes:?}");
-        Topic { rig: self, bus, name }
+        Topic { setup: self, bus, name }
     }
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn name() -> String {
 }
 
 pub(crate) struct Topic<'a> {
-    rig: &'a Rig,
+    setup: &'a Setup,
     bus: RedpandaBus,
     pub(crate) name: TopicName,
 }
@@ -75,8 +75,8 @@ pub(crate) struct Topic<'a> {
 impl Drop for Topic<'_> {
     fn drop(&mut self) {
         let names = std::slice::from_ref(&self.name);
-        let _ = self.rig.block_on(self.bus.delete_topics(names));
-        let _ = self.rig.block_on(self.bus.close());
+        let _ = self.setup.block_on(self.bus.delete_topics(names));
+        let _ = self.setup.block_on(self.bus.close());
         // The broker deletes in the background, which must not slow the next measurement.
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -10,7 +10,7 @@ use rdkafka::message::Message as _;
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
-use crate::{PARTITIONS, Rig, Running, TICKS, compare, fresh, publish, topic, unique, variable};
+use crate::{PARTITIONS, Running, Setup, TICKS, compare, create, publish, topic, unique, variable};
 
 #[derive(Deserialize)]
 struct Tick {
@@ -22,19 +22,21 @@ struct Tick {
     side: Option<String>,
 }
 
-pub(crate) fn run(rig: &Rig) {
+pub(crate) fn run(setup: &Setup) {
     let (Some(brokers), Some(url)) = (variable("QI_KAFKA_BROKERS"), variable("QI_TIMESCALE_URL")) else {
-        return println!("rival: QI_KAFKA_BROKERS or QI_TIMESCALE_URL is not set, so nothing was measured");
+        return println!(
+            "baseline: QI_KAFKA_BROKERS or QI_TIMESCALE_URL is not set, so nothing was measured"
+        );
     };
-    let bus = rig.bus(&brokers);
-    let name = rig.block_on(async {
+    let bus = setup.bus(&brokers);
+    let name = setup.block_on(async {
         let name = topic(&*bus, PARTITIONS).await;
-        publish(bus.clone(), name.clone(), &rig.ticks, Encoding::Json).await;
+        publish(bus.clone(), name.clone(), &setup.ticks, Encoding::Json).await;
         name
     });
     let ours = || {
-        rig.block_on(async {
-            let store = fresh("timescale", &url).await;
+        setup.block_on(async {
+            let store = create("timescale", &url).await;
             let began = Instant::now();
             let running = Running::start(bus.clone(), store, &name).await;
             running.stored(TICKS).await;
@@ -43,9 +45,9 @@ pub(crate) fn run(rig: &Rig) {
             took
         })
     };
-    let theirs = || rig.block_on(by_hand(&brokers, &url, &name));
-    println!("ingest over a hand-written loop, a full topic of JSON: {}", compare(rig, ours, theirs));
-    let _ = rig.block_on(bus.delete_topics(&[name]));
+    let theirs = || setup.block_on(by_hand(&brokers, &url, &name));
+    println!("ingest over a hand-written loop, a full topic of JSON: {}", compare(setup, ours, theirs));
+    let _ = setup.block_on(bus.delete_topics(&[name]));
 }
 
 async fn by_hand(brokers: &str, url: &str, topic: &TopicName) -> Duration {

@@ -8,12 +8,12 @@ use qi_core::{Price, PriceTick, Quantity, Side, Timestamp};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, QueryBuilder};
 
-use crate::rig::Rig;
+use crate::setup::Setup;
 use crate::ticks::INSTRUMENTS;
 
 /// Creates a table with names as text, and with the indexes that `create_hypertable` adds by default.
-pub(crate) fn hand_written_table(rig: &Rig, schema: &str) {
-    rig.sql(&format!(
+pub(crate) fn hand_written_table(setup: &Setup, schema: &str) {
+    setup.sql(&format!(
         "CREATE TABLE {schema}.trades (
             exchange text        NOT NULL,
             symbol   text        NOT NULL,
@@ -29,13 +29,13 @@ pub(crate) fn hand_written_table(rig: &Rig, schema: &str) {
 }
 
 /// Copies a CSV file into a table with `\copy`.
-pub(crate) fn copy_csv(rig: &Rig, table: &str, file: &Path) {
-    rig.psql(&[&format!("\\copy {table} FROM '{}' WITH (FORMAT csv)", file.display())]);
+pub(crate) fn copy_csv(setup: &Setup, table: &str, file: &Path) {
+    setup.psql(&[&format!("\\copy {table} FROM '{}' WITH (FORMAT csv)", file.display())]);
 }
 
 /// Copies a file into a temporary table, and merges it with one plain upsert.
-pub(crate) fn staged_upsert(rig: &Rig, schema: &str, file: &Path) {
-    rig.psql(&[
+pub(crate) fn staged_upsert(setup: &Setup, schema: &str, file: &Path) {
+    setup.psql(&[
         &format!("CREATE TEMPORARY TABLE incoming (LIKE {schema}.ticks)"),
         &format!("\\copy incoming FROM '{}' WITH (FORMAT csv)", file.display()),
         &format!(

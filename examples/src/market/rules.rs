@@ -19,15 +19,15 @@ use std::time::Duration;
 use qi_core::{Decimal, Error, ErrorKind, MarketSnapshot, Percent, Result, TimeRange, Timestamp};
 
 /// The maximum age of a current price.
-pub const CURRENT: Duration = Duration::from_hours(1);
+pub const MAX_CURRENT_AGE: Duration = Duration::from_hours(1);
 /// The maximum age of a real-time price.
-pub const REAL_TIME: Duration = Duration::from_secs(30);
+pub const MAX_REAL_TIME_AGE: Duration = Duration::from_secs(30);
 
 /// Returns a range that includes both ends, as in "from Monday to Friday". Ranges of the core exclude their end.
 ///
 /// # Errors
 /// `InvalidInput` if the end is before the start.
-pub fn inclusive(start: Timestamp, end: Timestamp) -> Result<TimeRange> {
+pub fn inclusive_range(start: Timestamp, end: Timestamp) -> Result<TimeRange> {
     // No record has the time `Timestamp::MAX`, so a range that excludes it is complete.
     TimeRange::new(start, end.checked_add(Duration::from_micros(1)).unwrap_or(Timestamp::MAX))
 }
@@ -36,33 +36,33 @@ pub fn inclusive(start: Timestamp, end: Timestamp) -> Result<TimeRange> {
 ///
 /// # Errors
 /// `InvalidInput` if the end is before the start or after `now`.
-pub fn past(start: Timestamp, end: Timestamp, now: Timestamp) -> Result<TimeRange> {
-    not_in_the_future(end, now, Duration::ZERO)?;
-    inclusive(start, end)
+pub fn past_range(start: Timestamp, end: Timestamp, now: Timestamp) -> Result<TimeRange> {
+    check_not_future(end, now, Duration::ZERO)?;
+    inclusive_range(start, end)
 }
 
 /// Checks that a record's time is not in the future, within the tolerance for the difference of two clocks.
 ///
 /// # Errors
 /// `InvalidInput` for a time in the future.
-pub fn not_in_the_future(time: Timestamp, now: Timestamp, tolerance: Duration) -> Result<()> {
+pub fn check_not_future(time: Timestamp, now: Timestamp, tolerance: Duration) -> Result<()> {
     if time.duration_since(now) <= tolerance {
         return Ok(());
     }
     let rule = format!("must not be after {now} by more than {tolerance:?}");
-    Err(Error::invalid("market.law.future", "time", time, rule))
+    Err(Error::invalid("market.rule.future", "time", time, rule))
 }
 
-/// Checks that a record is not older than `limit`: [`CURRENT`], [`REAL_TIME`], or a limit of the actor.
+/// Checks that a record is not older than `limit`: [`MAX_CURRENT_AGE`], [`MAX_REAL_TIME_AGE`], or a limit of the actor.
 ///
 /// # Errors
-/// `Application`, code `market.law.stale`, with the age. Not retryable, because the record only gets older.
-pub fn fresh(time: Timestamp, now: Timestamp, limit: Duration) -> Result<()> {
+/// `Application`, code `market.rule.stale`, with the age. Not retryable, because the record only gets older.
+pub fn check_fresh(time: Timestamp, now: Timestamp, limit: Duration) -> Result<()> {
     let age = now.duration_since(time);
     if age <= limit {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Application, "market.law.stale", "fresh")
+    Err(Error::new(ErrorKind::Application, "market.rule.stale", "fresh")
         .with_message(format_args!("the record is older than {limit:?}"))
         .with_context("time", time)
         .with_context("age_s", age.as_secs()))
@@ -72,16 +72,16 @@ pub fn fresh(time: Timestamp, now: Timestamp, limit: Duration) -> Result<()> {
 ///
 /// # Errors
 /// `InvalidInput` for a snapshot without a source.
-pub fn attributed(snapshot: &MarketSnapshot) -> Result<()> {
+pub fn check_source(snapshot: &MarketSnapshot) -> Result<()> {
     match &snapshot.values().source {
         Some(_) => Ok(()),
-        None => Err(Error::invalid("market.law.source", "source", "none", "must be known")),
+        None => Err(Error::invalid("market.rule.source", "source", "none", "must be known")),
     }
 }
 
 /// Returns whether a market moved by more than `limit` percent in a day, up or down. Such a record is valid, but
 /// should be checked before use.
-pub fn moved_suspiciously(snapshot: &MarketSnapshot, limit: Percent) -> bool {
+pub fn is_large_change(snapshot: &MarketSnapshot, limit: Percent) -> bool {
     let limit = limit.decimal();
     let below = Decimal::ZERO.checked_sub(limit).unwrap_or(Decimal::MIN);
     snapshot.values().change_24h.is_some_and(|change| !(below..=limit).contains(&change.decimal()))
@@ -98,34 +98,34 @@ mod tests {
 
     #[test]
     fn both_ends_of_an_inclusive_range_count() {
-        let range = inclusive(at(0), at(60)).unwrap();
+        let range = inclusive_range(at(0), at(60)).unwrap();
         assert!(range.contains(at(0)) && range.contains(at(60)) && !range.contains(at(61)));
-        assert!(inclusive(at(0), at(0)).unwrap().contains(at(0)));
-        assert!(inclusive(at(1), at(0)).is_err());
-        assert!(inclusive(at(0), Timestamp::MAX).unwrap().contains(Timestamp::MAX_RECORD));
+        assert!(inclusive_range(at(0), at(0)).unwrap().contains(at(0)));
+        assert!(inclusive_range(at(1), at(0)).is_err());
+        assert!(inclusive_range(at(0), Timestamp::MAX).unwrap().contains(Timestamp::MAX_RECORD));
     }
 
     #[test]
     fn a_past_range_ends_now_at_the_latest() {
-        assert!(past(at(0), at(10), at(10)).is_ok());
-        assert_eq!(past(at(0), at(11), at(10)).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert!(past_range(at(0), at(10), at(10)).is_ok());
+        assert_eq!(past_range(at(0), at(11), at(10)).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 
     #[test]
     fn small_clock_skew_is_accepted() {
         let second = Duration::from_secs(1);
-        assert!(not_in_the_future(at(1), at(0), second).is_ok());
-        let error = not_in_the_future(at(2), at(0), second).unwrap_err();
+        assert!(check_not_future(at(1), at(0), second).is_ok());
+        let error = check_not_future(at(2), at(0), second).unwrap_err();
         assert_eq!(error.context_value("value"), Some(at(2).to_string().as_str()));
     }
 
     #[test]
     fn a_record_is_fresh_up_to_its_limit_and_stale_after_it() {
-        assert!(fresh(at(0), at(30), REAL_TIME).is_ok());
-        let stale = fresh(at(0), at(31), REAL_TIME).unwrap_err();
-        assert_eq!((stale.code(), stale.context_value("age_s")), ("market.law.stale", Some("31")));
+        assert!(check_fresh(at(0), at(30), MAX_REAL_TIME_AGE).is_ok());
+        let stale = check_fresh(at(0), at(31), MAX_REAL_TIME_AGE).unwrap_err();
+        assert_eq!((stale.code(), stale.context_value("age_s")), ("market.rule.stale", Some("31")));
         assert!(!stale.retry().is_retryable());
-        assert!(fresh(at(0), at(31), CURRENT).is_ok());
+        assert!(check_fresh(at(0), at(31), MAX_CURRENT_AGE).is_ok());
     }
 
     #[test]
@@ -134,11 +134,11 @@ mod tests {
             let values = SnapshotValues { change_24h: change.parse().ok(), source, ..Default::default() };
             MarketSnapshot::new(Scope::Global, at(0), values).unwrap()
         };
-        assert!(attributed(&snapshot("1", Provider::new("coingecko").ok())).is_ok());
-        assert!(attributed(&snapshot("1", None)).is_err());
+        assert!(check_source(&snapshot("1", Provider::new("coingecko").ok())).is_ok());
+        assert!(check_source(&snapshot("1", None)).is_err());
         let fifty: Percent = "50".parse().unwrap();
         for (change, suspicious) in [("50", false), ("50.01", true), ("-50", false), ("-50.01", true)] {
-            assert_eq!(moved_suspiciously(&snapshot(change, None), fifty), suspicious, "{change}");
+            assert_eq!(is_large_change(&snapshot(change, None), fifty), suspicious, "{change}");
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use crate::ticks::Market;
 
-pub(crate) struct Rig {
+pub(crate) struct Setup {
     pub(crate) market: Market,
     pub(crate) rounds: usize,
     pub(crate) url: String,
@@ -18,7 +18,7 @@ pub(crate) struct Rig {
     runtime: Runtime,
 }
 
-impl Rig {
+impl Setup {
     /// Returns None if no server is named.
     pub(crate) fn new(rounds: usize) -> Option<Self> {
         let named = |variable| std::env::var(variable).ok().filter(|url| !url.is_empty());
@@ -43,18 +43,18 @@ impl Rig {
     }
 
     /// Returns a ClickHouse store with new tables.
-    pub(crate) fn fresh(&self, change: impl FnOnce(&mut ClickHouseConfig)) -> Place<'_> {
+    pub(crate) fn create(&self, change: impl FnOnce(&mut ClickHouseConfig)) -> TargetStore<'_> {
         let prefix = format!("bench_{}_{:08x}_", std::process::id(), fastrand::u32(..));
         let mut config = ClickHouseConfig::from_url(&self.url);
         config.table_prefix.clone_from(&prefix);
         change(&mut config);
         let store = ClickHouseStore::open(config).expect("a valid configuration");
         self.block_on(store.ensure_schema()).expect("tables");
-        Place { rig: self, store, prefix }
+        TargetStore { setup: self, store, prefix }
     }
 
     /// Returns a TimescaleDB store with a new schema, or None if no server is named.
-    pub(crate) fn timescale(&self) -> Option<Other<'_>> {
+    pub(crate) fn timescale(&self) -> Option<TimescaleTarget<'_>> {
         let url = self.timescale.as_deref()?;
         let schema = format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..));
         let mut config = TimescaleConfig::from_url(url);
@@ -64,7 +64,7 @@ impl Rig {
             store.ensure_schema().await.expect("a schema");
             store
         });
-        Some(Other { rig: self, store, schema })
+        Some(TimescaleTarget { setup: self, store, schema })
     }
 
     /// Inserts `count` ticks, `step` microseconds apart, which are generated batch by batch.
@@ -82,15 +82,15 @@ impl Rig {
 }
 
 /// A ClickHouse store and its tables, which are removed when the value is dropped.
-pub(crate) struct Place<'a> {
-    rig: &'a Rig,
+pub(crate) struct TargetStore<'a> {
+    setup: &'a Setup,
     pub(crate) store: ClickHouseStore,
     pub(crate) prefix: String,
 }
 
-impl Place<'_> {
+impl TargetStore<'_> {
     pub(crate) fn number(&self, sql: &str) -> u64 {
-        self.rig.block_on(self.store.client().query_raw(sql).fetch_one()).expect("a number")
+        self.setup.block_on(self.store.client().query_raw(sql).fetch_one()).expect("a number")
     }
 
     /// Returns the number of ticks.
@@ -99,9 +99,9 @@ impl Place<'_> {
     }
 
     /// Merges the parts of the table, and returns the bytes on disk.
-    pub(crate) fn settle(&self) -> u64 {
+    pub(crate) fn compact(&self) -> u64 {
         let merge = format!("OPTIMIZE TABLE {}ticks", self.prefix);
-        self.rig.block_on(self.store.client().query_raw(&merge).execute()).expect("a merge");
+        self.setup.block_on(self.store.client().query_raw(&merge).execute()).expect("a merge");
         self.number(&format!(
             "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND table = '{}ticks'",
             self.prefix
@@ -109,11 +109,11 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for TargetStore<'_> {
     fn drop(&mut self) {
         for table in ["ticks", "quotes", "bars", "snapshots", "qi_migrations"] {
             let drop = format!("DROP TABLE IF EXISTS {}{table} SYNC", self.prefix);
-            if let Err(error) = self.rig.block_on(self.store.client().query_raw(&drop).execute()) {
+            if let Err(error) = self.setup.block_on(self.store.client().query_raw(&drop).execute()) {
                 eprintln!("{}{table}: {error}", self.prefix);
             }
         }
@@ -121,32 +121,32 @@ impl Drop for Place<'_> {
 }
 
 /// A TimescaleDB store and its schema, which is removed when the value is dropped.
-pub(crate) struct Other<'a> {
-    rig: &'a Rig,
+pub(crate) struct TimescaleTarget<'a> {
+    setup: &'a Setup,
     pub(crate) store: TimescaleStore,
     schema: String,
 }
 
-impl Other<'_> {
+impl TimescaleTarget<'_> {
     /// Updates the statistics, prevents later background work, and returns the bytes of the table with its index.
-    pub(crate) fn settle(&self) -> i64 {
+    pub(crate) fn compact(&self) -> i64 {
         self.sql("VACUUM (ANALYZE) ticks");
         self.sql("CHECKPOINT");
         let size = format!("SELECT public.hypertable_size('{}.ticks')", self.schema);
         let query = sqlx::query_scalar(sqlx::AssertSqlSafe(size));
-        self.rig.block_on(query.fetch_one(self.store.pool())).expect("a number")
+        self.setup.block_on(query.fetch_one(self.store.pool())).expect("a number")
     }
 
     fn sql(&self, text: &str) {
         let query = sqlx::query(sqlx::AssertSqlSafe(text.to_owned()));
-        self.rig.block_on(query.execute(self.store.pool())).expect("a statement");
+        self.setup.block_on(query.execute(self.store.pool())).expect("a statement");
     }
 }
 
-impl Drop for Other<'_> {
+impl Drop for TimescaleTarget<'_> {
     fn drop(&mut self) {
         self.sql(&format!("DROP SCHEMA {} CASCADE", self.schema));
-        if let Err(error) = self.rig.block_on(self.store.close()) {
+        if let Err(error) = self.setup.block_on(self.store.close()) {
             eprintln!("{}: {error}", self.schema);
         }
     }
