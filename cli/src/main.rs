@@ -366,7 +366,7 @@ async fn export(
     options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
     options.verify_existing = verify;
     options.concurrency = concurrency;
-    options.stop = stop.gently.clone();
+    options.stop = stop.graceful.clone();
     let counter = options.progress.clone();
     let bar = spinner("read", move || counter.load(Ordering::Relaxed));
     let archive = qi_arrow::Archive::create(&archive)?;
@@ -398,7 +398,7 @@ async fn import_archive(
     options.instruments = instrument.into_iter().collect();
     options.datasets = datasets;
     options.range = Times { since, until }.range()?;
-    options.stop = stop.gently.clone();
+    options.stop = stop.graceful.clone();
     let counter = options.progress.clone();
     let archive = qi_arrow::Archive::open(&address)?;
     store.ensure_schema().await?;
