@@ -15,7 +15,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use qi_arrow::{Decimals, ParquetReader, ParquetWriter, schema};
 use qi_benches::{ratio, timed};
-use qi_core::record::{Record as _, RecordVec};
+use qi_core::record::RecordVec;
 use qi_core::{PriceTick, Side};
 use qi_testkit::market::{Market, MarketConfig};
 
@@ -48,23 +48,27 @@ pub(crate) fn run(rig: &Rig) {
     let (file, memory) = peak(|| write(&pages));
     let (plain_file, plain_memory) = peak(|| write_plain(&plain));
     println!(
-        "{TICKS} ticks, {:.1} bytes/tick; rival {:.1} bytes/tick; memory {}, rival {}",
+        "{TICKS} ticks, {:.1} bytes/tick; baseline {:.1} bytes/tick; memory {}, baseline {}",
         file.len() as f64 / TICKS as f64,
         plain_file.len() as f64 / TICKS as f64,
         mib(memory),
         mib(plain_memory),
     );
     let done = ratio(rig.rounds.max(5), || timed(|| write(&pages)), || timed(|| write_plain(&plain)));
-    println!("records to Parquet: {}, rival {}; {done}", rate(TICKS, done.ours), rate(TICKS, done.rival));
+    println!(
+        "records to Parquet: {}, baseline {}; {done}",
+        rate(TICKS, done.ours),
+        rate(TICKS, done.baseline)
+    );
 
     let (records, memory) = peak(|| read(&file, |_| {}));
     assert_eq!(records, TICKS);
     let read_all = |file: &Bytes| timed(|| read(file, |records| drop(std::hint::black_box(records))));
     let done = ratio(rig.rounds.max(5), || read_all(&file), || read_plain(&file));
     println!(
-        "Parquet to records: {}, rival {}; memory {}; {done}",
+        "Parquet to records: {}, baseline {}; memory {}; {done}",
         rate(TICKS, done.ours),
-        rate(TICKS, done.rival),
+        rate(TICKS, done.baseline),
         mib(memory)
     );
     // The values of the file are those of the records.

@@ -10,7 +10,7 @@ use qi_arrow::{
     Archive, Decimals, ExportOptions, ImportOptions, ParquetWriter, export as export_store, import,
     range_batches,
 };
-use qi_core::record::{Record as _, Series as _};
+use qi_core::record::Series as _;
 use qi_core::store::{MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Datasets, Instrument, Price, PriceTick, Quantity, Side, TimeRange, Timestamp};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
@@ -84,7 +84,7 @@ fn clickhouse(url: &str) -> (ClickHouseStore, String) {
     (ClickHouseStore::open(config).expect("a configuration"), prefix)
 }
 
-fn memory(rows: usize) -> Arc<dyn PriceStore> {
+fn memory_store(rows: usize) -> Arc<dyn PriceStore> {
     Arc::new(MemoryStore::new(MemoryStoreConfig::default().with_max_rows(rows)).expect("a configuration"))
 }
 
@@ -114,7 +114,7 @@ async fn read_pages(store: &dyn PriceStore) -> usize {
 pub(crate) fn export(rig: &Rig) {
     let count = number_of_ticks();
     rig.runtime.block_on(async {
-        let mut stores: Vec<(&str, Arc<dyn PriceStore>)> = vec![("memory", memory(count))];
+        let mut stores: Vec<(&str, Arc<dyn PriceStore>)> = vec![("memory", memory_store(count))];
         if let Some(url) = variable("QI_TIMESCALE_URL") {
             stores.push(("timescale", timescale(&url)));
         }
@@ -174,7 +174,7 @@ fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
         }))
     });
     println!("{name}: second export without changes {}, memory {}", rate(count, took), mib(memory));
-    let target = memory(count);
+    let target = memory_store(count);
     let (took, memory) = peak(|| {
         timed(Box::pin(async {
             target.ensure_schema().await.expect("a schema");
