@@ -188,9 +188,13 @@ async fn show_orders_by_time_and_escapes_producer_text() {
     let mut hostile = rejected(7, "bus.codec.json");
     hostile.message.payload = Some("\u{1b}[2J\u{9b}\n".repeat(1_000).into());
     hostile.message.key = Some(bytes::Bytes::from_static(b"\xff\0"));
-    bus.send(&[dead_letter(&hostile, 30), dead_letter(&rejected(8, "b"), 20), dead_letter(&rejected(9, "c"), 10)])
-        .await
-        .unwrap();
+    bus.send(&[
+        dead_letter(&hostile, 30),
+        dead_letter(&rejected(8, "b"), 20),
+        dead_letter(&rejected(9, "c"), 10),
+    ])
+    .await
+    .unwrap();
     let offsets = async |limit, newest| {
         let view = View { limit, newest, full: false };
         let shown = dlq::show(&bus, &letters(), &Selection::default(), view, &never).await.unwrap();
@@ -434,7 +438,8 @@ async fn interrupted_redrive_continues_without_duplicates() {
     let (plan, path) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(3));
     // The copies are far behind their originals: the second run must recognise copies of messages of the first run.
-    let all: Vec<_> = (0..1_500).chain(0..1_500).map(|offset| dead_letter(&rejected(offset, "a"), 1)).collect();
+    let all: Vec<_> =
+        (0..1_500).chain(0..1_500).map(|offset| dead_letter(&rejected(offset, "a"), 1)).collect();
     memory.send(&all).await.unwrap();
     let bus = Layered::new(memory.connect(), chaos.clone());
 
