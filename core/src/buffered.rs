@@ -19,13 +19,13 @@ use crate::{Error, ErrorKind, PriceStore, PriceStoreExt, Record, Result};
 #[async_trait]
 pub trait BatchSink<R>: Send + Sync + 'static {
     /// The result for one record.
-    type Answer: Send + 'static;
+    type Output: Send + 'static;
 
     /// Writes a batch and returns the result of every record, by index.
     ///
     /// # Errors
     /// An error that applies to every record of the batch.
-    async fn write(&self, batch: &[R]) -> Result<Vec<Result<Self::Answer>>>;
+    async fn write(&self, batch: &[R]) -> Result<Vec<Result<Self::Output>>>;
 
     /// Returns the size of a record in bytes, which `max_bytes` counts.
     fn size(&self, record: &R) -> usize {
@@ -36,7 +36,7 @@ pub trait BatchSink<R>: Send + Sync + 'static {
 
 #[async_trait]
 impl<R: Record> BatchSink<R> for Arc<dyn PriceStore> {
-    type Answer = ();
+    type Output = ();
 
     async fn write(&self, batch: &[R]) -> Result<Vec<Result<()>>> {
         self.insert_records(batch).await?;
@@ -46,7 +46,7 @@ impl<R: Record> BatchSink<R> for Arc<dyn PriceStore> {
 
 #[async_trait]
 impl BatchSink<Message> for Arc<dyn MessageBus> {
-    type Answer = Delivery;
+    type Output = Delivery;
 
     async fn write(&self, batch: &[Message]) -> Result<Vec<Result<Delivery>>> {
         let outcomes = self.publish(batch, PublishOptions::NONE).await?.into_outcomes();
@@ -141,7 +141,7 @@ pub struct Buffered<R, S: BatchSink<R>> {
     /// Notifies the worker that a caller waits for space, so that the worker writes its current batch.
     space_wanted: Arc<Notify>,
     closing: AtomicBool,
-    sender: mpsc::UnboundedSender<Command<R, S::Answer>>,
+    sender: mpsc::UnboundedSender<Command<R, S::Output>>,
     /// The result of the worker, after it has ended.
     ended: watch::Receiver<Option<Result<()>>>,
 }
@@ -157,7 +157,7 @@ enum Command<R, A> {
 struct Entry<R, A> {
     record: R,
     bytes: usize,
-    answer: oneshot::Sender<Result<A>>,
+    result: oneshot::Sender<Result<A>>,
     byte_permits: OwnedSemaphorePermit,
     /// Released when the record leaves the channel.
     record_permit: Option<OwnedSemaphorePermit>,
@@ -171,7 +171,7 @@ impl<A> Future for Receipt<A> {
     type Output = Result<A>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<A>> {
-        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or_else(|_| Err(worker_ended("receipt"))))
+        Pin::new(&mut self.0).poll(cx).map(|result| result.unwrap_or_else(|_| Err(worker_ended("receipt"))))
     }
 }
 
@@ -229,7 +229,7 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
     ///
     /// # Errors
     /// `Closed` after [`Buffered::close`]; `Internal` if the buffer's task has ended.
-    pub async fn add(&self, record: R) -> Result<Receipt<S::Answer>> {
+    pub async fn add(&self, record: R) -> Result<Receipt<S::Output>> {
         self.check_open("add")?;
         let bytes = self.sink.size(&record);
         let count = u32::try_from(bytes.clamp(1, self.config.max_bytes)).unwrap_or(u32::MAX);
@@ -242,8 +242,8 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
             let permits = Arc::clone(&self.byte_permits).acquire_many_owned(count).await;
             permits.map_err(closed)?
         };
-        let (answer, receipt) = oneshot::channel();
-        let entry = Entry { record, bytes, answer, byte_permits, record_permit: Some(record_permit) };
+        let (result, receipt) = oneshot::channel();
+        let entry = Entry { record, bytes, result, byte_permits, record_permit: Some(record_permit) };
         self.sender.send(Command::Record(entry)).map_err(|_| self.rejection("add"))?;
         Ok(Receipt(receipt))
     }
@@ -299,7 +299,7 @@ fn worker_ended(operation: &'static str) -> Error {
 struct Worker<R, S: BatchSink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
-    receiver: mpsc::UnboundedReceiver<Command<R, S::Answer>>,
+    receiver: mpsc::UnboundedReceiver<Command<R, S::Output>>,
     space_wanted: Arc<Notify>,
     /// The first failure since the last flush.
     failed: Option<Error>,
@@ -339,7 +339,7 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Worker<R, S> {
 
     /// Collects a batch that begins with `first`. The batch ends when it is full or has waited `max_delay`, or when a
     /// caller flushes or waits for space.
-    async fn collect(&mut self, mut first: Entry<R, S::Answer>) -> (Vec<Entry<R, S::Answer>>, BatchEnd) {
+    async fn collect(&mut self, mut first: Entry<R, S::Output>) -> (Vec<Entry<R, S::Output>>, BatchEnd) {
         let deadline = later(self.config.max_delay);
         first.record_permit = None;
         let mut bytes = first.bytes;
@@ -366,28 +366,28 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Worker<R, S> {
         (batch, BatchEnd::Other)
     }
 
-    async fn write(&mut self, batch: Vec<Entry<R, S::Answer>>) {
+    async fn write(&mut self, batch: Vec<Entry<R, S::Output>>) {
         let (records, waiting): (Vec<R>, Vec<_>) = batch
             .into_iter()
-            .map(|Entry { record, answer, byte_permits, .. }| (record, (answer, byte_permits)))
+            .map(|Entry { record, result, byte_permits, .. }| (record, (result, byte_permits)))
             .unzip();
-        let answers = match self.sink.write(&records).await {
-            Ok(answers) if answers.len() == records.len() => answers,
-            Ok(answers) => {
+        let results = match self.sink.write(&records).await {
+            Ok(results) if results.len() == records.len() => results,
+            Ok(results) => {
                 let error = Error::new(ErrorKind::Internal, "buffered.answers", "write")
                     .with_message("the sink must return one result for each record")
                     .with_context("records", records.len())
-                    .with_context("answers", answers.len());
+                    .with_context("answers", results.len());
                 records.iter().map(|_| Err(error.clone())).collect()
             }
             Err(error) => records.iter().map(|_| Err(error.clone())).collect(),
         };
-        for ((answer_to, byte_permits), answer) in waiting.into_iter().zip(answers) {
-            if let (None, Err(error)) = (&self.failed, &answer) {
+        for ((sender, byte_permits), result) in waiting.into_iter().zip(results) {
+            if let (None, Err(error)) = (&self.failed, &result) {
                 self.failed = Some(error.clone());
             }
             // If the receipt was dropped, `flush` returns the failure.
-            let _ = answer_to.send(answer);
+            let _ = sender.send(result);
             drop(byte_permits);
         }
     }

@@ -160,7 +160,7 @@ impl Health {
         self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns whether the process should continue. Uses memory only and asks no backend, because an outage of a
+    /// Returns whether the process should continue. Performs no I/O, because an outage of a
     /// database must not restart the process.
     pub fn is_live(&self) -> bool {
         self.runtime().is_none_or(|runtime| runtime.health().live)

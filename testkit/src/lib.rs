@@ -48,3 +48,11 @@ pub mod recording;
 pub mod store;
 
 pub use clock::ManualClock;
+
+// The types of other crates in public signatures, so that callers need not depend on these crates.
+#[cfg(feature = "contract")]
+#[doc(no_inline)]
+pub use libtest_mimic;
+#[cfg(feature = "mock")]
+#[doc(no_inline)]
+pub use mockall;

@@ -25,7 +25,7 @@ impl Numbers {
 
 #[async_trait]
 impl BatchSink<u32> for Numbers {
-    type Answer = u32;
+    type Output = u32;
 
     async fn write(&self, batch: &[u32]) -> Result<Vec<Result<u32>>> {
         sleep(self.pause).await;

@@ -30,6 +30,9 @@ mod write;
 
 pub use config::ClickHouseConfig;
 
+/// The driver of [`ClickHouseStore::client`].
+#[cfg(feature = "clickhouse")]
+pub use ::clickhouse as driver;
 #[cfg(feature = "clickhouse")]
 pub use store::ClickHouseStore;
 

@@ -30,6 +30,9 @@ mod producer;
 
 pub use config::RedpandaConfig;
 
+/// The driver of [`RedpandaBus::admin`].
+#[cfg(feature = "redpanda")]
+pub use ::rdkafka as driver;
 #[cfg(feature = "redpanda")]
 pub use bus::RedpandaBus;
 

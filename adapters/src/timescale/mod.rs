@@ -50,6 +50,9 @@ mod write;
 
 pub use config::TimescaleConfig;
 
+/// The driver of [`TimescaleStore::pool`].
+#[cfg(feature = "timescale")]
+pub use ::sqlx as driver;
 #[cfg(feature = "timescale")]
 pub use admin::ChunkInfo;
 #[cfg(feature = "timescale")]

@@ -109,7 +109,7 @@ pub struct SubscribeRequest {
     pub group: GroupId,
     /// The start position in a partition without a valid commit.
     pub offset_reset: OffsetReset,
-    /// The largest number of bytes that may be fetched before `recv` asks for them.
+    /// The maximum number of bytes that are fetched ahead of `recv`.
     pub max_buffered_bytes: usize,
     /// The time without a heartbeat after which the member counts as dead.
     #[serde(with = "duration")]
@@ -249,7 +249,7 @@ impl SubscribeRequest {
 pub struct ReaderRequest {
     /// The partitions, without duplicates, and their start positions.
     pub from: Vec<(TopicPartition, SeekTo)>,
-    /// The largest number of bytes that may be fetched before `recv` asks for them.
+    /// The maximum number of bytes that are fetched ahead of `recv`.
     pub max_buffered_bytes: usize,
 }
 

@@ -256,6 +256,19 @@ mod tests {
     }
 
     #[test]
+    fn names_convert_from_text_and_are_found_by_text() {
+        let symbol = Symbol::from_static("BTC-USDT");
+        assert_eq!(Symbol::try_from("BTC-USDT").unwrap(), symbol);
+        assert_eq!(Symbol::try_from(String::from("BTC-USDT")).unwrap(), symbol);
+        assert!(Symbol::try_from("BTC USDT").is_err());
+        let by_hash = std::collections::HashMap::from([(symbol.clone(), 1)]);
+        let by_order = std::collections::BTreeMap::from([(symbol, 1)]);
+        assert_eq!((by_hash.get("BTC-USDT"), by_order.get("BTC-USDT")), (Some(&1), Some(&1)));
+        let panic = std::panic::catch_unwind(|| Exchange::from_static("Binance")).unwrap_err();
+        assert!(panic.downcast_ref::<String>().unwrap().contains("value=Binance"));
+    }
+
+    #[test]
     fn instruments_order_by_exchange_then_symbol_not_by_display() {
         let mut names =
             ["a1:X", "a-b:X", "a:X", "a:AB", "a:A.B", "a:A-B"].map(|n| n.parse::<Instrument>().unwrap());

@@ -306,6 +306,15 @@ mod tests {
     }
 
     #[test]
+    fn system_times_convert() {
+        let now = Timestamp::now();
+        assert_eq!(Timestamp::try_from(SystemTime::from(now)).unwrap(), now);
+        assert_eq!(now.as_nanos(), now.as_micros() * 1_000);
+        assert_eq!(Timestamp::MAX.as_nanos() / 1_000, Timestamp::MAX.as_micros());
+        assert!(Timestamp::try_from(UNIX_EPOCH).is_err());
+    }
+
+    #[test]
     fn display_round_trips() {
         for text in ["2021-01-08T00:00:00.000278Z", "2000-02-29T23:59:59Z", "2262-01-31T00:00:00Z"] {
             assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), text);

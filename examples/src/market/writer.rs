@@ -180,7 +180,7 @@ struct PublishSink {
 
 #[async_trait]
 impl BatchSink<PendingMessage> for PublishSink {
-    type Answer = Delivery;
+    type Output = Delivery;
 
     async fn write(&self, batch: &[PendingMessage]) -> Result<Vec<Result<Delivery>>> {
         let messages: Vec<_> = batch.iter().map(|pending| pending.message.clone()).collect();
