@@ -11,16 +11,18 @@ use crate::{decode, encode};
 /// Returns the records of a request as record batches, one for each page of the store.
 ///
 /// The stream holds one page in memory, and no connection while the caller is busy. It ends after its first error. The
-/// limit of the request is the largest number of rows in a batch.
+/// limit of the request is the largest number of rows in a batch; [`qi_core::store::PageRequest::bulk`] suits a bulk
+/// read.
 ///
 /// ```
 /// use futures::TryStreamExt as _;
 /// use qi_core::record::{Record as _, Series as _};
-/// use qi_core::store::{MAX_PAGE, PriceStore, RangeRequest};
+/// use qi_core::store::{PageRequest, PriceStore, RangeRequest};
 /// use qi_core::{Instrument, PriceTick, Result, TimeRange};
 ///
 /// async fn rows(store: &dyn PriceStore, instrument: &Instrument, range: TimeRange) -> Result<usize> {
-///     let request = RangeRequest::new(PriceTick::DATASET, instrument.key(), range).with_limit(MAX_PAGE)?;
+///     let page = PageRequest::bulk(PriceTick::DATASET);
+///     let request = RangeRequest::new(PriceTick::DATASET, instrument.key(), range).with_page(page);
 ///     let mut batches = qi_arrow::range_batches(store, request);
 ///     let mut rows = 0;
 ///     while let Some(batch) = batches.try_next().await? {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qi_core::record::Dataset;
-use qi_core::store::{Cursor, PriceStore, RecordPage};
+use qi_core::store::{Cursor, PageRequest, PriceStore, RecordPage};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,8 @@ use crate::{Series, Summary, progress};
 
 /// The code of errors of the progress file.
 const CODE: &str = "copy.progress";
+/// The number of records in a page. The progress is saved after each page.
+const PAGE: usize = 10_000;
 
 /// The data to copy.
 #[derive(Debug, Clone)]
@@ -170,8 +172,8 @@ impl Copy {
         if position.complete {
             return Ok(true);
         }
-        let range = self.plan.range;
-        let mut page = series.page(&*self.from, range, position.after.clone()).await?;
+        let (range, page_size) = (self.plan.range, PageRequest::first(PAGE)?);
+        let mut page = series.page(&*self.from, range, page_size.clone(), position.after.clone()).await?;
         loop {
             if self.stop.is_cancelled() {
                 return Ok(false);
@@ -183,7 +185,10 @@ impl Copy {
             };
             let following = async {
                 match &next {
-                    Some(cursor) => series.page(&*self.from, range, Some(cursor.clone())).await.map(Some),
+                    Some(cursor) => series
+                        .page(&*self.from, range, page_size.clone(), Some(cursor.clone()))
+                        .await
+                        .map(Some),
                     None => Ok(None),
                 }
             };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use qi_core::record::{Dataset, Records, SeriesKey, SeriesType};
-use qi_core::store::{Cursor, MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
+use qi_core::store::{Cursor, PageRequest, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
 use qi_core::{Instrument, Result, TimeRange};
 
 /// One series of a dataset. Displays as `ticks binance:BTC-USDT` or `bars binance:BTC-USDT 1m`.
@@ -43,14 +43,15 @@ impl Series {
         Ok(all)
     }
 
-    /// Reads the largest page of the series after a cursor, oldest first.
+    /// Reads a page of the series after a cursor, oldest first.
     pub(crate) async fn page(
         &self,
         store: &dyn PriceStore,
         range: TimeRange,
+        page: PageRequest,
         after: Option<Cursor>,
     ) -> Result<RecordPage> {
-        let request = RangeRequest::new(self.dataset, self.key.clone(), range).with_limit(MAX_PAGE)?;
+        let request = RangeRequest::new(self.dataset, self.key.clone(), range).with_page(page);
         store.range(&after.into_iter().fold(request, RangeRequest::after)).await
     }
 
@@ -61,7 +62,7 @@ impl Series {
     pub async fn summary(&self, store: &dyn PriceStore, range: TimeRange) -> Result<Summary> {
         let (mut summary, mut after) = (Summary::default(), None);
         loop {
-            let page = self.page(store, range, after).await?;
+            let page = self.page(store, range, PageRequest::bulk(self.dataset), after).await?;
             summary.add(page.records.as_records());
             if page.next.is_none() {
                 return Ok(summary);

@@ -124,7 +124,7 @@ impl TimescaleStore {
             Order::Descending => (range.end(), 0),
         };
         let sort_key = sort_key.map_or(unbounded, |(ts, seq)| (ts, seq.cast_signed()));
-        found.reserve(limit.min(10_001));
+        found.reserve(limit.min(MAX_PAGE + 1));
         let mut scan = ChunkScan::new(range, request.order);
         while let Some(part) = scan.next(connection, &self.inner.cache.chunks, registered).await? {
             let mut query = sqlx::query(statement.clone())

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use qi_core::record::{Dataset, RecordVec, SeriesKey, SeriesType};
-use qi_core::store::{MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
+use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange, Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -251,7 +251,8 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
 
     /// Reads the records of a range, compares them with the files, and writes the files that are missing.
     async fn pass(&self, range: TimeRange, files: &Files, pass: &mut Pass) -> Result<()> {
-        let first = RangeRequest::new(self.dataset, self.series.clone(), range).with_limit(MAX_PAGE)?;
+        let page = PageRequest::bulk(self.dataset);
+        let first = RangeRequest::new(self.dataset, self.series.clone(), range).with_page(page);
         let RecordPage { mut records, mut next, .. } = self.store.range(&first).await?;
         loop {
             // The next page is read while this page is written.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt as _;
 use qi_core::record::{Dataset, RecordVec, SeriesKey};
-use qi_core::store::{MAX_PAGE, PriceStore, RangeRequest};
+use qi_core::store::{PageRequest, PriceStore, RangeRequest};
 use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
@@ -306,7 +306,8 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
     async fn stored(&self) -> Result<Content> {
         let (dataset, series) = self.key;
         let range = self.manifest.period.range();
-        let mut request = RangeRequest::new(*dataset, series.clone(), range).with_limit(MAX_PAGE)?;
+        let page = PageRequest::bulk(*dataset);
+        let mut request = RangeRequest::new(*dataset, series.clone(), range).with_page(page);
         let mut digest = ContentDigest::default();
         loop {
             let page = self.store.range(&request).await?;

@@ -11,7 +11,7 @@ use qi_arrow::{
     range_batches,
 };
 use qi_core::record::Series as _;
-use qi_core::store::{MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest};
+use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Datasets, Instrument, Price, PriceTick, Quantity, Side, TimeRange, Timestamp};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 
@@ -88,17 +88,21 @@ fn memory_store(rows: usize) -> Arc<dyn PriceStore> {
     Arc::new(MemoryStore::new(MemoryStoreConfig::default().with_max_rows(rows)).expect("a configuration"))
 }
 
-fn request(n: usize) -> RangeRequest {
-    RangeRequest::new(PriceTick::DATASET, instrument(n).key(), TimeRange::ALL)
-        .with_limit(MAX_PAGE)
-        .expect("a limit")
+/// Returns a request for pages of 10,000 records, or for the largest pages.
+fn request(n: usize, bulk: bool) -> RangeRequest {
+    let page = if bulk {
+        PageRequest::bulk(PriceTick::DATASET)
+    } else {
+        PageRequest::first(10_000).expect("a limit")
+    };
+    RangeRequest::new(PriceTick::DATASET, instrument(n).key(), TimeRange::ALL).with_page(page)
 }
 
 /// Reads the pages of all instruments.
-async fn read_pages(store: &dyn PriceStore) -> usize {
+async fn read_pages(store: &dyn PriceStore, bulk: bool) -> usize {
     let mut count = 0;
     for n in 0..INSTRUMENTS {
-        let mut request = request(n);
+        let mut request = request(n, bulk);
         loop {
             let page = store.range(&request).await.expect("a page");
             count += std::hint::black_box(&page.records).len();
@@ -142,9 +146,13 @@ fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
         tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work));
         began.elapsed()
     };
-    let (pages, page_memory) =
-        run(&mut || timed(Box::pin(async { assert_eq!(read_pages(store).await, count) })));
-    println!("{name}: pages {}, memory {}", rate(count, pages), mib(page_memory));
+    let mut pages = Duration::ZERO;
+    for (size, bulk) in [("10,000 records", false), ("up to 16 MiB", true)] {
+        let (took, memory) =
+            run(&mut || timed(Box::pin(async { assert_eq!(read_pages(store, bulk).await, count) })));
+        println!("{name}: pages of {size} {}, memory {}", rate(count, took), mib(memory));
+        pages = took;
+    }
     for concurrency in [1, 2] {
         let mut options = ExportOptions::new([PriceTick::DATASET]);
         options.concurrency = concurrency;
@@ -198,27 +206,29 @@ pub(crate) fn stream(rig: &Rig) {
         let (store, prefix) = clickhouse(&url);
         fill(&store, count).await;
         let best = |times: Vec<Duration>| times.into_iter().min().unwrap_or_default();
-        let mut pages = Vec::new();
-        for _ in 0..rig.rounds {
-            let began = Instant::now();
-            let mut rows = 0;
-            for n in 0..INSTRUMENTS {
-                let mut batches = range_batches(&store, request(n));
-                while let Some(batch) = batches.try_next().await.expect("a batch") {
-                    rows += std::hint::black_box(batch).num_rows();
+        for (size, bulk) in [("10,000 records", false), ("up to 16 MiB", true)] {
+            let mut pages = Vec::new();
+            for _ in 0..rig.rounds {
+                let began = Instant::now();
+                let mut rows = 0;
+                for n in 0..INSTRUMENTS {
+                    let mut batches = range_batches(&store, request(n, bulk));
+                    while let Some(batch) = batches.try_next().await.expect("a batch") {
+                        rows += std::hint::black_box(batch).num_rows();
+                    }
                 }
+                assert_eq!(rows, count);
+                pages.push(began.elapsed());
             }
-            assert_eq!(rows, count);
-            pages.push(began.elapsed());
+            println!("record batches from pages of {size}: {}", rate(count, best(pages)));
         }
-        println!("record batches from pages: {}", rate(count, best(pages)));
         let mut pages = Vec::new();
         for _ in 0..rig.rounds {
             let began = Instant::now();
             for n in 0..INSTRUMENTS {
                 let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, std::io::sink())
                     .expect("a writer");
-                let mut request = request(n);
+                let mut request = request(n, true);
                 loop {
                     let page = store.range(&request).await.expect("a page");
                     writer.write(page.records.as_records()).expect("a sink");
@@ -290,7 +300,8 @@ fn query(table: &str, n: usize) -> String {
     let (exchange, symbol) = (instrument.exchange(), instrument.symbol());
     format!(
         "SELECT ts, seq, price, quantity, side FROM {table} FINAL \
-         WHERE exchange = '{exchange}' AND symbol = '{symbol}' ORDER BY ts, seq"
+         WHERE exchange = '{exchange}' AND symbol = '{symbol}' ORDER BY ts, seq \
+         SETTINGS output_format_arrow_compression_method = 'none'"
     )
 }
 

@@ -3,11 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::record::{Record, RecordVec};
+use crate::record::{Column, ColumnType, Dataset, Record, RecordVec};
 use crate::{Error, Result};
 
 /// The largest limit of a [`PageRequest`].
-pub const MAX_PAGE: usize = 10_000;
+pub const MAX_PAGE: usize = 50_000;
+
+/// The size of the values in a page of [`PageRequest::bulk`], in bytes.
+const BULK_BYTES: usize = 16 << 20;
 
 /// A request for a page: the largest number of items, and the cursor after which the page begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +57,24 @@ impl PageRequest {
         if (1..=MAX_PAGE).contains(&limit) {
             Ok(Self { limit, after: None })
         } else {
-            Err(Error::invalid("store.page.limit", "limit", limit, "must lie from 1 to 10000"))
+            Err(Error::invalid("store.page.limit", "limit", limit, "must lie from 1 to 50000"))
         }
+    }
+
+    /// Creates a request for the first page of a bulk read: as many records of a dataset as have up to 16 MiB of values,
+    /// at most [`MAX_PAGE`].
+    ///
+    /// A page costs one round trip, and in some stores a search for its end, so large pages are several times as fast
+    /// as small ones: a page of ClickHouse costs about 17 ms and 0.2 ms for each 1,000 ticks.
+    #[must_use]
+    pub fn bulk(dataset: Dataset) -> Self {
+        let width = |column: &Column| match column.ty {
+            ColumnType::Text { max } => max,
+            ColumnType::Levels { max } => 32 * max,
+            _ => 16,
+        };
+        let record = 64 + dataset.values().iter().map(width).sum::<usize>();
+        Self { limit: (BULK_BYTES / record).clamp(1_000, MAX_PAGE), after: None }
     }
 
     /// Returns a request for the same number of items, after `cursor`.

@@ -706,7 +706,7 @@ mod tests {
         assert_eq!(read(&serde_json::to_string(&expected).unwrap()).unwrap(), expected);
         for (bad, rule) in [
             ("{\"selection\":{\"these\":[]}}", "at least one key"),
-            ("{\"selection\":\"all\",\"page\":{\"limit\":0}}", "must lie from 1 to 10000"),
+            ("{\"selection\":\"all\",\"page\":{\"limit\":0}}", "must lie from 1 to 50000"),
             ("{\"selection\":\"all\",\"asof\":0}", "unknown field"),
         ] {
             assert!(read(bad).unwrap_err().contains(rule), "{bad}");

@@ -3,7 +3,8 @@
 use futures::stream::BoxStream;
 use qi_core::record::Series;
 use qi_core::store::{
-    DeleteQuery, InsertReport, LatestQuery, Order, Page, PageRequest, PriceStore, PriceStoreExt, RangeQuery,
+    DeleteQuery, InsertReport, LatestQuery, MAX_PAGE, Order, Page, PageRequest, PriceStore, PriceStoreExt,
+    RangeQuery,
 };
 use qi_core::{Instrument, Result, Selection, TimeRange, Timestamp};
 
@@ -42,7 +43,7 @@ pub(super) struct RangeParams<D: Sample> {
 
 impl<D: Sample> RangeParams<D> {
     pub(super) fn all(series: &D::Series) -> Self {
-        let page = PageRequest::first(10_000).expect("the largest page");
+        let page = PageRequest::first(MAX_PAGE).expect("the largest page");
         Self { series: series.clone(), range: TimeRange::ALL, order: Order::Ascending, page }
     }
 

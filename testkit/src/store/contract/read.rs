@@ -2,7 +2,8 @@
 
 use futures::TryStreamExt;
 use qi_core::store::{
-    BarQuery, InstrumentQuery, LatestQuery, Order, PageRequest, PriceStore, PriceStoreExt, RangeQuery,
+    BarQuery, InstrumentQuery, LatestQuery, MAX_PAGE, Order, PageRequest, PriceStore, PriceStoreExt,
+    RangeQuery,
 };
 use qi_core::{Bar, ErrorKind, Interval, PriceTick, Record, Selection, TimeRange, Timestamp};
 
@@ -23,7 +24,7 @@ promises! { "read";
     tied page_boundary_within_one_time_loses_nothing:
         "a page boundary between records of one time loses and repeats no record",
     every last_full_page_has_no_next: "the page with the last record has no next page",
-    bulk page_holds_up_to_10000_records: "a page holds up to 10,000 records",
+    bulk page_holds_up_to_max_page_records: "a page holds up to `MAX_PAGE` records",
     every cursor_sees_records_inserted_after_it:
         "records inserted after a cursor are returned, records before it are not",
     every cursor_survives_deletion_of_its_record:
@@ -35,7 +36,7 @@ promises! { "read";
     every cursor_is_valid_for_another_limit: "a cursor is valid for another limit",
     every resume_returns_later_records:
         "every page, even an empty one, has a resume cursor that returns later records",
-    every limit_must_be_1_to_10000: "limits 0 and 10,001 are rejected, 1 and 10,000 are accepted",
+    every limit_must_be_1_to_max_page: "limits 0 and `MAX_PAGE` + 1 are rejected, 1 and `MAX_PAGE` are accepted",
     every stream_equals_its_pages: "the stream returns the records of the pages in order",
 }
 
@@ -182,18 +183,20 @@ async fn last_full_page_has_no_next<D: Sample>(context: &TestContext) -> CheckRe
     expect_true("a page with all records has no next page", whole.next.is_none())
 }
 
-async fn page_holds_up_to_10000_records<D: Sample>(context: &TestContext) -> CheckResult {
-    let batch: Vec<D> = (0..10_001).map(|n| D::at(1, n.into(), n)).collect();
-    D::insert(context.store(), &batch).await?;
+async fn page_holds_up_to_max_page_records<D: Sample>(context: &TestContext) -> CheckResult {
+    let batch: Vec<D> = (0u32..).take(MAX_PAGE + 1).map(|n| D::at(1, n.into(), n)).collect();
+    for part in batch.chunks(20_000) {
+        D::insert(context.store(), part).await?;
+    }
     let page = D::page(context.store(), &params()).await?;
-    expect_same_rows("the first page", &page.items, &batch[..10_000])?;
+    expect_same_rows("the first page", &page.items, &batch[..MAX_PAGE])?;
     let Some(next) = page.next else {
         return Err(Failure::new("one record remains, but there is no next page"));
     };
     expect_same_rows(
         "the second page",
         &D::page(context.store(), &params().after(next)).await?.items,
-        &batch[10_000..],
+        &batch[MAX_PAGE..],
     )
 }
 
@@ -331,12 +334,12 @@ async fn resume_returns_later_records<D: Sample>(context: &TestContext) -> Check
     Ok(())
 }
 
-async fn limit_must_be_1_to_10000<D: Sample>(context: &TestContext) -> CheckResult {
-    for limit in [0, 10_001, usize::MAX] {
+async fn limit_must_be_1_to_max_page<D: Sample>(context: &TestContext) -> CheckResult {
+    for limit in [0, MAX_PAGE + 1, usize::MAX] {
         let error = expect_error("a limit", PageRequest::first(limit), ErrorKind::InvalidInput)?;
         expect_same("the field", &error.context_value("field"), &Some("limit"))?;
     }
-    for limit in [1, 10_000] {
+    for limit in [1, MAX_PAGE] {
         D::page(context.store(), &params().limit(limit)).await?;
     }
     expect_same("the default order", &params::<D>().order, &Order::Ascending)

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use qi_core::record::Records;
 use qi_core::store::{
-    Anchor, BarQuery, Derived, InsertReport, Order, Page, Paged, PriceStore, PriceStoreExt, RangeQuery,
-    RangeStats, StatsQuery,
+    Anchor, BarQuery, Derived, InsertReport, MAX_PAGE, Order, Page, Paged, PriceStore, PriceStoreExt,
+    RangeQuery, RangeStats, StatsQuery,
 };
 use qi_core::{Bar, BarValues, ErrorKind, PriceTick, Quantity, Result, TimeRange};
 
@@ -56,7 +56,7 @@ fn page_of_bars(query: &BarQuery, mut bars: Vec<Bar>) -> Result<Page<Bar>> {
 }
 
 async fn ticks_of(inner: &dyn PriceStore, query: &BarQuery, range: TimeRange) -> Result<Vec<PriceTick>> {
-    let query = RangeQuery::new(query.instrument.clone(), range).with_limit(10_000)?;
+    let query = RangeQuery::new(query.instrument.clone(), range).with_limit(MAX_PAGE)?;
     Ok(inner.ticks(&query).await?.items)
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use qi_core::record::{Owner, RecordVec, Records, SortKey};
 use qi_core::store::{
-    Anchor, InsertReport, LatestRequest, Order, Page, PageRequest, Paged, PriceStore, RangeRequest,
+    Anchor, InsertReport, LatestRequest, MAX_PAGE, Order, Page, PageRequest, Paged, PriceStore, RangeRequest,
     RecordPage, SeriesRequest, SeriesSummary,
 };
 use qi_core::{ErrorKind, Result, Selection, TimeRange, Timestamp};
@@ -48,9 +48,9 @@ fn shifted(time: Timestamp, micros: i64) -> Timestamp {
     Timestamp::from_micros(time.as_micros() + micros).unwrap_or(time)
 }
 
-/// Returns the records of another range as the page for `asked`. Reads one page of at most 10,000 records.
+/// Returns the records of another range as the page for `asked`. Reads one page of at most `MAX_PAGE` records.
 async fn page_of(inner: &dyn PriceStore, asked: &RangeRequest, range: TimeRange) -> Result<RecordPage> {
-    let mut other = asked.clone().with_page(PageRequest::first(10_000)?);
+    let mut other = asked.clone().with_page(PageRequest::first(MAX_PAGE)?);
     other.range = range;
     let found = inner.range(&other).await?.records;
     let after = match asked.anchor()? {
@@ -184,7 +184,7 @@ impl Fault for PagesByOffset {
             let offsets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             request.page.cursor().and_then(|cursor| offsets.get(&cursor.to_string()).copied()).unwrap_or(0)
         };
-        let whole = request.clone().with_page(PageRequest::first(10_000)?);
+        let whole = request.clone().with_page(PageRequest::first(MAX_PAGE)?);
         let found = inner.range(&whole).await?.records;
         let part = pick(found.as_records(), (0..found.len()).skip(offset).take(limit + 1))?;
         let page = request.page_of(part)?;
@@ -310,7 +310,7 @@ struct LooksBackAWeek;
 impl Fault for LooksBackAWeek {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let page = inner.latest(request).await?;
-        let mut all = request.clone().with_page(PageRequest::first(10_000)?);
+        let mut all = request.clone().with_page(PageRequest::first(MAX_PAGE)?);
         all.selection = Selection::All;
         let all = inner.latest(&all).await?.records;
         let newest = (0..all.len()).map(|at| all.as_records().sort_key(at).0).max().unwrap_or(Timestamp::MIN);
