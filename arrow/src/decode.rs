@@ -26,19 +26,22 @@ use crate::schema::{self, Decimals};
 ///
 /// - texts, names and enumerations: `Utf8`, `LargeUtf8`, `Utf8View` and dictionaries of them;
 /// - times: timestamps in s, ms, µs or ns with the time zone UTC, if the value is a multiple of 1 µs;
-/// - decimals: decimals of any precision with a scale of at most 18;
+/// - decimals: decimals of any precision with a scale from 0 to 18;
 /// - integers: integers of any width.
 ///
 /// # Errors
-/// `SchemaMismatch` for a missing column, a column that the dataset does not have, a column of another type, or the
-/// metadata of another dataset. `CorruptData` for a null in a required column or a value outside its domain. The error
+/// `SchemaMismatch` for a missing column, a column that the dataset does not have, two columns of one name, a column of
+/// another type, or the metadata of another dataset. `CorruptData` for a null in a required column or a value outside its domain. The error
 /// names the column and, for a value, the row.
 pub fn decode(dataset: Dataset, batch: &RecordBatch) -> Result<RecordVec> {
     let mut columns = Columns::of(dataset, batch)?;
     let mut records = dataset.new_vec();
     records.reserve(batch.num_rows());
     for row in 0..batch.num_rows() {
-        let at_row = |error: Error| error.with_context("row", row);
+        let at_row = |error: Error| match error.context_value("row") {
+            Some(_) => error,
+            None => error.with_context("row", row),
+        };
         let time = columns.time.value(row);
         let time = Timestamp::from_micros(time).map_err(|e| at_row(bad_value(dataset.time(), row, e)))?;
         let seq = columns.seq.as_ref().map_or(0, |seq| seq.value(row));
@@ -85,7 +88,13 @@ impl Columns {
             ));
         }
         let wanted = schema::schema(dataset, Decimals::Exact);
-        for field in found.fields() {
+        for (at, field) in found.fields().iter().enumerate() {
+            if found.fields()[..at].iter().any(|other| other.name() == field.name()) {
+                return Err(mismatch(
+                    "arrow.column.twice",
+                    format_args!("the data has two columns with the name {}", field.name()),
+                ));
+            }
             if wanted.index_of(field.name()).is_err() {
                 return Err(mismatch(
                     "arrow.column.unknown",

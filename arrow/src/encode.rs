@@ -35,6 +35,7 @@ pub fn encode(records: &dyn Records) -> Result<RecordBatch> {
 #[derive(Debug)]
 pub struct Encoder {
     dataset: Dataset,
+    decimals: Decimals,
     schema: SchemaRef,
     series: SeriesColumns,
     interval: Option<Keys>,
@@ -216,6 +217,7 @@ impl Encoder {
     pub fn new(dataset: Dataset, decimals: Decimals) -> Self {
         Self {
             dataset,
+            decimals,
             schema: schema::schema(dataset, decimals),
             series: match dataset.series() {
                 SeriesType::Instrument => {
@@ -249,7 +251,8 @@ impl Encoder {
     /// Appends the records in an index range.
     ///
     /// # Errors
-    /// `InvalidInput` for records of another dataset. `OutOfRange` if the batch has more than 2³⁰ rows, or 2³⁰ bytes of text and levels.
+    /// `InvalidInput` for records of another dataset. `OutOfRange` if the batch has more than 2³⁰ rows, or 2³⁰ bytes of
+    /// text and levels; the builder then has no rows.
     ///
     /// # Panics
     /// If the range ends after the last record.
@@ -287,7 +290,9 @@ impl Encoder {
                 records.write(at, &mut row);
                 self.variable_items += row.variable_items;
                 if self.variable_items > MAX_VARIABLE_ITEMS || self.len() > MAX_ROWS {
-                    return Err(self.too_large());
+                    let error = self.too_large();
+                    *self = Self::new(self.dataset, self.decimals);
+                    return Err(error);
                 }
             }
             at += count;

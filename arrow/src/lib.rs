@@ -10,7 +10,7 @@
 //! | always | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
 //! | `parquet` | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
 //! | `archive` | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
-//! | `cloud` | archives in S3, Google Cloud Storage, Azure Blob Storage and WebDAV |
+//! | `cloud` | archives in S3, Google Cloud Storage and Azure Blob Storage |
 //!
 //! # Schema
 //! | column of the record | Arrow type |

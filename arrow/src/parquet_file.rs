@@ -17,6 +17,8 @@ use qi_core::{Error, ErrorKind, Result};
 use crate::schema::Decimals;
 use crate::{Content, ContentDigest, Encoder, decode};
 
+/// The program that writes a file.
+pub(crate) const CREATED_BY: &str = concat!("qi-arrow ", env!("CARGO_PKG_VERSION"));
 /// The key of the [`Content`] in the metadata of a file.
 const CONTENT_KEY: &str = "qi.content";
 /// The number of rows in a row group, which is the unit of compression and of the memory of a writer.
@@ -53,19 +55,40 @@ pub struct ParquetWriter<W: Write + Send> {
     writer: ArrowWriter<W>,
 }
 
-fn broken(error: ParquetError) -> Error {
-    let kind = match error {
-        ParquetError::External(_) => ErrorKind::Unavailable,
+/// The error of a writer: the data is valid, so the target failed.
+fn write_failed(error: ParquetError) -> Error {
+    Error::new(ErrorKind::Unavailable, "parquet.write", "parquet")
+        .with_message("the Parquet file cannot be written")
+        .with_source(error)
+}
+
+/// The error of a reader: of the source, of a codec that is not compiled in, or of the file.
+fn read_failed(error: ParquetError) -> Error {
+    let is_io = |error: &(dyn std::error::Error + 'static)| error.is::<std::io::Error>();
+    let kind = match &error {
+        ParquetError::External(source) if is_io(&**source) => ErrorKind::Unavailable,
+        ParquetError::NYI(_) => ErrorKind::Unsupported,
+        // The crate has no variant for a compression that is not compiled in.
+        error if error.to_string().contains("Disabled feature at compile time") => ErrorKind::Unsupported,
         _ => ErrorKind::CorruptData,
     };
-    Error::new(kind, "parquet.file", "parquet")
-        .with_message("the Parquet file cannot be written or read")
+    Error::new(kind, "parquet.read", "parquet")
+        .with_message("the Parquet file cannot be read")
         .with_source(error)
+}
+
+/// Calls the reader of the Parquet crate, which panics for some damaged files.
+pub(crate) fn catch<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    // After a panic, the reader is not used again.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::CorruptData, "parquet.read", "parquet")
+            .with_message("the Parquet file is damaged: its reader panicked"))
+    })
 }
 
 fn properties(encoder: &Encoder) -> WriterProperties {
     let mut properties = WriterProperties::builder()
-        .set_created_by(concat!("qi-arrow ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_created_by(CREATED_BY.to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_statistics_enabled(EnabledStatistics::None)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS));
@@ -92,7 +115,7 @@ impl<W: Write + Send> ParquetWriter<W> {
     pub fn new(dataset: Dataset, decimals: Decimals, out: W) -> Result<Self> {
         let encoder = Encoder::new(dataset, decimals);
         let writer = ArrowWriter::try_new(out, encoder.schema().clone(), Some(properties(&encoder)));
-        Ok(Self { writer: writer.map_err(broken)?, encoder, digest: ContentDigest::default() })
+        Ok(Self { writer: writer.map_err(write_failed)?, encoder, digest: ContentDigest::default() })
     }
 
     /// Appends records.
@@ -125,7 +148,7 @@ impl<W: Write + Send> ParquetWriter<W> {
     }
 
     fn write_batch(&mut self) -> Result<()> {
-        self.writer.write(&self.encoder.finish()?).map_err(broken)
+        self.writer.write(&self.encoder.finish()?).map_err(write_failed)
     }
 
     /// Returns the number of records so far.
@@ -144,21 +167,24 @@ impl<W: Write + Send> ParquetWriter<W> {
         let content = self.digest.finish();
         let json = serde_json::to_string(&content).unwrap_or_default();
         self.writer.append_key_value_metadata(KeyValue::new(CONTENT_KEY.to_owned(), json));
-        Ok((self.writer.into_inner().map_err(broken)?, content))
+        Ok((self.writer.into_inner().map_err(write_failed)?, content))
     }
 }
 
-/// Returns the content that the metadata of a file states.
-pub(crate) fn stated_content(metadata: &ParquetMetaData) -> Option<Content> {
-    let pairs = metadata.file_metadata().key_value_metadata()?;
-    let pair = pairs.iter().find(|pair| pair.key == CONTENT_KEY)?;
-    serde_json::from_str(pair.value.as_deref()?).ok()
+/// Returns the content and the writer that the metadata of a file states.
+#[cfg_attr(not(feature = "archive"), allow(dead_code, reason = "archives need the writer"))]
+pub(crate) fn stated(metadata: &ParquetMetaData) -> Option<(Content, String)> {
+    let file = metadata.file_metadata();
+    let pair = file.key_value_metadata()?.iter().find(|pair| pair.key == CONTENT_KEY)?;
+    let content = serde_json::from_str(pair.value.as_deref()?).ok()?;
+    Some((content, file.created_by().unwrap_or_default().to_owned()))
 }
 
 /// Reads the records of a Parquet file in batches, and validates every record.
 ///
 /// The memory is bounded by one batch of 8,192 rows and by one page of the file for each column. Iteration ends after
-/// its first error.
+/// its first error. The Parquet crate panics for some damaged files; the reader catches the panic, which its hook has
+/// printed, unless the program is built with `panic = "abort"`.
 pub struct ParquetReader {
     dataset: Dataset,
     content: Option<Content>,
@@ -176,12 +202,15 @@ impl ParquetReader {
     /// Opens a file of records of a dataset. Files of other programs may have the types that [`decode`] accepts.
     ///
     /// # Errors
-    /// `CorruptData` if the file is not a Parquet file, `Unavailable` if it cannot be read.
+    /// `CorruptData` for a damaged file, `Unsupported` for a compression other than none, Snappy, gzip, LZ4 and
+    /// Zstandard, `Unavailable` if the file cannot be read.
     pub fn new<F: ChunkReader + 'static>(dataset: Dataset, file: F) -> Result<Self> {
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(broken)?;
-        let content = stated_content(builder.metadata());
-        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(broken)?;
-        Ok(Self { dataset, content, batches, failed: false })
+        catch(|| {
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(read_failed)?;
+            let content = stated(builder.metadata()).map(|(content, _)| content);
+            let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(read_failed)?;
+            Ok(Self { dataset, content, batches, failed: false })
+        })
     }
 
     /// Returns the content that the writer of the file stated. None in files of other programs.
@@ -197,8 +226,10 @@ impl Iterator for ParquetReader {
         if self.failed {
             return None;
         }
-        let batch = self.batches.next()?.map_err(|e| broken(ParquetError::from(e)));
-        let records = batch.and_then(|batch| decode(self.dataset, &batch));
+        let batches = &mut self.batches;
+        let next = catch(|| batches.next().transpose().map_err(|e| read_failed(ParquetError::from(e))))
+            .transpose()?;
+        let records = next.and_then(|batch| catch(|| decode(self.dataset, &batch)));
         self.failed = records.is_err();
         Some(records)
     }

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Completion, Failed, run};
-use qi_arrow::{Archive, ExportOptions, export};
+use qi_arrow::{Archive, ExportOptions, ParquetReader, export};
 use qi_core::record::{ColumnType, Dataset, FieldWriter, Level, RecordVec, SeriesType};
-use qi_core::{Decimal, Interval, PriceTick, Timestamp};
+use qi_core::{Decimal, ErrorKind, Interval, PriceTick, Timestamp};
 use qi_testkit::presence;
 use serde_json::{Map, Value, json};
 
@@ -211,6 +211,55 @@ fn examples_of_the_page() -> Result<Completion, Failed> {
     if blocks == 3 { Ok(Completion::Completed) } else { Err(format!("{blocks} examples, expected 3").into()) }
 }
 
+/// pyarrow writes ticks with each compression, in its own types for names.
+fn files_of_pyarrow_are_read() -> Result<Completion, Failed> {
+    const WRITE: &str = "
+import datetime, decimal, pyarrow, pyarrow.parquet
+utc = datetime.timezone.utc
+table = pyarrow.table({
+    'exchange': ['binance', 'binance'],
+    'symbol': ['BTC-USDT', 'BTC-USDT'],
+    'ts': pyarrow.array([datetime.datetime(2024, 1, 31, hour, tzinfo=utc) for hour in (0, 8)]),
+    'seq': [1, 2],
+    'price': [decimal.Decimal('39432.48'), decimal.Decimal('0.000000000000000001')],
+    'quantity': pyarrow.array([decimal.Decimal('1.5'), None]),
+})
+for compression in ('none', 'snappy', 'gzip', 'lz4', 'zstd', 'brotli'):
+    pyarrow.parquet.write_table(table, compression, compression=compression)
+";
+    let folder = tempfile::tempdir()?;
+    let output = Command::new(rig::python()).args(["-c", WRITE]).current_dir(&folder).output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    let tick = |hour: i64, seq, price: &str| {
+        PriceTick::new(
+            "binance:BTC-USDT".parse()?,
+            rig::time(rig::DAY + hour * 3_600_000_000),
+            seq,
+            price.parse()?,
+        )
+    };
+    let expected = [
+        tick(0, 1, "39432.48")?.with_quantity("1.5".parse::<qi_core::Quantity>()?),
+        tick(8, 2, "0.000000000000000001")?,
+    ];
+    for compression in ["none", "snappy", "gzip", "lz4", "zstd"] {
+        let file = std::fs::File::open(folder.path().join(compression))?;
+        let records = ParquetReader::new(PriceTick::DATASET, file)?.next().ok_or("no records")??;
+        if records.as_slice::<PriceTick>()? != expected {
+            return Err(format!("{compression}: {records:?}").into());
+        }
+    }
+    let file = std::fs::File::open(folder.path().join("brotli"))?;
+    let refused =
+        ParquetReader::new(PriceTick::DATASET, file).and_then(|mut reader| reader.next().transpose());
+    match refused {
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Completion::Completed),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let absent = rig::absent("pyarrow, polars, duckdb, pandas");
@@ -221,6 +270,8 @@ fn main() -> ExitCode {
         let name = format!("readers_agree_on_{}", records.as_records().dataset());
         trials.push(presence::trial(name, "python", absent.clone(), move || readers_agree(&records)));
     }
+    let name = "files_of_pyarrow_are_read".to_owned();
+    trials.push(presence::trial(name, "python", absent.clone(), files_of_pyarrow_are_read));
     let name = "examples_of_the_page_print_their_outputs".to_owned();
     trials.push(presence::trial(name, "python", absent, examples_of_the_page));
     run(&arguments, trials).exit_code()

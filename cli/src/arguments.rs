@@ -329,10 +329,10 @@ pub(crate) struct ReplayArguments {
 /// The periods of an archive.
 #[derive(Debug, Args)]
 pub(crate) struct ArchiveTimes {
-    /// Of an archive: only periods from this time on, for example 2024-01-31T00:00:00Z.
+    /// Of an archive: only files whose period begins at this time or later, for example 2024-01-31T00:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<Timestamp>,
-    /// Of an archive: only periods before this time.
+    /// Of an archive: only files whose period begins before this time.
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<Timestamp>,
 }
@@ -351,7 +351,7 @@ pub(crate) struct ImportArguments {
     /// The instrument, if the files do not contain it. Of an archive: only this instrument.
     #[arg(long, value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instrument: Option<Instrument>,
-    /// Of an archive: only these datasets. Defaults to all.
+    /// Of an archive: only these datasets. Defaults to all that the store is opened with; see --all-datasets.
     #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,
     #[command(flatten)]
@@ -367,14 +367,15 @@ pub(crate) struct ImportArguments {
 #[cfg(feature = "archive")]
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
-    /// The folder of the archive, or its URL: s3://bucket/prefix, gs://, az://, https:// for WebDAV. Variables of the
+    /// The folder of the archive, or its URL: s3://bucket/prefix, gs:// or az://. Variables of the
     /// environment such as AWS_ACCESS_KEY_ID have the options.
     #[arg(value_name = "ARCHIVE")]
     pub(crate) archive: String,
-    /// Only these datasets. Defaults to ticks, quotes, bars and snapshots.
+    /// Only these datasets. Defaults to ticks, quotes, bars and snapshots, and with --all-datasets to all.
     #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,
-    /// Only these instruments. Defaults to all instruments.
+    /// Only these instruments. Defaults to all instruments. Datasets of names, such as snapshots, are exported
+    /// completely.
     #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instruments: Vec<Instrument>,
     /// The start, inclusive. Must be the start of a period, for example 2024-01-31T00:00:00Z.
@@ -392,9 +393,9 @@ pub(crate) struct ExportArguments {
     /// Also reads the existing files and compares their SHA-256.
     #[arg(long)]
     pub(crate) verify: bool,
-    /// The number of series that are exported at once.
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub(crate) concurrency: usize,
+    /// The number of series that are exported at once, from 1 to 64.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) concurrency: u8,
 }
 
 fn dataset(text: &str) -> std::result::Result<Dataset, String> {

@@ -152,7 +152,9 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             replay(&*bus, &*store, (arguments, datasets), stop).await
         }
         #[cfg(feature = "archive")]
-        Command::Export(arguments) => export(&*open_store().await?, arguments, stop, format).await,
+        Command::Export(arguments) => {
+            export(&*open_store().await?, (arguments, datasets), stop, format).await
+        }
         #[cfg(feature = "archive")]
         Command::Import(arguments) if archive_of(&arguments)?.is_some() => {
             import_archive(&*open_store().await?, arguments, datasets, stop, format).await
@@ -351,13 +353,13 @@ fn refuse_archive_options(arguments: &ImportArguments) -> Result<()> {
 #[cfg(feature = "archive")]
 async fn export(
     store: &dyn PriceStore,
-    arguments: ExportArguments,
+    (arguments, all): (ExportArguments, Datasets),
     stop: &Stop,
     format: Format,
 ) -> Result<bool> {
     let ExportArguments { archive, datasets, instruments, since, until, period, floats, verify, concurrency } =
         arguments;
-    let datasets = if datasets.is_empty() { Datasets::standard().iter().collect() } else { datasets };
+    let datasets = if datasets.is_empty() { all.iter().collect() } else { datasets };
     let mut options = qi_arrow::ExportOptions::new(datasets);
     options.instruments = instruments.into_iter().collect();
     options.range = Times { since, until }.range()?;
@@ -365,7 +367,7 @@ async fn export(
         if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
     options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
     options.verify_existing = verify;
-    options.concurrency = concurrency;
+    options.concurrency = concurrency.into();
     options.stop = stop.graceful.clone();
     let counter = options.progress.clone();
     let bar = spinner("read", move || counter.load(Ordering::Relaxed));
@@ -380,6 +382,10 @@ async fn export(
     show(&archive::exported(&report), format)?;
     if report.series.is_empty() {
         say(format_args!("the store has no records"));
+    }
+    if report.orphaned > 0 {
+        let files = report.orphaned;
+        say(format_args!("{files} files of the archive belong to series that the store does not have"));
     }
     Ok(true)
 }
@@ -412,6 +418,9 @@ async fn import_archive(
     let more = report.failed.saturating_sub(report.failures.len() as u64);
     if more > 0 {
         say(format_args!("... and {more} more failures"));
+    }
+    if report.failures.iter().any(|(_, error)| error.code() == "archive.dataset") {
+        say(format_args!("--all-datasets opens all datasets of the library"));
     }
     show(&archive::imported(&report), format)?;
     if report.interrupted {

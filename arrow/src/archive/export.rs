@@ -1,6 +1,6 @@
 //! Export: records of a store to an archive.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest, 
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use super::location::Files;
+use super::location::{Entry, Files};
 use super::manifest::Settings;
 use super::scratch::Scratch;
 use super::{Archive, Manifest, Period, PeriodLength, blocking, layout};
@@ -84,6 +84,8 @@ pub struct ExportedSeries {
 pub struct ExportReport {
     /// The series, in order.
     pub series: Vec<ExportedSeries>,
+    /// The number of files of series that the store does not have. Not counted if the options select instruments.
+    pub orphaned: u64,
     /// True if the export was stopped before its end. The same export continues.
     pub interrupted: bool,
 }
@@ -160,16 +162,32 @@ pub async fn export<S: PriceStore + ?Sized>(
     }
     let _lock = archive.lock().await?;
     archive.settings(&Settings::new(options.period, options.decimals)).await?;
+    let folders: HashSet<String> =
+        all.iter().map(|(dataset, series)| layout::folder(*dataset, series)).collect();
     let exports = all.into_iter().map(|(dataset, series)| {
         SeriesExport { store, archive, options, folder: layout::folder(dataset, &series), dataset, series }
             .run()
     });
     let exports = stream::iter(exports).buffered(options.concurrency.max(1));
-    let series = options.stop.run_until_cancelled(exports.try_collect::<Vec<_>>()).await;
-    Ok(match series {
-        Some(series) => ExportReport { series: series?, interrupted: false },
-        None => ExportReport { series: Vec::new(), interrupted: true },
-    })
+    let mut report = ExportReport::default();
+    let all: Vec<Option<ExportedSeries>> = exports.try_collect().await?;
+    for series in all {
+        match series {
+            Some(series) => report.series.push(series),
+            None => report.interrupted = true,
+        }
+    }
+    if options.instruments.is_empty() && !report.interrupted {
+        for dataset in &options.datasets {
+            let mut entries = archive.entries(dataset.name())?;
+            while let Some(Entry { folder, period, is_data }) = entries.try_next().await? {
+                let is_orphan =
+                    is_data && options.range.contains(period.start()) && !folders.contains(&folder);
+                report.orphaned += u64::from(is_orphan);
+            }
+        }
+    }
+    Ok(report)
 }
 
 fn name_of(length: PeriodLength) -> &'static str {
@@ -220,7 +238,16 @@ struct Pass {
 }
 
 impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
-    async fn run(self) -> Result<ExportedSeries> {
+    /// Exports the series. Returns None if the export was stopped.
+    async fn run(self) -> Result<Option<ExportedSeries>> {
+        let key = format!("{} {}", self.dataset, self.series);
+        self.export().await.map_err(|error| error.with_context("series", key))
+    }
+
+    async fn export(self) -> Result<Option<ExportedSeries>> {
+        if self.options.stop.is_cancelled() {
+            return Ok(None);
+        }
         let files = self.archive.files(&self.folder).await?;
         let mut pass = Pass {
             current: None,
@@ -236,25 +263,37 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
             seen: BTreeSet::new(),
             different: Vec::new(),
         };
-        self.pass(self.options.range, &files, &mut pass).await?;
+        let mut complete = self.pass(self.options.range, &files, &mut pass).await?;
         // The records that differ are read again, and now written.
         for period in std::mem::take(&mut pass.different) {
-            self.pass(period.range(), &Files::new(), &mut pass).await?;
+            let written = pass.report.written;
+            complete = complete && self.pass(period.range(), &Files::new(), &mut pass).await?;
+            if complete && pass.report.written == written {
+                // Its records were deleted between the passes.
+                pass.seen.remove(&period);
+            }
+        }
+        if !complete {
+            return Ok(None);
         }
         let range = self.options.range;
         let surplus = files.iter().filter(|(period, (size, _))| {
             size.is_some() && range.contains(period.start()) && !pass.seen.contains(*period)
         });
         pass.report.surplus = surplus.count() as u64;
-        Ok(pass.report)
+        Ok(Some(pass.report))
     }
 
-    /// Reads the records of a range, compares them with the files, and writes the files that are missing.
-    async fn pass(&self, range: TimeRange, files: &Files, pass: &mut Pass) -> Result<()> {
+    /// Reads the records of a range, compares them with the files, and writes the files that are missing. Returns false
+    /// if the export was stopped.
+    async fn pass(&self, range: TimeRange, files: &Files, pass: &mut Pass) -> Result<bool> {
         let page = PageRequest::bulk(self.dataset);
         let first = RangeRequest::new(self.dataset, self.series.clone(), range).with_page(page);
         let RecordPage { mut records, mut next, .. } = self.store.range(&first).await?;
         loop {
+            if self.options.stop.is_cancelled() {
+                return Ok(false);
+            }
             // The next page is read while this page is written.
             let request = next.take().map(|cursor| first.clone().after(cursor));
             let fetch = async {
@@ -269,7 +308,8 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
                 None => break,
             }
         }
-        self.close(pass).await
+        self.close(pass).await?;
+        Ok(true)
     }
 
     async fn add(&self, records: RecordVec, files: &Files, pass: &mut Pass) -> Result<()> {
@@ -327,7 +367,8 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
         }
         let data = at(layout::data_name(period));
         // An export that was killed between the file and its manifest leaves the manifest of the file before.
-        if self.archive.stated_content(&data, size).await?.as_ref() != Some(&manifest.content) {
+        let stated = self.archive.stated(&data, size).await?;
+        if stated != Some((manifest.content.clone(), manifest.created_by)) {
             return Ok(None);
         }
         if self.options.verify_existing && self.archive.hash(&data).await?.1 != manifest.sha256 {

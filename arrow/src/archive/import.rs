@@ -11,9 +11,9 @@ use qi_core::store::{PageRequest, PriceStore, RangeRequest};
 use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
-use super::location::scratch_failed;
+use super::location::{Entry, scratch_failed};
 use super::{Archive, Manifest, Period, blocking, layout};
-use crate::error::corrupt;
+use crate::error::{corrupt, mismatch};
 use crate::{Content, ContentDigest, Decimals, ParquetReader};
 
 /// The number of failures that are kept for display. All are counted.
@@ -73,7 +73,7 @@ pub struct ImportReport {
     pub series: BTreeMap<(Dataset, SeriesKey), ImportedSeries>,
     /// The number of files that were not imported, or that differ from the store after the import.
     pub failed: u64,
-    /// The first failures, with the path of the manifest.
+    /// The first failures, with the path of the data file.
     pub failures: Vec<(String, Error)>,
     /// True if the import was stopped before its end. The same import continues.
     pub interrupted: bool,
@@ -83,6 +83,13 @@ impl ImportReport {
     /// Returns the number of records in all files that are in the store now.
     pub fn records(&self) -> u64 {
         self.series.values().map(|series| series.records).sum()
+    }
+
+    fn fail(&mut self, file: String, error: Error) {
+        self.failed += 1;
+        if self.failures.len() < SHOWN {
+            self.failures.push((file, error));
+        }
     }
 
     /// Returns true if the import reached its end without a failure.
@@ -109,41 +116,56 @@ pub async fn import<S: PriceStore + ?Sized>(
     options: &ImportOptions,
 ) -> Result<ImportReport> {
     let mut report = ImportReport::default();
-    let mut manifests = archive.manifests("")?;
-    let work = async {
-        while let Some(path) = manifests.try_next().await? {
-            match import_file(store, archive, options, &path).await {
-                Ok(None) => {}
-                Ok(Some((key, records, was_imported))) => {
-                    let series = entry(&mut report, key);
+    let mut folders = Vec::new();
+    for name in archive.folders().await? {
+        match options.known.get(&name) {
+            Some(dataset) if options.datasets.is_empty() || options.datasets.contains(&dataset) => {
+                folders.push(name)
+            }
+            Some(_) => {}
+            // The name of a dataset. Other folders do not belong to the archive.
+            None if name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') =>
+            {
+                let message = format_args!("the dataset {name} is not among the datasets of the program");
+                report.fail(name.clone(), mismatch("archive.dataset", message));
+            }
+            None => {}
+        }
+    }
+    for folder in folders {
+        let mut entries = archive.entries(&folder)?;
+        while let Some(entry) = entries.try_next().await? {
+            let path = format!("{}/{}", entry.folder, layout::data_name(entry.period));
+            match import_entry(store, archive, options, &entry).await {
+                Ok(Done::Skipped) => {}
+                Ok(Done::Stored(key, records, was_imported)) => {
+                    let series = series_of(&mut report, key);
                     series.records += records;
                     series.imported += u64::from(was_imported);
                     series.unchanged += u64::from(!was_imported);
                 }
-                Err(Failure::Fatal(error)) => return Err(error),
+                Ok(Done::Stopped) => {
+                    report.interrupted = true;
+                    return Ok(report);
+                }
+                Err(Failure::Fatal(error)) => return Err(error.with_context("file", path)),
                 Err(Failure::File(key, error)) => {
-                    report.failed += 1;
+                    report.fail(path, error);
                     if let Some(key) = key {
-                        entry(&mut report, key).failed += 1;
-                    }
-                    if report.failures.len() < SHOWN {
-                        report.failures.push((path, error));
+                        series_of(&mut report, key).failed += 1;
                     }
                 }
             }
         }
-        Ok(())
-    };
-    match options.stop.run_until_cancelled(work).await {
-        Some(outcome) => outcome?,
-        None => report.interrupted = true,
     }
     Ok(report)
 }
 
 type Key = (Dataset, SeriesKey);
 
-fn entry(report: &mut ImportReport, key: Key) -> &mut ImportedSeries {
+fn series_of(report: &mut ImportReport, key: Key) -> &mut ImportedSeries {
     let none = ImportedSeries { imported: 0, unchanged: 0, records: 0, failed: 0 };
     report.series.entry(key).or_insert(none)
 }
@@ -155,32 +177,44 @@ enum Failure {
     File(Option<Key>, Error),
 }
 
-/// Imports one file. Returns None if the options do not select it, else the series, the number of records, and whether
-/// they were written.
-async fn import_file<S: PriceStore + ?Sized>(
+enum Done {
+    /// The options do not select the file.
+    Skipped,
+    /// The store has the records of the file, and whether they were written.
+    Stored(Key, u64, bool),
+    /// The import was stopped.
+    Stopped,
+}
+
+/// Imports a data file. For a manifest, checks that its data file exists.
+async fn import_entry<S: PriceStore + ?Sized>(
     store: &S,
     archive: &Archive,
     options: &ImportOptions,
-    path: &str,
-) -> Result<Option<(Key, u64, bool)>, Failure> {
-    let (dataset, series, manifest) = match read_manifest(archive, options, path).await {
-        Ok(found) => found,
-        Err(error) if is_of_file(&error) => return Err(Failure::File(None, error)),
-        Err(error) => return Err(Failure::Fatal(error)),
+    entry: &Entry,
+) -> Result<Done, Failure> {
+    if options.stop.is_cancelled() {
+        return Ok(Done::Stopped);
+    }
+    let failure = |key: Option<Key>| {
+        move |error: Error| if is_of_file(&error) { Failure::File(key, error) } else { Failure::Fatal(error) }
     };
-    let is_selected = (options.datasets.is_empty() || options.datasets.contains(&dataset))
-        && options.range.contains(manifest.period.start())
+    let (dataset, series, manifest) =
+        match read_manifest(archive, options, entry).await.map_err(failure(None))? {
+            Some(found) => found,
+            None => return Ok(Done::Skipped),
+        };
+    let is_selected = options.range.contains(manifest.period.start())
         && (options.instruments.is_empty()
             || series.owner.instrument().is_none_or(|instrument| options.instruments.contains(instrument)));
     if !is_selected {
-        return Ok(None);
+        return Ok(Done::Skipped);
     }
     let key = (dataset, series);
-    let file = ArchiveFile { store, archive, options, key: &key, manifest: &manifest, path };
-    match file.import().await {
-        Ok(was_imported) => Ok(Some((key, manifest.content.records, was_imported))),
-        Err(error) if is_of_file(&error) => Err(Failure::File(Some(key), error)),
-        Err(error) => Err(Failure::Fatal(error)),
+    let file = ArchiveFile { store, archive, options, key: &key, manifest: &manifest, folder: &entry.folder };
+    match file.import().await.map_err(failure(Some(key.clone())))? {
+        Some(was_imported) => Ok(Done::Stored(key, manifest.content.records, was_imported)),
+        None => Ok(Done::Stopped),
     }
 }
 
@@ -193,20 +227,27 @@ fn is_of_file(error: &Error) -> bool {
             | ErrorKind::NotFound
             | ErrorKind::OutOfRange
             | ErrorKind::Unsupported
-    ) || (error.kind() == ErrorKind::SchemaMismatch && error.code().starts_with("arrow"))
-        || error.code().starts_with("archive.version")
+    ) || (error.kind() == ErrorKind::SchemaMismatch && error.code().starts_with("ar"))
 }
 
+/// Reads the manifest of a data file. Returns None for the entry of a manifest whose data file exists, because the data
+/// file is another entry.
 async fn read_manifest(
     archive: &Archive,
     options: &ImportOptions,
-    path: &str,
-) -> Result<(Dataset, SeriesKey, Manifest)> {
-    let gone = || {
-        Error::new(ErrorKind::NotFound, "archive.manifest", "import")
-            .with_message("the manifest has been removed")
+    entry: &Entry,
+) -> Result<Option<(Dataset, SeriesKey, Manifest)>> {
+    let Entry { folder, period, is_data } = entry;
+    let absent = |what: &str| {
+        let message = format_args!("the {what} is missing; export the archive again");
+        Error::new(ErrorKind::NotFound, "archive.file.missing", "import").with_message(message)
     };
-    let manifest = archive.manifest(path).await?.ok_or_else(gone)?;
+    if !is_data {
+        let exists = archive.exists(&format!("{folder}/{}", layout::data_name(*period))).await?;
+        return if exists { Ok(None) } else { Err(absent("data file")) };
+    }
+    let path = format!("{folder}/{}", layout::manifest_name(*period));
+    let manifest = archive.manifest(&path).await?.ok_or_else(|| absent("manifest"))?;
     let dataset = options.known.get(&manifest.dataset).ok_or_else(|| {
         corrupt("archive.dataset", format_args!("the dataset {} is not known", manifest.dataset))
     })?;
@@ -229,7 +270,7 @@ async fn read_manifest(
         let message = "the archive has doubles, which are not exact; export it again without --floats";
         return Err(Error::new(ErrorKind::Unsupported, "archive.decimals", "import").with_message(message));
     }
-    Ok((dataset, series, manifest))
+    Ok(Some((dataset, series, manifest)))
 }
 
 struct ArchiveFile<'a, S: ?Sized> {
@@ -238,26 +279,24 @@ struct ArchiveFile<'a, S: ?Sized> {
     options: &'a ImportOptions,
     key: &'a Key,
     manifest: &'a Manifest,
-    path: &'a str,
+    folder: &'a str,
 }
 
 impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
-    /// Imports the file, unless the store has its records. Returns true if records were written.
-    async fn import(&self) -> Result<bool> {
+    /// Imports the file, unless the store has its records. Returns whether records were written, or None if the import
+    /// was stopped.
+    async fn import(&self) -> Result<Option<bool>> {
         if self.stored().await? == self.manifest.content {
-            return Ok(false);
+            return Ok(Some(false));
         }
-        let (dataset, _) = self.key;
-        let folder = self.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let data = format!("{folder}/{}", layout::data_name(self.manifest.period));
-        let (mut file, bytes, sha256) = self.archive.download(&data, self.manifest.bytes).await?;
+        let dataset = self.key.0;
+        let data = format!("{}/{}", self.folder, layout::data_name(self.manifest.period));
+        let (mut file, bytes, sha256) = self.archive.fetch(&data, self.manifest.bytes).await?;
         if (bytes, &sha256) != (self.manifest.bytes, &self.manifest.sha256) {
             return Err(corrupt("archive.file.changed", "the file differs from its manifest")
-                .with_context("file", &data)
                 .with_context("sha256", sha256)
                 .with_context("expected", &self.manifest.sha256));
         }
-        let dataset = *dataset;
         let reader = blocking(move || {
             file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
             ParquetReader::new(dataset, file)
@@ -265,13 +304,16 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         .await?;
         let (mut reader, mut batch) = next(reader).await?;
         while let Some(records) = batch {
+            if self.options.stop.is_cancelled() {
+                return Ok(None);
+            }
             self.check(&records)?;
             // The next batch is decoded while this batch is written.
             ((reader, batch), ()) = futures::try_join!(next(reader), self.insert(records))?;
         }
         let stored = self.stored().await?;
         if stored == self.manifest.content {
-            return Ok(true);
+            return Ok(Some(true));
         }
         Err(corrupt("archive.different", "the store differs from the file after the import")
             .with_context("records", stored.records)

@@ -150,8 +150,8 @@ fn part(name: &str) -> String {
     if part.len() > MAX_NAME {
         let digest = crate::content::hex(&Sha256::digest(name));
         part.truncate(MAX_NAME - digest.len() - 1);
-        // A part that is not shortened has no `%` without two digits behind it.
-        part = format!("{part}%{digest}");
+        // A `+` in a name is encoded, so only shortened names contain it.
+        part = format!("{part}+{digest}");
     }
     part
 }
@@ -255,5 +255,11 @@ mod tests {
             assert!(part.len() <= MAX_NAME && !part.starts_with(['.', '_']) && !part.contains('/'), "{part}");
         }
         assert_eq!(part("BTC/USDT"), "BTC%2FUSDT");
+        // The SHA-256 of the first name begins with the digits 24, and `%24` is `$`.
+        let long = format!("{}{}31", "a".repeat(135), "b".repeat(70));
+        let twin =
+            format!("{}$7fc801553f8babd737bf5b90d4065125f82dc5b29acbc478c7ffe82e8c9dd8", "a".repeat(135));
+        assert_ne!(part(&long), part(&twin));
+        assert!(part(&long).contains('+') && !part("a+b").contains('+'));
     }
 }

@@ -18,7 +18,7 @@ use qi_core::{Error, ErrorKind, Result, ResultExt as _};
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::Settings;
-use super::scratch::Scratch;
+use super::scratch::{PREFIX, Scratch};
 use super::{Manifest, Period, blocking, layout};
 use crate::content::hex;
 use crate::error::corrupt;
@@ -63,8 +63,11 @@ fn failed(error: object_store::Error) -> Error {
 
 fn io_failed(path: &FilePath, error: io::Error) -> Error {
     let kind = match error.kind() {
-        io::ErrorKind::PermissionDenied => ErrorKind::Unauthorized,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Unauthorized,
         io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
+            ErrorKind::Config
+        }
         _ => ErrorKind::Unavailable,
     };
     Error::new(kind, "archive.file", "archive")
@@ -93,14 +96,18 @@ fn bad_address(message: &str) -> Error {
 
 /// Returns the path of a local address.
 fn local_path(address: &str) -> Result<Option<PathBuf>> {
+    if address.is_empty() {
+        return Err(bad_address("the address of the archive is empty"));
+    }
     if !address.contains("://") {
         return Ok(Some(address.into()));
     }
-    if !address.starts_with("file://") {
+    let url = url::Url::parse(address).map_err(|e| bad_address("the address is not a URL").with_source(e))?;
+    if url.scheme() != "file" {
         return Ok(None);
     }
-    let path = url::Url::parse(address).ok().and_then(|url| url.to_file_path().ok());
-    path.map(Some).ok_or_else(|| bad_address("the address is not a path of this machine"))
+    let path = url.to_file_path();
+    path.map(Some).map_err(|()| bad_address("the address is not a path of this machine"))
 }
 
 /// The files of one series: the size of each data file, and whether it has a manifest.
@@ -133,6 +140,11 @@ impl Archive {
     pub fn create(address: &str) -> Result<Self> {
         if let Some(path) = local_path(address)? {
             std::fs::create_dir_all(&path).map_err(|e| io_failed(&path, e))?;
+            let parent = path.canonicalize().ok().and_then(|path| path.parent().map(FilePath::to_owned));
+            if let Some(parent) = parent {
+                // The name of the folder becomes durable. Some users may not open the parent.
+                let _ = File::open(parent).and_then(|parent| parent.sync_all());
+            }
         }
         Self::open(address)
     }
@@ -140,10 +152,13 @@ impl Archive {
     /// Opens the archive in a folder.
     ///
     /// # Errors
-    /// `NotFound` for a folder that does not exist.
+    /// `NotFound` for a folder that does not exist, `Config` for a path that is not a folder.
     pub fn folder(path: impl AsRef<FilePath>) -> Result<Self> {
         let path = path.as_ref();
         let folder = path.canonicalize().map_err(|e| io_failed(path, e))?;
+        if !folder.is_dir() {
+            return Err(io_failed(path, io::ErrorKind::NotADirectory.into()));
+        }
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(failed)?;
         Ok(Self { store: Arc::new(store), root: Path::default(), folder: Some(folder) })
     }
@@ -194,6 +209,11 @@ impl Archive {
         blocking(move || {
             let partial = folder.join(PARTIAL);
             std::fs::create_dir_all(&partial).map_err(|e| io_failed(&partial, e))?;
+            if partial.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+                return Err(Error::new(ErrorKind::Config, "archive.partial", "export")
+                    .with_message("the folder of incomplete files must not be a symbolic link")
+                    .with_context("folder", partial.display()));
+            }
             let path = folder.join(LOCK);
             let file = File::options().create(true).truncate(false).write(true).open(&path);
             let file = file.map_err(|e| io_failed(&path, e))?;
@@ -207,8 +227,11 @@ impl Archive {
                 Err(TryLockError::Error(e)) => return Err(io_failed(&path, e)),
             }
             for entry in std::fs::read_dir(&partial).map_err(|e| io_failed(&partial, e))? {
-                let path = entry.map_err(|e| io_failed(&partial, e))?.path();
-                std::fs::remove_file(&path).map_err(|e| io_failed(&path, e))?;
+                let entry = entry.map_err(|e| io_failed(&partial, e))?;
+                let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+                if is_file && entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                    std::fs::remove_file(entry.path()).map_err(|e| io_failed(&entry.path(), e))?;
+                }
             }
             Ok(WriteLock(Some(file)))
         })
@@ -271,6 +294,14 @@ impl Archive {
 
     /// Returns the size and the SHA-256 of a file.
     pub(super) async fn hash(&self, relative: &str) -> Result<(u64, String)> {
+        if let Some(folder) = &self.folder {
+            let path = folder.join(relative);
+            return blocking(move || {
+                let file = File::open(&path).map_err(|e| io_failed(&path, e))?;
+                hash_file(&file, u64::MAX).map_err(|e| io_failed(&path, e))
+            })
+            .await;
+        }
         let (mut hash, mut bytes) = (Sha256::new(), 0);
         let mut parts = self.store.get(&self.path(relative)?).await.map_err(failed)?.into_stream();
         while let Some(part) = parts.next().await {
@@ -281,8 +312,18 @@ impl Archive {
         Ok((bytes, hex(&hash.finalize())))
     }
 
-    /// Copies a file to an unnamed temporary file. Returns the file, its size and its SHA-256.
-    pub(super) async fn download(&self, relative: &str, at_most: u64) -> Result<(File, u64, String)> {
+    /// Opens a data file. A file of an object store is copied to an unnamed temporary file. Returns the file, its size
+    /// and its SHA-256. Reads at most one part more than `at_most` bytes.
+    pub(super) async fn fetch(&self, relative: &str, at_most: u64) -> Result<(File, u64, String)> {
+        if let Some(folder) = &self.folder {
+            let path = folder.join(relative);
+            return blocking(move || {
+                let file = File::open(&path).map_err(|e| io_failed(&path, e))?;
+                let (bytes, sha256) = hash_file(&file, at_most + 1).map_err(|e| io_failed(&path, e))?;
+                Ok((file, bytes, sha256))
+            })
+            .await;
+        }
         let mut scratch = Scratch::new(None).map_err(scratch_failed)?;
         let mut parts = self.store.get(&self.path(relative)?).await.map_err(failed)?.into_stream();
         let mut bytes = 0;
@@ -292,10 +333,20 @@ impl Archive {
             if bytes > at_most {
                 break;
             }
-            scratch.write_all(&part).map_err(scratch_failed)?;
+            scratch =
+                blocking(move || scratch.write_all(&part).map(|()| scratch).map_err(scratch_failed)).await?;
         }
         let (file, _, _, sha256) = scratch.finish();
         Ok((file, bytes, sha256))
+    }
+
+    /// Returns whether a file exists.
+    pub(super) async fn exists(&self, relative: &str) -> Result<bool> {
+        match self.store.head(&self.path(relative)?).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     async fn small(&self, relative: &str) -> Result<Option<Vec<u8>>> {
@@ -344,19 +395,23 @@ impl Archive {
         }
     }
 
-    /// Returns the content that a data file states in its metadata. None if the file states none.
-    pub(super) async fn stated_content(&self, relative: &str, size: u64) -> Result<Option<Content>> {
+    /// Returns the content and the writer that a data file states in its metadata. None if the file states none.
+    pub(super) async fn stated(&self, relative: &str, size: u64) -> Result<Option<(Content, String)>> {
         let path = self.path(relative)?;
+        if size == 0 {
+            return Ok(None);
+        }
         let mut wanted = FOOTER.min(size);
         loop {
             let bytes = self.store.get_range(&path, size - wanted..size).await.map_err(failed)?;
-            match ParquetMetaDataReader::new().parse_and_finish(&bytes) {
-                Ok(metadata) => return Ok(parquet_file::stated_content(&metadata)),
-                Err(ParquetError::NeedMoreData(more)) if (more as u64) <= size && more as u64 > wanted => {
+            let parsed = parquet_file::catch(|| Ok(ParquetMetaDataReader::new().parse_and_finish(&bytes)));
+            match parsed {
+                Ok(Ok(metadata)) => return Ok(parquet_file::stated(&metadata)),
+                Ok(Err(ParquetError::NeedMoreData(more))) if more as u64 > wanted && more as u64 <= size => {
                     wanted = more as u64;
                 }
                 // The file is not a complete Parquet file.
-                Err(_) => return Ok(None),
+                _ => return Ok(None),
             }
         }
     }
@@ -374,52 +429,86 @@ impl Archive {
             };
             let Some(name) = meta.location.as_ref().strip_prefix(prefix.as_ref()) else { continue };
             let name = name.trim_start_matches('/');
-            if let Some(period) = name.strip_suffix(".parquet").and_then(|name| name.parse::<Period>().ok()) {
-                files.entry(period).or_default().0 = Some(meta.size);
-            } else if let Some(period) = manifest_period(name) {
-                files.entry(period).or_default().1 = true;
+            match entry(name) {
+                Some((period, true)) => files.entry(period).or_default().0 = Some(meta.size),
+                Some((period, false)) => files.entry(period).or_default().1 = true,
+                None => {}
             }
         }
         Ok(files)
     }
 
-    /// Lists the paths of all manifests below a folder, relative to the archive.
-    pub(super) fn manifests(&self, folder: &str) -> Result<BoxStream<'_, Result<String>>> {
-        let prefix = if folder.is_empty() { self.root.clone() } else { self.path(folder)? };
+    /// Lists the data files and manifests below a folder, with paths relative to the archive.
+    pub(super) fn entries(&self, folder: &str) -> Result<BoxStream<'_, Result<Entry>>> {
         let root = self.root.clone();
-        let listed = self.store.list(Some(&prefix)).filter_map(move |meta| {
-            let path = match meta {
+        let listed = self.store.list(Some(&self.path(folder)?)).filter_map(move |meta| {
+            let entry = match meta {
                 Ok(meta) => {
                     let relative = meta.location.as_ref().strip_prefix(root.as_ref()).unwrap_or_default();
                     let relative = relative.trim_start_matches('/');
-                    let name = relative.rsplit('/').next().unwrap_or_default();
-                    (relative.contains('/') && manifest_period(name).is_some())
-                        .then(|| Ok(relative.to_owned()))
+                    let (folder, name) = relative.rsplit_once('/').unwrap_or_default();
+                    entry(name)
+                        .map(|(period, is_data)| Ok(Entry { folder: folder.to_owned(), period, is_data }))
                 }
+                Err(object_store::Error::NotFound { .. }) => None,
                 Err(error) => Some(Err(failed(error))),
             };
-            futures::future::ready(path)
+            futures::future::ready(entry)
         });
         Ok(listed.boxed())
     }
-}
 
-/// Returns the period of the manifest with this name.
-fn manifest_period(name: &str) -> Option<Period> {
-    name.strip_prefix('_')?.strip_suffix(".json")?.parse().ok()
-}
-
-/// Creates the folders from `root` to `folder`, and makes their names durable.
-fn create_folders(root: &FilePath, folder: &FilePath) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
+    /// Lists the names of the folders at the top of the archive.
+    pub(super) async fn folders(&self) -> Result<Vec<String>> {
+        let root = Some(&self.root).filter(|root| !root.as_ref().is_empty());
+        let found = self.store.list_with_delimiter(root).await.map_err(failed)?;
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        Ok(found.common_prefixes.iter().filter_map(name).filter(|name| !name.starts_with('_')).collect())
     }
-    if let Some(parent) = folder.parent().filter(|_| folder != root) {
-        create_folders(root, parent)?;
-        match std::fs::create_dir(folder) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => File::open(parent)?.sync_all()?,
+}
+
+/// A file of an archive.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The folder of the series, relative to the archive.
+    pub(super) folder: String,
+    pub(super) period: Period,
+    /// True for a data file, false for a manifest.
+    pub(super) is_data: bool,
+}
+
+/// Returns the period of the data file or of the manifest with this name, and whether it is a data file.
+fn entry(name: &str) -> Option<(Period, bool)> {
+    let is_data = !name.starts_with('_');
+    let period = if is_data {
+        name.strip_suffix(".parquet")?
+    } else {
+        name.strip_prefix('_')?.strip_suffix(".json")?
+    };
+    Some((period.parse().ok()?, is_data))
+}
+
+/// Returns the size and the SHA-256 of a file of at most `at_most` bytes. Reads no further.
+fn hash_file(mut file: &File, at_most: u64) -> io::Result<(u64, String)> {
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 256 * 1024]);
+    while bytes < at_most {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            break;
         }
+        bytes += count as u64;
+        hash.update(&buffer[..count]);
     }
-    Ok(())
+    Ok((bytes, hex(&hash.finalize())))
+}
+
+/// Creates the folders from `root` to `folder`, and makes their names durable. A folder that exists may come from an
+/// export that was killed before it synced.
+fn create_folders(root: &FilePath, folder: &FilePath) -> io::Result<()> {
+    let Some(parent) = folder.parent().filter(|_| folder != root) else { return Ok(()) };
+    create_folders(root, parent)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::open(parent)?.sync_all(),
+    }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Period, PeriodLength};
 use crate::error::corrupt;
+use crate::parquet_file::CREATED_BY;
 use crate::{Content, Decimals};
 
 /// The version of the layout of an archive.
@@ -37,6 +38,8 @@ pub struct Manifest {
     pub period: Period,
     /// The form of decimal values.
     pub decimals: Decimals,
+    /// The program that wrote the file.
+    pub created_by: String,
     /// The number, the range and the digest of the records.
     #[serde(flatten)]
     pub content: Content,
@@ -65,6 +68,7 @@ impl Manifest {
             interval: series.interval.map(|interval| interval.to_string()),
             period,
             decimals,
+            created_by: CREATED_BY.to_owned(),
             content,
             bytes,
             sha256,

@@ -9,6 +9,9 @@ use tempfile::TempPath;
 
 use crate::content::hex;
 
+/// The beginning of the names of files in progress.
+pub(super) const PREFIX: &str = "file-";
+
 /// A temporary file that counts and hashes the bytes that are written.
 #[derive(Debug)]
 pub(super) struct Scratch {
@@ -24,7 +27,12 @@ impl Scratch {
     pub(super) fn new(folder: Option<&Path>) -> io::Result<Self> {
         let (file, path) = match folder {
             Some(folder) => {
-                let (file, path) = tempfile::Builder::new().prefix("file-").tempfile_in(folder)?.into_parts();
+                let mut builder = tempfile::Builder::new();
+                builder.prefix(PREFIX);
+                // The default is a file that only its owner can read. The umask applies.
+                #[cfg(unix)]
+                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+                let (file, path) = builder.tempfile_in(folder)?.into_parts();
                 (file, Some(path))
             }
             None => (tempfile::tempfile()?, None),
