@@ -48,6 +48,7 @@
 mod decode;
 mod encode;
 mod error;
+mod records;
 mod schema;
 mod stream;
 

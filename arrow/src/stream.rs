@@ -1,18 +1,20 @@
 //! Record batches out of a store and into a store.
 
 use arrow_array::RecordBatch;
-use futures::stream::{self, BoxStream, StreamExt as _};
+use futures::stream::{BoxStream, StreamExt as _};
+use qi_core::Result;
 use qi_core::record::Dataset;
 use qi_core::store::{InsertReport, PriceStore, RangeRequest};
-use qi_core::{Error, Result};
 
+use crate::records::range_records;
 use crate::{decode, encode};
 
-/// Returns the records of a request as record batches, one for each page of the store.
+/// Returns the records of a request as record batches.
 ///
-/// The stream holds one page in memory, and no connection while the caller is busy. It ends after its first error. The
-/// limit of the request is the largest number of rows in a batch; [`qi_core::store::PageRequest::bulk`] suits a bulk
-/// read.
+/// If the store has a columnar read ([`PriceStore::range_arrow`]), the stream uses it. Otherwise it reads pages with the
+/// limit of the request; [`qi_core::store::PageRequest::bulk`] suits a bulk read. Every record is validated.
+///
+/// The stream holds one page in memory, and no connection while the caller is busy. It ends after its first error.
 ///
 /// ```
 /// use futures::TryStreamExt as _;
@@ -35,16 +37,7 @@ pub fn range_batches<S: PriceStore + ?Sized>(
     store: &S,
     request: RangeRequest,
 ) -> BoxStream<'_, Result<RecordBatch>> {
-    stream::try_unfold(Some(request), move |request| async move {
-        let Some(request) = request else { return Ok(None) };
-        let page = store.range(&request).await?;
-        if page.records.is_empty() {
-            return Ok(None);
-        }
-        let batch = encode(page.records.as_records())?;
-        Ok::<_, Error>(Some((batch, page.next.map(|cursor| request.after(cursor)))))
-    })
-    .boxed()
+    range_records(store, request).map(|records| encode(records?.as_records())).boxed()
 }
 
 /// Writes the records of a batch into a store, in inserts of at most [`qi_core::store::StoreInfo::max_batch`] records.

@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 
 use qi_core::record::{Owner, RecordVec};
 use qi_core::store::kit::{self, LatestSource};
-use qi_core::store::{Anchor, LatestRequest, Order, Paged, RangeRequest, RecordPage};
-use qi_core::{TimeRange, Timestamp};
+use qi_core::store::{Anchor, ArrowPage, LatestRequest, Order, PageRequest, Paged, RangeRequest, RecordPage};
+use qi_core::{Bytes, TimeRange, Timestamp};
 
-use super::connect::rows;
+use super::connect::{fetch_as, rows};
 use super::error::Cause;
 use super::store::ClickHouseStore;
 use super::table::{Table, read_time};
@@ -32,6 +32,9 @@ const MAX_LOOKUPS_PER_STATEMENT: usize = 50;
 
 /// The time spans before the newest time that are scanned first if there are many owners, in minutes.
 const RECENT_MINUTES: [u32; 2] = [10, 7 * 24 * 60];
+
+/// The number of the largest pages of records in one page of Arrow.
+const ARROW_PAGES: usize = 5;
 
 /// The number of rows that a scan reads in the time of one individual lookup.
 const ROWS_PER_LOOKUP: u64 = 100_000;
@@ -151,6 +154,56 @@ impl ClickHouseStore {
             }
         }
         Err(Cause::ConcurrentChange)
+    }
+
+    /// Returns a large page of one series in a range, oldest first, in the format of Arrow.
+    ///
+    /// The first statement finds the end of the page, as in [`ClickHouseStore::range_page`]. The next page begins after
+    /// that end, so rows that are deleted between the statements only shorten the page.
+    pub(super) async fn arrow_page(&self, table: &Table, request: &RangeRequest) -> Result<ArrowPage, Cause> {
+        let RangeRequest { series, range, .. } = request;
+        let limit = ARROW_PAGES * PageRequest::bulk(request.dataset).limit();
+        let client = &self.inner.connections.read_client;
+        let mut condition = format!(
+            "{}{} AND {}",
+            table.owner_condition(&series.owner),
+            table.interval_condition(series.interval),
+            range_condition(table.time(), *range)
+        );
+        if let Some(cursor) = cursor_condition(table, Order::Ascending, &request.anchor()?) {
+            condition = format!("{condition} AND {cursor}");
+        }
+        let (name, sort_key, time) = (&table.name, &table.sort_key_columns, table.time());
+        let has_seq = table.sort_key().len() == 2;
+        let sorted = order_by(table, "ASC");
+        let sql = format!(
+            "SELECT {edge}, count() FROM (SELECT {sort_key} FROM {name} WHERE {condition} \
+             ORDER BY {sorted} LIMIT 1 BY {sort_key} LIMIT {limit})",
+            edge = if has_seq { format!("max(({sort_key}))") } else { format!("max({time})") },
+        );
+        let found = rows(client, &sql, |row| {
+            let (micros, seq) = (row.i64()?, if has_seq { row.u64()? } else { 0 });
+            Ok((micros, seq, row.u64()?))
+        });
+        let Some((micros, seq, count)) = found.await?.pop().filter(|(.., count)| *count > 0) else {
+            return Ok(ArrowPage { ipc: Bytes::new(), next: None });
+        };
+        let edge = Timestamp::from_micros(micros).map_err(Cause::Corrupt)?;
+        let until = time_literal(edge);
+        let bound = if has_seq {
+            // The server does not use the primary index for the tuple alone.
+            format!("({sort_key}) <= ({until}, {seq}) AND {time} <= {until}")
+        } else {
+            format!("{time} <= {until}")
+        };
+        let sql = format!(
+            "SELECT {list} FROM {name} FINAL WHERE {condition} AND {bound} ORDER BY {sorted} \
+             {FINAL_SETTINGS}, output_format_arrow_compression_method = 'none', output_format_arrow_string_as_string = 1",
+            list = table.arrow_columns,
+        );
+        let ipc = fetch_as(client, &sql, "ArrowStream").await?.into();
+        let next = (count >= limit as u64).then(|| request.cursor_after((edge, seq)));
+        Ok(ArrowPage { ipc, next })
     }
 
     /// Returns a page of the latest records of a selection.

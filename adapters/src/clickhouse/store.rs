@@ -5,9 +5,9 @@ use std::time::Instant;
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records};
 use qi_core::store::{
-    BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
-    RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
-    StorePingReport,
+    ArrowPage, BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Order, Page, Paged, PriceStore,
+    RangeRequest, RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery,
+    StoreInfo, StorePingReport,
 };
 use qi_core::{Bar, Operation, PriceTick, Result, Selection, Timestamp};
 
@@ -227,6 +227,18 @@ impl PriceStore for ClickHouseStore {
             Ok(request.anchor().map(drop)?)
         })?;
         self.with_permit(Operation::Range, self.range_page(table, request)).await
+    }
+
+    async fn range_arrow(&self, request: &RangeRequest) -> Result<Option<ArrowPage>> {
+        let table = self.table_of(request.dataset, Operation::Range)?;
+        checked(Operation::Range, || {
+            table.check_series(&request.series)?;
+            Ok(request.anchor().map(drop)?)
+        })?;
+        if request.order == Order::Descending {
+            return Ok(None);
+        }
+        self.with_permit(Operation::Range, self.arrow_page(table, request)).await.map(Some)
     }
 
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {

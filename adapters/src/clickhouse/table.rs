@@ -64,6 +64,16 @@ impl Column {
         Self::new(value.name, ty, codec)
     }
 
+    /// Returns the expression of the column for Arrow: the names of an enumeration as text.
+    fn for_arrow(&self) -> String {
+        let name = &self.sql;
+        match (self.ty.contains("Enum8("), self.ty.starts_with("Nullable(")) {
+            (false, _) => name.clone(),
+            (true, false) => format!("CAST({name} AS String) AS {name}"),
+            (true, true) => format!("CAST({name} AS Nullable(String)) AS {name}"),
+        }
+    }
+
     /// Returns the definition of the column, for example `price Decimal(38, 18) CODEC(ZSTD(1))`.
     pub(super) fn definition(&self) -> String {
         format!("{} {} {}", self.sql, self.ty, self.codec).trim_end().to_owned()
@@ -224,6 +234,8 @@ pub(super) struct Table {
     pub(super) key_columns: String,
     pub(super) sort_key_columns: String,
     pub(super) record_columns: String,
+    /// The same columns for Arrow, which has no type for enumerations.
+    pub(super) arrow_columns: String,
     pub(super) insert_sql: String,
     /// The columns whose enumeration has more names in the database, with their type there. Another version of the
     /// program added these names. Rows must be sent with that type.
@@ -254,6 +266,7 @@ impl Table {
             key_columns: names(&columns[..key]),
             sort_key_columns: names(&columns[series..key]),
             record_columns: names(&columns[series..]),
+            arrow_columns: columns[series..].iter().map(Column::for_arrow).collect::<Vec<_>>().join(", "),
             insert_sql: format!("INSERT INTO {name} ({}) FORMAT RowBinaryWithNamesAndTypes", names(&columns)),
             local: location.quoted_local_name(dataset.name()),
             name,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use qi_core::record::{Dataset, RecordVec, SeriesKey, SeriesType};
-use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
+use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange, Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,7 @@ use super::location::{Entry, Files};
 use super::manifest::Settings;
 use super::scratch::Scratch;
 use super::{Archive, Manifest, Period, PeriodLength, blocking, layout};
+use crate::records::range_records;
 use crate::{Content, ContentDigest, Decimals, ParquetWriter};
 
 /// The options of an export.
@@ -289,24 +290,14 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
     async fn pass(&self, range: TimeRange, files: &Files, pass: &mut Pass) -> Result<bool> {
         let page = PageRequest::bulk(self.dataset);
         let first = RangeRequest::new(self.dataset, self.series.clone(), range).with_page(page);
-        let RecordPage { mut records, mut next, .. } = self.store.range(&first).await?;
-        loop {
+        let mut all = range_records(self.store, first);
+        let mut records = all.try_next().await?;
+        while let Some(page) = records {
             if self.options.stop.is_cancelled() {
                 return Ok(false);
             }
             // The next page is read while this page is written.
-            let request = next.take().map(|cursor| first.clone().after(cursor));
-            let fetch = async {
-                match &request {
-                    Some(request) => self.store.range(request).await.map(Some),
-                    None => Ok(None),
-                }
-            };
-            let (fetched, ()) = futures::try_join!(fetch, self.add(records, files, pass))?;
-            match fetched {
-                Some(page) => (records, next) = (page.records, page.next),
-                None => break,
-            }
+            (records, ()) = futures::try_join!(all.try_next(), self.add(page, files, pass))?;
         }
         self.close(pass).await?;
         Ok(true)

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::location::{Entry, scratch_failed};
 use super::{Archive, Manifest, Period, blocking, layout};
 use crate::error::{corrupt, mismatch};
+use crate::records::range_records;
 use crate::{Content, ContentDigest, Decimals, ParquetReader};
 
 /// The number of failures that are kept for display. All are counted.
@@ -349,17 +350,16 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         let (dataset, series) = self.key;
         let range = self.manifest.period.range();
         let page = PageRequest::bulk(*dataset);
-        let mut request = RangeRequest::new(*dataset, series.clone(), range).with_page(page);
-        let mut digest = ContentDigest::default();
-        loop {
-            let page = self.store.range(&request).await?;
-            digest.add(page.records.as_records(), 0..page.records.len());
+        let request = RangeRequest::new(*dataset, series.clone(), range).with_page(page);
+        let (mut all, mut digest) = (range_records(self.store, request), ContentDigest::default());
+        while let Some(records) = all.try_next().await? {
+            digest.add(records.as_records(), 0..records.len());
             // One record more than the file is enough to differ.
-            match page.next.filter(|_| digest.records() <= self.manifest.content.records) {
-                Some(next) => request = request.after(next),
-                None => return Ok(digest.finish()),
+            if digest.records() > self.manifest.content.records {
+                break;
             }
         }
+        Ok(digest.finish())
     }
 }
 

@@ -12,8 +12,9 @@ use crate::bus::{
 };
 use crate::record::{Dataset, Records};
 use crate::store::{
-    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
+    ArrowPage, BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest,
+    RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
+    StorePingReport,
 };
 use crate::{Bar, Operation, Result, Timestamp};
 
@@ -60,6 +61,7 @@ macro_rules! price_store {
             ping() -> StorePingReport = StorePing;
             insert(batch: &dyn Records) -> InsertReport = Insert[batch.dataset(), batch.len()];
             range(request: &RangeRequest) -> RecordPage = Range[request.dataset];
+            range_arrow(request: &RangeRequest) -> Option<ArrowPage> = Range[request.dataset];
             latest(request: &LatestRequest) -> RecordPage = Latest[request.dataset];
             derived_bars(query: &BarQuery) -> Page<Bar> = DerivedBars;
             stats(query: &StatsQuery) -> Option<RangeStats> = Stats;

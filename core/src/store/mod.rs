@@ -15,7 +15,7 @@ mod report;
 pub use analytics::{BarSource, Change, FilledBar, Movers, MoversQuery};
 pub use cursor::{Anchor, Cursor, QueryFingerprint};
 pub use ext::PriceStoreExt;
-pub use page::{MAX_PAGE, Page, PageRequest, RecordPage};
+pub use page::{ArrowPage, MAX_PAGE, Page, PageRequest, RecordPage};
 pub use port::PriceStore;
 pub use query::{
     BarQuery, DeleteQuery, Derived, InstrumentQuery, LatestBarsQuery, LatestQuery, LatestRequest, Order,

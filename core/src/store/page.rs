@@ -1,5 +1,6 @@
 //! Pages: bounded answers, each with the cursor of the next page.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
@@ -104,6 +105,15 @@ pub struct Page<T> {
     /// The cursor for a later query of new items, in the query's order after the last item. It is present on every
     /// page. It does not pass a derived bar that the end of the range cuts, because such a bar may still change.
     pub resume: Cursor,
+}
+
+/// A page of records in the IPC stream format of Apache Arrow; see [`super::PriceStore::range_arrow`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArrowPage {
+    /// The IPC stream, or no bytes without records.
+    pub ipc: Bytes,
+    /// The cursor of the next page; None on the last page.
+    pub next: Option<Cursor>,
 }
 
 /// A page of records without their Rust type.

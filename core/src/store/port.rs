@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use auto_impl::auto_impl;
 
 use super::{
-    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, RangeRequest, RangeStats, RecordPage,
-    SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
+    ArrowPage, BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, RangeRequest, RangeStats,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
 use crate::record::{Dataset, Records};
 use crate::{Bar, Result, Timestamp};
@@ -96,6 +96,17 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
 
     /// Returns the records of one series in a range, by (time, seq).
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage>;
+
+    /// Returns the next records of a request in the IPC stream format of Apache Arrow, for bulk reads. Returns None if the
+    /// store has no such read, or if the request is descending; then the caller reads pages with [`PriceStore::range`].
+    ///
+    /// The page begins after the cursor of the request. The store chooses its size: the limit of the request does not
+    /// apply. The batches have the time, the sequence number and the values of the records as columns with the declared
+    /// names, without the series. The types are those that the crate `qi-arrow` decodes. An empty page has no bytes.
+    async fn range_arrow(&self, request: &RangeRequest) -> Result<Option<ArrowPage>> {
+        let _ = request;
+        Ok(None)
+    }
 
     /// Returns the latest record of each selected owner, in the order of the owners.
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;

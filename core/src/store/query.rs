@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cursor::{Anchor, Cursor, QueryFingerprint};
 use super::{Page, PageRequest, RecordPage, SeriesSummary};
-use crate::record::{Dataset, Owner, Record, RecordVec, Series, SeriesKey, SeriesType};
+use crate::record::{Dataset, Owner, Record, RecordVec, Series, SeriesKey, SeriesType, SortKey};
 use crate::{
     Bar, Error, Exchange, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Result, Scope, Selection,
     TimeRange, Timestamp,
@@ -432,12 +432,18 @@ impl RangeRequest {
         let (more, count) = cut(self, found.len());
         found.truncate(count);
         let records = found.as_records();
-        let last = count.checked_sub(1).map(|last| {
-            let (time, seq) = records.sort_key(last);
-            if self.dataset.seq().is_some() { Anchor::SortKey(time, seq) } else { Anchor::Time(time) }
-        });
+        let last = count.checked_sub(1).map(|last| self.anchor_after(records.sort_key(last)));
         let (next, resume) = cursors(self, more, last.as_ref(), last.as_ref())?;
         Ok(RecordPage { records: found, next, resume })
+    }
+
+    fn anchor_after(&self, (time, seq): SortKey) -> Anchor {
+        if self.dataset.seq().is_some() { Anchor::SortKey(time, seq) } else { Anchor::Time(time) }
+    }
+
+    /// Returns the cursor of this request after a record. Adapters call it.
+    pub fn cursor_after(&self, sort_key: SortKey) -> Cursor {
+        self.fingerprint().cursor(&self.anchor_after(sort_key))
     }
 }
 setters!(ordered RangeRequest);

@@ -206,7 +206,12 @@ const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
 
 /// Runs a query and returns the encoded rows.
 pub(super) async fn fetch(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
-    let mut cursor = client.query_raw(sql).fetch_bytes("RowBinary")?;
+    fetch_as(client, sql, "RowBinary").await
+}
+
+/// Runs a query and returns the rows in a format of the server.
+pub(super) async fn fetch_as(client: &Client, sql: &str, format: &str) -> Result<Vec<u8>, Cause> {
+    let mut cursor = client.query_raw(sql).fetch_bytes(format)?;
     let mut rows = Vec::new();
     while let Some(part) = cursor.next().await? {
         if rows.len() + part.len() > MAX_RESPONSE_BYTES {
