@@ -32,7 +32,7 @@ use proc_macro::TokenStream;
 /// | `name = "..."` | the name of the dataset and of its table | required |
 /// | `version = 1` | the version of the message format | 1 |
 /// | `message = "..."` | the name of one record in message headers | `name` |
-/// | `topic = "..."` | the default topic | `name` with `-` for `_` |
+/// | `topic = "..."` | the default topic | the name, with `-` in place of `_` |
 /// | `validate = path` | a function `fn(&Self) -> Result<()>` with the record's own rules | none |
 ///
 /// The attributes of the fields:
