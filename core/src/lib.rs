@@ -159,6 +159,9 @@ pub mod guide {
 
 /// The items that most programs over the ports need. Import all of them with `use qi_core::prelude::*`.
 ///
+/// In the example, any error ends `run`. The runtime restarts the agent after a retryable error. [`Ingest`] retries
+/// without a restart, and [`Subscription::recv`] shows a loop that does.
+///
 /// ```
 /// use std::sync::Arc;
 /// use std::time::Duration;
@@ -188,7 +191,7 @@ pub mod guide {
 pub mod prelude {
     #[doc(no_inline)]
     pub use crate::agent::{
-        Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, RestartPolicy, agent_fn,
+        Agent, AgentContext, AgentRuntime, AgentSpec, AgentStatus, ExitReason, RestartPolicy, agent_fn,
     };
     #[doc(no_inline)]
     pub use crate::bus::{

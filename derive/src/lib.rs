@@ -59,6 +59,22 @@ pub fn columns(input: TokenStream) -> TokenStream {
 
 /// Makes an enum without fields a column type. Tables and messages have the names of the variants in `snake_case`.
 /// Stores keep the position of the variant, so new variants must be added at the end.
+///
+/// The enum also needs these derives and serde's `rename_all`. The program depends on `serde` with the feature `derive`.
+///
+/// ```
+/// use qi_core::record::Enumeration;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Enumeration)]
+/// #[serde(rename_all = "snake_case")]
+/// pub enum Direction {
+///     Long,
+///     Short,
+/// }
+///
+/// assert_eq!(Direction::NAMES, ["long", "short"]);
+/// ```
 #[proc_macro_derive(Enumeration)]
 pub fn enumeration(input: TokenStream) -> TokenStream {
     expand(input, enumeration::expand)
