@@ -1,7 +1,8 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
 //!
-//! This crate has no backend. Programs are written against its traits, and the crate `qi_adapters` opens the backends
-//! that a configuration selects.
+//! A program uses three crates. It is written against the traits of this crate, which has no backend.
+//! [`qi_adapters`](../qi_adapters/index.html) opens the backends that a configuration selects.
+//! [`qi_testkit`](../qi_testkit/index.html) has backends in memory and tools for tests.
 //!
 //! # A first program
 //! The function stores a tick and reads it back. Every [`PriceStore`] accepts it.
@@ -41,11 +42,22 @@
 //! | publish and consume messages | [`MessageBus`], [`MessageBusExt`], [`Subscription`] |
 //! | move a topic into a store | [`Ingest`] |
 //! | write a long-running task | [`Agent`], [`AgentRuntime`] |
+//! | declare a record | [`guide::your_own_records`], [`record`] |
+//! | add retries or a layer | [`layer`], [`guide::layers`] |
 //! | check the health of a program | [`health`] |
-//! | open backends from a configuration | the crate `qi_adapters` |
-//! | test without servers | the crate `qi_testkit` |
+//! | behave well in an outage | the section [Outages](guide/operations/index.html#outages) of [`guide::operations`] |
+//! | open backends from a configuration | the crate [`qi_adapters`](../qi_adapters/index.html) |
+//! | test without servers | the crate [`qi_testkit`](../qi_testkit/index.html), [`guide::testing_your_layer_2`] |
 //!
 //! The module [`guide`] has the contracts of the ports and the guides, starting with [`guide::getting_started`].
+//!
+//! # Features
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | `signal` | no | `AgentRuntime::run_with_signals`: SIGINT and SIGTERM begin the shutdown |
+//! | `test` | no | `AgentContext::for_test`, and tokio's paused clock |
+//! | `rust_decimal` | no | fallible conversions to and from `rust_decimal::Decimal` |
+//! | `chrono` | no | fallible conversions to and from `chrono::DateTime<Utc>` |
 //!
 //! # New versions
 //! Structs and enums that may get fields or variants are `#[non_exhaustive]`. A method that a port gets later has a

@@ -165,7 +165,8 @@ impl AgentSpec {
         self
     }
 
-    /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. Defaults to 30 s.
+    /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. An incarnation that exceeds
+    /// the limit counts as a crash. Defaults to 30 s.
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
         self.settings.limits.initialize = limit;
