@@ -60,7 +60,8 @@ pub fn columns(input: TokenStream) -> TokenStream {
 /// Makes an enum without fields a column type. Tables and messages have the names of the variants in `snake_case`.
 /// Stores keep the position of the variant, so new variants must be added at the end.
 ///
-/// The enum also needs these derives and serde's `rename_all`. The program depends on `serde` with the feature `derive`.
+/// The enum also needs these derives and serde's `rename_all`. The program depends on `serde` with the feature
+/// `derive`.
 ///
 /// ```
 /// use qi_core::record::Enumeration;

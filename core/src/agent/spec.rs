@@ -74,9 +74,9 @@ impl AgentSpec {
     /// value is thus always connected, so its resources are plain fields instead of `Option`s.
     ///
     /// `make` belongs to the phase `initialize`. The init timeout limits `make` and [`Agent::initialize`] together.
-    /// After an error the restart policy decides: after a retryable error, the agent restarts without a limit. An expired
-    /// init timeout counts as a crash. After a stop, the future is dropped at the stop timeout. Without a
-    /// value there is no cleanup, so the future must own everything that it has opened.
+    /// After an error the restart policy decides: after a retryable error, the agent restarts without a limit. An
+    /// expired init timeout counts as a crash. After a stop, the future is dropped at the stop timeout. Without a value
+    /// there is no cleanup, so the future must own everything that it has opened.
     ///
     /// ```
     /// use qi_core::{Result, ResultExt};
@@ -165,8 +165,8 @@ impl AgentSpec {
         self
     }
 
-    /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. An incarnation that exceeds
-    /// the limit counts as a crash. Defaults to 30 s.
+    /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. An incarnation that
+    /// exceeds the limit counts as a crash. Defaults to 30 s.
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
         self.settings.limits.initialize = limit;

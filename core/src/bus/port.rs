@@ -111,8 +111,8 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     /// Reads partitions without a group, from any offset, for example for a replay. Such a reader cannot commit.
     ///
     /// # Errors
-    /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition. During an outage, the retryable errors of
-    /// [`MessageBus::subscribe`].
+    /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition. During an outage, the retryable errors
+    /// of [`MessageBus::subscribe`].
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>>;
 
     /// Creates topics and returns one outcome for each. An existing topic with the same number of partitions is

@@ -197,10 +197,10 @@ impl Ingest {
     /// # Errors
     /// `InvalidInput` for a limit of 0; the errors of [`MessageBus::subscribe`], which the ingest does not retry.
     ///
-    /// In an agent that [`AgentSpec::new_async`](crate::agent::AgentSpec::new_async) creates, a retryable error restarts
-    /// the agent with backoff, without a limit. An expired init timeout counts as a crash instead, and the number of
-    /// crashes is limited. Set [`AgentSpec::init_timeout`](crate::agent::AgentSpec::init_timeout) above the longest wait
-    /// of `subscribe`, which [`guide::operations`](crate::guide::operations) lists.
+    /// In an agent that [`AgentSpec::new_async`](crate::agent::AgentSpec::new_async) creates, a retryable error
+    /// restarts the agent with backoff, without a limit. An expired init timeout counts as a crash instead, and the
+    /// number of crashes is limited. Set [`AgentSpec::init_timeout`](crate::agent::AgentSpec::init_timeout) above the
+    /// longest wait of `subscribe`, which [`guide::operations`](crate::guide::operations) lists.
     pub async fn open(
         bus: Arc<dyn MessageBus>,
         store: Arc<dyn PriceStore>,

@@ -27,9 +27,9 @@ use crate::{
 /// Streams fetch page by page. The limit of the query is the size of a page, not of the stream. A stream holds no
 /// connection while the caller is busy, and keeps one page in memory. Every page has its own timeout and retries.
 ///
-/// A stream ends after its first error. To continue, read the rest with a new query that begins at the time of the last
-/// record. The start of a range is inclusive, so records of that time are returned again. A program that must not see
-/// them twice reads pages, and continues after [`Page::resume`] with `query.after(cursor)`.
+/// A stream ends after its first error. To continue in ascending order, read the rest with a new query that begins at
+/// the time of the last record. The start of a range is inclusive, so records of that time are returned again. A
+/// program that must not see them twice reads pages, and continues after [`Page::resume`] with `query.after(cursor)`.
 ///
 /// Most streams borrow the store. The methods [`into_range_stream`](Self::into_range_stream),
 /// [`into_latest_stream`](Self::into_latest_stream) and [`into_bar_stream`](Self::into_bar_stream) take the store, for
@@ -160,7 +160,8 @@ pub trait PriceStoreExt: PriceStore {
         }
     }
 
-    /// Returns all series of a dataset, in order: its owners, and for a dataset with intervals the owners of each interval.
+    /// Returns all series of a dataset, in order: its owners, and for a dataset with intervals the owners of each
+    /// interval.
     fn all_series(&self, dataset: Dataset) -> impl Future<Output = Result<Vec<SeriesKey>>> + Send {
         async move {
             let mut all = Vec::new();
@@ -305,8 +306,8 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Returns one page (1,000 bars by default) of the stored bars of an instrument that open in a range, by open time.
-    /// [`PriceStore::derived_bars`] computes bars from ticks instead. [`bar_stream`](Self::bar_stream) returns all pages
-    /// of either.
+    /// [`PriceStore::derived_bars`] computes bars from ticks instead. [`bar_stream`](Self::bar_stream) returns all
+    /// pages of either.
     fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();
         async move { self.range(&request).await?.typed() }
