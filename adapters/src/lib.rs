@@ -5,7 +5,17 @@
 //! | `timescale`, `postgres` (store) | TimescaleDB, PostgreSQL | [`timescale`] | `timescale` |
 //! | `clickhouse` (store) | ClickHouse | [`clickhouse`] | `clickhouse` |
 //! | `redpanda`, `kafka` (bus) | Redpanda, Apache Kafka | [`redpanda`] | `redpanda` |
-//! | `memory` (store and bus) | this process | the crate `qi_testkit` | `memory` |
+//! | `memory` (store and bus) | this process | the crate [`qi_testkit`](../qi_testkit/index.html) | `memory` |
+//!
+//! # Features
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | `memory` | yes | the store and the bus in memory |
+//! | `timescale` | no | TimescaleDB and PostgreSQL |
+//! | `clickhouse` | no | ClickHouse |
+//! | `redpanda` | no | Redpanda and Kafka; builds librdkafka |
+//! | `redpanda-tls` | no | also TLS and SCRAM for brokers; builds OpenSSL |
+//! | `opentelemetry` | no | the module [`opentelemetry`](opentelemetry/index.html): traces that cross the bus |
 //!
 //! # A first program
 //! A program names no backend. It opens the backends that the configuration selects, wrapped in the layers of the

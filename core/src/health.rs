@@ -1,12 +1,16 @@
 //! The health of a program in one call: all its backends and agents.
 //!
 //! ```
+//! use std::sync::Arc;
 //! use qi_core::health::Health;
-//! # async fn probe(store: std::sync::Arc<dyn qi_core::PriceStore>, bus: std::sync::Arc<dyn qi_core::MessageBus>) {
-//! let health = Health::new().store("prices", store).bus("events", bus);
-//! let check = health.check().await;
-//! println!("{}", if check.ready { "ready" } else { "not ready" });
-//! # }
+//! use qi_core::{AgentRuntime, MessageBus, PriceStore};
+//!
+//! async fn probe(runtime: &AgentRuntime, store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>) {
+//!     let health = Health::new().store("prices", store).bus("events", bus).expect_agents();
+//!     health.watch(runtime.handle());
+//!     let check = health.check().await;
+//!     println!("live: {}, started: {}, ready: {}", check.live, check.started, check.ready);
+//! }
 //! ```
 
 use std::sync::{Arc, Mutex, PoisonError};

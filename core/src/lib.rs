@@ -1,7 +1,8 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
 //!
-//! This crate has no backend. Programs are written against its traits, and the crate `qi_adapters` opens the backends
-//! that a configuration selects.
+//! A program uses three crates. It is written against the traits of this crate, which has no backend.
+//! [`qi_adapters`](../qi_adapters/index.html) opens the backends that a configuration selects.
+//! [`qi_testkit`](../qi_testkit/index.html) has backends in memory and tools for tests.
 //!
 //! # A first program
 //! The function stores a tick and reads it back. Every [`PriceStore`] accepts it.
@@ -41,11 +42,22 @@
 //! | publish and consume messages | [`MessageBus`], [`MessageBusExt`], [`Subscription`] |
 //! | move a topic into a store | [`Ingest`] |
 //! | write a long-running task | [`Agent`], [`AgentRuntime`] |
+//! | declare a record | [`guide::your_own_records`], [`record`] |
+//! | add retries or a layer | [`layer`], [`guide::layers`] |
 //! | check the health of a program | [`health`] |
-//! | open backends from a configuration | the crate `qi_adapters` |
-//! | test without servers | the crate `qi_testkit` |
+//! | behave well in an outage | the section [Outages](guide/operations/index.html#outages) of [`guide::operations`] |
+//! | open backends from a configuration | the crate [`qi_adapters`](../qi_adapters/index.html) |
+//! | test without servers | the crate [`qi_testkit`](../qi_testkit/index.html), [`guide::testing_your_layer_2`] |
 //!
 //! The module [`guide`] has the contracts of the ports and the guides, starting with [`guide::getting_started`].
+//!
+//! # Features
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | `signal` | no | `AgentRuntime::run_with_signals`: SIGINT and SIGTERM begin the shutdown |
+//! | `test` | no | `AgentContext::for_test`, and tokio's paused clock |
+//! | `rust_decimal` | no | fallible conversions to and from `rust_decimal::Decimal` |
+//! | `chrono` | no | fallible conversions to and from `chrono::DateTime<Utc>` |
 //!
 //! # New versions
 //! Structs and enums that may get fields or variants are `#[non_exhaustive]`. A method that a port gets later has a
@@ -159,6 +171,9 @@ pub mod guide {
 
 /// The items that most programs over the ports need. Import all of them with `use qi_core::prelude::*`.
 ///
+/// In the example, any error ends `run`. The runtime restarts the agent after a retryable error. [`Ingest`] retries
+/// without a restart, and [`Subscription::recv`] shows a loop that does.
+///
 /// ```
 /// use std::sync::Arc;
 /// use std::time::Duration;
@@ -188,7 +203,7 @@ pub mod guide {
 pub mod prelude {
     #[doc(no_inline)]
     pub use crate::agent::{
-        Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, RestartPolicy, agent_fn,
+        Agent, AgentContext, AgentRuntime, AgentSpec, AgentStatus, ExitReason, RestartPolicy, agent_fn,
     };
     #[doc(no_inline)]
     pub use crate::bus::{

@@ -32,7 +32,7 @@ use proc_macro::TokenStream;
 /// | `name = "..."` | the name of the dataset and of its table | required |
 /// | `version = 1` | the version of the message format | 1 |
 /// | `message = "..."` | the name of one record in message headers | `name` |
-/// | `topic = "..."` | the default topic | `name` with `-` for `_` |
+/// | `topic = "..."` | the default topic | the name, with `-` in place of `_` |
 /// | `validate = path` | a function `fn(&Self) -> Result<()>` with the record's own rules | none |
 ///
 /// The attributes of the fields:
@@ -59,6 +59,23 @@ pub fn columns(input: TokenStream) -> TokenStream {
 
 /// Makes an enum without fields a column type. Tables and messages have the names of the variants in `snake_case`.
 /// Stores keep the position of the variant, so new variants must be added at the end.
+///
+/// The enum also needs these derives and serde's `rename_all`. The program depends on `serde` with the feature
+/// `derive`.
+///
+/// ```
+/// use qi_core::record::Enumeration;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Enumeration)]
+/// #[serde(rename_all = "snake_case")]
+/// pub enum Direction {
+///     Long,
+///     Short,
+/// }
+///
+/// assert_eq!(Direction::NAMES, ["long", "short"]);
+/// ```
 #[proc_macro_derive(Enumeration)]
 pub fn enumeration(input: TokenStream) -> TokenStream {
     expand(input, enumeration::expand)

@@ -30,8 +30,12 @@
 //! ```
 //!
 //! # Features
-//! `contract` has the contract suites, `mock` the mocks of the ports, `kafka` raw Kafka messages, and `test` a paused
-//! clock and contexts of agents.
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | `contract` | no | the contract suites, the models and the mutants; includes `test` |
+//! | `mock` | no | mocks of the ports, with `mockall` |
+//! | `kafka` | no | a producer of arbitrary Kafka messages |
+//! | `test` | no | `AgentContext::for_test` of `qi_core`, and tokio's paused clock |
 
 pub mod agent;
 pub mod bus;

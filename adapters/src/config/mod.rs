@@ -2,15 +2,23 @@
 //!
 //! ```toml
 //! [store]
-//! backend = "memory"          # or QI__STORE__BACKEND; selects the backend
+//! backend = "timescale"       # or QI__STORE__BACKEND; selects the backend
 //! auto_schema = true
-//! [store.memory]
-//! max_rows = 1_000_000
-//! [store.retry]
-//! max_attempts = 5
+//! [store.timescale]
+//! url = "postgres://qi@127.0.0.1:5432/qi"   # the password comes from QI__STORE__TIMESCALE__PASSWORD
+//! [store.timescale.retention]
+//! ticks = "90d"
+//! [store.timeout]
+//! call = "10s"
 //! [bus]
-//! backend = "memory"
+//! backend = "redpanda"
+//! [bus.redpanda]
+//! brokers = "broker-1:9092,broker-2:9092"
+//! delivery_timeout = "1m"
 //! ```
+//!
+//! A duration is text: a whole number and a unit (`ms`, `s`, `m`, `h`, `d`), such as `"250ms"`, `"30s"` or `"7d"`.
+//! [The page on the configuration](../../qi_core/guide/configuration/index.html) lists every key with its default.
 //!
 //! The environment variable `QI__` plus the full path overrides a key: `QI__STORE__MEMORY__MAX_ROWS=500`. One file may
 //! contain the sections of all backends, whether or not they are compiled in. An unknown key, in the file or in the
@@ -163,7 +171,10 @@ impl Config {
         &self.bus.backend
     }
 
-    /// Returns the standard topics with the changes of `[bus.topics.NAME]`.
+    /// Returns the standard topics with the changes and additions of `[bus.topics.NAME]`.
+    ///
+    /// The catalogue does not contain the topics of datasets that [`ConfigBuilder::datasets`] adds.
+    /// [`TopicCatalogue::of`] creates a catalogue from datasets.
     ///
     /// # Errors
     /// `Config` for invalid settings of a topic.
@@ -220,7 +231,8 @@ impl ConfigBuilder {
         Self { backends, ..self }
     }
 
-    /// Replaces the built-in datasets with these datasets.
+    /// Sets the datasets of the program. Defaults to [`Datasets::standard`]. The store creates their tables and rejects
+    /// other datasets. [`Config::catalogue`] does not contain the topics of added datasets.
     ///
     /// ```
     /// use qi_adapters::Config;
@@ -229,8 +241,8 @@ impl ConfigBuilder {
     /// use qi_core::{Instrument, Percent, Timestamp};
     ///
     /// #[derive(Debug, Clone, PartialEq, Record)]
-    /// #[record(name = "funding_rates")]
-    /// pub struct FundingRate {
+    /// #[record(name = "borrow_rates")]
+    /// pub struct BorrowRate {
     ///     #[series]
     ///     instrument: Instrument,
     ///     #[time]
@@ -239,8 +251,8 @@ impl ConfigBuilder {
     /// }
     ///
     /// let config = Config::builder()
-    ///     .datasets(Datasets::standard().with::<FundingRate>()?)
-    ///     .toml("[store.clickhouse.retention]\nfunding_rates = \"48h\"")
+    ///     .datasets(Datasets::standard().with::<BorrowRate>()?)
+    ///     .toml("[store.clickhouse.retention]\nborrow_rates = \"48h\"")
     ///     .build()?;
     /// # Ok::<(), qi_core::Error>(())
     /// ```

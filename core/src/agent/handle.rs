@@ -58,9 +58,16 @@ impl RuntimeHandle {
     /// ```
     /// use qi_core::agent::{AgentRuntime, AgentSpec, AgentStatus, agent_fn};
     ///
-    /// # fn reader(name: &str) -> AgentSpec {
-    /// #     AgentSpec::new(name, || agent_fn(|cx| async move { cx.cancelled().await; Ok(()) }))
-    /// # }
+    /// fn reader(name: &str) -> AgentSpec {
+    ///     let make = || {
+    ///         agent_fn(|cx| async move {
+    ///             cx.cancelled().await;
+    ///             Ok(())
+    ///         })
+    ///     };
+    ///     AgentSpec::new(name, make)
+    /// }
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> qi_core::Result<()> {
     /// let handle = AgentRuntime::builder().run_when_empty().build()?.start();

@@ -36,7 +36,7 @@ use crate::Result;
 ///
 /// struct Poller { polls: u64 }
 ///
-/// #[async_trait::async_trait]
+/// #[qi_core::async_trait]
 /// impl Agent for Poller {
 ///     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
 ///         while cx.sleep(std::time::Duration::from_secs(1)).await.is_some() {

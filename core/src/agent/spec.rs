@@ -74,8 +74,9 @@ impl AgentSpec {
     /// value is thus always connected, so its resources are plain fields instead of `Option`s.
     ///
     /// `make` belongs to the phase `initialize`. The init timeout limits `make` and [`Agent::initialize`] together.
-    /// After an error the restart policy decides. After a stop, the future is dropped at the stop timeout. Without a
-    /// value there is no cleanup, so the future must own everything that it has opened.
+    /// After an error the restart policy decides: after a retryable error, the agent restarts without a limit. An
+    /// expired init timeout counts as a crash. After a stop, the future is dropped at the stop timeout. Without a value
+    /// there is no cleanup, so the future must own everything that it has opened.
     ///
     /// ```
     /// use qi_core::{Result, ResultExt};
@@ -91,7 +92,7 @@ impl AgentSpec {
     ///     socket: Socket,
     /// }
     ///
-    /// #[async_trait::async_trait]
+    /// #[qi_core::async_trait]
     /// impl Agent for Feed {
     ///     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
     ///         while let Some(next) = cx.until_cancelled(self.socket.next()).await {
@@ -164,7 +165,8 @@ impl AgentSpec {
         self
     }
 
-    /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. Defaults to 30 s.
+    /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. An incarnation that
+    /// exceeds the limit counts as a crash. Defaults to 30 s.
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
         self.settings.limits.initialize = limit;

@@ -61,7 +61,12 @@ impl PublishOptions {
 /// # Non-goals
 /// The bus is not a queue: there is no "nack" and no redelivery of single messages. Progress is an offset.
 ///
-/// [`guide::bus`](crate::guide::bus) has the full contract with its reasons. A writer takes five lines:
+/// # Signatures
+/// Read every method that returns a `Pin<Box<dyn Future<..>>>` as an `async fn`.
+///
+/// # Example
+/// A writer takes five lines. A retryable error of an outage ends the function too. [`Subscription::recv`] shows a loop
+/// that continues.
 ///
 /// ```
 /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};
@@ -76,6 +81,8 @@ impl PublishOptions {
 ///     Ok(())
 /// }
 /// ```
+///
+/// [`guide::bus`](crate::guide::bus) has the full contract with its reasons.
 #[async_trait]
 #[auto_impl(Arc, Box)]
 pub trait MessageBus: Debug + Display + Send + Sync + 'static {
@@ -96,13 +103,16 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     /// the caller loses no message.
     ///
     /// # Errors
-    /// `NotFound` for an unknown topic.
+    /// - `NotFound` for an unknown topic.
+    /// - `Unavailable` if the brokers cannot be reached, or `Timeout` if the outage begins during the join. Both are
+    ///   retryable. [`guide::operations`](crate::guide::operations) lists the longest wait.
     async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>>;
 
     /// Reads partitions without a group, from any offset, for example for a replay. Such a reader cannot commit.
     ///
     /// # Errors
-    /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition.
+    /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition. During an outage, the retryable errors
+    /// of [`MessageBus::subscribe`].
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>>;
 
     /// Creates topics and returns one outcome for each. An existing topic with the same number of partitions is
@@ -145,6 +155,8 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
 /// - Dropping a future of `recv` loses no message and commits nothing.
 /// - In a healthy cluster `recv` returns no error that must end the caller's loop. Events such as rebalances are in
 ///   `Batch::events`.
+///
+/// Read every method as an `async fn`.
 #[async_trait]
 #[auto_impl(Box)]
 pub trait Subscription: Debug + Send {
@@ -157,6 +169,24 @@ pub trait Subscription: Debug + Send {
     ///   others.
     /// - `Unavailable` if no broker is connected when `wait` expires. The position stays, and a
     ///   later call continues from it.
+    ///
+    /// A loop repeats the call after a retryable error:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use qi_core::Result;
+    /// # use qi_core::bus::{Batch, Subscription};
+    /// async fn next_batch(subscription: &mut dyn Subscription) -> Result<Batch> {
+    ///     loop {
+    ///         match subscription.recv(1_000, Duration::from_secs(1)).await {
+    ///             Err(error) if error.retry().is_retryable() => {
+    ///                 tokio::time::sleep(Duration::from_secs(1)).await;
+    ///             }
+    ///             result => return result,
+    ///         }
+    ///     }
+    /// }
+    /// ```
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
 
     /// Commits the next offsets to read. After `Ok` the broker has stored them, except those in `Committed::lost`. A

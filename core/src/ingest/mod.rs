@@ -1,22 +1,4 @@
 //! [`Ingest`]: moves the records of a topic into a store.
-//!
-//! The stages overlap: while one batch is stored, the next messages are received and decoded. A batch consists of the
-//! messages that arrived while the previous batch was stored. An idle topic therefore has the delay of one insert, and
-//! a backlog has the throughput of large inserts. [`guide::ingest`](crate::guide::ingest) describes the guarantees and the settings.
-//!
-//! ```no_run
-//! use std::sync::Arc;
-//! use qi_core::bus::{GroupId, MessageBus, SubscribeRequest, TopicName};
-//! use qi_core::{Ingest, IngestConfig, PriceStore, PriceTick, Result};
-//!
-//! async fn store_ticks(bus: Arc<dyn MessageBus>, store: Arc<dyn PriceStore>) -> Result<()> {
-//!     let request = SubscribeRequest::new(GroupId::new("writer")?, [TopicName::new("crypto-prices")?])?;
-//!     let mut ingest =
-//!         Ingest::open(bus, store, PriceTick::DATASET, request, IngestConfig::default()).await?;
-//!     ingest.run_until(async { drop(tokio::signal::ctrl_c().await) }).await?;
-//!     ingest.close().await
-//! }
-//! ```
 
 mod batch;
 mod config;
@@ -69,7 +51,26 @@ const RECV_WAIT: Duration = Duration::from_secs(1);
 ///
 /// # Usage
 /// Run the ingest as an [`Agent`] under the runtime, or call [`Ingest::run_until`]. An agent reports itself
-/// as degraded while it retries.
+/// as degraded while it retries. [`guide::ingest`](crate::guide::ingest) shows an agent, and describes the settings and
+/// the metrics.
+///
+/// The stages overlap: while one batch is stored, the next messages are received and decoded. A batch consists of the
+/// messages that arrived while the previous batch was stored. An idle topic therefore has the delay of one insert, and
+/// a backlog has the throughput of large inserts.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use qi_core::bus::{GroupId, MessageBus, SubscribeRequest, TopicName};
+/// use qi_core::{Ingest, IngestConfig, PriceStore, PriceTick, Result};
+///
+/// async fn store_ticks(bus: Arc<dyn MessageBus>, store: Arc<dyn PriceStore>) -> Result<()> {
+///     let request = SubscribeRequest::new(GroupId::new("writer")?, [TopicName::new("crypto-prices")?])?;
+///     let mut ingest =
+///         Ingest::open(bus, store, PriceTick::DATASET, request, IngestConfig::default()).await?;
+///     ingest.run_until(async { drop(tokio::signal::ctrl_c().await) }).await?;
+///     ingest.close().await
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Ingest {
     shared: Arc<Context>,
@@ -194,7 +195,12 @@ impl Ingest {
     /// Subscribes to the bus and creates the ingest of `dataset`.
     ///
     /// # Errors
-    /// `InvalidInput` for a limit of 0; the errors of [`MessageBus::subscribe`].
+    /// `InvalidInput` for a limit of 0; the errors of [`MessageBus::subscribe`], which the ingest does not retry.
+    ///
+    /// In an agent that [`AgentSpec::new_async`](crate::agent::AgentSpec::new_async) creates, a retryable error
+    /// restarts the agent with backoff, without a limit. An expired init timeout counts as a crash instead, and the
+    /// number of crashes is limited. Set [`AgentSpec::init_timeout`](crate::agent::AgentSpec::init_timeout) above the
+    /// longest wait of `subscribe`, which [`guide::operations`](crate::guide::operations) lists.
     pub async fn open(
         bus: Arc<dyn MessageBus>,
         store: Arc<dyn PriceStore>,

@@ -4,6 +4,8 @@
 //! applies a layer to a port and implements the same port. Layers therefore nest, and a layered port passes the same
 //! contract suite as the inner port.
 //!
+//! [`guide::layers`](crate::guide::layers) describes each layer and shows how to write one.
+//!
 //! [`Retry`] implements the ports directly, because only a retry repeats a call. [`LayerStack`] composes all layers of
 //! this module in a fixed order.
 //!

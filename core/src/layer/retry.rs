@@ -27,6 +27,10 @@ pub struct RetryConfig {
     pub backoff: Backoff,
     /// The maximum time for all attempts and delays of a call. No attempt starts later. An attempt in progress is not
     /// cancelled. Defaults to 30 s.
+    ///
+    /// The default equals the default of [`TimeoutConfig::call`](super::TimeoutConfig::call). If a server never
+    /// responds, the first attempt uses all of this time, and there is no second attempt. For more attempts, set a
+    /// multiple of that limit.
     pub max_elapsed: Duration,
     /// The seed of the jitter. None selects a random seed. Defaults to None.
     pub seed: Option<u64>,

@@ -11,7 +11,7 @@ use super::{Order, PricePoint, PriceStore, SeriesRequest, StatsQuery};
 use crate::domain::Sum18;
 use crate::{Bar, BarValues, Decimal, Error, Instrument, Interval, Result, Selection, TimeRange, Timestamp};
 
-/// The bars that an analysis reads.
+/// The bars that a stream or an analysis reads: stored records, or bars computed from ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BarSource {

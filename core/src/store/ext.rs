@@ -23,8 +23,13 @@ use crate::{
 ///
 /// The trait is implemented for every [`PriceStore`] and cannot be implemented by hand.
 ///
-/// Streams fetch page by page. They hold no connection while the caller is busy, and keep one page in memory. Every
-/// page has its own timeout and retries. A stream ends after its first error.
+/// # Streams
+/// Streams fetch page by page. The limit of the query is the size of a page, not of the stream. A stream holds no
+/// connection while the caller is busy, and keeps one page in memory. Every page has its own timeout and retries.
+///
+/// A stream ends after its first error. To continue in ascending order, read the rest with a new query that begins at
+/// the time of the last record. The start of a range is inclusive, so records of that time are returned again. A
+/// program that must not see them twice reads pages, and continues after [`Page::resume`] with `query.after(cursor)`.
 ///
 /// Most streams borrow the store. The methods [`into_range_stream`](Self::into_range_stream),
 /// [`into_latest_stream`](Self::into_latest_stream) and [`into_bar_stream`](Self::into_bar_stream) take the store, for
@@ -88,7 +93,8 @@ pub trait PriceStoreExt: PriceStore {
         }
     }
 
-    /// Returns the records of one series in a range.
+    /// Returns one page (1,000 records by default) of the records of one series in a range.
+    /// [`range_stream`](Self::range_stream) returns all pages.
     fn range_of<R: Record>(
         &self,
         query: &RangeQuery<R::Series>,
@@ -154,7 +160,8 @@ pub trait PriceStoreExt: PriceStore {
         }
     }
 
-    /// Returns all series of a dataset, in order: its owners, and for a dataset with intervals the owners of each interval.
+    /// Returns all series of a dataset, in order: its owners, and for a dataset with intervals the owners of each
+    /// interval.
     fn all_series(&self, dataset: Dataset) -> impl Future<Output = Result<Vec<SeriesKey>>> + Send {
         async move {
             let mut all = Vec::new();
@@ -204,12 +211,14 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(ticks, chunk)
     }
 
-    /// Returns the ticks of an instrument in a range, by (ts, seq).
+    /// Returns one page (1,000 ticks by default) of the ticks of an instrument in a range, by (ts, seq).
+    /// [`tick_stream`](Self::tick_stream) returns all pages.
     fn ticks(&self, query: &RangeQuery) -> impl Future<Output = Result<Page<PriceTick>>> + Send {
         self.range_of(query)
     }
 
     /// Returns the ticks of a query as a stream, page after page.
+    /// [`into_range_stream::<PriceTick>`](Self::into_range_stream) is the same stream, and owns the store.
     fn tick_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<PriceTick>> {
         range_pages(self, query.request::<PriceTick>())
     }
@@ -296,8 +305,9 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(bars, chunk)
     }
 
-    /// Returns the stored bars of an instrument that open in a range, by open time. [`PriceStore::derived_bars`]
-    /// computes bars from ticks instead, and [`PriceStoreExt::bar_stream`] reads all pages of either.
+    /// Returns one page (1,000 bars by default) of the stored bars of an instrument that open in a range, by open time.
+    /// [`PriceStore::derived_bars`] computes bars from ticks instead. [`bar_stream`](Self::bar_stream) returns all
+    /// pages of either.
     fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();
         async move { self.range(&request).await?.typed() }

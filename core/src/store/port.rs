@@ -35,6 +35,9 @@ use crate::{Bar, Result, Timestamp};
 ///   dataset that the store was not opened with is `SchemaMismatch` too.
 /// - **Dropping a future** leaves the store usable. The result of a write in flight is unknown, and the write may still
 ///   take effect until the server-side limit.
+/// - **Outages.** A call of a server that does not respond fails with `Unavailable`, `Timeout` or `Overloaded`. These
+///   errors are retryable. After such an error, the result of a write is unknown, and sending the batch again is safe.
+///   [`guide::operations`](crate::guide::operations) has the longest wait and the retries of each call.
 /// - **After [`PriceStore::close`]** every call is `Closed`.
 ///
 /// # Differences between stores
@@ -49,6 +52,10 @@ use crate::{Bar, Result, Timestamp};
 ///
 /// [`guide::store`](crate::guide::store) has the full contract with its reasons.
 ///
+/// # Signatures
+/// Read every method that returns a `Pin<Box<dyn Future<..>>>` as an `async fn`.
+///
+/// # Example
 /// ```
 /// use qi_core::store::{PriceStore, PriceStoreExt, RangeQuery};
 /// use qi_core::{PriceTick, Result, TimeRange, Timestamp};
@@ -111,8 +118,9 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// Returns the latest record of each selected owner, in the order of the owners.
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
 
-    /// Returns bars that are computed from the ticks at every call, so late and corrected ticks change them at once.
-    /// Each bar is computed from its entire bucket. An empty bucket has no bar.
+    /// Returns one page (1,000 bars by default) of bars that are computed from the ticks at every call, so late and
+    /// corrected ticks change them at once. Each bar is computed from its entire bucket. An empty bucket has no bar.
+    /// [`bar_stream`](super::PriceStoreExt::bar_stream) returns all pages.
     ///
     /// # Errors
     /// `OutOfRange` if a volume is 10²⁰ or more.
