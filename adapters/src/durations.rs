@@ -8,7 +8,7 @@ use qi_core::Result;
 use qi_core::domain::duration;
 use serde::Deserialize;
 
-use crate::rules::Rules;
+use crate::validation::Rules;
 
 /// A duration for each dataset, in full hours. The keys of its section are the names of the datasets.
 ///

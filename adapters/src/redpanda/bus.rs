@@ -24,7 +24,7 @@ use super::consumer::{self, ConsumerHandle, ConsumerSettings, RedpandaSubscripti
 use super::error::{self, BACKEND};
 use super::producer::Publisher;
 use super::{client_config, groups, metadata};
-use crate::plaintext::PasswordWarning;
+use crate::password_warning::PasswordWarning;
 
 /// The maximum time for the first assignment. A group waits for its other members, up to their maximum poll interval.
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 
 use super::config::{MessageCompression, Profile, RedpandaConfig, SaslMechanism};
 use super::error::{self, BACKEND};
-use crate::plaintext::{PasswordWarning, host_of};
+use crate::password_warning::{PasswordWarning, host_of};
 
 /// The maximum of librdkafka's integers, which are i32.
 const MAX_INT: u64 = i32::MAX as u64;

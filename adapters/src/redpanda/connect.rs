@@ -33,7 +33,7 @@ use rdkafka::metadata::{Metadata, MetadataBroker};
 use rdkafka::statistics::Statistics;
 
 use super::error;
-use crate::plaintext::PasswordWarning;
+use crate::password_warning::PasswordWarning;
 
 /// The context of a client, which receives its reports.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::config::{ClickHouseConfig, Compression};
 use super::error::Cause;
 use super::wire::{Malformed, Reader};
-use crate::plaintext::{host_of, warn_of_password};
+use crate::password_warning::{host_of, warn_of_password};
 
 /// The clients of a store, with its permits and its knowledge of the server.
 pub(super) struct Connections {
