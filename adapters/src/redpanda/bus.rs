@@ -93,7 +93,7 @@ impl RedpandaBus {
     pub fn open(config: RedpandaConfig) -> Result<Self> {
         config.validate()?;
         client_config::check(&config)?;
-        client_config::check_panics(&config, cfg!(panic = "abort"))?;
+        client_config::check_panic_strategy(&config, cfg!(panic = "abort"))?;
         let password_warning = Arc::new(client_config::password_warning(&config));
         let config = Arc::new(config);
         Ok(Self {
@@ -173,7 +173,7 @@ impl RedpandaBus {
     }
 
     fn request_timeout(&self) -> Duration {
-        client_config::limit(self.config.request_timeout)
+        client_config::clamp_timeout(self.config.request_timeout)
     }
 
     fn phase(&self) -> Phase {
@@ -210,7 +210,7 @@ impl RedpandaBus {
             announce_revocations: false,
             max_buffered_bytes,
             request_timeout: self.request_timeout(),
-            commit_timeout: client_config::limit(self.config.commit_timeout),
+            commit_timeout: client_config::clamp_timeout(self.config.commit_timeout),
         }
     }
 
@@ -281,7 +281,7 @@ impl fmt::Debug for RedpandaBus {
 #[async_trait]
 impl MessageBus for RedpandaBus {
     fn info(&self) -> BusInfo {
-        let delivery = client_config::limit(self.config.delivery_timeout);
+        let delivery = client_config::clamp_timeout(self.config.delivery_timeout);
         BusInfo::new(BACKEND, delivery, self.config.max_message_bytes).with_encoding(self.config.codec)
     }
 
@@ -383,7 +383,7 @@ impl MessageBus for RedpandaBus {
         let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
         // A second call of `close` finds another phase and does not change it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
-        let drain = client_config::limit(self.config.close_timeout);
+        let drain = client_config::clamp_timeout(self.config.close_timeout);
         let _ = timeout(drain, self.wait_until_drained()).await;
         let unknown = self.publisher.in_flight();
         self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
