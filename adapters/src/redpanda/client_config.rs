@@ -133,7 +133,8 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
-        // Otherwise librdkafka raises fetch.max.bytes to this value. Larger messages are fetched nevertheless.
+        // At most fetch.max.bytes; otherwise librdkafka raises fetch.max.bytes to this value. Larger messages are
+        // fetched nevertheless.
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
         .set("receive.message.max.bytes", MAX_RECEIVE_BYTES.to_string())

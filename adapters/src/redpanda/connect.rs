@@ -298,7 +298,7 @@ pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
 pub(super) fn serve(client: &Arc<QueryClient>) -> std::io::Result<()> {
     const POLL_INTERVAL: Duration = Duration::from_secs(1);
     let client = Arc::downgrade(client);
-    let thread = std::thread::Builder::new().name("qi-redpanda-ask".to_owned());
+    let thread = std::thread::Builder::new().name("qi-redpanda-req".to_owned());
     let serving = move || {
         while let Some(client) = client.upgrade() {
             take_events(&client);
