@@ -164,7 +164,7 @@ impl RedpandaBus {
             .create_with_context(self.admin_context())
             .map_err(|e| error::from_kafka(e, operation))?;
         let client = Arc::new(client);
-        connect::serve(&client).map_err(|e| error::internal(operation, e))?;
+        connect::spawn_event_loop(&client).map_err(|e| error::internal(operation, e))?;
         Ok(cached.insert(client).clone())
     }
 
@@ -198,7 +198,7 @@ impl RedpandaBus {
         operation: &'static str,
     ) -> Result<u32> {
         let found = metadata::partition_count(admin, topic, self.request_timeout(), operation).await;
-        found.map_err(|e| admin.inner().context().explain(e))
+        found.map_err(|e| admin.inner().context().auth_error_or(e))
     }
 
     /// Returns the settings of a reader without a group.
@@ -364,10 +364,10 @@ impl MessageBus for RedpandaBus {
         self.check_open("groups").await?;
         let query_client = self.query_client("groups")?;
         let (stable_client, config) = (self.stable_client("groups")?, self.config.clone());
-        let (query, request_timeout, cached) =
+        let (query, request_timeout, cache) =
             (query.clone(), self.request_timeout(), self.clients().groups.clone());
         let describe = move || {
-            groups::describe(&config, [&query_client, &stable_client], &cached, &query, request_timeout)
+            groups::describe(&config, [&query_client, &stable_client], &cache, &query, request_timeout)
         };
         blocking("groups", describe).await
     }

@@ -442,7 +442,7 @@ impl ConsumerThread {
         }
         let connection = &self.client.context().connection;
         if !connection.is_connected() {
-            return Some(Err(connection.explain(error::unavailable("recv"))));
+            return Some(Err(connection.auth_error_or(error::unavailable("recv"))));
         }
         Some(Ok(self.buffer.take_none(&mut self.assignment)))
     }
@@ -637,7 +637,7 @@ impl ConsumerThread {
         let limit = self.settings.request_timeout;
         let partitions: Vec<_> = self.assignment.partitions.keys().cloned().collect();
         let ends = move |client: &Client| {
-            let failed = |e| client.context().connection.explain(error::from_request(e, "assignment"));
+            let failed = |e| client.context().connection.auth_error_or(error::from_request(e, "assignment"));
             let found = offsets::find_each(client, &partitions, OffsetSpec::Latest, limit).map_err(failed)?;
             let mut ends = Offsets::new();
             for (partition, end) in found {
@@ -722,7 +722,7 @@ fn resolve(
             SeekTo::Latest => OffsetSpec::Latest,
         };
         let offsets = offsets::find(client, [partition], spec, limit)
-            .map_err(|e| client.context().connection.explain(error::from_request(e, operation)))?;
+            .map_err(|e| client.context().connection.auth_error_or(error::from_request(e, operation)))?;
         found.extend(offsets);
     }
     Ok(found)
