@@ -280,7 +280,7 @@ fn table_changes(
         if found.is_empty() {
             continue;
         }
-        table.update_wider_types(found);
+        table.update_enum_types(found);
         let mut before = None;
         for (at, column) in table.columns.iter().enumerate() {
             let after = before.replace(column);
