@@ -105,8 +105,8 @@ impl ClickHouseStore {
         found.is_ok_and(|found| table.update_enum_types(&found))
     }
 
-    /// Returns the server's reason for rejecting inserts, or None if it accepts them. Sends an insert without rows. The
-    /// server reads such a request completely, so the client receives its response.
+    /// Returns the error with which the server rejects inserts. None without such a response. Sends an insert without
+    /// rows. The server reads such a request completely, so the client receives its response.
     async fn rejection(&self, table: &Table, knows_deduplicate_insert: bool) -> Option<Cause> {
         let empty = InsertRequest::default();
         let response =
