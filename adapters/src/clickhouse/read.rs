@@ -159,8 +159,8 @@ impl ClickHouseStore {
         table: &Table,
         request: &LatestRequest,
     ) -> Result<RecordPage, Cause> {
-        // `LatestStatements::owners` returns only owners with a matching record. Otherwise a page with few matches among
-        // very many owners would query all of them in turn.
+        // `LatestStatements::owners` returns only owners with a matching record. Otherwise a page with few matches
+        // among very many owners would query all of them in turn.
         let mut condition = format!("1{}", table.interval_condition(request.interval));
         // Without as_of, until() is the maximum time, and the condition would exclude nothing.
         if let (Some(_), Some(until)) = (request.as_of, request.until()) {

@@ -92,8 +92,8 @@ impl ClickHouseStore {
         Err(Cause::ConcurrentChange)
     }
 
-    /// Reads the column types from the database and stores the `Enum8` types with additional names. Returns whether they
-    /// changed.
+    /// Reads the column types from the database and stores the `Enum8` types with additional names. Returns whether
+    /// they changed.
     async fn refresh_enum_types(&self, table: &Table) -> bool {
         let Inner { connections, config, .. } = &*self.inner;
         let found = schema::stored_columns(

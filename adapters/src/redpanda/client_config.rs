@@ -109,9 +109,9 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
 /// The space for the protocol's overhead of a message, in bytes.
 pub(super) const MESSAGE_OVERHEAD_BYTES: usize = 512;
 
-/// The maximum size of a response, and of a zstd batch after decompression. For zstd, librdkafka triples its buffer until
-/// the batch fits. Every zstd batch of up to a third of this size is therefore readable; a larger batch may be rejected.
-/// Other codecs have no limit.
+/// The maximum size of a response, and of a zstd batch after decompression. For zstd, librdkafka triples its buffer
+/// until the batch fits. Every zstd batch of up to a third of this size is therefore readable; a larger batch may be
+/// rejected. Other codecs have no limit.
 const MAX_RECEIVE_BYTES: u64 = 512 << 20;
 
 /// Returns the properties shared by group members and by readers without a group.

@@ -96,8 +96,8 @@ impl KafkaContext {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Returns the authentication error, or the given error if there is no authentication error. `error` is the error of
-    /// a call without a response; its reason may be a rejected login or an untrusted certificate.
+    /// Returns the authentication error, or the given error if there is no authentication error. `error` is the error
+    /// of a call without a response; its reason may be a rejected login or an untrusted certificate.
     pub(super) fn auth_error_or(&self, error: Error) -> Error {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
             return error;

@@ -23,8 +23,8 @@ struct ListedGroup {
     members: Vec<GroupMember>,
 }
 
-/// A cache of the query clients of recently described groups, because a caller that polls the lag repeats its query soon.
-/// When the cache is full, the least recently used client is dropped.
+/// A cache of the query clients of recently described groups, because a caller that polls the lag repeats its query
+/// soon. When the cache is full, the least recently used client is dropped.
 #[derive(Default)]
 pub(super) struct GroupClients(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
 

@@ -183,8 +183,8 @@ impl Search<'_> {
     }
 }
 
-/// Returns the consecutive unreadable ranges from `first` on, one for each batch. Stops at a readable offset, at a batch
-/// that `confirm` can read, and at a batch whose end cannot be found.
+/// Returns the consecutive unreadable ranges from `first` on, one for each batch. Stops at a readable offset, at a
+/// batch that `confirm` can read, and at a batch whose end cannot be found.
 fn ranges(
     first: u64,
     end: u64,
