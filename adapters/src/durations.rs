@@ -78,6 +78,6 @@ impl DatasetDurations {
         Ok(())
     }
 
-    /// The longest duration: 100 years.
+    /// The longest duration: 100 years of 366 days.
     const MAX: Duration = Duration::from_hours(100 * 366 * 24);
 }

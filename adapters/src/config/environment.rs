@@ -1,5 +1,5 @@
-//! Environment variables that override the configuration file. A name is `QI__` plus the full path of the key, in upper
-//! or lower case, with two underscores between keys: `QI__STORE__BACKEND`.
+//! Environment variables that override the configuration file. A name is `QI__` plus the full path of the key,
+//! with two underscores between its parts: `QI__STORE__BACKEND`. The path may be in upper or lower case.
 
 use std::collections::BTreeMap;
 

@@ -297,7 +297,7 @@ impl Publisher {
                         *producer = None;
                         continue;
                     }
-                    let reason = handle.fatal_error().unwrap_or_else(error::producer_replaced);
+                    let reason = handle.rejection_error().unwrap_or_else(error::producer_replaced);
                     Rejection::Call(DeliveryError::not_sent(reason))
                 }
                 code => Rejection::Message(DeliveryError::not_sent(error::delivery(code).error)),

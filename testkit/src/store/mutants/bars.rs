@@ -36,7 +36,7 @@ faults! {
         => "bars::stored_bars_are_independent_of_ticks",
     ResumePassesCutBar: "the resume cursor passes a bar that the end of the range cuts"
         => "bars::resume_stays_before_an_open_bar",
-    ResumeChecksLastBarOnly: "the resume cursor considers only the last bar of a descending page, but the first bar is cut"
+    ResumeChecksLastBarOnly: "the resume cursor considers only the last bar of a descending page, but the first is cut"
         => "bars::descending_resume_stays_before_an_open_bar",
     StopsAtAGap: "a page of bars ends at the first gap" => "bars::pages_cross_gaps",
     StatsOfOneTick: "a range without ticks has the statistics of one invented tick"
