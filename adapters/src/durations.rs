@@ -1,4 +1,4 @@
-//! A duration for each dataset.
+//! Durations by dataset, for example of `[store.clickhouse.retention]`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,9 +8,10 @@ use qi_core::Result;
 use qi_core::domain::duration;
 use serde::Deserialize;
 
-use crate::rules::Rules;
+use crate::validation::Rules;
 
-/// A duration for each dataset, in full hours. The keys of its section are the names of the datasets.
+/// Durations in full hours, by dataset. The keys of the configuration section are the names of the datasets. A dataset
+/// without a key has no duration.
 ///
 /// ```
 /// use std::time::Duration;
@@ -21,16 +22,17 @@ use crate::rules::Rules;
 /// assert_eq!((config.retention.get("ticks"), config.retention.get("bars")), (Some(day), None));
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "BTreeMap<String, Text>")]
+#[serde(from = "BTreeMap<String, DurationText>")]
 pub struct DatasetDurations(BTreeMap<String, Duration>);
 
+/// A duration as text with a unit, such as `"7d"`.
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Text(#[serde(with = "duration")] Duration);
+struct DurationText(#[serde(with = "duration")] Duration);
 
-impl From<BTreeMap<String, Text>> for DatasetDurations {
-    fn from(keys: BTreeMap<String, Text>) -> Self {
-        Self(keys.into_iter().map(|(dataset, Text(duration))| (dataset, duration)).collect())
+impl From<BTreeMap<String, DurationText>> for DatasetDurations {
+    fn from(entries: BTreeMap<String, DurationText>) -> Self {
+        Self(entries.into_iter().map(|(dataset, DurationText(duration))| (dataset, duration)).collect())
     }
 }
 
@@ -40,7 +42,7 @@ impl DatasetDurations {
         self.0.insert(dataset.into(), duration);
     }
 
-    /// Returns the duration of a dataset.
+    /// Returns the duration of a dataset, or None without an entry.
     pub fn get(&self, dataset: &str) -> Option<Duration> {
         self.0.get(dataset).copied()
     }
@@ -56,8 +58,8 @@ impl DatasetDurations {
         self.0.is_empty()
     }
 
-    /// Checks that each key of the section names a registered dataset, and that its value is a number of full hours
-    /// from 1 h to [`Self::MAX`].
+    /// Rejects a key that is not a dataset of the program, and a value that is not a number of full hours from 1 h to
+    /// [`Self::MAX`]. `section` is the path of the keys below the backend's section, for example `retention`.
     pub(crate) fn check(&self, rules: &Rules, section: &str, datasets: &Datasets) -> Result<()> {
         for (dataset, value) in &self.0 {
             let (key, shown) = (format!("{section}.{dataset}"), duration::format(*value));
@@ -76,6 +78,6 @@ impl DatasetDurations {
         Ok(())
     }
 
-    /// The longest duration: 100 years.
+    /// The longest duration: 100 years of 366 days.
     const MAX: Duration = Duration::from_hours(100 * 366 * 24);
 }

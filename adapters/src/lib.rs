@@ -5,7 +5,7 @@
 //! | `timescale`, `postgres` (store) | TimescaleDB, PostgreSQL | [`timescale`] | `timescale` |
 //! | `clickhouse` (store) | ClickHouse | [`clickhouse`] | `clickhouse` |
 //! | `redpanda`, `kafka` (bus) | Redpanda, Apache Kafka | [`redpanda`] | `redpanda` |
-//! | `memory` (store and bus) | this process | the crate [`qi_testkit`](../qi_testkit/index.html) | `memory` |
+//! | `memory` (store and bus) | in-process memory | the crate [`qi_testkit`](../qi_testkit/index.html) | `memory` |
 //!
 //! # Features
 //! | feature | default | content |
@@ -46,22 +46,23 @@
 //! A backend can also be opened without a configuration, for example with `TimescaleStore::open`. It then has no
 //! layers; [`LayerStack`](qi_core::layer::LayerStack) adds them.
 
-#[cfg(any(feature = "clickhouse", feature = "timescale"))]
-mod authorities;
+// The modules of the backends are always compiled: a configuration file may contain the section of every backend.
 pub mod clickhouse;
 pub mod config;
 mod durations;
-#[cfg(any(feature = "clickhouse", feature = "timescale"))]
-mod first_datasets;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(feature = "clickhouse", feature = "timescale"))]
+mod legacy_datasets;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
 #[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
-mod plaintext;
+mod password_warning;
 pub mod redpanda;
-mod rules;
+#[cfg(any(feature = "clickhouse", feature = "timescale"))]
+mod root_certs;
 pub mod timescale;
+mod validation;
 
 pub use config::{Backends, Config};

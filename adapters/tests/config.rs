@@ -174,7 +174,7 @@ async fn the_environment_overrides_the_file_by_full_path() {
     let kept = Arc::clone(&seen);
     let backends = Backends::builder()
         .register_store("mongo", move |section| {
-            *kept.lock().unwrap() = Some(section.read::<Mongo>()?);
+            *kept.lock().unwrap() = Some(section.deserialize::<Mongo>()?);
             Ok(Arc::new(MemoryStore::new(MemoryStoreConfig::default())?))
         })
         .unwrap()
@@ -207,7 +207,7 @@ async fn a_registered_backend_validates_its_section_on_open() {
     }
     let backends = Backends::builder()
         .register_store("mongo", |section| {
-            section.read::<Mongo>()?;
+            section.deserialize::<Mongo>()?;
             Ok(Arc::new(MemoryStore::new(MemoryStoreConfig::default())?))
         })
         .unwrap()

@@ -471,7 +471,8 @@ impl Layout {
         format.fallback()
     }
 
-    /// Returns the interval in the times of a line, because Binance writes the close time of a candle.
+    /// Returns the interval from the open time to the close time of a line. None without a valid open and close time.
+    /// `Err` has a length in microseconds that is no [`Interval`]. Binance writes close times.
     pub(crate) fn interval_of(&self, fields: &[&str]) -> Option<std::result::Result<Interval, i64>> {
         let at = |place: Option<usize>| fields.get(place?).copied();
         let (open, close) = (at(self.columns.time)?, at(self.columns.close_time)?);

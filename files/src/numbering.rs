@@ -4,11 +4,11 @@
 //! split over two files, both files would use the same numbers, and the second file would overwrite trades of the
 //! first. Therefore, before the trades of a timestamp are published, they are compared with the stored trades:
 //!
-//! - If the store has the trades in the same order, they keep their stored numbers: the file is read again.
+//! - If the store has these trades in the same order, the trades keep their stored numbers: the file is read again.
 //! - Other trades get the numbers after the highest stored number: the file continues the timestamp.
 //!
-//! A trade has no identity except its price and quantity, so equal trades are ambiguous. Stored trades that equal
-//! trades of the source are from an earlier run if one of these conditions is true:
+//! A trade has no identity except its price and quantity, so a stored trade that equals a trade of the source may be
+//! the same trade or another trade. Equal stored trades count as the same trades if one of these conditions is true:
 //!
 //! 1. The previous timestamp of the source was stored too.
 //! 2. All trades of the timestamp are at the beginning or the end of the stored timestamp, and the source continues
@@ -40,11 +40,13 @@ const MAX_GAP: Duration = Duration::from_hours(1);
 /// Numbers for the trades of one file of one instrument.
 pub struct Numbering {
     store: Arc<dyn PriceStore>,
-    /// The time of the latest stored trade at the start of the file. `Timestamp::MIN` for an empty store.
+    /// The time of the latest stored trade at the start of the file. None before the query for this time, and
+    /// `Timestamp::MIN` if no trade is stored.
     latest: Option<Timestamp>,
+    /// The timestamps of the file up to `latest`. At most [`MAX_TIMESTAMPS`] are kept.
     timestamps: BTreeMap<Timestamp, NumberedTimestamp>,
-    /// True if the previous timestamp was stored. False before the first timestamp.
-    stored_before: bool,
+    /// True if the trades of the previous timestamp were stored before this run. False before the first timestamp.
+    previous_was_stored: bool,
 }
 
 impl fmt::Debug for Numbering {
@@ -53,33 +55,38 @@ impl fmt::Debug for Numbering {
     }
 }
 
-/// A timestamp: the trades that were stored before this run, and the next number.
+/// The state of one timestamp of the file.
 #[derive(Debug)]
 struct NumberedTimestamp {
+    /// The trades that were stored before this run.
     stored: Vec<PriceTick>,
-    /// The index of the stored trade that the next trade of the source must equal.
-    at: usize,
-    next: u64,
+    /// The index of the stored trade that the next trade of the source must equal, to keep its number.
+    stored_index: usize,
+    /// The number of the next new trade.
+    next_seq: u64,
     /// True if all trades of the source count as new.
     is_new: bool,
 }
 
 impl NumberedTimestamp {
+    /// Returns the number of the next trade of the source. After the first trade that differs from the stored trades,
+    /// all trades are new.
     fn number(&mut self, tick: &PriceTick) -> u64 {
-        match self.stored.get(self.at) {
+        match self.stored.get(self.stored_index) {
             Some(stored) if equal(stored, tick) => {
-                self.at += 1;
+                self.stored_index += 1;
                 stored.seq()
             }
             _ => {
-                self.at = self.stored.len();
-                self.next += 1;
-                self.next - 1
+                self.stored_index = self.stored.len();
+                self.next_seq += 1;
+                self.next_seq - 1
             }
         }
     }
 }
 
+/// Compares the values that identify a trade of one timestamp.
 fn equal(one: &PriceTick, other: &PriceTick) -> bool {
     (one.price(), one.quantity()) == (other.price(), other.quantity())
 }
@@ -88,7 +95,7 @@ impl Numbering {
     /// Creates the numbering of a file, which continues from the trades in `store`. Earlier files must be stored before
     /// the first trades of the file are numbered.
     pub fn new(store: Arc<dyn PriceStore>) -> Self {
-        Self { store, latest: None, timestamps: BTreeMap::new(), stored_before: false }
+        Self { store, latest: None, timestamps: BTreeMap::new(), previous_was_stored: false }
     }
 
     /// Starts another file.
@@ -109,14 +116,14 @@ impl Numbering {
         let mut stored = self.stored(&instrument, &wanted).await?;
         for (ts, indexes) in by_time(ticks) {
             if ts > latest {
-                self.stored_before = false;
+                self.previous_was_stored = false;
                 continue;
             }
             if !self.timestamps.contains_key(&ts) {
-                // A timestamp may occur again in its source, so the search for the next trade starts after its first
-                // one.
-                let next = ticks[indexes[0]..].iter().chain(following).find(|tick| tick.ts() != ts);
-                let next_is_stored = next.is_some_and(|next| {
+                // The trades of a timestamp need not be adjacent. The next timestamp is the first other timestamp after
+                // the first trade.
+                let next_trade = ticks[indexes[0]..].iter().chain(following).find(|tick| tick.ts() != ts);
+                let next_is_stored = next_trade.is_some_and(|next| {
                     let stored_there = match self.timestamps.get(&next.ts()) {
                         Some(timestamp) if timestamp.is_new => None,
                         Some(timestamp) => Some(&timestamp.stored),
@@ -125,13 +132,14 @@ impl Numbering {
                     stored_there.is_some_and(|stored_there| stored_there.iter().any(|tick| equal(tick, next)))
                 });
                 let own: Vec<&PriceTick> = indexes.iter().map(|index| &ticks[*index]).collect();
-                // Removed only now, because the timestamp before may have used it.
+                // Removed only now, because the check of the previous timestamp may have read these trades.
                 let found = stored.remove(&ts).unwrap_or_default();
-                let at = start(&own, &found, self.stored_before, next_is_stored);
-                let is_new = at == found.len();
-                self.stored_before = !is_new;
-                let next = found.last().map_or(0, |last| last.seq() + 1);
-                self.timestamps.insert(ts, NumberedTimestamp { stored: found, at, next, is_new });
+                let stored_index = start_index(&own, &found, self.previous_was_stored, next_is_stored);
+                let is_new = stored_index == found.len();
+                self.previous_was_stored = !is_new;
+                let next_seq = found.last().map_or(0, |last| last.seq() + 1);
+                let timestamp = NumberedTimestamp { stored: found, stored_index, next_seq, is_new };
+                self.timestamps.insert(ts, timestamp);
             }
             let Some(timestamp) = self.timestamps.get_mut(&ts) else { continue };
             for index in indexes {
@@ -143,7 +151,7 @@ impl Numbering {
                 }
             }
         }
-        // The source keeps as many timestamps, and rejects earlier records.
+        // The source keeps the same number of timestamps, and rejects trades of earlier timestamps.
         while self.timestamps.len() > MAX_TIMESTAMPS {
             self.timestamps.pop_first();
         }
@@ -201,13 +209,18 @@ fn by_time(ticks: &[PriceTick]) -> Vec<(Timestamp, Vec<usize>)> {
     groups
 }
 
-/// Returns the index of the stored trade that equals the source's first trade of a timestamp. If all trades of the
-/// source are new, returns the number of stored trades. The module documentation has the rules.
-fn start(own: &[&PriceTick], stored: &[PriceTick], stored_before: bool, next_is_stored: bool) -> usize {
+/// Returns the index of the stored trade that equals the source's first trade of a timestamp. If the trades of the
+/// source count as new, returns the number of stored trades. The module documentation has the rules.
+fn start_index(
+    own: &[&PriceTick],
+    stored: &[PriceTick],
+    previous_was_stored: bool,
+    next_is_stored: bool,
+) -> usize {
     let is_read_again = |from: &usize| {
         let end = from + own.len();
-        let complete = end == stored.len() || (*from == 0 && end < stored.len());
-        (stored_before || (next_is_stored && complete))
+        let is_at_an_end = end == stored.len() || (*from == 0 && end < stored.len());
+        (previous_was_stored || (next_is_stored && is_at_an_end))
             && stored[*from..].iter().zip(own).all(|(stored, own)| equal(stored, own))
     };
     (0..stored.len()).find(is_read_again).unwrap_or(stored.len())

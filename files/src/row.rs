@@ -1,4 +1,4 @@
-//! Records of single lines.
+//! Conversion of CSV lines to trades and bars.
 
 use qi_core::{
     Bar, BarValues, Error, Exchange, Instrument, Interval, PriceTick, Result, Side, Symbol, Timestamp,
@@ -41,25 +41,29 @@ pub(crate) fn is_side(text: &str) -> bool {
 /// The origin of the instrument of a line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum InstrumentSource {
-    /// One instrument for all lines. A column with the symbol must not change.
+    /// The instrument of all lines. If there is a symbol column, its value must be the same in every line. The value is
+    /// not compared with the instrument.
     One(Instrument),
     /// The columns of the line.
     Columns,
 }
 
-/// The conversion of the lines of one stream to records.
-pub(crate) struct Rows {
+/// The parser of the lines of one stream.
+pub(crate) struct LineParser {
     pub(crate) layout: Layout,
     pub(crate) instrument_source: InstrumentSource,
     /// True if the ids of the trades are numbers.
     pub(crate) has_ids: bool,
+    /// The interval of the bars; None for trades.
     pub(crate) interval: Option<Interval>,
     pub(crate) fields: Fields,
-    symbol: Option<String>,
-    last: Option<Instrument>,
+    /// The symbol of the first line.
+    first_symbol: Option<String>,
+    /// The instrument of the previous line, for reuse.
+    last_instrument: Option<Instrument>,
 }
 
-impl Rows {
+impl LineParser {
     pub(crate) fn new(
         layout: Layout,
         instrument_source: InstrumentSource,
@@ -72,20 +76,24 @@ impl Rows {
             has_ids,
             interval,
             fields: Fields::default(),
-            symbol: None,
-            last: None,
+            first_symbol: None,
+            last_instrument: None,
         }
     }
 
-    /// Calls `read` with the fields of a line.
-    fn with<T>(&mut self, line: &str, read: impl FnOnce(&mut Self, &[&str]) -> Result<T>) -> Result<T> {
+    /// Splits a line and passes its fields to `read`. Rejects a wrong number of fields.
+    fn with_fields<T>(
+        &mut self,
+        line: &str,
+        read: impl FnOnce(&mut Self, &[&str]) -> Result<T>,
+    ) -> Result<T> {
         let mut out = [""; MAX_FIELDS];
         let mut fields = std::mem::take(&mut self.fields);
         let outcome = match fields.split(line, self.layout.delimiter, &mut out) {
             None => Err(bad(
                 "line",
                 line,
-                format_args!("must have at most {MAX_FIELDS} fields, with closed quotes"),
+                format_args!("must have at most {MAX_FIELDS} fields and no unclosed quote"),
             )),
             Some(count) => match self.layout.width {
                 // An empty additional field is a delimiter at the end of the line.
@@ -99,13 +107,13 @@ impl Rows {
         outcome
     }
 
-    fn instrument(&mut self, fields: &[&str]) -> Result<Instrument> {
+    fn instrument_of(&mut self, fields: &[&str]) -> Result<Instrument> {
         let columns = self.layout.columns;
         let symbol = columns.symbol.map(|at| field(fields, Some(at), "symbol")).transpose()?;
         if let (InstrumentSource::One(instrument), symbol) = (&self.instrument_source, symbol) {
-            return match (symbol, &self.symbol) {
+            return match (symbol, &self.first_symbol) {
                 (Some(symbol), None) => {
-                    self.symbol = Some(symbol.to_owned());
+                    self.first_symbol = Some(symbol.to_owned());
                     Ok(instrument.clone())
                 }
                 (Some(symbol), Some(first)) if symbol != first => {
@@ -122,34 +130,35 @@ impl Rows {
             None => self.layout.exchange.unwrap_or(""),
         };
         let symbol = symbol.unwrap_or("");
-        if let Some(last) = &self.last
+        if let Some(last) = &self.last_instrument
             && last.symbol().as_str() == symbol
             && last.exchange().as_str() == exchange
         {
             return Ok(last.clone());
         }
         let found = Instrument::new(Exchange::new(exchange)?, Symbol::new(symbol)?);
+        // Ordinals are counted per timestamp, so two instruments would share the numbers.
         if !self.has_ids
             && self.interval.is_none()
-            && let Some(last) = &self.last
+            && let Some(last) = &self.last_instrument
         {
             let rule = format!(
                 "must be {last}, as in the previous lines: trades without ids must be of one instrument"
             );
             return Err(bad("symbol", found, rule));
         }
-        self.last = Some(found.clone());
+        self.last_instrument = Some(found.clone());
         Ok(found)
     }
 
     /// Returns the instrument of a line.
-    pub(crate) fn name(&mut self, line: &str) -> Result<Instrument> {
-        self.with(line, Self::instrument)
+    pub(crate) fn instrument(&mut self, line: &str) -> Result<Instrument> {
+        self.with_fields(line, Self::instrument_of)
     }
 
     /// Returns the trade of a line.
     pub(crate) fn trade(&mut self, line: &str, ordinals: &mut TimestampOrdinals) -> Result<PriceTick> {
-        self.with(line, |this, fields| {
+        self.with_fields(line, |this, fields| {
             let columns = this.layout.columns;
             let time = time::parse(field(fields, columns.time, "time")?, this.layout.units)?;
             let price = price("price", field(fields, columns.price, "price")?)?;
@@ -159,8 +168,8 @@ impl Rows {
             };
             let side = this.side(fields)?;
             let id = if this.has_ids { Some(whole("id", field(fields, columns.id, "id")?)?) } else { None };
-            let instrument = this.instrument(fields)?;
-            // The last step, so that a bad line takes no number.
+            let instrument = this.instrument_of(fields)?;
+            // Taken last, so that a bad line uses no ordinal.
             let seq = id.map_or_else(|| ordinals.next(time), Ok)?;
             Ok(PriceTick::new(instrument, time, seq, price)?.with_quantity(amount).with_side(side))
         })
@@ -180,14 +189,14 @@ impl Rows {
 
     /// Returns the time of a line.
     pub(crate) fn time(&mut self, line: &str) -> Result<Timestamp> {
-        self.with(line, |this, fields| {
+        self.with_fields(line, |this, fields| {
             time::parse(field(fields, this.layout.columns.time, "time")?, this.layout.units)
         })
     }
 
-    /// Returns the candle of a line.
+    /// Returns the bar of a candle line.
     pub(crate) fn candle(&mut self, line: &str, interval: Interval) -> Result<Bar> {
-        self.with(line, |this, fields| {
+        self.with_fields(line, |this, fields| {
             let columns = this.layout.columns;
             let text = field(fields, columns.time, "time")?;
             let time = time::parse(text, this.layout.units)?;
@@ -197,9 +206,10 @@ impl Rows {
             if let Some(found) = this.layout.interval_of(fields)
                 && found != Ok(interval)
             {
+                let close = field(fields, columns.close_time, "close_time")?;
                 return Err(bad(
                     "close_time",
-                    text,
+                    close,
                     format_args!("must be the end of a candle of {interval}"),
                 ));
             }
@@ -222,24 +232,44 @@ impl Rows {
                     .transpose()?,
                 count: optional(columns.count, "count")?.map(|text| whole("count", text)).transpose()?,
             };
-            let instrument = this.instrument(fields)?;
+            let instrument = this.instrument_of(fields)?;
             Bar::new(instrument, interval, time, values)
         })
     }
 
     /// Returns whether the id of a line is a number that a store can hold.
     pub(crate) fn is_id(&mut self, line: &str) -> bool {
-        let found = self.with(line, |this, fields| whole("id", field(fields, this.layout.columns.id, "id")?));
+        let found =
+            self.with_fields(line, |this, fields| whole("id", field(fields, this.layout.columns.id, "id")?));
         found.is_ok_and(|id| i64::try_from(id).is_ok())
     }
 
-    /// Returns the interval in the times of a line.
+    /// Returns the interval from the open time to the close time of a line. None without a valid open and close time.
+    /// `Err` has a length in microseconds that is no [`Interval`].
     pub(crate) fn interval_of(&mut self, line: &str) -> Option<std::result::Result<Interval, i64>> {
-        self.with(line, |this, fields| Ok(this.layout.interval_of(fields))).ok().flatten()
+        self.with_fields(line, |this, fields| Ok(this.layout.interval_of(fields))).ok().flatten()
     }
 }
 
 fn field<'a>(fields: &[&'a str], at: Option<usize>, name: &'static str) -> Result<&'a str, Error> {
     let found = at.and_then(|at| fields.get(at)).copied();
     found.ok_or_else(|| bad("line", fields.join(","), format_args!("must have the column {name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use super::*;
+
+    #[test]
+    fn an_inconsistent_close_time_is_shown_in_its_error() {
+        let line = |close: &str| format!("1735689600000,1,1,1,1,1,{close},1,1,1,1,0");
+        let layout = Layout::recognise(&[line("1735689659999").into_bytes()]).unwrap();
+        let source = InstrumentSource::One("binance:BTCUSDT".parse().unwrap());
+        let mut parser = LineParser::new(layout, source, false, Some(Interval::M1));
+        assert!(parser.candle(&line("1735689659999"), Interval::M1).is_ok());
+        let error = parser.candle(&line("1735689899999"), Interval::M1).unwrap_err();
+        assert_eq!(error.context_value("field"), Some("close_time"));
+        assert_eq!(error.context_value("value"), Some("1735689899999"));
+    }
 }

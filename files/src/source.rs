@@ -12,7 +12,7 @@ use crate::layout::{ColumnMap, Format, Kind, Layout};
 use crate::lines::{Line, Lines};
 use crate::name;
 use crate::ordinals::TimestampOrdinals;
-use crate::row::{InstrumentSource, Rows};
+use crate::row::{InstrumentSource, LineParser};
 use crate::unpack::{Progress, Stream, streams};
 
 /// Any item of a source that is not a record.
@@ -162,15 +162,15 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
                 Box::new(Reader::new(
                     plans,
                     progress.clone(),
-                    Box::new(move |rows: &mut Rows, line: &str, _: &mut TimestampOrdinals| {
-                        rows.candle(line, interval)
+                    Box::new(move |parser: &mut LineParser, line: &str, _: &mut TimestampOrdinals| {
+                        parser.candle(line, interval)
                     }),
                 )),
                 interval,
             )
         }
         // Empty files contain no candles either.
-        _ => Data::Trades(Box::new(Reader::new(plans, progress.clone(), Box::new(Rows::trade)))),
+        _ => Data::Trades(Box::new(Reader::new(plans, progress.clone(), Box::new(LineParser::trade)))),
     };
     Ok(Files { data, progress, instruments })
 }
@@ -269,25 +269,30 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
         let rule = "must have an instrument in its name: set --instrument EXCHANGE:SYMBOL";
         return Err(Error::invalid("files.instrument", "input", &label, rule));
     };
-    let mut rows = Rows::new(layout, instrument_source, false, None);
-    let has_column = rows.layout.columns.id.is_some();
+    let mut parser = LineParser::new(layout, instrument_source, false, None);
+    let has_column = parser.layout.columns.id.is_some();
     // Trades with textual ids are numbered like trades without ids.
-    rows.has_ids = has_column && texts.iter().any(|line| rows.is_id(line));
-    let first = match &rows.instrument_source {
+    parser.has_ids = has_column && texts.iter().any(|line| parser.is_id(line));
+    let first = match &parser.instrument_source {
         InstrumentSource::One(instrument) => Some(instrument.clone()),
-        InstrumentSource::Columns => texts.iter().find_map(|line| rows.name(line).ok()),
+        InstrumentSource::Columns => texts.iter().find_map(|line| parser.instrument(line).ok()),
     };
-    let interval = match rows.layout.kind {
+    let interval = match parser.layout.kind {
         Kind::Trades => None,
-        Kind::Candles => Some(interval(&stream, &mut rows, &texts, options)?),
+        Kind::Candles => Some(interval(&stream, &mut parser, &texts, options)?),
     };
-    let Rows { layout, instrument_source, has_ids, .. } = rows;
+    let LineParser { layout, instrument_source, has_ids, .. } = parser;
     Ok(Some((Plan { stream, layout, instrument_source, has_ids, interval }, first)))
 }
 
-fn interval(stream: &Stream, rows: &mut Rows, texts: &[&str], options: &FileOptions) -> Result<Interval> {
+fn interval(
+    stream: &Stream,
+    parser: &mut LineParser,
+    texts: &[&str],
+    options: &FileOptions,
+) -> Result<Interval> {
     let refuse = |rule: String| Err(Error::invalid("files.interval", "input", stream.label(), rule));
-    let in_lines = texts.iter().find_map(|line| rows.interval_of(line));
+    let in_lines = texts.iter().find_map(|line| parser.interval_of(line));
     match (options.interval, in_lines) {
         (Some(interval), _) | (None, Some(Ok(interval))) => return Ok(interval),
         (None, Some(Err(micros))) => {
@@ -295,19 +300,19 @@ fn interval(stream: &Stream, rows: &mut Rows, texts: &[&str], options: &FileOpti
         }
         (None, None) => {}
     }
-    if let Some(interval) = name::interval(stream, &rows.layout) {
+    if let Some(interval) = name::interval(stream, &parser.layout) {
         return Ok(interval);
     }
     let label = stream.label();
     let mut detector = IntervalDetector::default();
     let mut records =
-        Records::open(stream, &rows.layout, &Progress::default()).map_err(|e| broken(&label, 0, e))?;
+        Records::open(stream, &parser.layout, &Progress::default()).map_err(|e| broken(&label, 0, e))?;
     loop {
         match records.next().map_err(|e| broken(&label, records.number(), e))? {
             Line::End => break,
             Line::Bad(..) => {}
             Line::Text => {
-                if let Ok(time) = rows.time(records.text()) {
+                if let Ok(time) = parser.time(records.text()) {
                     detector.add(time);
                 }
             }
@@ -373,7 +378,7 @@ impl Records {
     }
 }
 
-type Parse<T> = Box<dyn FnMut(&mut Rows, &str, &mut TimestampOrdinals) -> Result<T> + Send>;
+type Parse<T> = Box<dyn FnMut(&mut LineParser, &str, &mut TimestampOrdinals) -> Result<T> + Send>;
 
 /// A reader of the streams of the plans, one after the other.
 struct Reader<T> {
@@ -386,7 +391,7 @@ struct Reader<T> {
 struct Opened {
     label: String,
     records: Records,
-    rows: Rows,
+    parser: LineParser,
     ordinals: TimestampOrdinals,
 }
 
@@ -402,9 +407,9 @@ impl<T> Reader<T> {
             Ok(records) => records,
             Err(error) => return self.give_up(broken(&label, 0, error)),
         };
-        let rows = Rows::new(layout, instrument_source, has_ids, interval);
+        let parser = LineParser::new(layout, instrument_source, has_ids, interval);
         self.open =
-            Some(Opened { label: label.clone(), records, rows, ordinals: TimestampOrdinals::default() });
+            Some(Opened { label: label.clone(), records, parser, ordinals: TimestampOrdinals::default() });
         Input::File(FileStart { name: label, has_ids, is_verified: stream.verified })
     }
 
@@ -425,7 +430,7 @@ impl<T> Iterator for Reader<T> {
                 let plan = self.plans.pop_front()?;
                 return Some(Err(self.begin(plan)));
             };
-            let Opened { label, records, rows, ordinals } = open;
+            let Opened { label, records, parser, ordinals } = open;
             let line = match records.next() {
                 Ok(line) => line,
                 Err(error) => {
@@ -438,7 +443,7 @@ impl<T> Iterator for Reader<T> {
                     self.open = None;
                     continue;
                 }
-                Line::Text => (self.parse)(rows, records.text(), ordinals),
+                Line::Text => (self.parse)(parser, records.text(), ordinals),
                 Line::Bad(rule, start) => Err(Error::invalid("files.line", "line", start, rule)),
             };
             return Some(outcome.map_err(|error| {

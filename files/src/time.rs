@@ -7,7 +7,7 @@ use qi_core::{Decimal, Error, Result, Timestamp};
 
 use crate::number::{bad, units};
 
-/// The unit of a number of time since 1970.
+/// The unit of a time that is a number since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeUnit {
     /// Seconds.
@@ -20,7 +20,7 @@ pub enum TimeUnit {
     Nanos,
 }
 
-/// Every unit, the longest first.
+/// Every unit, from the longest to the shortest.
 pub(crate) const ANY: &[TimeUnit] = &[TimeUnit::Seconds, TimeUnit::Millis, TimeUnit::Micros, TimeUnit::Nanos];
 
 impl TimeUnit {
@@ -45,7 +45,7 @@ impl TimeUnit {
         }
     }
 
-    /// Converts 10⁻¹⁸ parts of this unit to microseconds, truncated.
+    /// Converts a number of this unit, given in 10⁻¹⁸, to microseconds. Rounds down.
     fn micros(self, units: i128) -> i128 {
         let per_micro = Decimal::UNITS_PER_ONE / 1_000_000;
         match self {
@@ -66,15 +66,17 @@ impl fmt::Display for TimeUnit {
     }
 }
 
-/// 1971-01-01 and 2200-01-01 in microseconds. A number in the wrong unit is outside this range, because the units
-/// differ by a factor of 1,000.
+/// The first valid time, 1971-01-01, in microseconds. The range up to [`END`] spans a factor of less than 1,000, the
+/// factor between two units. A number in the wrong unit is therefore outside the range.
 const FIRST: i128 = 31_536_000_000_000;
+/// The end of the valid times, 2200-01-01, in microseconds.
 const END: i128 = 7_258_118_400_000_000;
 
-/// Parses a time. Of several allowed units, uses the one with a time from 1971 to 2199.
+/// Parses a time. `allowed` has the possible units of a number, from the longest to the shortest. Uses the unit that
+/// gives a time from 1971 to 2199.
 ///
 /// # Errors
-/// `InvalidInput` that names the assumed unit.
+/// `InvalidInput` for a time outside these years, or for a text that is no time. Names the assumed unit of a number.
 pub(crate) fn parse(text: &str, allowed: &[TimeUnit]) -> Result<Timestamp> {
     let Some(units) = units(text) else {
         let time = date(text)?;
@@ -84,8 +86,8 @@ pub(crate) fn parse(text: &str, allowed: &[TimeUnit]) -> Result<Timestamp> {
             Err(bad("time", text, "must be a time from 1971 to 2199"))
         };
     };
-    let size = |unit: &&TimeUnit| unit.micros(units) < END;
-    let unit = allowed.iter().find(size).or(allowed.last()).copied().unwrap_or(TimeUnit::Seconds);
+    let is_before_end = |unit: &&TimeUnit| unit.micros(units) < END;
+    let unit = allowed.iter().find(is_before_end).or(allowed.last()).copied().unwrap_or(TimeUnit::Seconds);
     let micros = unit.micros(units);
     if (FIRST..END).contains(&micros) {
         return Timestamp::from_micros(i64::try_from(micros).unwrap_or(0));
@@ -96,7 +98,7 @@ pub(crate) fn parse(text: &str, allowed: &[TimeUnit]) -> Result<Timestamp> {
     Err(bad("time", text, rule))
 }
 
-/// Returns whether a text looks like a time in any unit.
+/// Returns whether a text is a time from 1971 to 2199 in any unit or date notation.
 pub(crate) fn is_time(text: &str) -> bool {
     parse(text, ANY).is_ok()
 }
@@ -108,6 +110,7 @@ fn date(text: &str) -> Result<Timestamp> {
         .ok_or_else(|| bad("time", text, "must be a number, or a date such as 2022-01-01 00:00:00"))?
 }
 
+/// Returns None for any other notation, and an error for an impossible date, such as 2025-13-01.
 fn parse_date(text: &str) -> Option<Result<Timestamp, Error>> {
     let text = text.trim();
     if !text.is_ascii() || text.len() < 10 {
@@ -119,7 +122,7 @@ fn parse_date(text: &str) -> Option<Result<Timestamp, Error>> {
         Some(b'T' | b't' | b' ') => &rest[1..],
         Some(_) => return None,
     };
-    let (clock, east) = zone(rest)?;
+    let (clock, offset_secs) = split_offset(rest)?;
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
     if fraction.is_empty() || fraction.len() > 18 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -135,15 +138,15 @@ fn parse_date(text: &str) -> Option<Result<Timestamp, Error>> {
         Ok(time) => time,
         Err(error) => return Some(Err(error)),
     };
-    let by = Duration::from_secs(u64::from(east.unsigned_abs()));
-    let moved = if east >= 0 { time.checked_sub(by) } else { time.checked_add(by) };
-    moved.map(Ok)
+    let offset = Duration::from_secs(u64::from(offset_secs.unsigned_abs()));
+    let utc = if offset_secs >= 0 { time.checked_sub(offset) } else { time.checked_add(offset) };
+    utc.map(Ok)
 }
 
-/// Splits the time of day from its offset, in seconds east of Greenwich.
-fn zone(text: &str) -> Option<(&str, i32)> {
-    for word in ["Z", "z", " UTC", " GMT", " Z"] {
-        if let Some(clock) = text.strip_suffix(word) {
+/// Splits a time of day from its UTC offset in seconds, positive east of Greenwich. None for a malformed offset.
+fn split_offset(text: &str) -> Option<(&str, i32)> {
+    for suffix in ["Z", "z", " UTC", " GMT", " Z"] {
+        if let Some(clock) = text.strip_suffix(suffix) {
             return Some((clock, 0));
         }
     }

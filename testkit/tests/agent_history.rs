@@ -10,7 +10,7 @@ use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Running, Stopped};
 use qi_core::agent::{AgentRuntime, ErrorRecord, Observer, Transition};
 use qi_testkit::ManualClock;
-use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
+use qi_testkit::agent::{Script, Step, TransitionLog, check_transitions};
 use tokio::time::sleep;
 
 const RESTARTS: usize = 10_000;
@@ -37,7 +37,7 @@ async fn ten_thousand_restarts_leave_no_gap_in_the_history() {
     let report = runtime.run().await;
     report.result().unwrap();
     let history = log.of("a");
-    legal_history(&history).unwrap();
+    check_transitions(&history).unwrap();
     assert_eq!(history.len(), RESTARTS * 4 + 4);
     assert_eq!(calls.count("Cleanup#"), RESTARTS + 1);
     assert_eq!(log.errors("a").len(), RESTARTS);
@@ -77,7 +77,7 @@ async fn panicking_observer_affects_neither_agents_nor_other_observers() {
         .build()
         .unwrap();
     runtime.run_until(sleep(ms(1_000))).await.result().unwrap();
-    legal_history(&log.of("a")).unwrap();
+    check_transitions(&log.of("a")).unwrap();
     assert_eq!((log.of("a").len(), log.errors("a").len()), (8, 1));
     assert!(calls.is_clean());
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use agent_rig::{builder, ms, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::{AgentSpec, AgentStatus, Backoff, Phase, RestartMode, RestartPolicy};
-use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, legal_history};
+use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, check_transitions};
 
 #[derive(Debug, Clone, Copy)]
 enum Stop {
@@ -101,7 +101,7 @@ async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
         }
     };
     let took = begun.elapsed();
-    legal_history(&log.of("a")).unwrap();
+    check_transitions(&log.of("a")).unwrap();
     assert!(calls.is_clean(), "{calls:?}");
     assert_eq!(calls.count("Init#"), calls.count("Cleanup#"));
     assert_eq!(calls.count("Drop#"), calls.count("Init#"), "every agent value is dropped");
@@ -157,7 +157,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
                     assert_eq!(handle.names().is_empty(), !ended());
                     if !ended() {
                         let removed = handle.removed();
-                        legal_history(&removed[0].history).unwrap();
+                        check_transitions(&removed[0].history).unwrap();
                         assert_eq!(removed[0].history.len(), log.of("a").len().min(64));
                     }
                 }
@@ -209,7 +209,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
     }
     assert_eq!(lives.len(), all_calls.len());
     for (life, calls) in lives.iter().zip(all_calls) {
-        legal_history(life).unwrap();
+        check_transitions(life).unwrap();
         assert!(calls.is_clean(), "{calls:?}");
         assert_eq!(calls.count("Init#"), calls.count("Cleanup#"));
         assert_eq!(calls.count("Drop#"), calls.count("Init#"), "every agent value is dropped");

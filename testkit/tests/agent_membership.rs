@@ -15,7 +15,7 @@ use qi_core::agent::{
     Termination, agent_fn,
 };
 use qi_core::{Error, ErrorKind};
-use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
+use qi_testkit::agent::{Script, Step, TransitionLog, check_transitions};
 use tokio::time::{sleep, timeout};
 
 fn waiting(name: &str) -> AgentSpec {
@@ -54,7 +54,7 @@ async fn agent_is_added_removed_and_added_again_under_the_same_name() {
         assert_eq!(handle.remove("a").await.unwrap_err().kind(), ErrorKind::NotFound);
         let removed = handle.removed();
         assert_eq!(removed.len(), round);
-        legal_history(&removed[round - 1].history).unwrap();
+        check_transitions(&removed[round - 1].history).unwrap();
         assert_eq!(removed[round - 1].history.len(), 4);
     }
     handle.shutdown();
@@ -206,7 +206,7 @@ async fn agents_in_every_state_are_removed() {
         assert_eq!((report.status, report.termination), (status, termination), "{name}");
         assert!(calls.is_clean(), "{name}: {calls:?}");
         assert_eq!(calls.count("Init#"), calls.count("Drop#"), "{name}");
-        legal_history(&log.of(name)).unwrap();
+        check_transitions(&log.of(name)).unwrap();
         let removed = handle.removed();
         let last = removed.last().unwrap();
         assert_eq!((last.report.name.as_ref(), last.history.len()), (name, log.of(name).len()));
@@ -501,7 +501,7 @@ async fn asynchronous_factory_creates_an_agent_or_skips_cleanup() {
         let runtime = builder(&log).agent(spec.init_timeout(ms(300))).build().unwrap();
         let report = runtime.run_until(sleep(ms(5_000))).await;
         report.result().unwrap();
-        legal_history(&log.of("a")).unwrap();
+        check_transitions(&log.of("a")).unwrap();
         assert_eq!(
             log.statuses("a")[..5],
             [Created, Initializing, Stopping, Backoff, Initializing],
@@ -649,7 +649,7 @@ async fn random_changes(seed: u64) -> Vec<String> {
             lives.last_mut().unwrap().push(transition.clone());
         }
         for life in lives {
-            legal_history(&life).unwrap();
+            check_transitions(&life).unwrap();
         }
     }
     log.lines()

@@ -9,7 +9,7 @@ use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Initializing, Running, Stopped, Stopping};
 use qi_core::agent::{AgentRuntime, RestartPolicy};
 use qi_testkit::ManualClock;
-use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
+use qi_testkit::agent::{Script, Step, TransitionLog, check_transitions};
 use tokio::time::sleep;
 
 const AGENTS: usize = 200;
@@ -58,7 +58,7 @@ fn run_once(seed: u64) -> (Vec<String>, Vec<Vec<String>>) {
         let report = builder.build().unwrap().run_until(sleep(ms(20_000))).await;
         assert_eq!(report.leaked().count(), 0);
         for (n, calls) in calls.iter().enumerate() {
-            legal_history(&log.of(&format!("agent-{n}"))).unwrap();
+            check_transitions(&log.of(&format!("agent-{n}"))).unwrap();
             assert!(calls.is_clean(), "{calls:?}");
         }
         (log.lines(), calls.iter().map(qi_testkit::agent::CallLog::calls).collect())

@@ -14,7 +14,7 @@ use qi_core::agent::{
     AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, ExitReason, RestartPolicy, ShutdownCause,
     Termination, Transition, agent_fn,
 };
-use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, legal_history};
+use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, check_transitions};
 use tokio::time::{Instant, sleep, timeout};
 
 const LONG: Duration = Duration::from_hours(1);
@@ -347,7 +347,7 @@ async fn expect_cleanup(calls: CallLog, log: TransitionLog, handle: qi_core::age
     let report = timeout(Duration::from_secs(25), handle.join()).await.unwrap();
     assert_eq!(report.cause, ShutdownCause::Dropped);
     assert_eq!(calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
-    legal_history(&log.of("a")).unwrap();
+    check_transitions(&log.of("a")).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -526,7 +526,7 @@ async fn aborted_driver_shows_failed() {
         let snapshot = handle.snapshot(agent).unwrap();
         assert_eq!(snapshot.status, Failed);
         assert!(matches!(snapshot.last_exit.as_deref(), Some(ExitReason::DriverAborted)));
-        legal_history(&log.of(agent)).unwrap();
+        check_transitions(&log.of(agent)).unwrap();
     }
     assert!(handle.join().await.result().is_err());
 }

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use crate::durations::DatasetDurations;
-use crate::rules::Rules;
+use crate::validation::Rules;
 
 const RULES: Rules =
     Rules { section: "store.clickhouse", code: "store.clickhouse.config", backend: "clickhouse" };

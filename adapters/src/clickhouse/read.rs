@@ -55,8 +55,8 @@ struct LatestRecords {
     index: HashMap<Owner, usize>,
 }
 
-/// A request for the latest records.
-struct LatestQuery<'a> {
+/// The statements for one [`LatestRequest`].
+struct LatestStatements<'a> {
     store: &'a ClickHouseStore,
     table: &'a Table,
     request: &'a LatestRequest,
@@ -64,7 +64,7 @@ struct LatestQuery<'a> {
     condition: String,
 }
 
-impl LatestSource for LatestQuery<'_> {
+impl LatestSource for LatestStatements<'_> {
     type Error = Cause;
 
     async fn owners(&mut self, after: Option<&Owner>, count: usize) -> Result<Vec<Owner>, Cause> {
@@ -126,12 +126,12 @@ impl ClickHouseStore {
         let sorted = order_by(table, direction);
         let sql = format!(
             "WITH (SELECT ({edge}(({sort_key})), count()) FROM (SELECT {sort_key} FROM {name} WHERE {condition} \
-             ORDER BY {sorted} LIMIT 1 BY {sort_key} LIMIT {limit})) AS _walk, _walk.1 AS _edge \
-             SELECT toInt8(ifNull(_walk.2 = {limit}, 0)), {list} FROM {name} FINAL \
-             WHERE {condition} AND ({sort_key}) {side} _edge AND {bound} ORDER BY {sorted} LIMIT {limit} {FINAL_SETTINGS}",
+             ORDER BY {sorted} LIMIT 1 BY {sort_key} LIMIT {limit})) AS _page, _page.1 AS _last_key \
+             SELECT toInt8(ifNull(_page.2 = {limit}, 0)), {list} FROM {name} FINAL \
+             WHERE {condition} AND ({sort_key}) {side} _last_key AND {bound} ORDER BY {sorted} LIMIT {limit} {FINAL_SETTINGS}",
             bound = if table.sort_key().len() == 2 {
                 // The server does not use the primary index for the tuple alone.
-                format!("{} {side} _edge.1", table.time())
+                format!("{} {side} _last_key.1", table.time())
             } else {
                 "1".to_owned()
             },
@@ -212,16 +212,17 @@ impl ClickHouseStore {
         table: &Table,
         request: &LatestRequest,
     ) -> Result<RecordPage, Cause> {
-        // The statement excludes owners without a matching record. Otherwise a page with few matches among very many
-        // owners would query all of them in turn.
+        // `LatestStatements::owners` returns only owners with a matching record. Otherwise a page with few matches
+        // among very many owners would query all of them in turn.
         let mut condition = format!("1{}", table.interval_condition(request.interval));
+        // Without as_of, until() is the maximum time, and the condition would exclude nothing.
         if let (Some(_), Some(until)) = (request.as_of, request.until()) {
             let _ = write!(condition, " AND {} <= {}", table.time(), time_literal(until));
         }
         kit::latest(
             request,
             MAX_OWNERS_PER_STATEMENT,
-            &mut LatestQuery { store: self, table, request, condition },
+            &mut LatestStatements { store: self, table, request, condition },
         )
         .await
     }
@@ -230,12 +231,12 @@ impl ClickHouseStore {
     async fn latest_records(
         &self,
         table: &Table,
-        keys: &[Owner],
+        owners: &[Owner],
         until: Timestamp,
         request: &LatestRequest,
     ) -> Result<LatestRecords, Cause> {
         let mut found = LatestRecords { records: request.dataset.new_vec(), index: HashMap::new() };
-        let mut remaining = keys.to_vec();
+        let mut remaining = owners.to_vec();
         for _ in 0..MAX_ATTEMPTS {
             remaining = self.latest_attempt(table, &remaining, until, request, &mut found).await?;
             if remaining.is_empty() {
@@ -253,21 +254,21 @@ impl ClickHouseStore {
     async fn latest_attempt(
         &self,
         table: &Table,
-        keys: &[Owner],
+        owners: &[Owner],
         until: Timestamp,
         request: &LatestRequest,
         found: &mut LatestRecords,
     ) -> Result<Vec<Owner>, Cause> {
         let interval_condition = table.interval_condition(request.interval);
-        let times = self.newest_times(table, keys, until, &interval_condition).await?;
+        let times = self.newest_times(table, owners, until, &interval_condition).await?;
         if times.is_empty() {
             return Ok(Vec::new());
         }
         let exact: Vec<String> = times
             .iter()
-            .map(|(key, ts)| format!("({}, {})", Table::owner_literals(key), time_literal(*ts)))
+            .map(|(owner, ts)| format!("({}, {})", Table::owner_literals(owner), time_literal(*ts)))
             .collect();
-        // Of several records with the same time, the last one by sequence number.
+        // If several records have this time, the statement returns the record with the highest sequence number.
         let sql = format!(
             "SELECT {columns}, {list} FROM {name} FINAL WHERE ({columns}, {time}) IN ({exact}){interval_condition} \
              ORDER BY {sorted} LIMIT 1 BY {columns} {FINAL_SETTINGS}",
@@ -285,7 +286,11 @@ impl ClickHouseStore {
             Ok(())
         })
         .await?;
-        Ok(times.into_iter().map(|(key, _)| key).filter(|key| !found.index.contains_key(key)).collect())
+        Ok(times
+            .into_iter()
+            .map(|(owner, _)| owner)
+            .filter(|owner| !found.index.contains_key(owner))
+            .collect())
     }
 
     /// Returns the newest time of each owner that has a record.
@@ -297,61 +302,61 @@ impl ClickHouseStore {
     async fn newest_times(
         &self,
         table: &Table,
-        keys: &[Owner],
+        owners: &[Owner],
         until: Timestamp,
         interval_condition: &str,
     ) -> Result<Vec<(Owner, Timestamp)>, Cause> {
         let client = &self.inner.connections.read_client;
-        let (name, time, last) = (&table.name, table.time(), time_literal(until));
+        let (name, time, until_literal) = (&table.name, table.time(), time_literal(until));
         let read = |row: &mut Reader<'_>| Ok((table.read_owner(row)?, read_time(row)?));
-        let scan = |keys: &[Owner], bound: &str| {
-            let owners: Vec<String> = keys.iter().map(|key| table.owner_value(key)).collect();
+        let scan = |owners: &[Owner], bound: &str| {
+            let owner_values: Vec<String> = owners.iter().map(|owner| table.owner_value(owner)).collect();
             format!(
-                "SELECT {columns}, max({time}) FROM {name} WHERE {owner} IN ({owners}){interval_condition} \
-                 AND {time} <= {last}{bound} GROUP BY {columns}",
+                "SELECT {columns}, max({time}) FROM {name} WHERE {owner_tuple} IN ({owner_values}){interval_condition} \
+                 AND {time} <= {until_literal}{bound} GROUP BY {columns}",
                 columns = table.owner_columns,
-                owner = table.owner_tuple(),
-                owners = owners.join(", "),
+                owner_tuple = table.owner_tuple(),
+                owner_values = owner_values.join(", "),
             )
         };
-        let newest = if until == Timestamp::MAX_RECORD {
+        let window_end = if until == Timestamp::MAX_RECORD {
             format!("(SELECT max({time}) FROM {name})")
         } else {
-            last.clone()
+            until_literal.clone()
         };
-        let (mut found, mut remaining) = (Vec::new(), keys.to_vec());
+        let (mut found, mut remaining) = (Vec::new(), owners.to_vec());
         for minutes in RECENT_MINUTES {
             if remaining.len() <= MAX_OWNERS_WITHOUT_SCAN {
                 break;
             }
-            let bound = format!(" AND {time} >= {newest} - toIntervalMinute({minutes})");
+            let bound = format!(" AND {time} >= {window_end} - toIntervalMinute({minutes})");
             let newest_of_span = rows(client, &scan(&remaining, &bound), read).await?;
-            let known: HashSet<&Owner> = newest_of_span.iter().map(|(key, _)| key).collect();
-            remaining.retain(|key| !known.contains(key));
+            let known: HashSet<&Owner> = newest_of_span.iter().map(|(owner, _)| owner).collect();
+            remaining.retain(|owner| !known.contains(owner));
             found.extend(newest_of_span);
         }
         if remaining.len() > MAX_OWNERS_WITHOUT_SCAN {
-            let rest = scan(&remaining, "");
-            let estimate = rows(client, &format!("EXPLAIN ESTIMATE {rest}"), |row| {
+            let full_scan = scan(&remaining, "");
+            let estimate = rows(client, &format!("EXPLAIN ESTIMATE {full_scan}"), |row| {
                 let (_database, _table, _parts) = (row.text()?, row.text()?, row.u64()?);
                 let (count, _marks) = (row.u64()?, row.u64()?);
                 Ok(count)
             })
             .await?;
             if estimate.into_iter().sum::<u64>() <= remaining.len() as u64 * ROWS_PER_LOOKUP {
-                found.extend(rows(client, &rest, read).await?);
+                found.extend(rows(client, &full_scan, read).await?);
                 return Ok(found);
             }
         }
         for part in remaining.chunks(MAX_LOOKUPS_PER_STATEMENT) {
             let lookups: Vec<String> = part
                 .iter()
-                .map(|key| {
+                .map(|owner| {
                     format!(
                         "SELECT * FROM (SELECT {columns}, {time} FROM {name} \
-                         WHERE {condition}{interval_condition} AND {time} <= {last} ORDER BY {time} DESC LIMIT 1)",
+                         WHERE {condition}{interval_condition} AND {time} <= {until_literal} ORDER BY {time} DESC LIMIT 1)",
                         columns = table.owner_columns,
-                        condition = table.owner_condition(key),
+                        condition = table.owner_condition(owner),
                     )
                 })
                 .collect();

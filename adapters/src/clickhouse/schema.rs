@@ -14,7 +14,7 @@ use super::connect::{Connections, execute, rows};
 use super::error::Cause;
 use super::table::{FIRST_DATASETS, StoredColumn, Table, TableLocation, is_wider, literal};
 use super::wire::Reader;
-use crate::first_datasets;
+use crate::legacy_datasets;
 
 /// The version of the schema: the step that created the tables of the first built-in datasets. Later changes of a
 /// dataset are recorded by its columns.
@@ -190,7 +190,7 @@ async fn read_current_schema(
     let (client, location) = (&connections.bulk_client, TableLocation::of(config));
     // Step 1 creates the tables of these datasets without a record of their columns.
     let mut recorded: HashMap<_, Vec<_>> =
-        first_datasets::lines().into_iter().map(|(dataset, lines)| (dataset, vec![lines])).collect();
+        legacy_datasets::lines().into_iter().map(|(dataset, lines)| (dataset, vec![lines])).collect();
     let sql = format!(
         "SELECT toUInt64(version) AS v FROM {} FINAL ORDER BY v",
         location.table_name(MIGRATIONS_TABLE)
@@ -280,7 +280,7 @@ fn table_changes(
         if found.is_empty() {
             continue;
         }
-        table.update_wider_types(found);
+        table.update_enum_types(found);
         let mut before = None;
         for (at, column) in table.columns.iter().enumerate() {
             let after = before.replace(column);

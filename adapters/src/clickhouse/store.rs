@@ -1,3 +1,5 @@
+//! The price store: checks each request before any I/O, and limits the concurrent calls.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -99,27 +101,28 @@ impl ClickHouseStore {
         error::CODES.iter().map(|(code, name, ..)| (*code, *name))
     }
 
-    /// Returns the table of ticks, the source of derived bars and statistics.
+    /// Returns the quoted name of the table of ticks, the source of derived bars and statistics.
     pub(super) fn ticks_table(&self) -> String {
         TableLocation::of(&self.inner.config).quoted_name(PriceTick::DATASET.name())
     }
 
     /// Returns the table of a registered dataset.
     pub(super) fn table_of(&self, dataset: Dataset, operation: Operation) -> Result<&Table> {
-        let at =
+        let index =
             self.inner.config.datasets.position(dataset).map_err(|e| Cause::Core(e).into_error(operation))?;
-        Ok(&self.inner.tables[at])
+        Ok(&self.inner.tables[index])
     }
 
+    /// Returns metadata about the store. The version is known after the first `ping`.
     pub(super) fn current_info(&self) -> StoreInfo {
         let mut info = StoreInfo::new(BACKEND);
         info.version = self.inner.connections.version();
         info.max_batch = self.inner.config.max_batch;
-        let ages = self.inner.config.datasets.iter().filter_map(|dataset| {
+        let retention = self.inner.config.datasets.iter().filter_map(|dataset| {
             let age = self.inner.config.retention.get(dataset.name())?;
             Some(Retention::Age(dataset, age))
         });
-        info.retention = ages.collect();
+        info.retention = retention.collect();
         info
     }
 
@@ -131,7 +134,7 @@ impl ClickHouseStore {
         Ok(())
     }
 
-    /// Runs a call with a permit, and adds the operation to its error.
+    /// Waits for one of the limited permits, runs a call, and adds the operation to its error.
     pub(super) async fn with_permit<T>(
         &self,
         operation: Operation,
@@ -143,7 +146,7 @@ impl ClickHouseStore {
 }
 
 /// Rejects an invalid request before any I/O.
-fn checked(operation: Operation, check: impl FnOnce() -> Result<(), Cause>) -> Result<()> {
+fn validate_request(operation: Operation, check: impl FnOnce() -> Result<(), Cause>) -> Result<()> {
     check().map_err(|cause| cause.into_error(operation))
 }
 
@@ -208,12 +211,12 @@ impl PriceStore for ClickHouseStore {
                     .await
             })
             .await?;
-        let mut status = StorePingReport::new(started.elapsed());
+        let mut report = StorePingReport::new(started.elapsed());
         if let Some(version) = versions.into_iter().next() {
             connections.set_version(version.clone());
-            status.version = Some(version);
+            report.version = Some(version);
         }
-        Ok(status)
+        Ok(report)
     }
 
     async fn insert(&self, batch: &dyn Records) -> Result<InsertReport> {
@@ -222,7 +225,7 @@ impl PriceStore for ClickHouseStore {
 
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
         let table = self.table_of(request.dataset, Operation::Range)?;
-        checked(Operation::Range, || {
+        validate_request(Operation::Range, || {
             table.check_series(&request.series)?;
             Ok(request.anchor().map(drop)?)
         })?;
@@ -231,7 +234,7 @@ impl PriceStore for ClickHouseStore {
 
     async fn range_arrow(&self, request: &RangeRequest) -> Result<Option<ArrowPage>> {
         let table = self.table_of(request.dataset, Operation::Range)?;
-        checked(Operation::Range, || {
+        validate_request(Operation::Range, || {
             table.check_series(&request.series)?;
             Ok(request.anchor().map(drop)?)
         })?;
@@ -243,7 +246,7 @@ impl PriceStore for ClickHouseStore {
 
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
         let table = self.table_of(request.dataset, Operation::Latest)?;
-        checked(Operation::Latest, || {
+        validate_request(Operation::Latest, || {
             request.check()?;
             check_selection(table, &request.selection)
         })?;
@@ -252,9 +255,10 @@ impl PriceStore for ClickHouseStore {
 
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         self.table_of(PriceTick::DATASET, Operation::DerivedBars)?;
-        checked(Operation::DerivedBars, || Ok(Derived(query).anchor().map(drop)?))?;
+        validate_request(Operation::DerivedBars, || Ok(Derived(query).anchor().map(drop)?))?;
         self.with_permit(Operation::DerivedBars, self.derived_page(query)).await
     }
+
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
         self.table_of(PriceTick::DATASET, Operation::Stats)?;
         self.with_permit(Operation::Stats, self.range_stats(query)).await
@@ -262,17 +266,19 @@ impl PriceStore for ClickHouseStore {
 
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
         let table = self.table_of(request.dataset, Operation::Series)?;
-        checked(Operation::Series, || Ok(request.anchor().map(drop)?))?;
+        validate_request(Operation::Series, || Ok(request.anchor().map(drop)?))?;
         self.with_permit(Operation::Series, self.series_page(table, request)).await
     }
+
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
         let table = self.table_of(query.dataset, Operation::DeleteRange)?;
-        checked(Operation::DeleteRange, || {
+        validate_request(Operation::DeleteRange, || {
             query.check()?;
             check_selection(table, &query.selection)
         })?;
         self.with_permit(Operation::DeleteRange, self.delete(table, query)).await
     }
+
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         let table = self.table_of(dataset, Operation::PurgeBefore)?;
         self.with_permit(Operation::PurgeBefore, self.purge(table, cutoff)).await

@@ -414,7 +414,7 @@ impl Table {
     }
 
     /// Stores the enumerations that have more names in the database. Returns whether they changed.
-    pub(super) fn update_wider_types(&self, found: &[StoredColumn]) -> bool {
+    pub(super) fn update_enum_types(&self, found: &[StoredColumn]) -> bool {
         let wide = |(at, column): (usize, &Column)| {
             let found = found.iter().find(|found| found.name == column.name)?;
             is_wider(&found.ty, &column.ty).then(|| (at, found.ty.clone()))

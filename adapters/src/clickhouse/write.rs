@@ -17,16 +17,16 @@ use super::wire::Writer;
 /// The size of the buffer after which its rows are sent, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// The maximum time to find out why the server cut off a request.
+/// The timeout of the empty insert that finds the reason for a broken connection.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The maximum number of attempts of one request while the server's version changes.
+/// The maximum number of attempts of one request while the server's version or the column types change.
 const MAX_ATTEMPTS: usize = 3;
 
-/// The error code of a server that does not know a setting.
+/// The error code for an unknown setting.
 const UNKNOWN_SETTING: u16 = 115;
 
-/// The error code of a server whose columns have other types.
+/// The error code for column types that differ from the request's header.
 const INCORRECT_DATA: u16 = 117;
 
 impl ClickHouseStore {
@@ -43,7 +43,9 @@ impl ClickHouseStore {
 
     async fn insert_all(&self, table: &Table, batch: &dyn Records) -> Result<InsertReport, Cause> {
         let SeriesRanks { series, ranks } = SeriesRanks::of(batch);
-        let entries = entries(batch, &ranks, |_| 0);
+        // ClickHouse needs no grouping of rows.
+        let ungrouped = |_| 0;
+        let entries = entries(batch, &ranks, ungrouped);
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
         let encoded = |key: &SeriesKey| {
             let mut out = Writer::default();
@@ -60,26 +62,29 @@ impl ClickHouseStore {
     /// Sends one request. If the future is dropped early, the request is aborted and the server discards its rows.
     async fn send(&self, table: &Table, request: &InsertRequest<'_>) -> Result<(), Cause> {
         let connections = &self.inner.connections;
-        let mut supports_deduplicate = connections.supports_deduplicate().await?;
+        let mut knows_deduplicate_insert = connections.knows_deduplicate_insert().await?;
         for _ in 0..MAX_ATTEMPTS {
-            let mut result = self.send_once(table, request, supports_deduplicate).await;
+            let mut result = self.send_once(table, request, knows_deduplicate_insert).await;
             // A server that rejects a request need not read all of it. It may respond and close the connection, and the
             // client then sees only a connection that broke during the send.
             let connection_lost = result.as_ref().is_err_and(Cause::is_network);
-            if connection_lost && let Some(rejection) = self.rejection(table, supports_deduplicate).await {
+            if connection_lost && let Some(rejection) = self.rejection(table, knows_deduplicate_insert).await
+            {
                 result = Err(rejection);
             }
             match result {
-                Err(cause) if cause.has_code(INCORRECT_DATA) && self.refresh_wider_types(table).await => {}
+                Err(cause) if cause.has_code(INCORRECT_DATA) && self.refresh_enum_types(table).await => {}
                 Err(cause) if connection_lost || !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
-                // The request may have reached a server of another version than the earlier query did.
+                // Also checked after success: a server of version 26.2 or later that received no
+                // `deduplicate_insert = disable` may have dropped the rows as a duplicate block. Sending them again is
+                // safe, because a key is stored once.
                 result => {
                     if result.is_err() {
-                        connections.forget_deduplicate_support().await;
+                        connections.forget_deduplicate_insert().await;
                     }
-                    match connections.supports_deduplicate().await? {
-                        now if now == supports_deduplicate => return result,
-                        now => supports_deduplicate = now,
+                    match connections.knows_deduplicate_insert().await? {
+                        now if now == knows_deduplicate_insert => return result,
+                        now => knows_deduplicate_insert = now,
                     }
                 }
             }
@@ -87,8 +92,9 @@ impl ClickHouseStore {
         Err(Cause::ConcurrentChange)
     }
 
-    /// Returns whether an enumeration gained names in the database since the last check.
-    async fn refresh_wider_types(&self, table: &Table) -> bool {
+    /// Reads the column types from the database and stores the `Enum8` types with additional names. Returns whether
+    /// they changed.
+    async fn refresh_enum_types(&self, table: &Table) -> bool {
         let Inner { connections, config, .. } = &*self.inner;
         let found = schema::stored_columns(
             &connections.read_client,
@@ -96,15 +102,15 @@ impl ClickHouseStore {
             std::slice::from_ref(&table.unquoted_name),
         )
         .await;
-        found.is_ok_and(|found| table.update_wider_types(&found))
+        found.is_ok_and(|found| table.update_enum_types(&found))
     }
 
-    /// Returns the reason why the server rejects inserts, if it does. Sends an insert without rows, because its
-    /// response is always read to the end.
-    async fn rejection(&self, table: &Table, supports_deduplicate: bool) -> Option<Cause> {
+    /// Returns the error with which the server rejects inserts. None without such a response. Sends an insert without
+    /// rows. The server reads such a request completely, so the client receives its response.
+    async fn rejection(&self, table: &Table, knows_deduplicate_insert: bool) -> Option<Cause> {
         let empty = InsertRequest::default();
         let response =
-            tokio::time::timeout(REJECTION_TIMEOUT, self.send_once(table, &empty, supports_deduplicate))
+            tokio::time::timeout(REJECTION_TIMEOUT, self.send_once(table, &empty, knows_deduplicate_insert))
                 .await
                 .ok()?;
         response.err().filter(Cause::is_server_error)
@@ -114,12 +120,12 @@ impl ClickHouseStore {
         &self,
         table: &Table,
         request: &InsertRequest<'_>,
-        supports_deduplicate: bool,
+        knows_deduplicate_insert: bool,
     ) -> Result<(), Cause> {
         let mut insert = self
             .inner
             .connections
-            .insert_client(supports_deduplicate)
+            .insert_client(knows_deduplicate_insert)
             .insert_formatted_with(&table.insert_sql);
         let mut out = Writer(Vec::with_capacity(BUFFER_BYTES + 1024));
         table.write_header(&mut out);

@@ -28,7 +28,7 @@ type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + S
 /// struct Mongo { url: String }
 ///
 /// let backends = Backends::builder()
-///     .register_store("mongo", |section| open_mongo(section.read::<Mongo>()?.url))?
+///     .register_store("mongo", |section| open_mongo(section.deserialize::<Mongo>()?.url))?
 ///     .build();
 /// let config = Config::builder()
 ///     .backends(backends)
@@ -109,19 +109,19 @@ impl Backends {
         match backend {
             #[cfg(feature = "memory")]
             "memory" => Ok(Arc::new(qi_testkit::bus::MemoryBus::new(
-                qi_testkit::bus::MemoryBusConfig { codec: port.known.codec, ..section.read()? },
+                qi_testkit::bus::MemoryBusConfig { codec: port.known.codec, ..section.deserialize()? },
                 Arc::new(qi_core::SystemClock),
             )?)),
             #[cfg(feature = "redpanda")]
             "redpanda" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
                 codec: port.known.codec,
-                ..section.read()?
+                ..section.deserialize()?
             })?)),
             #[cfg(feature = "redpanda")]
             "kafka" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
                 section: "bus.kafka",
                 codec: port.known.codec,
-                ..section.read()?
+                ..section.deserialize()?
             })?)),
             other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),
         }

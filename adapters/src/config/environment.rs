@@ -1,4 +1,5 @@
-//! Environment variables that override the file. A name is `QI__` plus the full path of the key, in any case.
+//! Environment variables that override the configuration file. A name is `QI__` plus the full path of the key,
+//! with two underscores between its parts: `QI__STORE__BACKEND`. The path may be in upper or lower case.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use qi_core::{Error, ErrorKind, Result};
 use super::tree::{Node, Value};
 
 const PREFIX: &str = "QI__";
-/// The maximum number of keys in a path. The tree is traversed recursively.
+/// The maximum number of keys in a path. Bounds the recursion over the tree.
 const MAX_DEPTH: usize = 32;
 
 /// Returns the variables of this process with the prefix `QI__`, and the names of variables that are not valid UTF-8.
@@ -26,7 +27,8 @@ pub(super) fn process_variables() -> (Vec<(String, String)>, Vec<String>) {
     (prefixed, non_utf8)
 }
 
-/// Writes the value of every variable `QI__A__B` to the key `a.b`. Ignores variables without the prefix.
+/// Writes the value of every variable `QI__A__B` to the key `a.b`. Ignores variables without the prefix. Rejects any
+/// variable in `non_utf8`.
 pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf8: &[String]) -> Result<()> {
     if let Some(name) = non_utf8.first() {
         return Err(refuse(name, "name and value must be valid UTF-8"));
@@ -34,7 +36,8 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in variables {
         let Some(path) = name.strip_prefix(PREFIX) else { continue };
-        // If two variables differ only in case, the order of the environment would decide between them.
+        // Two variables that differ only in case set the same key. The order of the environment must not decide
+        // between them.
         if let Some(other) = seen.insert(path.to_lowercase(), name.clone()) {
             return Err(refuse(&name, &format!("names the same key as {other}")));
         }
@@ -50,6 +53,7 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf
     Ok(())
 }
 
+/// Sets the key at the path `keys` below `node`. Creates missing sections.
 fn set(node: &mut Node, keys: &[String], variable: &str, text: String) -> Result<()> {
     let Some((key, rest)) = keys.split_first() else {
         if matches!(node.value, Value::Table(_)) {

@@ -1,4 +1,4 @@
-//! The section of one backend.
+//! The configuration section of a registered backend.
 
 use qi_core::Datasets;
 use qi_core::Result;
@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use super::de;
 use super::tree::{Node, Value};
 
-/// The section of one backend.
+/// The configuration section of one backend, for example `[store.clickhouse]`. The factory of a registered backend
+/// receives it; see [`BackendsBuilder::register_store`](super::BackendsBuilder::register_store).
 #[derive(Debug, Clone)]
 pub struct Section {
     path: String,
@@ -20,6 +21,7 @@ impl Section {
         Self { path, node, datasets: datasets.clone() }
     }
 
+    /// Creates the section of a backend that the file does not configure.
     pub(super) fn empty(path: String, datasets: &Datasets) -> Self {
         Self::new(path, Node::empty("defaults"), datasets)
     }
@@ -29,11 +31,11 @@ impl Section {
     ///
     /// # Errors
     /// `Config` with the key and its origin. For an unknown key, the error suggests the nearest field of the struct.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
+    pub fn deserialize<T: DeserializeOwned>(&self) -> Result<T> {
         de::read(&self.node, &self.path)
     }
 
-    /// Returns the program's datasets, which a store must hold.
+    /// Returns the datasets of the program. A store must support all of them.
     pub fn datasets(&self) -> &Datasets {
         &self.datasets
     }

@@ -124,7 +124,7 @@ impl PortKeys for StoreSection {
 /// `Config` for an unknown key or an invalid value.
 #[cfg(feature = "memory")]
 pub(super) fn memory(section: &Section) -> Result<qi_testkit::store::MemoryStoreConfig> {
-    let config: qi_testkit::store::MemoryStoreConfig = section.read()?;
+    let config: qi_testkit::store::MemoryStoreConfig = section.deserialize()?;
     Ok(config.with_datasets(section.datasets().clone()))
 }
 
@@ -133,7 +133,7 @@ pub(super) fn memory(section: &Section) -> Result<qi_testkit::store::MemoryStore
 /// # Errors
 /// `Config` for an unknown key or an invalid value.
 pub(super) fn clickhouse(section: &Section) -> Result<ClickHouseConfig> {
-    Ok(section.read::<ClickHouseConfig>()?.with_datasets(section.datasets().clone()))
+    Ok(section.deserialize::<ClickHouseConfig>()?.with_datasets(section.datasets().clone()))
 }
 
 /// Reads `[store.timescale]`.
@@ -141,7 +141,7 @@ pub(super) fn clickhouse(section: &Section) -> Result<ClickHouseConfig> {
 /// # Errors
 /// `Config` for an unknown key or an invalid value.
 pub(super) fn timescale(section: &Section) -> Result<TimescaleConfig> {
-    Ok(section.read::<TimescaleConfig>()?.with_datasets(section.datasets().clone()))
+    Ok(section.deserialize::<TimescaleConfig>()?.with_datasets(section.datasets().clone()))
 }
 
 /// Reads `[store.postgres]`, which accepts the keys of `[store.timescale]` that work without the extension.
@@ -181,8 +181,8 @@ impl PortKeys for BusSection {
     fn check(name: &str, section: &Section) -> Result<bool> {
         match name {
             #[cfg(feature = "memory")]
-            "memory" => section.read::<qi_testkit::bus::MemoryBusConfig>().map(drop)?,
-            "redpanda" | "kafka" => section.read::<RedpandaConfig>().map(drop)?,
+            "memory" => section.deserialize::<qi_testkit::bus::MemoryBusConfig>().map(drop)?,
+            "redpanda" | "kafka" => section.deserialize::<RedpandaConfig>().map(drop)?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -43,7 +43,7 @@ impl AdminOperations<'_> {
 
     /// Returns the error of a request, with the reason that the connection reported.
     pub(super) fn request_error(&self, e: rdkafka::error::KafkaError, operation: &'static str) -> Error {
-        self.admin.inner().context().explain(error::from_request(e, operation))
+        self.admin.inner().context().auth_error_or(error::from_request(e, operation))
     }
 
     /// Requests the metadata of all topics.
@@ -58,7 +58,7 @@ impl AdminOperations<'_> {
     async fn metadata_of(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
         let (client, limit) = (query_client.clone(), self.limit);
         let found = blocking("topics", move || Ok(fetch_metadata(client.client(), None, limit))).await?;
-        found.map_err(|e| connect::explain(query_client, error::from_request(e, "topics")))
+        found.map_err(|e| connect::auth_error_or(query_client, error::from_request(e, "topics")))
     }
 
     pub(super) async fn ping(&self) -> Result<BusPingReport> {

@@ -24,7 +24,7 @@ use super::consumer::{self, ConsumerHandle, ConsumerSettings, RedpandaSubscripti
 use super::error::{self, BACKEND};
 use super::producer::Publisher;
 use super::{client_config, groups, metadata};
-use crate::plaintext::PasswordWarning;
+use crate::password_warning::PasswordWarning;
 
 /// The maximum time for the first assignment. A group waits for its other members, up to their maximum poll interval.
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
@@ -93,7 +93,7 @@ impl RedpandaBus {
     pub fn open(config: RedpandaConfig) -> Result<Self> {
         config.validate()?;
         client_config::check(&config)?;
-        client_config::check_panics(&config, cfg!(panic = "abort"))?;
+        client_config::check_panic_strategy(&config, cfg!(panic = "abort"))?;
         let password_warning = Arc::new(client_config::password_warning(&config));
         let config = Arc::new(config);
         Ok(Self {
@@ -164,7 +164,7 @@ impl RedpandaBus {
             .create_with_context(self.admin_context())
             .map_err(|e| error::from_kafka(e, operation))?;
         let client = Arc::new(client);
-        connect::serve(&client).map_err(|e| error::internal(operation, e))?;
+        connect::spawn_event_loop(&client).map_err(|e| error::internal(operation, e))?;
         Ok(cached.insert(client).clone())
     }
 
@@ -173,7 +173,7 @@ impl RedpandaBus {
     }
 
     fn request_timeout(&self) -> Duration {
-        client_config::limit(self.config.request_timeout)
+        client_config::clamp_timeout(self.config.request_timeout)
     }
 
     fn phase(&self) -> Phase {
@@ -198,7 +198,7 @@ impl RedpandaBus {
         operation: &'static str,
     ) -> Result<u32> {
         let found = metadata::partition_count(admin, topic, self.request_timeout(), operation).await;
-        found.map_err(|e| admin.inner().context().explain(e))
+        found.map_err(|e| admin.inner().context().auth_error_or(e))
     }
 
     /// Returns the settings of a reader without a group.
@@ -210,7 +210,7 @@ impl RedpandaBus {
             announce_revocations: false,
             max_buffered_bytes,
             request_timeout: self.request_timeout(),
-            commit_timeout: client_config::limit(self.config.commit_timeout),
+            commit_timeout: client_config::clamp_timeout(self.config.commit_timeout),
         }
     }
 
@@ -281,7 +281,7 @@ impl fmt::Debug for RedpandaBus {
 #[async_trait]
 impl MessageBus for RedpandaBus {
     fn info(&self) -> BusInfo {
-        let delivery = client_config::limit(self.config.delivery_timeout);
+        let delivery = client_config::clamp_timeout(self.config.delivery_timeout);
         BusInfo::new(BACKEND, delivery, self.config.max_message_bytes).with_encoding(self.config.codec)
     }
 
@@ -364,10 +364,10 @@ impl MessageBus for RedpandaBus {
         self.check_open("groups").await?;
         let query_client = self.query_client("groups")?;
         let (stable_client, config) = (self.stable_client("groups")?, self.config.clone());
-        let (query, request_timeout, cached) =
+        let (query, request_timeout, cache) =
             (query.clone(), self.request_timeout(), self.clients().groups.clone());
         let describe = move || {
-            groups::describe(&config, [&query_client, &stable_client], &cached, &query, request_timeout)
+            groups::describe(&config, [&query_client, &stable_client], &cache, &query, request_timeout)
         };
         blocking("groups", describe).await
     }
@@ -383,7 +383,7 @@ impl MessageBus for RedpandaBus {
         let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
         // A second call of `close` finds another phase and does not change it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
-        let drain = client_config::limit(self.config.close_timeout);
+        let drain = client_config::clamp_timeout(self.config.close_timeout);
         let _ = timeout(drain, self.wait_until_drained()).await;
         let unknown = self.publisher.in_flight();
         self.phase.store(Phase::Closed as u8, Ordering::SeqCst);

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 
 use super::config::{MessageCompression, Profile, RedpandaConfig, SaslMechanism};
 use super::error::{self, BACKEND};
-use crate::plaintext::{PasswordWarning, host_of};
+use crate::password_warning::{PasswordWarning, host_of};
 
 /// The maximum of librdkafka's integers, which are i32.
 const MAX_INT: u64 = i32::MAX as u64;
@@ -26,7 +26,7 @@ fn common(config: &RedpandaConfig) -> ClientConfig {
         .set("client.software.version", env!("CARGO_PKG_VERSION"))
         .set("allow.auto.create.topics", "false")
         .set("statistics.interval.ms", millis(config.statistics_interval).to_string())
-        // A response that is later than this does not arrive. librdkafka opens a new connection.
+        // librdkafka treats a later response as lost and opens a new connection.
         .set("socket.timeout.ms", millis(config.request_timeout).to_string())
         .set(
             "socket.connection.setup.timeout.ms",
@@ -109,11 +109,12 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
 /// The space for the protocol's overhead of a message, in bytes.
 pub(super) const MESSAGE_OVERHEAD_BYTES: usize = 512;
 
-/// The maximum size of a response, and of a zstd batch after decompression. librdkafka triples its buffer until the batch
-/// fits, so it reads every batch up to a third of this size.
+/// The maximum size of a response, and of a zstd batch after decompression. For zstd, librdkafka triples its buffer
+/// until the batch fits. Every zstd batch of up to a third of this size is therefore readable; a larger batch may be
+/// rejected. Other codecs have no limit.
 const MAX_RECEIVE_BYTES: u64 = 512 << 20;
 
-/// Returns the properties of members and readers.
+/// Returns the properties shared by group members and by readers without a group.
 fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
     let mut client_config = common(config);
     let (wait_ms, min_bytes) = match config.profile {
@@ -121,18 +122,19 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         Profile::LowLatency => ("10", "1"),
         Profile::HighThroughput => ("100", "65536"),
     };
-    // librdkafka queues half of the buffer limit, and the fetch buffer holds the other half. A fetch is smaller than
-    // the queue, so that the next fetch arrives while the previous fetch is read. A fetch returns at least one
-    // message of any size.
+    // Half of `max_buffered_bytes` limits librdkafka's queue, the other half the adapter's fetch buffer. A fetch is
+    // half of the queue, so that the next fetch arrives while the previous fetch is read.
     let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
     let fetched = (queued / 2).clamp(1_024, 100_000_000);
     client_config
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // This event triggers the search for offsets without a message at the end of a partition.
+        // The end-of-partition event triggers the end probe, which skips transaction markers and compaction gaps.
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
+        // At most fetch.max.bytes; otherwise librdkafka raises fetch.max.bytes to this value. Larger messages are
+        // fetched nevertheless.
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
         .set("receive.message.max.bytes", MAX_RECEIVE_BYTES.to_string())
@@ -152,8 +154,8 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
 pub(super) fn member(config: &RedpandaConfig, request: &SubscribeRequest) -> ClientConfig {
     let mut client_config = consumer(config, request.max_buffered_bytes);
     let session = millis(request.session_timeout).clamp(1, 3_600_000);
-    // At most a third of the session timeout, as the protocol's documentation recommends. A single lost heartbeat then
-    // does not remove the member.
+    // 500 ms, because members learn of a rebalance by heartbeats. At most a third of the session timeout, as Kafka's
+    // documentation recommends, so a lost heartbeat does not remove the member.
     let heartbeat = (session / 3).clamp(1, 500);
     client_config
         .set("group.id", request.group.as_str())
@@ -178,7 +180,7 @@ pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> Clie
     finish(config, client_config)
 }
 
-/// Returns the properties of the client that queries ends, groups and commits. It never joins a group.
+/// Returns the properties of the client that queries end offsets, groups and committed offsets. It never joins a group.
 pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
     let mut client_config = request_client(config);
     client_config.set("enable.auto.commit", "false");
@@ -186,8 +188,9 @@ pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> Clie
         client_config.set("group.id", group);
     }
     let mut client_config = finish(config, client_config);
-    // The user's properties do not change this. The end of a partition is the end of its log, not the first open
-    // transaction of any producer. An offset in an open transaction also does not delay the response.
+    // The user's properties do not change this. The end of a partition is the high watermark, not the last stable
+    // offset. With `read_committed`, the coordinator would also delay committed offsets that belong to an open
+    // transaction.
     client_config.set("isolation.level", "read_uncommitted");
     client_config
 }
@@ -204,15 +207,15 @@ pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
     finish(config, request_client(config))
 }
 
-/// Returns the properties of a client for requests. Its events are not served between requests,
-/// so statistics are disabled.
+/// Returns the properties of a client that neither receives nor publishes messages. Its statistics are not used.
 fn request_client(config: &RedpandaConfig) -> ClientConfig {
     let mut client_config = common(config);
     client_config.set("statistics.interval.ms", "0");
     client_config
 }
 
-/// Rejects unknown properties and invalid values without connecting.
+/// Rejects unknown properties, invalid values, and TLS or SCRAM without the feature `redpanda-tls`. Performs no network
+/// I/O.
 pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
     if config.tls.enabled && !cfg!(feature = "redpanda-tls") {
         return Err(needs_tls(config, "tls.enabled"));
@@ -243,9 +246,9 @@ pub(super) fn password_warning(config: &RedpandaConfig) -> PasswordWarning {
     warning
 }
 
-/// Rejects a program that a panic of the driver would end.
-pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
-    if !abort || config.allow_panic_abort {
+/// Rejects a program that is built with `panic = "abort"`. rdkafka panics on a header name that is not UTF-8.
+pub(super) fn check_panic_strategy(config: &RedpandaConfig, aborts_on_panic: bool) -> Result<()> {
+    if !aborts_on_panic || config.allow_panic_abort {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
@@ -268,8 +271,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(MAX_INT).min(MAX_INT)
 }
 
-/// Returns a time limit within the range of librdkafka.
-pub(super) fn limit(duration: Duration) -> Duration {
+/// Returns the timeout, at most librdkafka's maximum of 2^31-1 ms.
+pub(super) fn clamp_timeout(duration: Duration) -> Duration {
     duration.min(Duration::from_millis(MAX_INT))
 }
 
@@ -289,11 +292,11 @@ mod tests {
     #[test]
     fn panic_abort_is_rejected_without_allow_panic_abort() {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
-        assert!(check_panics(&config, false).is_ok());
-        let refused = check_panics(&config, true).unwrap_err();
+        assert!(check_panic_strategy(&config, false).is_ok());
+        let refused = check_panic_strategy(&config, true).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Config);
         assert_eq!(refused.context_value("key"), Some("bus.redpanda.allow_panic_abort"));
         config.allow_panic_abort = true;
-        assert!(check_panics(&config, true).is_ok());
+        assert!(check_panic_strategy(&config, true).is_ok());
     }
 }

@@ -9,7 +9,7 @@ use qi_core::domain::duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::rules::Rules;
+use crate::validation::Rules;
 
 /// The addresses and the settings of a bus over the Kafka protocol. Compiled even without the feature `redpanda`,
 /// because a file may contain the section of every backend.

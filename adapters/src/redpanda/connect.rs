@@ -33,7 +33,7 @@ use rdkafka::metadata::{Metadata, MetadataBroker};
 use rdkafka::statistics::Statistics;
 
 use super::error;
-use crate::plaintext::PasswordWarning;
+use crate::password_warning::PasswordWarning;
 
 /// The context of a client, which receives its reports.
 #[derive(Debug)]
@@ -96,14 +96,14 @@ impl KafkaContext {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Returns the error of a call without a response. If the reason is a rejected login or an untrusted
-    /// certificate, returns that error.
-    pub(super) fn explain(&self, error: Error) -> Error {
+    /// Returns the authentication error, or the given error if there is no authentication error. `error` is the error
+    /// of a call without a response; its reason may be a rejected login or an untrusted certificate.
+    pub(super) fn auth_error_or(&self, error: Error) -> Error {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
             return error;
         }
         if let Some(AuthErrors(auth_errors)) = &self.auth_errors {
-            return explain(auth_errors, error);
+            return auth_error_or(auth_errors, error);
         }
         let auth_error = self.auth_error.lock().unwrap_or_else(PoisonError::into_inner);
         match &*auth_error {
@@ -265,19 +265,14 @@ impl ConsumerContext for KafkaContext {}
 /// A consumer that queries groups and offsets, and reads no messages.
 pub(super) type QueryClient = BaseConsumer<KafkaContext>;
 
-/// Returns the error of a call without a response, as [`KafkaContext::explain`] does. Serves the pending events
-/// of the client first.
-pub(super) fn explain(client: &QueryClient, error: Error) -> Error {
-    take_events(client);
-    client.context().explain(error)
-}
-
-fn take_events(client: &QueryClient) {
-    drop(events(client));
+/// Serves the pending events of the client, and then calls [`KafkaContext::auth_error_or`].
+pub(super) fn auth_error_or(client: &QueryClient, error: Error) -> Error {
+    drop(drain_events(client));
+    client.context().auth_error_or(error)
 }
 
 /// Serves the pending events, and returns the codes of error events.
-pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
+pub(super) fn drain_events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
     // A poll without a result may have served an event, such as a log line.
     const MAX_EMPTY_POLLS: usize = 100;
     let (mut empty, mut codes) = (0, Vec::new());
@@ -293,15 +288,15 @@ pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
     codes
 }
 
-/// Serves the events of a query client until the client is dropped. Unserved events would accumulate while
-/// the brokers are unreachable.
-pub(super) fn serve(client: &Arc<QueryClient>) -> std::io::Result<()> {
+/// Starts a thread that serves the events of a query client until the client is dropped. Unserved events would
+/// accumulate while the brokers are unreachable.
+pub(super) fn spawn_event_loop(client: &Arc<QueryClient>) -> std::io::Result<()> {
     const POLL_INTERVAL: Duration = Duration::from_secs(1);
     let client = Arc::downgrade(client);
-    let thread = std::thread::Builder::new().name("qi-redpanda-ask".to_owned());
+    let thread = std::thread::Builder::new().name("qi-redpanda-req".to_owned());
     let serving = move || {
         while let Some(client) = client.upgrade() {
-            take_events(&client);
+            drop(drain_events(&client));
             drop(client);
             std::thread::sleep(POLL_INTERVAL);
         }

@@ -23,8 +23,8 @@ struct ListedGroup {
     members: Vec<GroupMember>,
 }
 
-/// A cache of the query clients of recently described groups. A caller that waits for the lag of a group repeats its
-/// query soon.
+/// A cache of the query clients of recently described groups, because a caller that polls the lag repeats its query
+/// soon. When the cache is full, the least recently used client is dropped.
 #[derive(Default)]
 pub(super) struct GroupClients(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
 
@@ -34,20 +34,20 @@ impl GroupClients {
 
     /// Removes and returns the client of this group.
     fn take(&self, group: &GroupId) -> Option<Arc<QueryClient>> {
-        let mut cached = self.lock();
-        let at = cached.iter().position(|(of, _)| of == group)?;
-        Some(cached.remove(at).1)
+        let mut clients = self.lock();
+        let at = clients.iter().position(|(of, _)| of == group)?;
+        Some(clients.remove(at).1)
     }
 
     fn put(&self, group: &GroupId, client: Arc<QueryClient>) {
-        let mut cached = self.lock();
-        let replaced = cached
+        let mut clients = self.lock();
+        let replaced = clients
             .iter()
             .position(|(of, _)| of == group)
-            .or((cached.len() >= Self::MAX_CLIENTS).then_some(0));
-        let replaced = replaced.map(|at| cached.remove(at));
-        cached.push((group.clone(), client));
-        drop(cached);
+            .or((clients.len() >= Self::MAX_CLIENTS).then_some(0));
+        let replaced = replaced.map(|at| clients.remove(at));
+        clients.push((group.clone(), client));
+        drop(clients);
         // Dropping a client joins its threads.
         drop(replaced);
     }
@@ -61,25 +61,25 @@ impl GroupClients {
 pub(super) fn describe(
     config: &RedpandaConfig,
     [query_client, stable_client]: [&QueryClient; 2],
-    cached: &GroupClients,
+    cache: &GroupClients,
     query: &GroupQuery,
     limit: Duration,
 ) -> Result<Vec<GroupInfo>> {
-    let failed = |e| connect::explain(query_client, error::from_request(e, "groups"));
-    let requested = partitions(query_client, &query.topics, limit)?;
+    let failed = |e| connect::auth_error_or(query_client, error::from_request(e, "groups"));
+    let queried_partitions = partitions_of(query_client, &query.topics, limit)?;
     let group_ids: BTreeSet<GroupId> = match &query.groups {
         Selection::All => group_names(query_client, limit).map_err(failed)?,
         Selection::Only(ids) => ids.iter().cloned().collect(),
     };
     let group_ids: Vec<_> = group_ids.into_iter().collect();
-    let cached = (group_ids.len() <= GroupClients::MAX_CLIENTS).then_some(cached);
+    let cache = (group_ids.len() <= GroupClients::MAX_CLIENTS).then_some(cache);
     let request = DescribeRequest {
         config,
         query_client,
         stable_client,
-        cached,
+        cache,
         topics: &query.topics,
-        requested: &requested,
+        queried_partitions: &queried_partitions,
         limit,
     };
     // Each group needs a separate client, which mostly waits for brokers. The groups are therefore described
@@ -102,7 +102,7 @@ pub(super) fn describe(
     Ok(found.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// The number of attempts after which a group counts as not describable.
+/// The maximum number of attempts to describe a group. Afterwards its state is `NotDescribed`.
 const MAX_ATTEMPTS: usize = 3;
 
 /// The maximum number of groups that are described concurrently.
@@ -117,19 +117,20 @@ struct DescribeRequest<'a> {
     config: &'a RedpandaConfig,
     query_client: &'a QueryClient,
     stable_client: &'a QueryClient,
-    cached: Option<&'a GroupClients>,
+    cache: Option<&'a GroupClients>,
     topics: &'a Selection<TopicName>,
-    requested: &'a [TopicPartition],
+    queried_partitions: &'a [TopicPartition],
     limit: Duration,
 }
 
 impl DescribeRequest<'_> {
-    /// Describes one group. Returns None if the group does not exist.
+    /// Describes one group. Returns None if the group does not exist, or has neither members nor commits in the queried
+    /// topics.
     fn describe(self, group: &GroupId) -> Result<Option<GroupInfo>> {
-        let failed = |e| connect::explain(self.query_client, error::from_request(e, "groups"));
-        for round in 1.. {
-            // The coordinator of the group is queried first. In the list of groups, the response of another broker can
-            // hide a broker that does not respond.
+        let failed = |e| connect::auth_error_or(self.query_client, error::from_request(e, "groups"));
+        for attempt in 1.. {
+            // The commits are queried first, from the group's coordinator. The group list merges the responses of all
+            // brokers, so it does not show that the coordinator did not respond.
             let Some(commits) = self.commits(group)? else {
                 return Ok(Some(GroupInfo::new(group.clone(), GroupState::Hidden, Vec::new(), Vec::new())));
             };
@@ -152,7 +153,7 @@ impl DescribeRequest<'_> {
                 return Ok(None);
             }
             // The group may have been deleted, or created again, between two requests.
-            if round >= MAX_ATTEMPTS {
+            if attempt >= MAX_ATTEMPTS {
                 return self.info(group, GroupState::NotDescribed, Vec::new(), &commits).map(Some);
             }
         }
@@ -167,7 +168,7 @@ impl DescribeRequest<'_> {
         members: Vec<GroupMember>,
         commits: &BTreeMap<TopicPartition, u64>,
     ) -> Result<GroupInfo> {
-        let failed = |e| connect::explain(self.query_client, error::from_request(e, "groups"));
+        let failed = |e| connect::auth_error_or(self.query_client, error::from_request(e, "groups"));
         let owned = members.iter().flat_map(|member| &member.partitions);
         let owned = owned.filter(|partition| self.topics.contains(&partition.topic));
         let queried: BTreeSet<_> = owned.chain(commits.keys()).cloned().collect();
@@ -210,11 +211,11 @@ impl DescribeRequest<'_> {
     }
 
     fn commits(self, group: &GroupId) -> Result<Commits> {
-        if let Some(cached) = self.cached.and_then(|cached| cached.take(group))
-            && let Ok(Some(commits)) = self.commits_with(&cached)
+        if let Some(client) = self.cache.and_then(|cache| cache.take(group))
+            && let Ok(Some(commits)) = self.commits_with(&client)
         {
-            if let Some(clients) = self.cached {
-                clients.put(group, cached);
+            if let Some(cache) = self.cache {
+                cache.put(group, client);
             }
             return Ok(Some(commits));
         }
@@ -224,10 +225,10 @@ impl DescribeRequest<'_> {
             .map_err(|e| error::from_kafka(e, "groups"))?;
         let client = Arc::new(client);
         let commits = self.commits_with(&client)?;
-        if let Some(cached) = self.cached.filter(|_| commits.is_some())
-            && connect::serve(&client).is_ok()
+        if let Some(cache) = self.cache.filter(|_| commits.is_some())
+            && connect::spawn_event_loop(&client).is_ok()
         {
-            cached.put(group, client);
+            cache.put(group, client);
         }
         Ok(commits)
     }
@@ -238,19 +239,21 @@ impl DescribeRequest<'_> {
         let mut divisors = [40, 10].into_iter();
         loop {
             let divisor = divisors.next();
-            let error = match offsets::committed(client, self.requested, self.limit / divisor.unwrap_or(1)) {
+            let timeout = self.limit / divisor.unwrap_or(1);
+            let error = match offsets::committed(client, self.queried_partitions, timeout) {
                 Ok(commits) => return Ok(Some(commits)),
                 Err(error) => error,
             };
             let code = error::code_of(&error);
-            if code.into_iter().chain(connect::events(client)).any(|c| c == Code::GroupAuthorizationFailed) {
+            let mut codes = code.into_iter().chain(connect::drain_events(client));
+            if codes.any(|code| code == Code::GroupAuthorizationFailed) {
                 return Ok(None);
             }
             match code {
                 // Groups of other kinds, such as share groups, have no commits.
                 Some(Code::GroupIdNotFound) => return Ok(Some(BTreeMap::new())),
                 Some(Code::OperationTimedOut) if divisor.is_some() => {}
-                _ => return Err(connect::explain(client, error::from_request(error, "groups"))),
+                _ => return Err(connect::auth_error_or(client, error::from_request(error, "groups"))),
             }
         }
     }
@@ -258,20 +261,20 @@ impl DescribeRequest<'_> {
 
 /// Returns the partitions of these topics, because there is no query for all commits of a group. A topic that does not
 /// exist has no partitions.
-fn partitions(
+fn partitions_of(
     query_client: &QueryClient,
     topics: &Selection<TopicName>,
     limit: Duration,
 ) -> Result<Vec<TopicPartition>> {
     let names: Vec<Option<&TopicName>> = match topics {
         Selection::All => vec![None],
-        Selection::Only(ids) => ids.iter().map(Some).collect(),
+        Selection::Only(names) => names.iter().map(Some).collect(),
     };
     let mut all = Vec::new();
     for name in names {
         let metadata = connect::fetch_metadata(query_client.client(), name.map(TopicName::as_str), limit);
         let metadata =
-            metadata.map_err(|e| connect::explain(query_client, error::from_request(e, "groups")))?;
+            metadata.map_err(|e| connect::auth_error_or(query_client, error::from_request(e, "groups")))?;
         for topic in metadata.topics() {
             let Ok(found) = TopicName::new(topic.name()) else { continue };
             if let (Some(name), Some(Code::TopicAuthorizationFailed)) = (name, topic.error().map(Code::from))
@@ -321,16 +324,16 @@ fn assignment(mut bytes: &[u8]) -> Option<Vec<TopicPartition>> {
         return Some(Vec::new());
     }
     let bytes = &mut bytes;
-    let _version = i16::from_be_bytes(take(bytes)?);
-    let topics = i32::from_be_bytes(take(bytes)?);
+    let _version = i16::from_be_bytes(take_bytes(bytes)?);
+    let topics = i32::from_be_bytes(take_bytes(bytes)?);
     let mut found = Vec::new();
     for _ in 0..topics {
-        let length = usize::try_from(i16::from_be_bytes(take(bytes)?)).ok()?;
+        let length = usize::try_from(i16::from_be_bytes(take_bytes(bytes)?)).ok()?;
         let (name, rest) = bytes.split_at_checked(length)?;
         *bytes = rest;
         let topic = TopicName::new(std::str::from_utf8(name).ok()?).ok()?;
-        for _ in 0..i32::from_be_bytes(take(bytes)?) {
-            let number = u32::try_from(i32::from_be_bytes(take(bytes)?)).ok()?;
+        for _ in 0..i32::from_be_bytes(take_bytes(bytes)?) {
+            let number = u32::try_from(i32::from_be_bytes(take_bytes(bytes)?)).ok()?;
             found.push(TopicPartition::new(topic.clone(), number));
         }
     }
@@ -338,7 +341,7 @@ fn assignment(mut bytes: &[u8]) -> Option<Vec<TopicPartition>> {
     Some(found)
 }
 
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+fn take_bytes<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (head, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
     Some(*head)

@@ -79,7 +79,7 @@ pub(super) async fn partition_count(
     super::connect::blocking(operation, move || {
         let metadata = fetch_metadata(admin.inner(), Some(name.as_str()), limit);
         let metadata = metadata.map_err(|e| {
-            with_topic(admin.inner().context().explain(error::from_request(e, operation)), &name)
+            with_topic(admin.inner().context().auth_error_or(error::from_request(e, operation)), &name)
         })?;
         let found = metadata.topics().iter().find(|found| found.name() == name.as_str());
         let found = found.ok_or_else(|| error::unknown_topic(&name, operation))?;
@@ -115,7 +115,7 @@ async fn max_message_bytes(
             let error = error::from_code(code, operation);
             let assumed = [ErrorKind::Unauthorized, ErrorKind::Unsupported, ErrorKind::Timeout];
             if !assumed.contains(&error.kind()) {
-                return Err(with_topic(admin.inner().context().explain(error), topic));
+                return Err(with_topic(admin.inner().context().auth_error_or(error), topic));
             }
             None
         }

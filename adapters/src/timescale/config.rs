@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use crate::durations::DatasetDurations;
-use crate::rules::Rules;
+use crate::validation::Rules;
 
 /// The address and the settings of a TimescaleDB store. Compiled even without the feature `timescale`, because a file
 /// may contain the section of every backend.

@@ -14,7 +14,7 @@ use super::connect::{Connections, ServerInfo};
 use super::error::Cause;
 use super::policy;
 use super::table::{Table, join, names};
-use crate::first_datasets;
+use crate::legacy_datasets;
 use qi_core::store::kit::evolution;
 
 /// The table that records the steps.
@@ -280,7 +280,7 @@ struct RecordedLines {
 
 async fn recorded_lines(connection: &mut PgConnection, schema: &str) -> Result<RecordedLines, Cause> {
     // Step 1 creates the tables of these datasets.
-    let mut lines = first_datasets::lines();
+    let mut lines = legacy_datasets::lines();
     let first = lines.keys().cloned().collect();
     let is_recorded: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(format!("\"{schema}\".{DATASETS_TABLE}"))

@@ -8,7 +8,7 @@ use qi_core::agent::{Agent, AgentContext, AgentRuntime, AgentSpec, AgentStatus, 
 use qi_core::{Error, ErrorKind};
 use tokio::time::timeout;
 
-use super::poll::{Polled, drop_at_poll};
+use super::cancellation::{DropOutcome, drop_at_poll};
 
 /// The time limit of `run` after a cancellation: the runtime's default stop timeout.
 const STOP: Duration = Duration::from_secs(5);
@@ -174,9 +174,9 @@ async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>
             .await
             .map_err(|e| format!("initialize dropped after {polls} polls: {}", text(&e)))?;
         match polled {
-            Polled::Ready(result) => return Ok(result?),
-            Polled::TimedOut => return Ok(()),
-            Polled::Dropped => {}
+            DropOutcome::Ready(result) => return Ok(result?),
+            DropOutcome::TimedOut => return Ok(()),
+            DropOutcome::Dropped => {}
         }
     }
     Ok(())
@@ -191,9 +191,9 @@ async fn run_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>>(make:
             .await
             .map_err(|e| format!("run dropped after {polls} polls: {}", text(&e)))?;
         match polled {
-            Polled::Ready(result) => return Ok(result?),
-            Polled::TimedOut => return Ok(()),
-            Polled::Dropped => {}
+            DropOutcome::Ready(result) => return Ok(result?),
+            DropOutcome::TimedOut => return Ok(()),
+            DropOutcome::Dropped => {}
         }
     }
     Ok(())

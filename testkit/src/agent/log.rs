@@ -11,7 +11,7 @@ const LIMIT: usize = 1_000_000;
 ///
 /// ```
 /// use qi_core::agent::{AgentRuntime, AgentSpec, agent_fn};
-/// use qi_testkit::agent::{TransitionLog, legal};
+/// use qi_testkit::agent::{TransitionLog, is_legal_status_sequence};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> qi_core::Result<()> {
@@ -21,7 +21,7 @@ const LIMIT: usize = 1_000_000;
 ///     .observer(log.clone())
 ///     .build()?;
 /// runtime.run().await;
-/// assert!(legal(&log.statuses("once")));
+/// assert!(is_legal_status_sequence(&log.statuses("once")));
 /// # Ok(())
 /// # }
 /// ```
@@ -110,16 +110,16 @@ impl Observer for TransitionLog {
 
 /// Returns whether the complete statuses of an agent, starting with `Created`, are a legal history:
 /// `C (I R? P B)* (S | I R? P (S|F))`. P stands for `Stopping`, S for `Stopped`, and every other letter for the status
-/// with this initial. [`legal_history`] also accepts an aborted driver.
+/// with this initial. [`check_transitions`] also accepts an aborted driver.
 ///
 /// ```
 /// use qi_core::agent::AgentStatus::*;
-/// use qi_testkit::agent::legal;
+/// use qi_testkit::agent::is_legal_status_sequence;
 ///
-/// assert!(legal(&[Created, Initializing, Running, Stopping, Stopped]));
-/// assert!(!legal(&[Created, Running, Stopped]));
+/// assert!(is_legal_status_sequence(&[Created, Initializing, Running, Stopping, Stopped]));
+/// assert!(!is_legal_status_sequence(&[Created, Running, Stopped]));
 /// ```
-pub fn legal(statuses: &[AgentStatus]) -> bool {
+pub fn is_legal_status_sequence(statuses: &[AgentStatus]) -> bool {
     use AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
     let ends = statuses.last().is_some_and(|last| last.is_terminal());
     let begins = statuses.first() == Some(&Created);
@@ -141,7 +141,7 @@ pub fn legal(statuses: &[AgentStatus]) -> bool {
 ///
 /// # Errors
 /// A description of the violation.
-pub fn legal_history(history: &[Transition]) -> Result<(), String> {
+pub fn check_transitions(history: &[Transition]) -> Result<(), String> {
     let mut statuses = vec![AgentStatus::Created];
     for (n, t) in history.iter().enumerate() {
         if t.seq != n as u64 + 1 {
@@ -166,5 +166,5 @@ pub fn legal_history(history: &[Transition]) -> Result<(), String> {
     {
         return Ok(());
     }
-    if legal(&statuses) { Ok(()) } else { Err(format!("illegal: {statuses:?}")) }
+    if is_legal_status_sequence(&statuses) { Ok(()) } else { Err(format!("illegal: {statuses:?}")) }
 }

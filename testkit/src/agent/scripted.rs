@@ -268,21 +268,21 @@ pub struct ScriptedAgent {
 
 impl ScriptedAgent {
     /// Creates scripts, one for each incarnation. The last script applies to all further incarnations.
-    pub fn script(scripts: impl IntoIterator<Item = Script>) -> Scripts {
+    pub fn script(scripts: impl IntoIterator<Item = Script>) -> AgentScript {
         let scripts: Vec<Script> = scripts.into_iter().collect();
-        Scripts { each: scripts.into(), made: Arc::default(), log: CallLog::default() }
+        AgentScript { each: scripts.into(), made: Arc::default(), log: CallLog::default() }
     }
 }
 
 /// The scripts of one agent's incarnations, and their shared log. Clones share the incarnation counter.
 #[derive(Debug, Clone)]
-pub struct Scripts {
+pub struct AgentScript {
     each: Arc<[Script]>,
     made: Arc<AtomicUsize>,
     log: CallLog,
 }
 
-impl Scripts {
+impl AgentScript {
     /// Returns the log of all incarnations.
     pub fn log(&self) -> CallLog {
         self.log.clone()

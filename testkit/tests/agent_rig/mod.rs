@@ -13,7 +13,7 @@ use qi_core::agent::{
     RuntimeReport,
 };
 use qi_testkit::ManualClock;
-use qi_testkit::agent::{CallLog, Script, ScriptedAgent, TransitionLog, legal_history};
+use qi_testkit::agent::{CallLog, Script, ScriptedAgent, TransitionLog, check_transitions};
 
 pub const SEED: u64 = 20_240_101;
 
@@ -69,7 +69,7 @@ pub async fn run_agent(
     let runtime = builder(&log).agent(change(spec)).build().unwrap();
     let handle = runtime.handle();
     let report = runtime.run_until(tokio::time::sleep(run_for)).await;
-    legal_history(&log.of("a")).unwrap();
+    check_transitions(&log.of("a")).unwrap();
     assert!(calls.is_clean(), "{calls:?}");
     AgentRun { log, calls, report, handle }
 }
@@ -82,7 +82,7 @@ pub async fn run_agent_as<A: Agent + 'static>(
     let log = TransitionLog::default();
     let runtime = builder(&log).agent(AgentSpec::new("a", make)).build().unwrap();
     let report = runtime.run_until(tokio::time::sleep(run_for)).await;
-    legal_history(&log.of("a")).unwrap();
+    check_transitions(&log.of("a")).unwrap();
     (log, report)
 }
 

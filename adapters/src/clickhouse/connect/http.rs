@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::bounded::Bounded;
-use crate::authorities::authorities;
+use crate::root_certs::authorities;
 
 /// The time after which the client drops an idle connection. The server closes it after 3 s (`keep_alive_timeout`).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn only_the_authorities_of_the_file_are_trusted() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), crate::authorities::tests::authority()).unwrap();
+        std::fs::write(file.path(), crate::root_certs::tests::authority()).unwrap();
         assert_eq!(roots(file.path().to_str()).unwrap().len(), 1);
         assert_eq!(roots(None).unwrap().len(), webpki_roots::TLS_SERVER_ROOTS.len());
     }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::config::{ClickHouseConfig, Compression};
 use super::error::Cause;
 use super::wire::{Malformed, Reader};
-use crate::plaintext::{host_of, warn_of_password};
+use crate::password_warning::{host_of, warn_of_password};
 
 /// The clients of a store, with its permits and its knowledge of the server.
 pub(super) struct Connections {
@@ -29,8 +29,8 @@ pub(super) struct Connections {
     insert_client: Client,
     /// The number of connections opened so far.
     opened: Arc<AtomicU64>,
-    /// The cached answer of [`Connections::supports_deduplicate`].
-    supports_deduplicate: Mutex<Option<DeduplicateSupport>>,
+    /// The cached answer of [`Connections::knows_deduplicate_insert`].
+    knows_deduplicate_insert: Mutex<Option<DeduplicateSupport>>,
     permits: Semaphore,
     max_permits: usize,
     acquire_timeout: Duration,
@@ -43,7 +43,7 @@ struct DeduplicateSupport {
     /// The value of `opened` before the query.
     opened: u64,
     at: Instant,
-    supports_deduplicate: bool,
+    knows_deduplicate_insert: bool,
 }
 
 impl Connections {
@@ -117,7 +117,7 @@ impl Connections {
             server_client,
             insert_client,
             opened,
-            supports_deduplicate: Mutex::default(),
+            knows_deduplicate_insert: Mutex::default(),
             permits: Semaphore::new(config.pool.max_connections),
             max_permits: config.pool.max_connections,
             acquire_timeout: config.pool.acquire_timeout,
@@ -133,37 +133,37 @@ impl Connections {
     /// server, because any HTTP server may respond "200 OK" to an insert. A new connection may lead to another
     /// server or version, so the answer is valid only until a new connection is opened. A proxy may change the
     /// server behind an open connection, so the answer also expires after one minute.
-    /// [`Connections::forget_deduplicate_support`] drops the answer.
-    pub(super) async fn supports_deduplicate(&self) -> Result<bool, Cause> {
+    /// [`Connections::forget_deduplicate_insert`] drops the answer.
+    pub(super) async fn knows_deduplicate_insert(&self) -> Result<bool, Cause> {
         const CACHE_TTL: Duration = Duration::from_mins(1);
-        let mut answer = self.supports_deduplicate.lock().await;
+        let mut answer = self.knows_deduplicate_insert.lock().await;
         let opened = self.opened.load(Ordering::SeqCst);
         if let Some(answer) = &*answer
             && answer.opened == opened
             && answer.at.elapsed() < CACHE_TTL
         {
-            return Ok(answer.supports_deduplicate);
+            return Ok(answer.knows_deduplicate_insert);
         }
         let sql = "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'";
         let known = rows(&self.read_client, sql, |row| Ok(row.u64()?)).await?;
-        let supports_deduplicate = match known[..] {
+        let knows_deduplicate_insert = match known[..] {
             [0] => false,
             [1] => true,
             _ => return Err(Malformed(format!("count of settings is {known:?}, expected 0 or 1")).into()),
         };
-        *answer = Some(DeduplicateSupport { opened, at: Instant::now(), supports_deduplicate });
-        Ok(supports_deduplicate)
+        *answer = Some(DeduplicateSupport { opened, at: Instant::now(), knows_deduplicate_insert });
+        Ok(knows_deduplicate_insert)
     }
 
     /// Drops the cached answer after the server rejected a setting. The next insert queries the server again.
-    pub(super) async fn forget_deduplicate_support(&self) {
-        *self.supports_deduplicate.lock().await = None;
+    pub(super) async fn forget_deduplicate_insert(&self) {
+        *self.knows_deduplicate_insert.lock().await = None;
     }
 
-    /// Returns the client for inserts. `supports_deduplicate` states whether the server knows `deduplicate_insert`.
-    pub(super) fn insert_client(&self, supports_deduplicate: bool) -> Client {
+    /// Returns the client for inserts. `knows_deduplicate_insert` states whether the server knows `deduplicate_insert`.
+    pub(super) fn insert_client(&self, knows_deduplicate_insert: bool) -> Client {
         let client = self.insert_client.clone();
-        if supports_deduplicate { client.with_setting("deduplicate_insert", "disable") } else { client }
+        if knows_deduplicate_insert { client.with_setting("deduplicate_insert", "disable") } else { client }
     }
 
     /// Returns the server's address, without credentials.

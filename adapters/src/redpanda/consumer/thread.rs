@@ -181,7 +181,7 @@ pub(in crate::redpanda) struct ConsumerThread {
     offset_check: Check,
     /// The check for topics that were deleted or created again.
     topic_check: Check,
-    deleted: BTreeSet<TopicName>,
+    deleted_topics: BTreeSet<TopicName>,
     /// Batches that cannot be decompressed, whose partitions are not known yet.
     unreadable: BTreeSet<UnreadableBatch>,
     unreadable_check: Check,
@@ -229,7 +229,7 @@ impl ConsumerThread {
             rebalancing: Rebalancing::default(),
             offset_check: Check::default(),
             topic_check: Check::default(),
-            deleted: BTreeSet::new(),
+            deleted_topics: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             unreadable_check: Check::default(),
             end_probe: EndProbe::default(),
@@ -354,7 +354,7 @@ impl ConsumerThread {
             drop(client);
             let _ = responses.send(Box::new(move |thread| handle_response(thread, result)));
         };
-        if let Err(error) = std::thread::Builder::new().name("qi-redpanda-ask".to_owned()).spawn(work) {
+        if let Err(error) = std::thread::Builder::new().name("qi-redpanda-req".to_owned()).spawn(work) {
             self.fatal = Some(error::internal("recv", error));
         }
     }
@@ -426,8 +426,8 @@ impl ConsumerThread {
         if let Some(error) = error.or_else(|| self.assignment.failure()) {
             return Some(Err(error));
         }
-        if self.deleted.len() == self.settings.topics.len()
-            && let Some(topic) = self.deleted.first()
+        if self.deleted_topics.len() == self.settings.topics.len()
+            && let Some(topic) = self.deleted_topics.first()
         {
             return Some(Err(error::unknown_topic(topic, "recv")));
         }
@@ -442,7 +442,7 @@ impl ConsumerThread {
         }
         let connection = &self.client.context().connection;
         if !connection.is_connected() {
-            return Some(Err(connection.explain(error::unavailable("recv"))));
+            return Some(Err(connection.auth_error_or(error::unavailable("recv"))));
         }
         Some(Ok(self.buffer.take_none(&mut self.assignment)))
     }
@@ -637,7 +637,7 @@ impl ConsumerThread {
         let limit = self.settings.request_timeout;
         let partitions: Vec<_> = self.assignment.partitions.keys().cloned().collect();
         let ends = move |client: &Client| {
-            let failed = |e| client.context().connection.explain(error::from_request(e, "assignment"));
+            let failed = |e| client.context().connection.auth_error_or(error::from_request(e, "assignment"));
             let found = offsets::find_each(client, &partitions, OffsetSpec::Latest, limit).map_err(failed)?;
             let mut ends = Offsets::new();
             for (partition, end) in found {
@@ -722,7 +722,7 @@ fn resolve(
             SeekTo::Latest => OffsetSpec::Latest,
         };
         let offsets = offsets::find(client, [partition], spec, limit)
-            .map_err(|e| client.context().connection.explain(error::from_request(e, operation)))?;
+            .map_err(|e| client.context().connection.auth_error_or(error::from_request(e, operation)))?;
         found.extend(offsets);
     }
     Ok(found)

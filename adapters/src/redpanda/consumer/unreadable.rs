@@ -24,13 +24,13 @@ use super::assignment::Assignment;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
 
-/// The maximum duration of one probe.
+/// The maximum duration of the read of one offset with the low limit.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The maximum duration of a probe with the consumer's limit. A batch of 2 GiB takes some seconds.
+/// The maximum duration of the read of one offset with the consumer's limit. A batch of 2 GiB takes some seconds.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum duration of one poll while a probe waits for its answer.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// The maximum size of a response to a probe, and of a zstd batch after decompression.
+/// The smallest value of a probe's low limit. It bounds a response, and a zstd batch after decompression.
 const MIN_PROBE_BYTES: u64 = 16 << 20;
 /// The maximum number of consecutive batches that one search skips in a partition.
 const MAX_RANGES: usize = 32;
@@ -38,6 +38,7 @@ const MAX_RANGES: usize = 32;
 /// A batch that librdkafka cannot decompress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct UnreadableBatch {
+    /// The first offset of the batch.
     first: u64,
     /// The size of the compressed records in bytes.
     bytes: u64,
@@ -69,7 +70,7 @@ pub(super) struct Range {
     pub(super) next: u64,
 }
 
-/// Returns the partitions that librdkafka reads, ordered by the distance of their fetch offset to the nearest batch.
+/// Returns the partitions that librdkafka fetches, ordered by the distance of their fetch offset to the nearest batch.
 pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBatch>) -> Vec<Suspect> {
     let read = assignment.partitions.iter().filter(|(_, state)| !state.paused && state.failed.is_none());
     let mut suspects: Vec<_> = read
@@ -88,9 +89,9 @@ pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBat
 /// The state of an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProbeResult {
-    /// An offset that is followed by a message or by the end of the partition.
+    /// The next message after the offset can be read, or there is no further message.
     Readable,
-    /// An offset inside this batch, or before the batch with no message between.
+    /// The offset lies in this batch, or before this batch with no message between.
     Unreadable(UnreadableBatch),
 }
 
@@ -103,25 +104,27 @@ pub(super) struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Finds the unreadable ranges at the fetch offsets. Calls `found` for a partition as soon as its batch is known,
-    /// and then `skipped` with its ranges. Returns whether all batches were found or all partitions were probed.
+    /// Finds the unreadable ranges at the fetch offsets. Calls `on_found` as soon as the partition of a batch is known,
+    /// and then `on_ranges` with the ranges to skip. Returns true if the partitions of all batches were found, or if
+    /// every suspect was probed.
     pub(super) fn run<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
         suspects: &[Suspect],
         limit: Duration,
-        found: impl Fn(&Suspect),
-        skipped: impl Fn(&Suspect, Vec<Range>),
+        on_found: impl Fn(&Suspect),
+        on_ranges: impl Fn(&Suspect, Vec<Range>),
     ) -> bool {
         let partitions = suspects.iter().map(|suspect| &suspect.partition);
-        // These are the last stable offsets, because probes cannot read beyond an open transaction.
+        // The consumer's client has `read_committed`, so these are the last stable offsets. Probes cannot read beyond
+        // an open transaction.
         let ends =
             offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_else(|error| {
                 tracing::debug!(%error, "cannot query the ends of partitions");
                 BTreeMap::new()
             });
         let Some(probe) = self.probe(true) else { return false };
-        let (mut all, mut unresolved) = (true, self.batches.clone());
+        let (mut complete, mut unresolved) = (true, self.batches.clone());
         for suspect in suspects {
             if unresolved.is_empty() {
                 return true;
@@ -130,7 +133,7 @@ impl Search<'_> {
                 Some(Ok(end)) => *end,
                 Some(Err(error)) if error::is_missing(error) || error::is_unauthorized(error) => continue,
                 _ => {
-                    all = false;
+                    complete = false;
                     continue;
                 }
             };
@@ -138,23 +141,23 @@ impl Search<'_> {
                 continue;
             }
             match self.probe_offset(&probe, &suspect.partition, suspect.fetch_offset) {
-                None => all = false,
+                None => complete = false,
                 Some(ProbeResult::Unreadable(batch)) if unresolved.contains(&batch) => {
-                    found(suspect);
+                    on_found(suspect);
                     let probe_offset = |offset| self.probe_offset(&probe, &suspect.partition, offset);
                     let confirm = |offset| self.confirm(&suspect.partition, offset);
                     let ranges = ranges(suspect.fetch_offset, end, probe_offset, confirm);
                     if !ranges.is_empty() {
                         unresolved.remove(&batch);
                     }
-                    skipped(suspect, ranges);
+                    on_ranges(suspect, ranges);
                 }
                 // librdkafka has not reported an unreadable batch here. Either the consumer can read it, or its error
                 // follows.
                 Some(ProbeResult::Readable | ProbeResult::Unreadable(_)) => {}
             }
         }
-        all
+        complete
     }
 
     /// Creates a probe, with the low limit or with the consumer's limit. Returns None if that fails.
@@ -180,8 +183,8 @@ impl Search<'_> {
     }
 }
 
-/// Returns the consecutive unreadable ranges from `first` on, one for each batch. Ends before a range whose end cannot
-/// be found.
+/// Returns the consecutive unreadable ranges from `first` on, one for each batch. Stops at a readable offset, at a
+/// batch that `confirm` can read, and at a batch whose end cannot be found.
 fn ranges(
     first: u64,
     end: u64,
@@ -202,8 +205,9 @@ fn ranges(
     ranges
 }
 
-/// Returns the first offset after the batch that contains the offset `at`, or `end`. Returns None if a probe has no
-/// response. The search uses steps that double, and then a binary search.
+/// Returns the first offset after the batch that contains the offset `at`, or `end` if the batch extends to the end.
+/// Returns None if a probe has no response. Doubles the step until an offset is outside the batch, and then uses binary
+/// search.
 fn end_of(
     batch: UnreadableBatch,
     at: u64,
@@ -226,7 +230,7 @@ fn end_of(
     Some(next)
 }
 
-/// The context of a probe, with the batch from the error of the current poll.
+/// The context of a probe: the batch that the last error names.
 #[derive(Debug, Default)]
 struct ProbeContext(Mutex<Option<UnreadableBatch>>);
 
@@ -271,8 +275,8 @@ impl ClientContext for ProbeContext {
 
 impl ConsumerContext for ProbeContext {}
 
-/// Reads a partition from an offset. Returns None without a timely response. librdkafka drops responses to an
-/// earlier assignment.
+/// Reads a partition from an offset. Returns None if no response arrives before the timeout. librdkafka drops responses
+/// to an earlier assignment, so one client can probe many offsets.
 fn probe_offset(
     probe: &BaseConsumer<ProbeContext>,
     partition: &TopicPartition,

@@ -22,24 +22,26 @@ use crate::redpanda::connect::{self, KafkaContext};
 use crate::redpanda::metadata::TopicMetadataCache;
 use crate::redpanda::{client_config, error};
 
-/// The minimum age of a producer before it is replaced after a fatal error.
-const REBUILD_PAUSE: Duration = Duration::from_secs(1);
-/// The minimum age of a producer before it is replaced after the brokers rejected the client.
-const REJECTED_PAUSE: Duration = Duration::from_secs(30);
+/// The minimum age at which a producer with a fatal error is replaced.
+const MIN_AGE: Duration = Duration::from_secs(1);
+/// The minimum age at which a producer is replaced if the brokers rejected the client.
+const MIN_AGE_REJECTED: Duration = Duration::from_secs(30);
 
 /// The context of a producer's client.
 pub(super) struct DeliveryContext {
     connection: KafkaContext,
     in_flight: Arc<InFlightTable>,
     metadata: Arc<TopicMetadataCache>,
-    /// The purged messages. Their outcome depends on the fatal error.
+    /// The purged messages, each with its opaque value of the in-flight table and its code. Their outcomes depend on
+    /// the fatal error, which the producer's thread reads.
     purged_messages: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
-    /// True if the brokers accepted the client at least once. A waiting message may then have been sent before.
+    /// True if the brokers accepted the client at least once: a message was acknowledged. A message that is purged from
+    /// the queue may then have been sent in an earlier attempt.
     was_authorized: AtomicBool,
     /// The topics that acknowledged a message of this producer.
     acknowledged_topics: Mutex<HashSet<String>>,
-    /// The handle of the last topic. It is compared and never dereferenced.
-    last: AtomicPtr<RDKafkaTopic>,
+    /// The topic handle of the last acknowledged message. The handle is compared and never dereferenced.
+    last_topic: AtomicPtr<RDKafkaTopic>,
 }
 
 impl DeliveryContext {
@@ -51,18 +53,18 @@ impl DeliveryContext {
             purged_messages: Mutex::default(),
             was_authorized: AtomicBool::new(false),
             acknowledged_topics: Mutex::default(),
-            last: AtomicPtr::default(),
+            last_topic: AtomicPtr::default(),
         }
     }
 
     /// Records that a topic acknowledged a message.
-    fn acknowledged(&self, message: &BorrowedMessage<'_>) {
+    fn record_acknowledgement(&self, message: &BorrowedMessage<'_>) {
         // Called for every message. Consecutive messages mostly have the same topic.
         let handle = message.topic_ptr();
-        if self.last.load(Ordering::Relaxed) == handle {
+        if self.last_topic.load(Ordering::Relaxed) == handle {
             return;
         }
-        self.last.store(handle, Ordering::Relaxed);
+        self.last_topic.store(handle, Ordering::Relaxed);
         self.was_authorized.store(true, Ordering::Relaxed);
         let mut acknowledged_topics = self.acknowledged_topics();
         if !acknowledged_topics.contains(message.topic()) {
@@ -82,7 +84,7 @@ impl DeliveryContext {
         self.acknowledged_topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the outcomes of purged messages. `refused` is the error if the brokers rejected the client.
+    /// Sets the outcomes of purged messages. `rejection_error` is the fatal error if the brokers rejected the client.
     fn complete_purged(&self, rejection_error: Option<&Error>) {
         let purged_messages =
             std::mem::take(&mut *self.purged_messages.lock().unwrap_or_else(PoisonError::into_inner));
@@ -90,8 +92,8 @@ impl DeliveryContext {
             let maybe_sent =
                 code == RDKafkaErrorCode::PurgeInflight || self.was_authorized.load(Ordering::Relaxed);
             let failure = match rejection_error {
-                // A producer that was never accepted has sent no message.
                 Some(rejection_error) if maybe_sent => DeliveryError::unknown(rejection_error.clone()),
+                // The brokers never accepted this producer, and the message was not in flight.
                 Some(rejection_error) => DeliveryError::not_sent(rejection_error.clone()),
                 None => error::delivery(code),
             };
@@ -119,7 +121,7 @@ impl ProducerContext for DeliveryContext {
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         if let Ok(message) = result {
-            self.acknowledged(message);
+            self.record_acknowledgement(message);
         }
         let outcome = match result {
             Ok(message) => Ok(Delivery::new(
@@ -162,7 +164,7 @@ pub(super) struct ProducerHandle {
 /// The state of a producer.
 pub(super) enum ProducerState {
     Alive,
-    /// A producer with a fatal error, which is replaced after this time.
+    /// A failed producer: the remaining time until its replacement, and the reason.
     Dead(Duration, Error),
 }
 
@@ -222,19 +224,19 @@ impl ProducerHandle {
         self.dead.store(true, Ordering::Release);
     }
 
-    /// Returns the fatal error if the brokers rejected the client.
-    pub(super) fn fatal_error(&self) -> Option<Error> {
-        rejection(self.producer.client().fatal_error())
+    /// Returns the fatal error if the brokers rejected the client. None for other fatal errors.
+    pub(super) fn rejection_error(&self) -> Option<Error> {
+        rejection_of(self.producer.client().fatal_error())
     }
 
+    /// Returns the state of the producer.
     pub(super) fn state(&self) -> ProducerState {
         if !self.dead.load(Ordering::Acquire) {
             return ProducerState::Alive;
         }
-        let fatal_error = self.fatal_error().unwrap_or_else(error::producer_replaced);
-        let pause =
-            if fatal_error.kind() == ErrorKind::Unauthorized { REJECTED_PAUSE } else { REBUILD_PAUSE };
-        ProducerState::Dead(pause.saturating_sub(self.built.elapsed()), fatal_error)
+        let reason = self.rejection_error().unwrap_or_else(error::producer_replaced);
+        let min_age = if reason.kind() == ErrorKind::Unauthorized { MIN_AGE_REJECTED } else { MIN_AGE };
+        ProducerState::Dead(min_age.saturating_sub(self.built.elapsed()), reason)
     }
 }
 
@@ -244,15 +246,15 @@ impl Drop for ProducerHandle {
     }
 }
 
-/// Returns a fatal error if the brokers rejected the client.
-fn rejection(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
-    let (code, fatal_error) = fatal?;
-    let error = error::from_code(code, "publish").with_message(fatal_error);
+/// Returns the fatal error if its kind is `Unauthorized`: the brokers rejected the client.
+fn rejection_of(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
+    let (code, reason) = fatal?;
+    let error = error::from_code(code, "publish").with_message(reason);
     (error.kind() == ErrorKind::Unauthorized).then_some(error)
 }
 
-/// Polls the producer and completes deliveries. After a stop or a fatal error, librdkafka purges its messages and
-/// reports each of them, so that no message remains without an outcome.
+/// Polls the producer and completes deliveries. After a stop or a fatal error, purges the messages of librdkafka, which
+/// reports each of them. Every message therefore has an outcome. Ends after a stop, when no call uses the producer.
 fn poll_until_stopped(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &AtomicBool, stop: &AtomicBool) {
     let mut purged = false;
     loop {
@@ -264,7 +266,7 @@ fn poll_until_stopped(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &Atom
             tracing::error!(%code, fatal_error, "fatal producer error; the producer will be replaced");
             dead.store(true, Ordering::Release);
         }
-        producer.context().complete_purged(rejection(fatal).as_ref());
+        producer.context().complete_purged(rejection_of(fatal).as_ref());
         let stopped = stop.load(Ordering::Acquire);
         if !purged && (stopped || dead.load(Ordering::Acquire)) {
             producer.purge(PurgeConfig::default().queue().inflight());

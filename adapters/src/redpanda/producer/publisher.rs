@@ -146,7 +146,7 @@ impl Publisher {
     }
 
     fn delivery_timeout(&self) -> Duration {
-        client_config::limit(self.config.delivery_timeout)
+        client_config::clamp_timeout(self.config.delivery_timeout)
     }
 
     /// Routes every message. All messages of a topic in a call use the same metadata, so that a single producer sends
@@ -202,7 +202,7 @@ impl Publisher {
         admin: &Arc<AdminClient<KafkaContext>>,
         topic: &TopicName,
     ) -> Result<TopicMetadata> {
-        let limit = client_config::limit(self.config.request_timeout);
+        let limit = client_config::clamp_timeout(self.config.request_timeout);
         let metadata = metadata::look_up(admin, topic, limit, "publish").await;
         match &metadata {
             Ok(metadata) => self.topics.insert(topic, *metadata),
@@ -282,7 +282,10 @@ impl Publisher {
                 RDKafkaErrorCode::UnknownPartition if !refreshed => {
                     refreshed = true;
                     handle
-                        .refresh_metadata(&message.topic, client_config::limit(self.config.request_timeout))
+                        .refresh_metadata(
+                            &message.topic,
+                            client_config::clamp_timeout(self.config.request_timeout),
+                        )
                         .await;
                     chunk.now = SystemClock.now();
                     continue;
@@ -294,7 +297,7 @@ impl Publisher {
                         *producer = None;
                         continue;
                     }
-                    let reason = handle.fatal_error().unwrap_or_else(error::producer_replaced);
+                    let reason = handle.rejection_error().unwrap_or_else(error::producer_replaced);
                     Rejection::Call(DeliveryError::not_sent(reason))
                 }
                 code => Rejection::Message(DeliveryError::not_sent(error::delivery(code).error)),

@@ -16,7 +16,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row};
 use super::cache::SchemaCache;
 use super::config::{TimescaleConfig, TlsMode};
 use super::error::Cause;
-use crate::plaintext::warn_of_password;
+use crate::password_warning::warn_of_password;
 #[cfg(unix)]
 use tunnel::{Tunnel, TunnelConfig};
 

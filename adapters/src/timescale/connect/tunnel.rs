@@ -24,7 +24,7 @@ use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::authorities::{authorities, certificates};
+use crate::root_certs::{authorities, certificates};
 
 /// The maximum number of bytes copied at once in each direction.
 const BUFFER_BYTES: usize = 64 * 1024;

@@ -7,7 +7,7 @@ use qi_core::{
 };
 
 use super::dataset_ops::{DatasetOps, LatestParams, instrument, micros, minute, range};
-use super::expect::{CheckResult, Failure, expect_same_rows};
+use super::expect::{CheckResult, Failure, expect_same, expect_same_rows};
 use super::{Sample, TestContext, promises};
 
 promises! { "administration";
@@ -29,6 +29,7 @@ promises! { "administration";
     once purge_leaves_other_datasets: "a purge of one dataset does not affect other datasets",
 }
 
+/// Reads all pages of a list of instruments.
 async fn all_instruments(
     store: &dyn PriceStore,
     query: InstrumentQuery,
@@ -45,14 +46,15 @@ async fn all_instruments(
 const DATASETS: [Dataset; 3] = [PriceTick::DATASET, Quote::DATASET, Bar::DATASET];
 
 async fn instruments_are_ordered_by_bytes(context: &TestContext) -> CheckResult {
-    // '-' sorts before the digits. Neither the language nor the length affects the order.
+    // In byte order, '-' and '.' precede the digits, and '_' lies between upper-case and lower-case letters. The
+    // collations of databases use other orders.
     let ordered: Vec<Instrument> = ["a", "a-b", "a1", "a_b", "ab"]
         .iter()
         .flat_map(|exchange| {
             ["A-B", "A.B", "A1", "AB", "A_B"].map(|symbol| instrument(&format!("{exchange}:{symbol}")))
         })
         .collect();
-    // 7 and 25 have no common factor, so every index occurs once.
+    // The inserts have another order. 7 and 25 have no common factor, so every index occurs once.
     for n in 0..ordered.len() {
         let name = &ordered[n * 7 % ordered.len()];
         context.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, 1)]).await?;
@@ -74,16 +76,16 @@ fn summary(instrument: Instrument, first: i64, last: i64) -> InstrumentSummary {
 }
 
 async fn instruments_belong_to_their_dataset(context: &TestContext) -> CheckResult {
-    let (store, name) = (context.store(), PriceTick::series_no);
+    let (store, instrument_no) = (context.store(), PriceTick::series_no);
     store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(1, 3, 1), PriceTick::at(2, 9, 1)]).await?;
     store.insert_quotes(&[Quote::at(2, 4, 1), Quote::at(2, 1, 1)]).await?;
-    let hours = (name(3), Interval::H1);
-    store.insert_bars(&[Bar::at(3, 90, 1), Bar::make(&hours, minute(180), 0, 1)]).await?;
-    store.insert_bars(&[Bar::at(4, 30, 1), Bar::make(&hours, minute(0), 0, 1)]).await?;
+    let hourly_series = (instrument_no(3), Interval::H1);
+    store.insert_bars(&[Bar::at(3, 90, 1), Bar::make(&hourly_series, minute(180), 0, 1)]).await?;
+    store.insert_bars(&[Bar::at(4, 30, 1), Bar::make(&hourly_series, minute(0), 0, 1)]).await?;
     let expected = [
-        vec![summary(name(1), 3, 5), summary(name(2), 9, 9)],
-        vec![summary(name(2), 1, 4)],
-        vec![summary(name(3), 0, 180), summary(name(4), 30, 30)],
+        vec![summary(instrument_no(1), 3, 5), summary(instrument_no(2), 9, 9)],
+        vec![summary(instrument_no(2), 1, 4)],
+        vec![summary(instrument_no(3), 0, 180), summary(instrument_no(4), 30, 30)],
     ];
     for (dataset, expected) in DATASETS.into_iter().zip(expected) {
         let found = all_instruments(store, InstrumentQuery::new(dataset)).await?;
@@ -108,6 +110,7 @@ async fn instruments_need_a_record(context: &TestContext) -> CheckResult {
 
 async fn instruments_are_filtered_by_exchange_and_paged(context: &TestContext) -> CheckResult {
     let names: Vec<Instrument> = (0..7).map(|n| instrument(&format!("beta:S{n}"))).collect();
+    // `betab` and `bet` detect a comparison by prefix.
     let others = ["alpha:S1", "betab:S1", "bet:S1", "zeta:S1"].map(instrument);
     let batch: Vec<PriceTick> =
         names.iter().chain(&others).map(|name| PriceTick::make(name, minute(0), 0, 1)).collect();
@@ -116,7 +119,7 @@ async fn instruments_are_filtered_by_exchange_and_paged(context: &TestContext) -
     for limit in [1, 2, 7, 100] {
         let query = InstrumentQuery::new(PriceTick::DATASET);
         let all = all_instruments(context.store(), query.clone().with_limit(limit)?).await?;
-        super::expect::expect_same("the number of all instruments", &all.len(), &11)?;
+        expect_same("the number of all instruments", &all.len(), &11)?;
         let query = query.of_exchange("beta".parse()?).with_limit(limit)?;
         expect_same_rows(
             &format!("pages of {limit}"),
@@ -127,7 +130,7 @@ async fn instruments_are_filtered_by_exchange_and_paged(context: &TestContext) -
     Ok(())
 }
 
-/// Inserts four records, one step apart, and returns them.
+/// Inserts four records of one series at the first four [`step`]s, and returns them.
 async fn insert_four<D: Sample>(context: &TestContext) -> std::result::Result<Vec<D>, Failure> {
     let series = D::series_no(0);
     let batch: Vec<D> = (0..4).map(|n| D::make(&series, step::<D>(n.into()), 0, n)).collect();
@@ -135,19 +138,19 @@ async fn insert_four<D: Sample>(context: &TestContext) -> std::result::Result<Ve
     Ok(batch)
 }
 
-/// Returns the time of the n-th record, at the smallest distance that two records of one series can have.
+/// Returns the n-th time of a series whose records have the smallest possible distance.
 fn step<D: Sample>(n: i64) -> Timestamp {
     micros(n * D::STEP)
 }
 
 async fn deletion_is_half_open<D: Sample>(context: &TestContext) -> CheckResult {
     let all = insert_four::<D>(context).await?;
-    let gone = range(step::<D>(1), step::<D>(3));
-    context.store().delete_range(&D::deletion(Some(vec![D::series_no(0)]), gone)).await?;
+    let deleted_range = range(step::<D>(1), step::<D>(3));
+    context.store().delete_range(&D::deletion(Some(vec![D::series_no(0)]), deleted_range)).await?;
     let expected = [all[0].clone(), all[3].clone()];
     expect_same_rows("the remaining records", &D::all(context.store(), &D::series_no(0)).await?, &expected)?;
-    let nothing = range(step::<D>(3), step::<D>(3));
-    context.store().delete_range(&D::deletion(None, nothing)).await?;
+    let empty_range = range(step::<D>(3), step::<D>(3));
+    context.store().delete_range(&D::deletion(None, empty_range)).await?;
     expect_same_rows("after an empty range", &D::all(context.store(), &D::series_no(0)).await?, &expected)
 }
 
@@ -181,11 +184,11 @@ async fn deletion_leaves_other_intervals(context: &TestContext) -> CheckResult {
         .map(|interval| Bar::make(&(name.clone(), interval), minute(0), 0, 1));
     context.store().insert_bars(&bars).await?;
     context.store().insert_ticks(&[PriceTick::at(0, 0, 1)]).await?;
-    let gone = DeleteQuery::bars(Interval::M1, Selection::All, TimeRange::ALL);
-    context.store().delete_range(&gone).await?;
-    for (bar, left) in bars.iter().zip([true, false, true]) {
+    let deletion = DeleteQuery::bars(Interval::M1, Selection::All, TimeRange::ALL);
+    context.store().delete_range(&deletion).await?;
+    for (bar, remains) in bars.iter().zip([true, false, true]) {
         let found = Bar::all(context.store(), &bar.series()).await?;
-        expect_same_rows("the bars", &found, if left { std::slice::from_ref(bar) } else { &[] })?;
+        expect_same_rows("the bars", &found, if remains { std::slice::from_ref(bar) } else { &[] })?;
     }
     let ticks = PriceTick::all(context.store(), &name).await?;
     expect_same_rows("the ticks", &ticks, &[PriceTick::at(0, 0, 1)])
@@ -193,9 +196,9 @@ async fn deletion_leaves_other_intervals(context: &TestContext) -> CheckResult {
 
 async fn deleted_records_can_be_inserted_again<D: Sample>(context: &TestContext) -> CheckResult {
     let all = insert_four::<D>(context).await?;
-    let gone = D::deletion(Some(vec![D::series_no(0)]), TimeRange::ALL);
+    let deletion = D::deletion(Some(vec![D::series_no(0)]), TimeRange::ALL);
     for _ in 0..2 {
-        context.store().delete_range(&gone).await?;
+        context.store().delete_range(&deletion).await?;
         expect_same_rows("after deletion", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
         D::insert(context.store(), &all).await?;
         expect_same_rows(
@@ -204,18 +207,18 @@ async fn deleted_records_can_be_inserted_again<D: Sample>(context: &TestContext)
             &all,
         )?;
     }
-    context.store().delete_range(&gone).await?;
+    context.store().delete_range(&deletion).await?;
     let other = D::make(&D::series_no(0), step::<D>(1), 0, 77);
     D::insert(context.store(), std::slice::from_ref(&other)).await?;
     expect_same_rows("another value", &D::all(context.store(), &D::series_no(0)).await?, &[other])
 }
 
 async fn deletion_is_idempotent<D: Sample>(context: &TestContext) -> CheckResult {
-    let gone = D::deletion(None, range(minute(0), minute(5)));
-    context.store().delete_range(&gone).await?;
+    let deletion = D::deletion(None, range(minute(0), minute(5)));
+    context.store().delete_range(&deletion).await?;
     D::insert(context.store(), &[D::at(0, 0, 1), D::at(0, 5, 1)]).await?;
     for _ in 0..2 {
-        context.store().delete_range(&gone).await?;
+        context.store().delete_range(&deletion).await?;
         expect_same_rows(
             "the remaining records",
             &D::all(context.store(), &D::series_no(0)).await?,
@@ -246,11 +249,12 @@ async fn purge_cutoff_is_exact<D: Sample>(context: &TestContext) -> CheckResult 
                 &all,
             )?;
         }
-        let left = if cutoff == 1 { std::slice::from_ref(&other) } else { &[] };
+        // The only record of the other series is at step 1.
+        let remaining = if cutoff == 1 { std::slice::from_ref(&other) } else { &[] };
         expect_same_rows(
             "the records of another series",
             &D::all(context.store(), &D::series_no(1)).await?,
-            left,
+            remaining,
         )?;
     }
     context.store().purge_before(D::DATASET, Timestamp::MAX).await?;
@@ -282,7 +286,7 @@ async fn purge_leaves_other_datasets(context: &TestContext) -> CheckResult {
         store.insert_bars(&[Bar::at(0, 0, 1)]).await?;
         store.insert_snapshots(&[MarketSnapshot::at(0, 0, 1)]).await?;
         store.purge_before(purged, minute(10)).await?;
-        let left = [
+        let counts = [
             PriceTick::all(store, &PriceTick::series_no(0)).await?.len(),
             Quote::all(store, &Quote::series_no(0)).await?.len(),
             Bar::all(store, &Bar::series_no(0)).await?.len(),
@@ -291,7 +295,7 @@ async fn purge_leaves_other_datasets(context: &TestContext) -> CheckResult {
         let expected = all.map(|dataset| usize::from(dataset != purged));
         expect_same_rows(
             &format!("ticks, quotes, bars and snapshots after a purge of {purged}"),
-            &left,
+            &counts,
             &expected,
         )?;
     }

@@ -1,4 +1,5 @@
-//! Faults of bars derived from ticks, and of statistics.
+//! Faults of bars derived from ticks, and of statistics. Each entry is a type, its fault, and the contract check that
+//! must detect the fault.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,42 +18,45 @@ use super::ticks_of_batch;
 use crate::store::model::reference_bars;
 
 faults! {
-    CutByTheRange: "a bar is computed from the part of its bucket in the range"
+    BucketCutByRange: "a bar ignores the ticks of its bucket outside the range"
         => "bars::partially_covered_bucket_is_computed_completely",
-    NoneAsZero: "an unknown volume is zero" => "bars::unknown_volume_is_not_zero",
+    UnknownVolumeIsZero: "an unknown volume is zero" => "bars::unknown_volume_is_not_zero",
     EmptyBars: "an empty bucket has a flat bar" => "bars::empty_bucket_has_no_bar",
     WrappingSums: "a sum beyond the limit wraps" => "bars::sum_of_1e20_is_out_of_range",
-    SumsAhead: "a page fails for the bar after it" => "bars::overflow_fails_only_its_own_page",
+    OverflowFailsPreviousPage: "an overflow on the next page fails the current page"
+        => "bars::overflow_fails_only_its_own_page",
     HalfEven: "halves are rounded to even" => "bars::halves_round_away_from_zero",
     Truncates: "digits beyond the 18th place are truncated" => "bars::halves_round_away_from_zero",
-    FloatVolume: "a quote volume is computed as a float" => "bars::quote_volume_is_exact",
+    FloatQuoteVolume: "a quote volume is computed as a float" => "bars::quote_volume_is_exact",
     AddsUpWrites: "repeated writes are added up" => "bars::repeated_batch_counts_once",
     StaleBars: "a bar is computed once and cached" => "bars::late_tick_changes_its_bar",
-    CloseByWriteOrder: "ticks of one time are ordered by write time"
+    EqualTimesByWriteOrder: "ticks of one time are ordered by write time"
         => "bars::open_and_close_are_ordered_by_seq",
     StoredForDerived: "stored bars are returned as derived bars"
         => "bars::stored_bars_are_independent_of_ticks",
-    ResumePassesOpenBars: "resume passes an open bar" => "bars::resume_stays_before_an_open_bar",
-    ResumesAfterTheOldest: "in descending order, resume considers only the last bar"
+    ResumePassesCutBar: "the resume cursor passes a bar that the end of the range cuts"
+        => "bars::resume_stays_before_an_open_bar",
+    ResumeChecksLastBarOnly: "the resume cursor considers only the last bar of a descending page, but the first is cut"
         => "bars::descending_resume_stays_before_an_open_bar",
     StopsAtAGap: "a page of bars ends at the first gap" => "bars::pages_cross_gaps",
-    StatsOfZeroes: "statistics without ticks count zero trades" => "analytics::stats_without_ticks_are_none",
+    StatsOfOneTick: "a range without ticks has the statistics of one invented tick"
+        => "analytics::stats_without_ticks_are_none",
 }
 
 /// Returns the response to a query if `bars` are the bars of its instrument, oldest first.
 fn page_of_bars(query: &BarQuery, mut bars: Vec<Bar>) -> Result<Page<Bar>> {
-    let page = Derived(query);
+    let derived_query = Derived(query);
     bars.retain(|bar| query.range.contains(bar.open_time()));
     if query.order == Order::Descending {
         bars.reverse();
     }
-    if let Anchor::Time(open) = page.anchor()? {
+    if let Anchor::Time(open) = derived_query.anchor()? {
         bars.retain(|bar| match query.order {
             Order::Ascending => bar.open_time() > open,
             Order::Descending => bar.open_time() < open,
         });
     }
-    page.page_of(bars)
+    derived_query.page_of(bars)
 }
 
 async fn ticks_of(inner: &dyn PriceStore, query: &BarQuery, range: TimeRange) -> Result<Vec<PriceTick>> {
@@ -87,7 +91,7 @@ async fn with_quote_volume(
 
 const ONE: i128 = qi_core::Decimal::UNITS_PER_ONE;
 
-/// Returns the exact sum of small products, in units of 10^-36.
+/// Returns the sum of price times quantity, in units of 10^-36. None on overflow or for an unknown quantity.
 fn small_sum(ticks: &[PriceTick]) -> Option<i128> {
     ticks.iter().try_fold(0i128, |sum, tick| {
         sum.checked_add(tick.price().units().checked_mul(tick.quantity()?.units())?)
@@ -95,10 +99,10 @@ fn small_sum(ticks: &[PriceTick]) -> Option<i128> {
 }
 
 #[derive(Debug, Default)]
-struct CutByTheRange;
+struct BucketCutByRange;
 
 #[async_trait]
-impl Fault for CutByTheRange {
+impl Fault for BucketCutByRange {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let ticks = ticks_of(inner, query, query.range).await?;
         page_of_bars(query, reference_bars(&ticks, query.interval))
@@ -106,10 +110,10 @@ impl Fault for CutByTheRange {
 }
 
 #[derive(Debug, Default)]
-struct NoneAsZero;
+struct UnknownVolumeIsZero;
 
 #[async_trait]
-impl Fault for NoneAsZero {
+impl Fault for UnknownVolumeIsZero {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         with_values(inner.derived_bars(query).await?, |bar| {
             let values = *bar.values();
@@ -162,10 +166,10 @@ impl Fault for WrappingSums {
 }
 
 #[derive(Debug, Default)]
-struct SumsAhead;
+struct OverflowFailsPreviousPage;
 
 #[async_trait]
-impl Fault for SumsAhead {
+impl Fault for OverflowFailsPreviousPage {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         if let Some(next) = page.next.clone() {
@@ -202,10 +206,10 @@ impl Fault for Truncates {
 }
 
 #[derive(Debug, Default)]
-struct FloatVolume;
+struct FloatQuoteVolume;
 
 #[async_trait]
-impl Fault for FloatVolume {
+impl Fault for FloatQuoteVolume {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         with_quote_volume(inner, query, |ticks| {
             let products = ticks.iter().map(|tick| {
@@ -231,6 +235,7 @@ impl Fault for AddsUpWrites {
     }
 
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
+        // Returns the store's errors. reference_bars panics on a sum out of range.
         inner.derived_bars(query).await?;
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         all.retain(|tick| *tick.instrument() == query.instrument);
@@ -257,10 +262,10 @@ impl Fault for StaleBars {
 
 /// Keeps the ticks in the order of the writes. A correction moves its tick to the end.
 #[derive(Debug, Default)]
-struct CloseByWriteOrder(Mutex<Vec<PriceTick>>);
+struct EqualTimesByWriteOrder(Mutex<Vec<PriceTick>>);
 
 #[async_trait]
-impl Fault for CloseByWriteOrder {
+impl Fault for EqualTimesByWriteOrder {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let report = inner.insert(batch).await?;
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -272,6 +277,7 @@ impl Fault for CloseByWriteOrder {
     }
 
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
+        // Returns the store's errors. reference_bars panics on a sum out of range.
         inner.derived_bars(query).await?;
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         written.sort_by_key(PriceTick::ts);
@@ -292,7 +298,7 @@ impl Fault for StoredForDerived {
 }
 
 #[derive(Debug, Default)]
-struct ResumePassesOpenBars;
+struct ResumePassesCutBar;
 
 /// Returns the page with a `resume` cursor after its last bar.
 fn resumed_after_the_last(query: &BarQuery, mut page: Page<Bar>) -> Result<Page<Bar>> {
@@ -309,17 +315,17 @@ fn resumed_after_the_last(query: &BarQuery, mut page: Page<Bar>) -> Result<Page<
 }
 
 #[async_trait]
-impl Fault for ResumePassesOpenBars {
+impl Fault for ResumePassesCutBar {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         resumed_after_the_last(query, inner.derived_bars(query).await?)
     }
 }
 
 #[derive(Debug, Default)]
-struct ResumesAfterTheOldest;
+struct ResumeChecksLastBarOnly;
 
 #[async_trait]
-impl Fault for ResumesAfterTheOldest {
+impl Fault for ResumeChecksLastBarOnly {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         match page.items.last() {
@@ -345,15 +351,15 @@ impl Fault for StopsAtAGap {
 }
 
 #[derive(Debug, Default)]
-struct StatsOfZeroes;
+struct StatsOfOneTick;
 
 #[async_trait]
-impl Fault for StatsOfZeroes {
+impl Fault for StatsOfOneTick {
     async fn stats(&self, inner: &dyn PriceStore, query: &StatsQuery) -> Result<Option<RangeStats>> {
         if let Some(stats) = inner.stats(query).await? {
             return Ok(Some(stats));
         }
-        let nothing = PriceTick::new(query.instrument.clone(), query.range.start(), 0, "1".parse()?)?;
-        RangeStats::of([&nothing])
+        let invented = PriceTick::new(query.instrument.clone(), query.range.start(), 0, "1".parse()?)?;
+        RangeStats::of([&invented])
     }
 }

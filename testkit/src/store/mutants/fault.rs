@@ -1,4 +1,4 @@
-//! A store with a fault that replaces some methods.
+//! A store whose fault replaces some methods of a correct store.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,15 +11,16 @@ use qi_core::store::{
 };
 use qi_core::{Bar, Result, Timestamp};
 
+/// The correct store under a fault.
 type Inner<'a> = &'a dyn PriceStore;
 
-/// Defines the trait of the faults and the store with a fault. By default, each method of the trait
-/// calls the correct store.
+/// Defines the trait `Fault`, and `PriceStore` for `FaultyStore`. A method that a fault does not implement calls the
+/// correct store.
 macro_rules! fault_trait {
     ($($method:ident($($argument:ident: $type:ty),*) -> $output:ty;)*) => {
-        /// A fault of a store.
+        /// The methods that a fault replaces.
         #[async_trait]
-        #[allow(unused_variables, reason = "close takes none")]
+        #[allow(unused_variables, reason = "methods without arguments")]
         pub(super) trait Fault: fmt::Debug + Send + Sync + 'static {
             $(async fn $method(&self, inner: Inner<'_>, $($argument: $type),*) -> Result<$output> {
                 inner.$method($($argument),*).await
@@ -53,7 +54,7 @@ fault_trait! {
     close() -> ();
 }
 
-/// A correct store with a fault.
+/// A correct store and the fault in front of it.
 #[derive(Debug)]
 struct FaultyStore<F> {
     inner: Arc<dyn PriceStore>,
@@ -66,6 +67,7 @@ impl<F: fmt::Debug> fmt::Display for FaultyStore<F> {
     }
 }
 
+/// Adds a fault to a correct store.
 pub(super) fn with_fault(inner: Arc<dyn PriceStore>, fault: impl Fault) -> Arc<dyn PriceStore> {
     Arc::new(FaultyStore { inner, fault })
 }

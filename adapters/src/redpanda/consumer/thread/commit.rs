@@ -85,7 +85,7 @@ impl ConsumerThread {
                     state.commit_stored(next);
                 }
             }
-            let failed = |e| thread.client.context().connection.explain(error::from_kafka(e, "commit"));
+            let failed = |e| thread.client.context().connection.auth_error_or(error::from_kafka(e, "commit"));
             let _ = reply.send(result.map_err(failed));
             thread.commits.in_flight = false;
             thread.next_commit();

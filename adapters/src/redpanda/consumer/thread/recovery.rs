@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use qi_core::ErrorKind;
 use qi_core::bus::{OffsetReset, SubscriptionEvent, TopicName, TopicPartition};
+use rdkafka::Offset;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
-
-use rdkafka::Offset;
 
 use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offsets};
 use crate::redpanda::connect::KafkaContext;
@@ -23,7 +22,7 @@ type FetchOffset = (TopicPartition, u64, u64);
 enum OffsetState {
     Valid,
     /// An offset that does not exist. The log contains the offsets from `low` to `high`. `to` is the offset that the
-    /// reset policy selects, or None if the policy is an error.
+    /// reset policy selects. None if the policy is `OffsetReset::Error`.
     OutOfRange {
         to: Option<u64>,
         low: u64,
@@ -35,6 +34,7 @@ impl ConsumerThread {
     /// Handles an error that librdkafka returned in place of a message.
     pub(super) fn handle_error(&mut self, error: &KafkaError) {
         if let KafkaError::PartitionEOF(number) = error {
+            // The event contains only the partition number, so the probe checks this number in every topic.
             self.end_probe.reached(&self.assignment, *number);
             return;
         }
@@ -68,7 +68,8 @@ impl ConsumerThread {
             }
             _ => {
                 let found = error::from_code(code, "recv");
-                // librdkafka retries temporary errors. `recv` returns an error after its wait has passed.
+                // Codes that are not in `error::CODES` are `Internal`. These codes and temporary errors are left to
+                // librdkafka's retries. If no broker is connected, `recv` returns an error at its deadline.
                 if found.retry().is_retryable() || found.kind() == ErrorKind::Internal {
                     tracing::debug!(%code, "librdkafka error; the consumer continues");
                 } else {
@@ -78,7 +79,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Starts a search for fetch offsets that no longer exist.
+    /// Starts the check for fetch offsets that no longer exist.
     pub(super) fn check_offsets(&mut self) {
         if !self.offset_check.start() {
             return;
@@ -87,42 +88,46 @@ impl ConsumerThread {
         let (offset_reset, limit) = (self.settings.offset_reset, self.settings.request_timeout);
         let find = move |client: &Client| offset_states(client, fetched, offset_reset, limit);
         self.request(find, |thread, found| {
+            // Positions change only inside `recv`.
             thread.deferred.push_back(Box::new(move |thread| thread.reset_offsets(found)));
         });
     }
 
-    /// Resets offsets that no longer exist.
+    /// Applies the result: resets or fails partitions whose fetch offset no longer exists.
     fn reset_offsets(&mut self, found: KafkaResult<(Vec<(FetchOffset, OffsetState)>, bool)>) {
         self.offset_check.finish();
-        let (found, all) = found.unwrap_or_default();
-        if !all {
+        let (found, complete) = found.unwrap_or_default();
+        if !complete {
             self.offset_check.request(RETRY_BACKOFF);
         }
-        for ((partition, offset, generation), now) in found {
-            let state = self.assignment.current(&partition, generation);
+        for ((partition, offset, generation), offset_state) in found {
+            let partition_state = self.assignment.current(&partition, generation);
             // A seek may have changed the offset.
-            let Some(state) = state.filter(|state| state.fetch_offset == offset) else { continue };
-            match now {
+            let Some(partition_state) = partition_state.filter(|state| state.fetch_offset == offset) else {
+                continue;
+            };
+            match offset_state {
                 // librdkafka may have stopped at this offset nevertheless, if the log was truncated
                 // and has grown again.
                 OffsetState::Valid => self.seek_client(&partition, offset),
                 OffsetState::OutOfRange { to: Some(to), low, high } => {
-                    tracing::warn!(%partition, from = offset, to, "offset out of range; resetting the position");
-                    let commit = state.pending_commit.or(state.committed);
-                    let invalid = commit.is_none_or(|commit| !(low..=high).contains(&commit));
-                    let commit = invalid && self.settings.has_group();
-                    self.buffer.reset(&mut self.assignment, &partition, to, low, commit);
+                    tracing::warn!(%partition, from = offset, to, "fetch offset out of range; applying the offset reset");
+                    let last_commit = partition_state.pending_commit.or(partition_state.committed);
+                    let invalid = last_commit.is_none_or(|commit| !(low..=high).contains(&commit));
+                    let commit_reset = invalid && self.settings.has_group();
+                    self.buffer.reset(&mut self.assignment, &partition, to, low, commit_reset);
                     self.seek_client(&partition, to);
                 }
                 OffsetState::OutOfRange { to: None, low, high } => {
-                    state.truncate(high);
-                    (state.failed, state.log_start) = (Some(error::no_valid_offset(&partition, "recv")), low);
+                    partition_state.truncate(high);
+                    partition_state.failed = Some(error::no_valid_offset(&partition, "recv"));
+                    partition_state.log_start = low;
                 }
             }
         }
     }
 
-    /// Starts a search for batches that librdkafka cannot decompress, which skips them. The other partitions continue.
+    /// Starts a search for batches that librdkafka cannot decompress. The search skips these batches.
     pub(super) fn check_unreadable(&mut self) {
         if !self.unreadable_check.start() {
             return;
@@ -136,24 +141,25 @@ impl ConsumerThread {
         let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
         let (closing, responses) = (self.closing.subscribe(), self.responses.clone());
         let find = move |client: &Client| {
-            let found = |suspect: &Suspect| {
+            let on_found = |suspect: &Suspect| {
                 let suspect = suspect.clone();
                 let _ = responses.send(Box::new(move |thread| thread.pause_unreadable(&suspect)));
             };
-            let skipped = |suspect: &Suspect, ranges: Vec<Range>| {
+            let on_ranges = |suspect: &Suspect, ranges: Vec<Range>| {
                 let suspect = suspect.clone();
                 let skip = move |thread: &mut Self| thread.skip_unreadable(&suspect, &ranges);
                 let _ = responses.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
             };
             let search = Search { config: &config, batches: &batches, is_closing: &|| *closing.borrow() };
-            search.run(client, &suspects, limit, found, skipped)
+            search.run(client, &suspects, limit, on_found, on_ranges)
         };
-        self.request(find, |thread, all| {
+        self.request(find, |thread, complete| {
             thread.unreadable_check.finish();
-            // Reports that arrived during the search may concern skipped batches. librdkafka repeats the other reports.
+            // Discards the reports that arrived during the search: some concern skipped batches, and librdkafka repeats
+            // the others.
             thread.unreadable_check.due = None;
             thread.unreadable.clear();
-            if !all {
+            if !complete {
                 thread.unreadable_check.request(METADATA_RECHECK);
             }
         });
@@ -207,7 +213,7 @@ impl ConsumerThread {
 
     /// Starts a search for topics that were deleted or created again.
     pub(super) fn check_topics(&mut self) {
-        if !self.deleted.is_empty() {
+        if !self.deleted_topics.is_empty() {
             self.topic_check.request(METADATA_RECHECK);
         }
         if !self.topic_check.start() {
@@ -228,11 +234,12 @@ impl ConsumerThread {
         });
     }
 
+    /// Records deleted topics and emits one `TopicDeleted` event for each. A topic that exists again is forgotten.
     fn apply_topics(&mut self, topics: Vec<(TopicName, Option<bool>)>) {
         for (topic, exists) in topics {
             match exists {
-                Some(true) => drop(self.deleted.remove(&topic)),
-                Some(false) if self.deleted.insert(topic.clone()) => {
+                Some(true) => drop(self.deleted_topics.remove(&topic)),
+                Some(false) if self.deleted_topics.insert(topic.clone()) => {
                     tracing::warn!(%topic, "a topic of the subscription was deleted");
                     self.assignment.events.push(SubscriptionEvent::TopicDeleted { topic });
                 }
@@ -249,7 +256,7 @@ fn topic_exists(admin: &AdminClient<KafkaContext>, topic: &TopicName, limit: Dur
     Some(!found.topics().iter().any(|found| found.error().is_some_and(|code| unknown(code.into()))))
 }
 
-/// Returns the states of the fetch offsets, and whether all states are known.
+/// Returns the states of the fetch offsets, and true if all states are known.
 fn offset_states(
     client: &Client,
     fetched: Vec<FetchOffset>,
@@ -259,7 +266,7 @@ fn offset_states(
     let partitions = || fetched.iter().map(|(partition, ..)| partition);
     let low = offsets::find_each(client, partitions(), OffsetSpec::Earliest, limit)?;
     let high = offsets::find_each(client, partitions(), OffsetSpec::Latest, limit)?;
-    let (mut found, mut all) = (Vec::with_capacity(fetched.len()), true);
+    let (mut found, mut complete) = (Vec::with_capacity(fetched.len()), true);
     for fetched in fetched {
         let (partition, offset, _) = &fetched;
         let (low, high) = match (low.get(partition), high.get(partition)) {
@@ -267,11 +274,11 @@ fn offset_states(
             // `check_topics` handles deleted topics.
             (Some(Err(error)), _) | (_, Some(Err(error))) if error::is_missing(error) => continue,
             _ => {
-                all = false;
+                complete = false;
                 continue;
             }
         };
-        let state = if (low..=high).contains(offset) {
+        let offset_state = if (low..=high).contains(offset) {
             OffsetState::Valid
         } else {
             let reset = offsets::reset_spec(offset_reset);
@@ -280,12 +287,12 @@ fn offset_states(
                 Ok(None) => OffsetState::OutOfRange { to: None, low, high },
                 Ok(Some(Some(to))) => OffsetState::OutOfRange { to: Some(to), low, high },
                 Ok(Some(None)) | Err(_) => {
-                    all = false;
+                    complete = false;
                     continue;
                 }
             }
         };
-        found.push((fetched, state));
+        found.push((fetched, offset_state));
     }
-    Ok((found, all))
+    Ok((found, complete))
 }

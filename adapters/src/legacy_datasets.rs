@@ -5,7 +5,7 @@ use std::collections::HashMap;
 /// Returns the lines of each dataset, as `qi_core::store::kit::evolution` writes them.
 pub(crate) fn lines() -> HashMap<String, Vec<String>> {
     let mut lines: HashMap<String, Vec<String>> = HashMap::new();
-    for (name, line) in include_str!("first_datasets.txt").lines().filter_map(|line| line.split_once(": ")) {
+    for (name, line) in include_str!("legacy_datasets.txt").lines().filter_map(|line| line.split_once(": ")) {
         lines.entry(name.to_owned()).or_default().push(line.to_owned());
     }
     lines

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// The end of a future under [`drop_at_poll`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Polled<T> {
+pub enum DropOutcome<T> {
     /// The future was ready within the polls.
     Ready(T),
     /// The future was pending after the requested number of polls and was dropped.
@@ -22,7 +22,7 @@ pub enum Polled<T> {
 ///
 /// ```
 /// use std::time::Duration;
-/// use qi_testkit::agent::{Polled, drop_at_poll};
+/// use qi_testkit::agent::{DropOutcome, drop_at_poll};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
@@ -31,23 +31,23 @@ pub enum Polled<T> {
 ///     tokio::task::yield_now().await;
 /// };
 /// let timeout = Duration::from_secs(1);
-/// assert_eq!(drop_at_poll(two_awaits(), 2, timeout).await, Polled::Dropped);
-/// assert_eq!(drop_at_poll(two_awaits(), 3, timeout).await, Polled::Ready(()));
+/// assert_eq!(drop_at_poll(two_awaits(), 2, timeout).await, DropOutcome::Dropped);
+/// assert_eq!(drop_at_poll(two_awaits(), 3, timeout).await, DropOutcome::Ready(()));
 /// # }
 /// ```
-pub async fn drop_at_poll<F: Future>(future: F, polls: usize, timeout: Duration) -> Polled<F::Output> {
+pub async fn drop_at_poll<F: Future>(future: F, polls: usize, timeout: Duration) -> DropOutcome<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;
     let until = std::future::poll_fn(|cx| {
         if left == 0 {
-            return Poll::Ready(Polled::Dropped);
+            return Poll::Ready(DropOutcome::Dropped);
         }
         left -= 1;
         match future.as_mut().poll(cx) {
-            Poll::Ready(value) => Poll::Ready(Polled::Ready(value)),
-            Poll::Pending if left == 0 => Poll::Ready(Polled::Dropped),
+            Poll::Ready(value) => Poll::Ready(DropOutcome::Ready(value)),
+            Poll::Pending if left == 0 => Poll::Ready(DropOutcome::Dropped),
             Poll::Pending => Poll::Pending,
         }
     });
-    tokio::time::timeout(timeout, until).await.unwrap_or(Polled::TimedOut)
+    tokio::time::timeout(timeout, until).await.unwrap_or(DropOutcome::TimedOut)
 }
