@@ -1,5 +1,6 @@
 //! The number, the range and the digest of records.
 
+use std::fmt::Write as _;
 use std::ops::Range;
 
 use qi_core::record::{FieldWriter, Level, Records, SeriesKey};
@@ -27,6 +28,7 @@ pub struct Content {
 mod time_text {
     use super::{Deserialize, Timestamp};
 
+    #[allow(clippy::ref_option, reason = "serde defines the signature")]
     pub(super) fn serialize<S: serde::Serializer>(
         time: &Option<Timestamp>,
         serializer: S,
@@ -125,7 +127,11 @@ impl ContentDigest {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing into memory does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) {

@@ -125,19 +125,19 @@ impl Columns {
         let mut columns = columns.into_iter();
         let mut next = || columns.next().flatten();
         let mut names = || next().map(|column| column.as_dictionary::<Int32Type>().clone());
-        let internal = || mismatch("arrow.column.missing", "a key column is missing");
+        let missing = || mismatch("arrow.column.missing", "a key column is missing");
         let owner = match dataset.series() {
             SeriesType::Instrument => OwnerColumns::Instrument {
-                exchange: names().ok_or_else(internal)?,
-                symbol: names().ok_or_else(internal)?,
+                exchange: names().ok_or_else(missing)?,
+                symbol: names().ok_or_else(missing)?,
             },
-            SeriesType::Name { .. } => OwnerColumns::Name(names().ok_or_else(internal)?),
+            SeriesType::Name { .. } => OwnerColumns::Name(names().ok_or_else(missing)?),
         };
         let interval = match dataset.interval() {
-            Some(_) => Some(names().ok_or_else(internal)?),
+            Some(_) => Some(names().ok_or_else(missing)?),
             None => None,
         };
-        let time = next().ok_or_else(internal)?.as_primitive::<TimestampMicrosecondType>().clone();
+        let time = next().ok_or_else(missing)?.as_primitive::<TimestampMicrosecondType>().clone();
         let seq = dataset.seq().and_then(|_| next()).map(|seq| seq.as_primitive::<UInt64Type>().clone());
         let values = dataset.values().iter().zip(columns.by_ref());
         let values = values.map(|(column, array)| (column.name, ValueReader::of(column.ty, array))).collect();
@@ -332,8 +332,7 @@ impl ValueReader {
             Self::Integer(array) => array.is_valid(row),
             Self::Boolean(array) => array.is_valid(row),
             Self::Text(array) => array.is_valid(row),
-            Self::Codes(array, _) => array.is_valid(row),
-            Self::Intervals(array, _) => array.is_valid(row),
+            Self::Codes(array, _) | Self::Intervals(array, _) => array.is_valid(row),
             Self::Timestamp(array) => array.is_valid(row),
             Self::Levels(array) => array.is_valid(row),
         }

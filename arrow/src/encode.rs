@@ -38,7 +38,7 @@ pub struct Encoder {
     decimals: Decimals,
     schema: SchemaRef,
     series: SeriesColumns,
-    interval: Option<Keys>,
+    interval: Option<Dictionary>,
     time: TimestampMicrosecondBuilder,
     seq: Option<UInt64Builder>,
     values: Vec<ValueColumn>,
@@ -48,20 +48,20 @@ pub struct Encoder {
 
 #[derive(Debug)]
 enum SeriesColumns {
-    Instrument { exchange: Keys, symbol: Keys },
-    Name(Keys),
+    Instrument { exchange: Dictionary, symbol: Dictionary },
+    Name(Dictionary),
 }
 
 /// The keys of a dictionary column and its values.
 #[derive(Debug, Default)]
-struct Keys {
+struct Dictionary {
     keys: Vec<i32>,
     nulls: Option<NullBufferBuilder>,
     values: Vec<String>,
     positions: HashMap<String, i32>,
 }
 
-impl Keys {
+impl Dictionary {
     /// The names of an enumeration, so that a key is the position of a name.
     fn fixed<'a>(names: impl IntoIterator<Item = &'a str>, optional: bool) -> Self {
         let values = names.into_iter().map(str::to_owned).collect();
@@ -114,7 +114,7 @@ enum ValueColumn {
     Integer(Int64Builder),
     Boolean(BooleanBuilder),
     Text(StringBuilder),
-    Keys(Keys),
+    Keys(Dictionary),
     Timestamp(TimestampMicrosecondBuilder),
     Levels(LevelsColumn),
 }
@@ -144,9 +144,11 @@ impl ValueColumn {
             ColumnType::Counter => Self::Counter(UInt64Builder::new()),
             ColumnType::Integer => Self::Integer(Int64Builder::new()),
             ColumnType::Boolean => Self::Boolean(BooleanBuilder::new()),
-            ColumnType::Enumeration(names) => Self::Keys(Keys::fixed(names.iter().copied(), column.optional)),
+            ColumnType::Enumeration(names) => {
+                Self::Keys(Dictionary::fixed(names.iter().copied(), column.optional))
+            }
             ColumnType::Interval => {
-                Self::Keys(Keys::fixed(Interval::ALL.iter().map(|i| i.as_str()), column.optional))
+                Self::Keys(Dictionary::fixed(Interval::ALL.iter().map(|i| i.as_str()), column.optional))
             }
             ColumnType::Timestamp => Self::Timestamp(utc()),
             ColumnType::Levels { .. } => Self::Levels(LevelsColumn {
@@ -220,12 +222,13 @@ impl Encoder {
             decimals,
             schema: schema::schema(dataset, decimals),
             series: match dataset.series() {
-                SeriesType::Instrument => {
-                    SeriesColumns::Instrument { exchange: Keys::default(), symbol: Keys::default() }
-                }
-                SeriesType::Name { .. } => SeriesColumns::Name(Keys::default()),
+                SeriesType::Instrument => SeriesColumns::Instrument {
+                    exchange: Dictionary::default(),
+                    symbol: Dictionary::default(),
+                },
+                SeriesType::Name { .. } => SeriesColumns::Name(Dictionary::default()),
             },
-            interval: dataset.interval().map(|_| Keys::default()),
+            interval: dataset.interval().map(|_| Dictionary::default()),
             time: utc(),
             seq: dataset.seq().map(|_| UInt64Builder::new()),
             values: dataset.values().iter().map(|column| ValueColumn::new(column, decimals)).collect(),

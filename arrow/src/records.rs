@@ -26,12 +26,11 @@ pub(crate) fn range_records<S: PriceStore + ?Sized>(
 ) -> BoxStream<'_, Result<RecordVec>> {
     stream::try_unfold(Some(request), move |request| async move {
         let Some(request) = request else { return Ok(None) };
-        let (records, next) = match store.range_arrow(&request).await? {
-            Some(page) => (from_ipc(request.dataset, &request.series, &page.ipc)?, page.next),
-            None => {
-                let page = store.range(&request).await?;
-                (vec![page.records], page.next)
-            }
+        let (records, next) = if let Some(page) = store.range_arrow(&request).await? {
+            (from_ipc(request.dataset, &request.series, &page.ipc)?, page.next)
+        } else {
+            let page = store.range(&request).await?;
+            (vec![page.records], page.next)
         };
         let next = next.map(|cursor| request.after(cursor));
         Ok::<_, Error>(Some((stream::iter(records.into_iter().map(Ok)), next)))

@@ -211,15 +211,15 @@ struct SeriesExport<'a, S: ?Sized> {
 /// The records of one period, in progress.
 enum Work {
     /// The records are compared with an existing file.
-    Compare(ContentDigest, Content),
+    Compare(Box<(ContentDigest, Content)>),
     Write(Box<ParquetWriter<Scratch>>),
 }
 
 impl Work {
     fn add(&mut self, records: &RecordVec, range: std::ops::Range<usize>) -> Result<()> {
         match self {
-            Self::Compare(digest, _) => {
-                digest.add(records.as_records(), range);
+            Self::Compare(work) => {
+                work.0.add(records.as_records(), range);
                 Ok(())
             }
             Self::Write(writer) => writer.write_range(records.as_records(), range),
@@ -336,7 +336,7 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
         if let Some((Some(size), true)) = files.get(&period)
             && let Some(content) = self.existing(period, *size).await?
         {
-            return Ok(Work::Compare(ContentDigest::default(), content));
+            return Ok(Work::Compare(Box::new((ContentDigest::default(), content))));
         }
         let writer = ParquetWriter::new(self.dataset, self.options.decimals, self.archive.scratch()?)?;
         Ok(Work::Write(Box::new(writer)))
@@ -372,7 +372,8 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
     async fn close(&self, pass: &mut Pass) -> Result<()> {
         match pass.current.take() {
             None => {}
-            Some((period, Work::Compare(digest, content))) => {
+            Some((period, Work::Compare(work))) => {
+                let (digest, content) = *work;
                 if digest.finish() == content {
                     pass.report.unchanged += 1;
                     pass.report.records += content.records;

@@ -119,20 +119,14 @@ pub async fn import<S: PriceStore + ?Sized>(
     let mut report = ImportReport::default();
     let mut folders = Vec::new();
     for name in archive.folders().await? {
-        match options.known.get(&name) {
-            Some(dataset) if options.datasets.is_empty() || options.datasets.contains(&dataset) => {
-                folders.push(name)
+        if let Some(dataset) = options.known.get(&name) {
+            if options.datasets.is_empty() || options.datasets.contains(&dataset) {
+                folders.push(name);
             }
-            Some(_) => {}
+        } else if name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
             // The name of a dataset. Other folders do not belong to the archive.
-            None if name
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') =>
-            {
-                let message = format_args!("the dataset {name} is not among the datasets of the program");
-                report.fail(name.clone(), mismatch("archive.dataset", message));
-            }
-            None => {}
+            let message = format_args!("the dataset {name} is not among the datasets of the program");
+            report.fail(name.clone(), mismatch("archive.dataset", message));
         }
     }
     for folder in folders {
@@ -200,11 +194,8 @@ async fn import_entry<S: PriceStore + ?Sized>(
     let failure = |key: Option<Key>| {
         move |error: Error| if is_of_file(&error) { Failure::File(key, error) } else { Failure::Fatal(error) }
     };
-    let (dataset, series, manifest) =
-        match read_manifest(archive, options, entry).await.map_err(failure(None))? {
-            Some(found) => found,
-            None => return Ok(Done::Skipped),
-        };
+    let found = read_manifest(archive, options, entry).await.map_err(failure(None))?;
+    let Some((dataset, series, manifest)) = found else { return Ok(Done::Skipped) };
     let is_selected = options.range.contains(manifest.period.start())
         && (options.instruments.is_empty()
             || series.owner.instrument().is_none_or(|instrument| options.instruments.contains(instrument)));

@@ -249,38 +249,35 @@ impl Archive {
     /// was read back. Returns its size and its SHA-256.
     pub(super) async fn publish(&self, scratch: Scratch, relative: &str) -> Result<(u64, String)> {
         let (mut file, temporary, bytes, sha256) = scratch.finish();
-        match (temporary, &self.folder) {
-            (Some(temporary), Some(folder)) => {
-                let (folder, path) = (folder.clone(), folder.join(relative));
-                blocking(move || {
-                    let failed = |e| io_failed(&path, e);
-                    let parent = path.parent().unwrap_or(&folder);
-                    file.sync_all().map_err(failed)?;
-                    create_folders(&folder, parent).map_err(failed)?;
-                    temporary.persist(&path).map_err(|e| io_failed(&path, e.error))?;
-                    File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+        if let (Some(temporary), Some(folder)) = (temporary, &self.folder) {
+            let (folder, path) = (folder.clone(), folder.join(relative));
+            blocking(move || {
+                let failed = |e| io_failed(&path, e);
+                let parent = path.parent().unwrap_or(&folder);
+                file.sync_all().map_err(failed)?;
+                create_folders(&folder, parent).map_err(failed)?;
+                temporary.persist(&path).map_err(|e| io_failed(&path, e.error))?;
+                File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+            })
+            .await?;
+        } else {
+            let mut upload = BufWriter::with_capacity(self.store.clone(), self.path(relative)?, PART)
+                .with_max_concurrency(PARTS_IN_FLIGHT);
+            file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
+            loop {
+                let (back, part) = blocking(move || {
+                    let mut part = Vec::new();
+                    (&mut file).take(PART as u64).read_to_end(&mut part).map_err(scratch_failed)?;
+                    Ok((file, part))
                 })
                 .await?;
-            }
-            _ => {
-                let mut upload = BufWriter::with_capacity(self.store.clone(), self.path(relative)?, PART)
-                    .with_max_concurrency(PARTS_IN_FLIGHT);
-                file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
-                loop {
-                    let (back, part) = blocking(move || {
-                        let mut part = Vec::new();
-                        (&mut file).take(PART as u64).read_to_end(&mut part).map_err(scratch_failed)?;
-                        Ok((file, part))
-                    })
-                    .await?;
-                    file = back;
-                    if part.is_empty() {
-                        break;
-                    }
-                    upload.put(part.into()).await.map_err(failed)?;
+                file = back;
+                if part.is_empty() {
+                    break;
                 }
-                tokio::io::AsyncWriteExt::shutdown(&mut upload).await.map_err(upload_failed)?;
+                upload.put(part.into()).await.map_err(failed)?;
             }
+            tokio::io::AsyncWriteExt::shutdown(&mut upload).await.map_err(upload_failed)?;
         }
         if self.hash(relative).await? != (bytes, sha256.clone()) {
             return Err(corrupt(
