@@ -4,7 +4,7 @@ use qi_core::{Error, Record, Result};
 
 use crate::source::{FileStart, Input, Source};
 
-/// The number of records in a batch.
+/// The number of records and bad lines at which a batch is full.
 const BATCH: usize = 10_000;
 /// The maximum number of lines that are read for a batch.
 const MAX_BATCH: usize = 65_536;
@@ -16,10 +16,12 @@ pub struct Batch<T> {
     pub records: Vec<T>,
     /// The record after the batch, which was read to detect that a timestamp is complete.
     pub ahead: Option<T>,
+    /// The start of the next file, which was read after the last record.
     following: Option<FileStart>,
     /// The file whose first record is the first record of the batch.
     pub begins: Option<FileStart>,
-    /// True if the sequence numbers of the trades are ordinals, which must be numbered.
+    /// True if the sequence numbers are ordinals within a timestamp of the file. [`crate::Numbering`] must replace them
+    /// before the trades are written.
     pub has_ordinals: bool,
     /// True if the source has ended.
     pub ended: bool,
@@ -39,7 +41,7 @@ impl<T: Record> Batch<T> {
     }
 
     /// Reads the batch after this one: up to 10,000 records and bad lines of one file. A batch of a file without ids
-    /// extends to the end of its last timestamp.
+    /// extends to the end of its last timestamp, but not beyond 65,536 lines.
     ///
     /// # Errors
     /// Errors of `on_bad_line`, and errors of a source that cannot be read further.

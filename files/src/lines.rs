@@ -6,7 +6,7 @@ use crate::unpack::Bytes;
 
 /// The maximum length of a line in bytes. A longer line is a bad line.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
-/// The number of bytes without a line break after which the input is an error.
+/// The maximum number of bytes that are skipped in search of a line break. A longer line is an error of the input.
 const MAX_SKIP: usize = 16 << 20;
 /// The maximum number of fields of a line.
 pub(crate) const MAX_FIELDS: usize = 64;
@@ -26,7 +26,7 @@ pub(crate) enum Line {
 pub(crate) struct Lines {
     bytes: Bytes,
     buffer: Vec<u8>,
-    /// The number of the last line, from 1.
+    /// The number of the line that was read last, from 1.
     pub(crate) number: u64,
 }
 
@@ -35,13 +35,13 @@ impl Lines {
         Self { bytes, buffer: Vec::new(), number: 0 }
     }
 
-    /// Returns the text of the last line.
+    /// Returns the text of the line that was read last.
     pub(crate) fn text(&self) -> &str {
         // `next` has validated the bytes.
         std::str::from_utf8(&self.buffer).unwrap_or("")
     }
 
-    /// Returns the bytes of the last line.
+    /// Returns the bytes of the line that was read last.
     pub(crate) fn raw(&self) -> &[u8] {
         &self.buffer
     }
@@ -61,7 +61,7 @@ impl Lines {
             while !self.part()? {
                 skipped += MAX_LINE_BYTES;
                 if skipped > MAX_SKIP {
-                    return Err(io::Error::other("a line of more than 16 MiB is no line"));
+                    return Err(io::Error::other("line is longer than 16 MiB"));
                 }
             }
             self.buffer.clear();
@@ -83,7 +83,7 @@ impl Lines {
     }
 }
 
-/// The fields of a line, without surrounding spaces. Quotes follow RFC 4180.
+/// The fields of a line. Quotes follow RFC 4180. Spaces at both ends of a field are removed, even inside its quotes.
 #[derive(Default)]
 pub(crate) struct Fields {
     unquoted: String,
@@ -92,7 +92,8 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Splits a line. Returns None for too many fields or an unclosed quote.
+    /// Splits a line into `out` and returns the number of fields. Returns None for too many fields, an unclosed quote,
+    /// or text after a closing quote.
     pub(crate) fn split<'a>(
         &'a mut self,
         line: &'a str,

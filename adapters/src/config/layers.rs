@@ -43,7 +43,7 @@ impl LayerSections {
     /// Returns the layers of a port, `store` or `bus`.
     ///
     /// # Errors
-    /// `Config` for a value outside its range.
+    /// `Config` for a value outside its range, in the section of an enabled layer.
     pub(super) fn stack(&self, port: &str) -> Result<LayerStack> {
         let Self { retry, timeout, limit, circuit_breaker, metrics, tracing } = self;
         let section = |key| Rules { section: join(port, key) };
@@ -66,8 +66,8 @@ impl LayerSections {
     /// Checks `publish` against the delivery timeout of an opened bus.
     ///
     /// # Errors
-    /// `Config` if `publish` is less than twice the delivery timeout, so that a publish could time out before the
-    /// bus reports its outcome.
+    /// `Config` if `publish` is less than twice the delivery timeout. The layer would replace such a value by twice
+    /// the delivery timeout.
     pub(super) fn check_publish(&self, port: &str, delivery_timeout: Duration) -> Result<()> {
         let min = delivery_timeout.saturating_mul(2);
         match self.timeout.publish.filter(|_| self.timeout.enabled) {
@@ -222,7 +222,7 @@ pub struct LimitSection {
     pub max_queued: usize,
     /// The maximum number of calls started per second. Defaults to no limit.
     pub rate: Option<f64>,
-    /// The maximum number of calls that may start at once after an idle period.
+    /// The maximum number of calls that may start at once after an idle period. Only used with a `rate`.
     pub burst: u32,
 }
 

@@ -46,6 +46,7 @@ const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("28", ErrorKind::Unauthorized, "store.timescale.login"),
     ("42501", ErrorKind::Unauthorized, "store.timescale.permission"),
     ("42P01", ErrorKind::SchemaMismatch, "store.timescale.no_table"),
+    // PostgreSQL reserves the names of its system columns, such as `xmin`.
     ("42701", ErrorKind::SchemaMismatch, "store.timescale.column_name"),
     ("42703", ErrorKind::SchemaMismatch, "store.timescale.no_column"),
     ("3F000", ErrorKind::SchemaMismatch, "store.timescale.no_schema"),
@@ -112,7 +113,7 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
         }
         sqlx::Error::Io(_) => (ErrorKind::Unavailable, "store.timescale.io"),
         sqlx::Error::Tls(_) => (ErrorKind::Unavailable, "store.timescale.tls"),
-        // The messages of the server are no longer valid. A new connection may work.
+        // The driver cannot interpret the server's messages. A new connection may work.
         sqlx::Error::Protocol(_) => (ErrorKind::Unavailable, "store.timescale.protocol"),
         sqlx::Error::PoolTimedOut => (ErrorKind::Overloaded, "store.timescale.pool"),
         sqlx::Error::PoolClosed => (ErrorKind::Closed, "store.timescale.closed"),

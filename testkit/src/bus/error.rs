@@ -85,7 +85,7 @@ pub(super) fn beyond_position(partition: &TopicPartition, upto: u64, position: u
         .with_context("position", position)
 }
 
-pub(super) fn no_messages() -> Error {
+pub(super) fn zero_max() -> Error {
     invalid("bus.memory.recv.max", "recv", "max", 0, "must be at least 1")
 }
 

@@ -1,4 +1,4 @@
-//! A reader without a group. It keeps its own positions.
+//! The memory bus's reader without a group. It keeps its own positions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +39,7 @@ pub(super) struct MemoryReader {
     assigned: BTreeMap<TopicPartition, ReaderPartition>,
     pending: PendingEvents,
     max_bytes: usize,
+    /// The index of the partition with which the next read begins.
     turn: usize,
     notify: Arc<Notify>,
     closed: bool,
@@ -64,6 +65,7 @@ impl MemoryReader {
             }
             for name in request.from.iter().map(|(partition, _)| &partition.topic) {
                 if let Some(topic) = state.topics.get_mut(name) {
+                    // A topic with several partitions is watched once.
                     topic.unwatch(&notify);
                     topic.watch(&notify);
                 }
@@ -91,13 +93,14 @@ impl MemoryReader {
         if self.client.is_disconnected() { Err(error::unavailable(operation)) } else { Ok(()) }
     }
 
-    /// Reads the log once. Returns None if there are no messages, unless `last` is set.
+    /// Reads the log once. Returns None if there are no messages, unless `last` is set. Events alone do not end a
+    /// wait.
     fn read_once(&mut self, max: usize, last: bool) -> Result<Option<Batch>> {
         let mut state = self.log.lock();
         let State { topics, used, .. } = &mut *state;
         let time = self.log.clock.now();
         let mut builder = BatchBuilder::new(Limits { messages: max, bytes: self.max_bytes });
-        let mut left = false;
+        let mut any_exists = false;
         for (partition, entry) in &mut self.assigned {
             let topic = topics.get_mut(&partition.topic).filter(|topic| topic.id == entry.topic);
             entry.deleted = topic.is_none();
@@ -105,7 +108,7 @@ impl MemoryReader {
                 self.pending.delete(&partition.topic);
                 continue;
             };
-            left = true;
+            any_exists = true;
             *used -= topic.expire(time);
             // A reader without a group has no `offset_reset`. If its position no longer exists, it continues
             // at the low watermark.
@@ -116,7 +119,7 @@ impl MemoryReader {
                 entry.owned.position = Some(to);
             }
         }
-        if let Some((partition, _)) = self.assigned.first_key_value().filter(|_| !left) {
+        if let Some((partition, _)) = self.assigned.first_key_value().filter(|_| !any_exists) {
             return Err(error::unknown_topic(&partition.topic, "recv"));
         }
         let count = self.assigned.len();
@@ -176,7 +179,7 @@ impl Subscription for MemoryReader {
         cooperate().await;
         self.check("recv")?;
         if max == 0 {
-            return Err(error::no_messages());
+            return Err(error::zero_max());
         }
         let deadline = Instant::now() + wait.min(MAX_WAIT);
         loop {
@@ -204,7 +207,7 @@ impl Subscription for MemoryReader {
         self.enter("seek").await?;
         let state = self.log.lock();
         let mut found = Vec::with_capacity(to.len());
-        for (partition, entry) in to {
+        for (partition, target) in to {
             if !self.assigned.contains_key(partition) {
                 return Err(error::not_owned(partition, "seek"));
             }
@@ -212,7 +215,7 @@ impl Subscription for MemoryReader {
                 .topic(&partition.topic)
                 .and_then(|topic| topic.partition(partition.partition))
                 .ok_or_else(|| error::unknown_topic(&partition.topic, "seek"))?;
-            found.push((partition, resolve(log, *entry)));
+            found.push((partition, resolve(log, *target)));
         }
         for (partition, position) in found {
             if let Some(entry) = self.assigned.get_mut(partition) {

@@ -145,7 +145,7 @@ impl Subscription for MemorySubscription {
         cooperate().await;
         self.check("recv")?;
         if max == 0 {
-            return Err(error::no_messages());
+            return Err(error::zero_max());
         }
         let deadline = Instant::now() + wait.min(MAX_WAIT);
         loop {

@@ -128,10 +128,10 @@ enum Membership {
     /// The state before the first assignment.
     Joining,
     Active,
-    /// The state without reads. `left` is true after librdkafka was instructed to leave the group. The next
-    /// `recv` resumes the consumer.
+    /// The state without reads. `leave_requested` is true after librdkafka was instructed to leave the group, or to
+    /// fetch nothing for a reader. The next `recv` resumes the consumer.
     Suspended {
-        left: bool,
+        leave_requested: bool,
     },
 }
 
@@ -465,7 +465,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Replies to `subscribe` or `read` after the first assignment, or with the reason of its failure.
+    /// Replies to `subscribe` or `open_reader` after the first assignment, or with the reason of its failure.
     fn complete_join(&mut self) {
         if self.joined.is_none() {
             return;

@@ -83,7 +83,7 @@ impl Connections {
                 Box::pin(async move {
                     let info = fetch_server_info(connection).await?;
                     *server_info.write().unwrap_or_else(PoisonError::into_inner) = info;
-                    cache.set_schema_oid(schema_oid(connection).await?);
+                    cache.set_instruments_oid(instruments_oid(connection).await?);
                     Ok(())
                 })
             })
@@ -94,7 +94,7 @@ impl Connections {
                     if is_stale {
                         return Ok(false);
                     }
-                    cache.set_schema_oid(schema_oid(connection).await?);
+                    cache.set_instruments_oid(instruments_oid(connection).await?);
                     Ok(true)
                 })
             })
@@ -242,9 +242,9 @@ impl Connections {
     }
 }
 
-/// Returns a number that identifies a schema among schemas of the same name: the OID of its table `instruments`, or 0
-/// if the table does not exist.
-async fn schema_oid(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+/// Returns the OID of the table `instruments`, or 0 if the table does not exist. It identifies a schema among schemas
+/// of the same name.
+async fn instruments_oid(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     let sql = "SELECT coalesce(to_regclass('instruments')::oid::int8, 0)";
     sqlx::query_scalar(sql).fetch_one(connection).await
 }

@@ -112,8 +112,8 @@ impl<'a> Consumers<'a> {
     /// Polls until all `partitions` are assigned once and in even shares, in two consecutive rounds.
     pub(super) async fn wait_until_balanced(&mut self, partitions: usize) -> CheckResult {
         let deadline = Instant::now() + self.context.timing().effect_timeout;
-        let mut still = 0;
-        while still < 2 {
+        let mut balanced_rounds = 0;
+        while balanced_rounds < 2 {
             self.poll_all().await?;
             let mut sizes = Vec::new();
             let mut all = BTreeSet::new();
@@ -124,9 +124,9 @@ impl<'a> Consumers<'a> {
             }
             let (most, least) = (sizes.iter().max(), sizes.iter().min());
             let even = most.zip(least).is_some_and(|(most, least)| most - least <= 1);
-            let whole = all.len() == partitions && sizes.iter().sum::<usize>() == partitions;
-            still = if even && whole { still + 1 } else { 0 };
-            if still == 0 && Instant::now() >= deadline {
+            let complete = all.len() == partitions && sizes.iter().sum::<usize>() == partitions;
+            balanced_rounds = if even && complete { balanced_rounds + 1 } else { 0 };
+            if balanced_rounds == 0 && Instant::now() >= deadline {
                 return Err(Failure::new(format_args!(
                     "the assignment of {partitions} partitions is not balanced in time: shares {sizes:?}, {} distinct",
                     all.len()
@@ -161,7 +161,7 @@ impl<'a> Consumers<'a> {
         self.histories().map(<[ReceivedMessage]>::len).sum()
     }
 
-    /// Publishes while the members are polled.
+    /// Publishes a batch, then polls each member once.
     pub(super) async fn publish(&mut self, bus: &dyn MessageBus, batch: &[Message]) -> CheckResult {
         bus.send(batch).await?;
         self.poll_all().await?;

@@ -1,8 +1,8 @@
 //! Faulty stores, and the check that must detect each of them.
 //!
 //! A suite proves nothing until it fails on a faulty store. Each mutant breaks one promise in the way a real adapter
-//! could. [`Mutant::verify_detection`] runs the named check, which must fail on the mutant and pass on the correct
-//! store.
+//! could. [`Mutant::verify_detection`] runs the check [`Mutant::detected_by`], which must fail on the mutant and pass
+//! on the correct store.
 
 mod bars;
 mod columns;
@@ -25,7 +25,7 @@ use super::rows::pick;
 pub struct Mutant {
     /// The description of the fault.
     pub name: &'static str,
-    /// The check that must detect the fault.
+    /// The name of the check that must detect the fault.
     pub detected_by: &'static str,
     /// Adds the fault to a correct store.
     pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
@@ -39,8 +39,8 @@ pub fn mutants() -> Vec<Mutant> {
 }
 
 impl Mutant {
-    /// Runs the named check on a correct store and on this mutant. The check must pass on the correct store and fail on
-    /// the mutant. A panic or a timeout of the check does not count as a failure.
+    /// Runs the check [`Self::detected_by`] on a correct store and on this mutant. The check must pass on the correct
+    /// store and fail on the mutant. A panic or a timeout of the check does not count as a failure.
     ///
     /// # Errors
     /// The expectation that was not met.

@@ -1,4 +1,5 @@
-//! Changes of the assignment, which are carried out only inside `recv`.
+//! Changes of the assignment. They are carried out only inside `recv`, or while the caller waits for the first
+//! assignment.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -22,7 +23,7 @@ pub(super) struct Rebalancing {
     starts: Option<Vec<StartOffset>>,
     /// True if the revocation of the first event was announced.
     pub(super) announced: bool,
-    /// The number of events before the first event.
+    /// The number of events removed from the queue. It identifies the first event.
     done: u64,
 }
 
@@ -107,15 +108,16 @@ impl ConsumerThread {
                     for (partition, start) in starts {
                         thread.assignment.gain(partition, start, None);
                     }
-                    thread.begin_membership();
+                    thread.record_assignment();
                 }
                 Err(error) => thread.failure = Some(error),
             }
         });
     }
 
-    /// Records an assignment. The first assignment is the result of `subscribe` or `read`, so it causes no event.
-    fn begin_membership(&mut self) {
+    /// Records that partitions were assigned. The first assignment is the result of `subscribe` or `open_reader`, so it
+    /// causes no event.
+    fn record_assignment(&mut self) {
         self.assignment.epoch += 1;
         self.commits.starts_tried = false;
         if self.membership == Membership::Joining {
@@ -170,7 +172,7 @@ impl ConsumerThread {
         if !self.settings.announce_revocations || self.rebalancing.announced {
             return false;
         }
-        // Nothing was received before the first assignment.
+        // Without a `recv`, the caller still waits in `subscribe` and has received nothing.
         let Some(recv) = self.end_recv() else { return false };
         self.rebalancing.announced = true;
         let mut polled = self.buffer.take_none(&mut self.assignment);
@@ -228,7 +230,7 @@ impl ConsumerThread {
                 state.failed = fails.then(|| error::no_valid_offset(partition, "recv"));
             }
         }
-        self.begin_membership();
+        self.record_assignment();
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A member leaves its group, because its maximum poll interval has passed and other members must get its partitions. A
 //! reader without a group keeps its positions, and librdkafka fetches nothing for it. The thread still serves the
-//! events of librdkafka, because its log and its statistics would fill the memory. A poll counts as participation, so a
-//! member must leave its group before the thread polls.
+//! events of librdkafka, because unserved log and statistics events would fill the memory. A poll counts as
+//! participation, so a member must leave its group before the thread polls.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl ConsumerThread {
         if matches!(self.membership, Membership::Suspended { .. }) {
             return;
         }
-        self.membership = Membership::Suspended { left: false };
+        self.membership = Membership::Suspended { leave_requested: false };
         if let Some(limit) = self.settings.max_poll_interval {
             tracing::warn!(?limit, "recv was not called within the maximum poll interval");
             self.lose_by_poll_interval();
@@ -37,19 +37,19 @@ impl ConsumerThread {
         self.assignment.events.push(SubscriptionEvent::MaxPollIntervalExceeded);
     }
 
-    /// Serves a suspended consumer, and resumes it if a `recv` waits or ended less than a second ago. Returns the
+    /// Serves a suspended consumer, and resumes it if a `recv` waits or the next `recv` is expected. Returns the
     /// maximum time that the thread may wait.
     pub(super) fn step_suspended(&mut self) -> Duration {
-        if self.membership == (Membership::Suspended { left: false }) {
+        if self.membership == (Membership::Suspended { leave_requested: false }) {
             // A commit in flight completes before other members own its partitions.
             if self.commits.in_flight {
                 return RETRY_BACKOFF;
             }
-            self.membership = Membership::Suspended { left: true };
+            self.membership = Membership::Suspended { leave_requested: true };
             if self.settings.has_group() {
                 self.client.unsubscribe();
             } else if let Err(error) = self.client.unassign() {
-                tracing::warn!(%error, "cannot pause a suspended reader");
+                tracing::warn!(%error, "cannot unassign the partitions of a suspended reader");
             }
         }
         self.serve_events();
@@ -88,8 +88,9 @@ impl ConsumerThread {
         self.dismiss_rebalances();
     }
 
-    /// Returns whether librdkafka has left the group. During a rebalance, librdkafka waits for its end and forgets a
-    /// subscription made before. Its subscription is empty immediately, but it keeps its partitions until then.
+    /// Returns whether librdkafka has left the group. `unsubscribe` empties the subscription immediately. During a
+    /// rebalance, librdkafka keeps its partitions and leaves only after the rebalance. It forgets a subscription that
+    /// is made before it has left.
     fn has_left(&self) -> bool {
         let none = |topics: KafkaResult<TopicPartitionList>| topics.is_ok_and(|topics| topics.count() == 0);
         !self.settings.has_group() || none(self.client.subscription()) && none(self.client.assignment())

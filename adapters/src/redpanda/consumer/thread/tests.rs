@@ -128,7 +128,7 @@ fn partitions_rejected_by_librdkafka_are_not_assigned() {
 #[test]
 fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
     let (mut thread, _handle) = member(NOWHERE);
-    thread.membership = Membership::Suspended { left: true };
+    thread.membership = Membership::Suspended { leave_requested: true };
     let (reply, _result) = oneshot::channel();
     thread.begin_recv(1, Duration::ZERO, reply);
     let until = |thread: &ConsumerThread| {
@@ -138,7 +138,7 @@ fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
     assert_eq!(until(&thread), MIN_CHANGE_WAIT);
     thread.membership = Membership::Active;
     assert_eq!(until(&thread), Duration::ZERO);
-    thread.membership = Membership::Suspended { left: true };
+    thread.membership = Membership::Suspended { leave_requested: true };
     thread.end_recv();
     assert!(thread.is_expecting() && !thread.is_open(), "a caller that polls resumes the consumer, too");
 }
