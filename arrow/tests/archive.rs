@@ -36,6 +36,10 @@ async fn exported() -> (MemoryStore, tempfile::TempDir) {
     (store, folder)
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
 /// Returns the error of the only file that fails.
 async fn failure(folder: &Path) -> qi_core::Error {
     let mut report = import_all(&rig::store().await, folder).await.unwrap();
@@ -273,7 +277,7 @@ async fn import_refuses_files_that_differ_from_their_manifests() {
     assert_eq!(failure(folder.path()).await.code(), "archive.file.changed");
     restore("2024-01-31.parquet", &data[..200]);
     assert_eq!(failure(folder.path()).await.code(), "archive.file.changed");
-    restore("2024-01-31.parquet", &[&data[..], &[0; 1_000_000]].concat());
+    restore("2024-01-31.parquet", &[&data[..], &vec![0; 1_000_000]].concat());
     assert_eq!(failure(folder.path()).await.code(), "archive.file.changed");
     restore("2024-01-31.parquet", &data);
 
@@ -338,7 +342,7 @@ async fn damaged_files_with_right_manifests_fail_one_by_one() {
             damaged[at] = random.u8(..);
         }
         let mut manifest = manifest.clone();
-        manifest.sha256 = Sha256::digest(&damaged).iter().map(|byte| format!("{byte:02x}")).collect();
+        manifest.sha256 = hex(&Sha256::digest(&damaged));
         std::fs::write(at("2024-01-31.parquet"), &damaged).unwrap();
         std::fs::write(at("_2024-01-31.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
         let target = rig::store().await;
@@ -456,7 +460,7 @@ async fn dropped_export_leaves_no_partial_file() {
         for file in rig::files(folder.path()) {
             if file.extension().is_some_and(|ending| ending == "parquet") {
                 let file = std::fs::File::open(folder.path().join(&file)).unwrap();
-                assert_eq!(ParquetReader::new(PriceTick::DATASET, file).unwrap().count() > 0, true);
+                assert!(ParquetReader::new(PriceTick::DATASET, file).unwrap().count() > 0);
             }
         }
     }

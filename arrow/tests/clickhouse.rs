@@ -1,6 +1,6 @@
 //! The columnar read of ClickHouse returns the same records as its pages, for every dataset and through all layers.
 //!
-//! The trials need the server of QI_CLICKHOUSE_URL, and are ignored without it.
+//! The trials need the server of `QI_CLICKHOUSE_URL`, and are ignored without it.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod rig;

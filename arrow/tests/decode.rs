@@ -50,6 +50,7 @@ fn error(columns: &[(&str, Option<ArrayRef>)]) -> Error {
     decode(PriceTick::DATASET, &batch(columns)).unwrap_err()
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "the cases have optional columns")]
 fn array(array: impl Array + 'static) -> Option<ArrayRef> {
     Some(Arc::new(array))
 }

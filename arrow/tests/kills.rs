@@ -1,6 +1,6 @@
 //! An export that is killed at random moments leaves no incomplete file, and the next run completes the archive.
 //!
-//! The test starts its own binary as the export. QI_KILLS sets the number of kills, by default 20.
+//! The test starts its own binary as the export. `QI_KILLS` sets the number of kills, by default 20.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod rig;
@@ -82,7 +82,7 @@ fn killed_exports_leave_complete_files_and_are_continued() {
     for _ in 0..kills {
         let _ = std::fs::remove_file(&started);
         let mut child = start(&folder);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while !started.exists() {
             assert!(Instant::now() < deadline, "the child did not start");
             std::thread::sleep(Duration::from_millis(1));

@@ -1,4 +1,4 @@
-//! pyarrow, pandas, Polars and DuckDB read the files of an archive without a difference.
+//! pyarrow, pandas, Polars and `DuckDB` read the files of an archive without a difference.
 //!
 //! `scripts/test` installs the readers into `target/python`. Without them, the trials are ignored.
 
@@ -140,8 +140,7 @@ fn readers_agree(records: &RecordVec) -> Result<Completion, Failed> {
     let dataset: Dataset = records.as_records().dataset();
     let depth = match (dataset.series(), dataset.interval()) {
         (SeriesType::Instrument, Some(_)) => "*/*/*",
-        (SeriesType::Instrument, None) => "*/*",
-        (SeriesType::Name { .. }, Some(_)) => "*/*",
+        (SeriesType::Instrument, None) | (SeriesType::Name { .. }, Some(_)) => "*/*",
         (SeriesType::Name { .. }, None) => "*",
     };
     let pattern = format!("{}/{dataset}/{depth}/*.parquet", folder.path().display());

@@ -34,7 +34,7 @@ fn start() -> Result<(Server, String), Failed> {
     let bucket = format!(
         "import urllib.request as u; u.urlopen(u.Request('http://127.0.0.1:{port}/prices', method='PUT'))"
     );
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !Command::new(rig::python()).args(["-c", &bucket]).stderr(Stdio::null()).status()?.success() {
         if Instant::now() > deadline {
             return Err("the server did not start within 60 s".into());

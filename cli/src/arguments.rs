@@ -339,7 +339,7 @@ pub(crate) struct ArchiveTimes {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
-    /// The files, earliest first. Or one archive: a folder, or a URL such as s3://bucket/prefix.
+    /// The files, earliest first. Or one archive: a folder, or a URL such as `s3://bucket/prefix`.
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
     /// The format of files whose content does not determine it: binance kraken kraken-rest bybit okx tardis candles.
@@ -367,8 +367,8 @@ pub(crate) struct ImportArguments {
 #[cfg(feature = "archive")]
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
-    /// The folder of the archive, or its URL: s3://bucket/prefix, gs:// or az://. Variables of the
-    /// environment such as AWS_ACCESS_KEY_ID have the options.
+    /// The folder of the archive, or its URL, for example `s3://bucket/prefix`. `gs://` and `az://` are known too. Variables
+    /// of the environment such as `AWS_ACCESS_KEY_ID` have the options.
     #[arg(value_name = "ARCHIVE")]
     pub(crate) archive: String,
     /// Only these datasets. Defaults to ticks, quotes, bars and snapshots, and with --all-datasets to all.

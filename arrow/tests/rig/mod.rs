@@ -20,7 +20,7 @@ pub(crate) const DAY_MICROS: i64 = 86_400_000_000;
 pub(crate) fn datasets() -> Datasets {
     Datasets::built_in()
         .with::<Everything>()
-        .and_then(|all| all.with::<NamedSignal>())
+        .and_then(Datasets::with::<NamedSignal>)
         .expect("different names")
 }
 

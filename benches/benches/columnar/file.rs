@@ -88,14 +88,14 @@ fn plain(ticks: &[PriceTick]) -> Vec<Plain> {
         }
         None => ("".into(), "".into()),
     };
-    let side = |side| if side == Side::Buy { 0 } else { 1 };
+    let side = |side| u8::from(side == Side::Sell);
     let plain = |tick: &PriceTick| Plain {
         exchange: exchange.clone(),
         symbol: symbol.clone(),
         ts: tick.ts().as_micros(),
         seq: tick.seq(),
         price: tick.price().units(),
-        quantity: tick.quantity().map(|quantity| quantity.units()),
+        quantity: tick.quantity().map(qi_core::Quantity::units),
         side: tick.side().map(side),
     };
     ticks.iter().map(plain).collect()
@@ -188,13 +188,13 @@ fn read_plain(file: &Bytes) -> Duration {
             let quantity = batch.column(5).as_primitive::<Decimal128Type>();
             let (_, side) = names(6);
             let tick = |row: usize| Plain {
-                exchange: exchanges[exchange.value(row) as usize].clone(),
-                symbol: symbols[symbol.value(row) as usize].clone(),
+                exchange: exchanges[exchange.value(row).cast_unsigned() as usize].clone(),
+                symbol: symbols[symbol.value(row).cast_unsigned() as usize].clone(),
                 ts: ts.value(row),
                 seq: seq.value(row),
                 price: price.value(row),
                 quantity: quantity.is_valid(row).then(|| quantity.value(row)),
-                side: side.is_valid(row).then(|| side.value(row) as u8),
+                side: side.is_valid(row).then(|| side.value(row) == 1).map(u8::from),
             };
             let ticks: Vec<Plain> = (0..batch.num_rows()).map(tick).collect();
             count += std::hint::black_box(ticks).len();

@@ -44,7 +44,10 @@ fn ticks(n: usize, count: usize) -> Vec<PriceTick> {
     let mut price = 4_000_000i128;
     let step = DAYS * 86_400_000_000 / i64::try_from(count).expect("a number of ticks");
     let tick = |at: usize| {
-        let ts = Timestamp::from_micros(1_706_659_200_000_000 + at as i64 * step).expect("a time");
+        let ts = Timestamp::from_micros(
+            1_706_659_200_000_000 + i64::try_from(at).expect("a number of ticks") * step,
+        )
+        .expect("a time");
         price += i128::from(random.i64(-5..=5));
         let quantity =
             Quantity::from_units(i128::from(random.u32(1..100_000)) * 10_000_000_000_000).expect("positive");
@@ -196,6 +199,7 @@ fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
 }
 
 /// Compares record batches from pages with the server's own Arrow stream of the same rows, both also as Parquet files.
+#[allow(clippy::too_many_lines, reason = "one measurement after the other")]
 pub(crate) fn stream(rig: &Rig) {
     let Some(url) = variable("QI_CLICKHOUSE_URL") else {
         println!("QI_CLICKHOUSE_URL is not set");
