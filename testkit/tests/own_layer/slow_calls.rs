@@ -1,9 +1,8 @@
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use qi_core::bus::{Message, MessageBus, PublishOptions, PublishReport};
 use qi_core::layer::{Call, Layer};
-use qi_core::{Operation, Result};
+use qi_core::{BoxFuture, Operation, Result};
 use tokio::time::Instant;
 
 /// Logs every call that takes longer than a threshold.

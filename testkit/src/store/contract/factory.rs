@@ -122,7 +122,7 @@ impl StoreFactory for MemoryFactory {
     }
 
     async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
-        let config = MemoryStoreConfig::default().with_max_rows(200_000).with_max_batch(30_000);
+        let config = MemoryStoreConfig::default().with_max_rows(1_000_000).with_max_batch(30_000);
         Ok(TestStore::new(Arc::new(MemoryStore::new(config.with_datasets(datasets.clone()))?)))
     }
 
