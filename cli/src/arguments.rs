@@ -219,7 +219,7 @@ pub(crate) enum Query {
     /// Shows the ticks of an instrument.
     Ticks {
         #[command(flatten)]
-        asked: Asked,
+        range: InstrumentRange,
     },
     /// Shows the records of one series of a dataset.
     Records {
@@ -238,7 +238,7 @@ pub(crate) enum Query {
     /// Shows the bars of an instrument, derived from its ticks.
     Bars {
         #[command(flatten)]
-        asked: Asked,
+        range: InstrumentRange,
         /// The interval: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
         #[arg(long, default_value = "1m")]
         interval: Interval,
@@ -250,7 +250,7 @@ pub(crate) enum Query {
 
 /// The instrument, the range and the limit of a query.
 #[derive(Debug, Args)]
-pub(crate) struct Asked {
+pub(crate) struct InstrumentRange {
     /// The instrument.
     #[arg(value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instrument: Instrument,

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 #[cfg(feature = "archive")]
 use arguments::{ArchiveTimes, ExportArguments, Times};
 use arguments::{
-    Asked, Command, CopyArguments, Dlq, ImportArguments, Options, Part, Query, RedriveArguments,
+    Command, CopyArguments, Dlq, ImportArguments, InstrumentRange, Options, Part, Query, RedriveArguments,
     ReplayArguments,
 };
 
@@ -249,13 +249,13 @@ async fn ask(store: &dyn PriceStore, query: Query) -> Result<Listing> {
         Query::Records { dataset, series, interval, part } => {
             range(dataset, query::owner(dataset, &series)?, interval, part).await
         }
-        Query::Ticks { asked: Asked { instrument, part } } => {
+        Query::Ticks { range: InstrumentRange { instrument, part } } => {
             range(PriceTick::DATASET, Owner::Instrument(instrument), None, part).await
         }
-        Query::Bars { asked: Asked { instrument, part }, interval, stored: true } => {
+        Query::Bars { range: InstrumentRange { instrument, part }, interval, stored: true } => {
             range(Bar::DATASET, Owner::Instrument(instrument), Some(interval), part).await
         }
-        Query::Bars { asked: Asked { instrument, part }, interval, stored: false } => {
+        Query::Bars { range: InstrumentRange { instrument, part }, interval, stored: false } => {
             let Part { times, newest, limit } = part;
             let query = BarQuery::new(instrument, interval, times.range()?);
             query::derived_bars(store, query, newest, limit).await
