@@ -1,4 +1,4 @@
-//! Records out of a store, in the fastest way that the store has.
+//! Records out of a store, in the fastest way that the store has, and into a store.
 
 use std::io::Cursor as Bytes;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use arrow_ipc::reader::StreamReader;
 use arrow_schema::{ArrowError, Field, Schema};
 use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use qi_core::record::{Dataset, Owner, RecordVec, SeriesKey, SeriesType};
-use qi_core::store::{PriceStore, RangeRequest};
+use qi_core::store::{InsertReport, PriceStore, RangeRequest};
 use qi_core::{Error, Result};
 
 use crate::decode;
@@ -19,25 +19,44 @@ use crate::schema;
 /// Returns the records of a request, in vectors of at most one page of the store.
 ///
 /// If the store has a columnar read ([`PriceStore::range_arrow`]), the stream uses it, and validates the records.
-/// Otherwise, the stream reads pages with the limit of the request.
+/// Otherwise, the stream reads pages with the limit of the request. The first page decides.
 pub(crate) fn range_records<S: PriceStore + ?Sized>(
     store: &S,
     request: RangeRequest,
 ) -> BoxStream<'_, Result<RecordVec>> {
-    stream::try_unfold(Some(request), move |request| async move {
+    stream::try_unfold((Some(request), true), move |(request, mut is_columnar)| async move {
         let Some(request) = request else { return Ok(None) };
-        let (records, next) = if let Some(page) = store.range_arrow(&request).await? {
+        let page = if is_columnar { store.range_arrow(&request).await? } else { None };
+        is_columnar = page.is_some();
+        let (records, next) = if let Some(page) = page {
             (from_ipc(request.dataset, &request.series, &page.ipc)?, page.next)
         } else {
             let page = store.range(&request).await?;
             (vec![page.records], page.next)
         };
         let next = next.map(|cursor| request.after(cursor));
-        Ok::<_, Error>(Some((stream::iter(records.into_iter().map(Ok)), next)))
+        Ok::<_, Error>(Some((stream::iter(records.into_iter().map(Ok)), (next, is_columnar))))
     })
     .try_flatten()
     .try_filter(|records| std::future::ready(!records.is_empty()))
     .boxed()
+}
+
+/// Writes records in inserts of at most [`qi_core::store::StoreInfo::max_batch`], and reports the size of each insert.
+pub(crate) async fn insert_records<S: PriceStore + ?Sized>(
+    store: &S,
+    mut rest: RecordVec,
+    mut inserted: impl FnMut(usize),
+) -> Result<InsertReport> {
+    let most = store.info().max_batch.max(1);
+    let mut report = InsertReport::default();
+    while !rest.is_empty() {
+        let later = rest.split_off(rest.len().min(most));
+        report = report.merge(store.insert(rest.as_records()).await?);
+        inserted(rest.len());
+        rest = later;
+    }
+    Ok(report)
 }
 
 fn broken(error: ArrowError) -> Error {

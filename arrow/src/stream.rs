@@ -6,7 +6,7 @@ use qi_core::Result;
 use qi_core::record::Dataset;
 use qi_core::store::{InsertReport, PriceStore, RangeRequest};
 
-use crate::records::range_records;
+use crate::records::{insert_records, range_records};
 use crate::{decode, encode};
 
 /// Returns the records of a request as record batches.
@@ -52,13 +52,5 @@ pub async fn insert_batch<S: PriceStore + ?Sized>(
     dataset: Dataset,
     batch: &RecordBatch,
 ) -> Result<InsertReport> {
-    let most = store.info().max_batch.max(1);
-    let mut rest = decode(dataset, batch)?;
-    let mut report = InsertReport::default();
-    while !rest.is_empty() {
-        let next = rest.split_off(rest.len().min(most));
-        report = report.merge(store.insert(rest.as_records()).await?);
-        rest = next;
-    }
-    Ok(report)
+    insert_records(store, decode(dataset, batch)?, |_| {}).await
 }

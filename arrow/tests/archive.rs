@@ -299,6 +299,10 @@ async fn import_refuses_files_that_differ_from_their_manifests() {
         let error = failure(folder.path()).await;
         assert_eq!(error.code(), code, "{from} -> {to}: {}", error.report());
     }
+    let mut endless = Manifest::parse(json.as_bytes()).unwrap();
+    endless.bytes = u64::MAX;
+    restore("_2024-01-31.json", &serde_json::to_vec(&endless).unwrap());
+    assert_eq!(failure(folder.path()).await.code(), "archive.file.changed");
     restore("_2024-01-31.json", &vec![b' '; 100_000]);
     assert_eq!(failure(folder.path()).await.code(), "archive.manifest");
     restore("_2024-01-31.json", json.as_bytes());

@@ -4,6 +4,7 @@
 mod rig;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow_array::types::Int8Type;
 use arrow_array::{
@@ -12,9 +13,12 @@ use arrow_array::{
     TimestampNanosecondArray, TimestampSecondArray, UInt32Array, UInt64Array,
 };
 use arrow_buffer::i256;
-use qi_arrow::{Decimals, Encoder, decode, encode, insert_batch, schema};
-use qi_core::record::Slice;
-use qi_core::{Bar, Error, ErrorKind, PriceTick, Quote};
+use futures::TryStreamExt as _;
+use qi_arrow::{Decimals, Encoder, decode, encode, insert_batch, range_batches, schema};
+use qi_core::layer::{Call, Layer, Layered};
+use qi_core::record::{Series as _, Slice};
+use qi_core::store::RangeRequest;
+use qi_core::{Bar, BoxFuture, Error, ErrorKind, Operation, PriceTick, Quote, Result, TimeRange};
 
 /// Two ticks: a trade, and a price without quantity and side.
 fn ticks() -> Vec<PriceTick> {
@@ -230,4 +234,38 @@ async fn batches_are_inserted_in_parts_that_the_store_accepts() {
     let batch = encode(&Slice::new(&ticks).unwrap()).unwrap();
     insert_batch(&store, PriceTick::DATASET, &batch).await.unwrap();
     assert_eq!(store.rows(), 30);
+}
+
+/// Counts the reads of ranges.
+#[derive(Debug, Clone, Default)]
+struct Reads(Arc<AtomicUsize>);
+
+impl Layer for Reads {
+    fn name(&self) -> &'static str {
+        "Reads"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        self.0.fetch_add(usize::from(call.operation == Operation::Range), Ordering::Relaxed);
+        future
+    }
+}
+
+/// Layers measure and limit each call, so a store without a columnar read is asked for it once for a stream.
+#[tokio::test]
+async fn columnar_read_is_requested_once_from_a_store_without_it() {
+    let memory = rig::store().await;
+    let ticks = rig::ticks("binance:BTC-USDT", 1, 30);
+    rig::insert_ticks(&memory, &ticks).await;
+    let reads = Reads::default();
+    let store = Layered::new(memory, reads.clone());
+    let request = RangeRequest::new(PriceTick::DATASET, ticks[0].instrument().key(), TimeRange::ALL);
+    let batches: Vec<RecordBatch> =
+        range_batches(&store, request.with_limit(10).unwrap()).try_collect().await.unwrap();
+    assert_eq!(batches.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [10, 10, 10]);
+    assert_eq!(reads.0.load(Ordering::Relaxed), 4, "one columnar read and three pages");
 }

@@ -107,6 +107,18 @@ pub fn timed<T>(work: impl FnOnce() -> T) -> Duration {
     took
 }
 
+/// Returns the value of an environment variable, unless it is empty.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Returns a new name for tables, schemas and topics.
+pub fn unique() -> String {
+    let nanos =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    format!("bench_{}_{nanos:08x}", std::process::id())
+}
+
 fn at(sorted: &[f64], quarter: usize) -> f64 {
     sorted[(sorted.len() - 1) * quarter / 4]
 }

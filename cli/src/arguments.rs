@@ -67,10 +67,12 @@ pub(crate) enum Command {
     Replay(ReplayArguments),
     /// Writes market data files of exchanges directly into the store, without a bus: plain, .gz, .zst or .zip. The
     /// content determines the format. Exit code 1 without a record, or with more bad lines than records. A folder or a
-    /// URL is an archive of `qi export`; exit code 1 if a file of it fails.
+    /// URL is an archive of `qi export`; exit code 1 if a file of it fails. Of an archive, `--since` and `--until` select
+    /// the files whose period begins in the range.
     Import(ImportArguments),
     /// Writes the records of the store to an archive of Parquet files: a file for each series and day. Writes only
-    /// files that are missing or differ from the store. Can be interrupted and continued.
+    /// files that are missing or differ from the store. Can be interrupted and continued. `--since` and `--until` must be
+    /// the start of a period.
     #[cfg(feature = "archive")]
     Export(ExportArguments),
     /// Lists, shows and redrives dead letters: messages that could not be decoded.
@@ -326,17 +328,6 @@ pub(crate) struct ReplayArguments {
     pub(crate) wait: Duration,
 }
 
-/// The periods of an archive.
-#[derive(Debug, Args)]
-pub(crate) struct ArchiveTimes {
-    /// Of an archive: only files whose period begins at this time or later, for example 2024-01-31T00:00:00Z.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) since: Option<Timestamp>,
-    /// Of an archive: only files whose period begins before this time.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) until: Option<Timestamp>,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
     /// The files, earliest first. Or one archive: a folder, or a URL such as `s3://bucket/prefix`.
@@ -355,7 +346,7 @@ pub(crate) struct ImportArguments {
     #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,
     #[command(flatten)]
-    pub(crate) times: ArchiveTimes,
+    pub(crate) times: Times,
     /// The interval of the candles, if neither file names nor rows contain it.
     #[arg(long, value_name = "INTERVAL")]
     pub(crate) input_interval: Option<Interval>,
@@ -378,12 +369,8 @@ pub(crate) struct ExportArguments {
     /// completely.
     #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instruments: Vec<Instrument>,
-    /// The start, inclusive. Must be the start of a period, for example 2024-01-31T00:00:00Z.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) since: Option<Timestamp>,
-    /// The end, exclusive. Must be the start of a period.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) until: Option<Timestamp>,
+    #[command(flatten)]
+    pub(crate) times: Times,
     /// The period of a file. All exports of an archive must have the same.
     #[arg(long, value_name = "PERIOD", default_value = "day", value_parser = ["day", "month"])]
     pub(crate) period: String,

@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "archive")]
-use arguments::{ArchiveTimes, ExportArguments, Times};
+use arguments::ExportArguments;
 use arguments::{
     Command, CopyArguments, Dlq, ImportArguments, InstrumentRange, Options, Part, Query, RedriveArguments,
     ReplayArguments,
@@ -155,11 +155,12 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
         Command::Export(arguments) => {
             export(&*open_store().await?, (arguments, datasets), stop, format).await
         }
-        #[cfg(feature = "archive")]
-        Command::Import(arguments) if archive_of(&arguments)?.is_some() => {
-            import_archive(&*open_store().await?, arguments, datasets, stop, format).await
-        }
         Command::Import(arguments) => {
+            #[cfg(feature = "archive")]
+            if let Some(address) = archive_of(&arguments)? {
+                return import_archive(&*open_store().await?, (address, arguments), datasets, stop, format)
+                    .await;
+            }
             refuse_archive_options(&arguments)?;
             // The files are opened first: an error in them needs no server.
             let (files, plan) = open_files(arguments).await?;
@@ -325,10 +326,8 @@ async fn replay(
 /// Returns the address of an archive, or None for files of exchanges.
 #[cfg(feature = "archive")]
 fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
-    let addresses = arguments.files.iter().filter_map(|path| path.to_str());
-    let Some(address) = addresses.into_iter().find(|address| archive::is_archive(address)) else {
-        return Ok(None);
-    };
+    let mut addresses = arguments.files.iter().filter_map(|path| path.to_str());
+    let Some(address) = addresses.find(|address| archive::is_archive(address)) else { return Ok(None) };
     let usage = |message: &str| {
         Err(Error::new(qi_core::ErrorKind::Config, "import.archive", "import").with_message(message))
     };
@@ -357,21 +356,21 @@ async fn export(
     stop: &Stop,
     format: Format,
 ) -> Result<bool> {
-    let ExportArguments { archive, datasets, instruments, since, until, period, floats, verify, concurrency } =
+    let ExportArguments { archive, datasets, instruments, times, period, floats, verify, concurrency } =
         arguments;
     let datasets = if datasets.is_empty() { all.iter().collect() } else { datasets };
     let mut options = qi_arrow::ExportOptions::new(datasets);
     options.instruments = instruments.into_iter().collect();
-    options.range = Times { since, until }.range()?;
+    options.range = times.range()?;
     options.period =
         if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
     options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
     options.verify_existing = verify;
     options.concurrency = concurrency.into();
     options.stop = stop.graceful.clone();
+    let archive = qi_arrow::Archive::create(&archive)?;
     let counter = options.progress.clone();
     let bar = spinner("read", move || counter.load(Ordering::Relaxed));
-    let archive = qi_arrow::Archive::create(&archive)?;
     let report = qi_arrow::export(store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
@@ -393,17 +392,16 @@ async fn export(
 #[cfg(feature = "archive")]
 async fn import_archive(
     store: &dyn PriceStore,
-    arguments: ImportArguments,
+    (address, arguments): (String, ImportArguments),
     known: Datasets,
     stop: &Stop,
     format: Format,
 ) -> Result<bool> {
-    let Some(address) = archive_of(&arguments)? else { return Ok(false) };
-    let ImportArguments { instrument, datasets, times: ArchiveTimes { since, until }, .. } = arguments;
+    let ImportArguments { instrument, datasets, times, .. } = arguments;
     let mut options = qi_arrow::ImportOptions::new(known);
     options.instruments = instrument.into_iter().collect();
     options.datasets = datasets;
-    options.range = Times { since, until }.range()?;
+    options.range = times.range()?;
     options.stop = stop.graceful.clone();
     let counter = options.progress.clone();
     let archive = qi_arrow::Archive::open(&address)?;

@@ -106,18 +106,10 @@ impl ClickHouseStore {
         table: &Table,
         request: &RangeRequest,
     ) -> Result<RecordPage, Cause> {
-        let RangeRequest { series, range, order, .. } = request;
+        let RangeRequest { series, order, .. } = request;
         let limit = request.page.limit() + 1;
         let client = &self.inner.connections.read_client;
-        let mut condition = format!(
-            "{}{} AND {}",
-            table.owner_condition(&series.owner),
-            table.interval_condition(series.interval),
-            range_condition(table.time(), *range)
-        );
-        if let Some(cursor) = cursor_condition(table, *order, &request.anchor()?) {
-            condition = format!("{condition} AND {cursor}");
-        }
+        let condition = request_condition(table, request)?;
         let (direction, edge, side) = match order {
             Order::Ascending => ("ASC", "max", "<="),
             Order::Descending => ("DESC", "min", ">="),
@@ -161,18 +153,9 @@ impl ClickHouseStore {
     /// The first statement finds the end of the page, as in [`ClickHouseStore::range_page`]. The next page begins after
     /// that end, so rows that are deleted between the statements only shorten the page.
     pub(super) async fn arrow_page(&self, table: &Table, request: &RangeRequest) -> Result<ArrowPage, Cause> {
-        let RangeRequest { series, range, .. } = request;
         let limit = ARROW_PAGES * PageRequest::bulk(request.dataset).limit();
         let client = &self.inner.connections.read_client;
-        let mut condition = format!(
-            "{}{} AND {}",
-            table.owner_condition(&series.owner),
-            table.interval_condition(series.interval),
-            range_condition(table.time(), *range)
-        );
-        if let Some(cursor) = cursor_condition(table, Order::Ascending, &request.anchor()?) {
-            condition = format!("{condition} AND {cursor}");
-        }
+        let condition = request_condition(table, request)?;
         let (name, sort_key, time) = (&table.name, &table.sort_key_columns, table.time());
         let has_seq = table.sort_key().len() == 2;
         let sorted = order_by(table, "ASC");
@@ -369,6 +352,21 @@ impl ClickHouseStore {
 /// Returns the sort order, for example `ts DESC, seq DESC`.
 fn order_by(table: &Table, direction: &str) -> String {
     table.sort_key().iter().map(|c| format!("{} {direction}", c.sql)).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the condition for the rows of a request after its cursor.
+fn request_condition(table: &Table, request: &RangeRequest) -> Result<String, Cause> {
+    let RangeRequest { series, range, order, .. } = request;
+    let mut condition = format!(
+        "{}{} AND {}",
+        table.owner_condition(&series.owner),
+        table.interval_condition(series.interval),
+        range_condition(table.time(), *range)
+    );
+    if let Some(cursor) = cursor_condition(table, *order, &request.anchor()?) {
+        condition = format!("{condition} AND {cursor}");
+    }
+    Ok(condition)
 }
 
 /// Returns the condition for the rows after a cursor.

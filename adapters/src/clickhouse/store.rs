@@ -113,6 +113,16 @@ impl ClickHouseStore {
         Ok(&self.inner.tables[index])
     }
 
+    /// Returns the table of a request whose series and cursor are valid.
+    fn table_of_range(&self, request: &RangeRequest) -> Result<&Table> {
+        let table = self.table_of(request.dataset, Operation::Range)?;
+        validate_request(Operation::Range, || {
+            table.check_series(&request.series)?;
+            Ok(request.anchor().map(drop)?)
+        })?;
+        Ok(table)
+    }
+
     /// Returns metadata about the store. The version is known after the first `ping`.
     pub(super) fn current_info(&self) -> StoreInfo {
         let mut info = StoreInfo::new(BACKEND);
@@ -224,20 +234,12 @@ impl PriceStore for ClickHouseStore {
     }
 
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
-        let table = self.table_of(request.dataset, Operation::Range)?;
-        validate_request(Operation::Range, || {
-            table.check_series(&request.series)?;
-            Ok(request.anchor().map(drop)?)
-        })?;
+        let table = self.table_of_range(request)?;
         self.with_permit(Operation::Range, self.range_page(table, request)).await
     }
 
     async fn range_arrow(&self, request: &RangeRequest) -> Result<Option<ArrowPage>> {
-        let table = self.table_of(request.dataset, Operation::Range)?;
-        validate_request(Operation::Range, || {
-            table.check_series(&request.series)?;
-            Ok(request.anchor().map(drop)?)
-        })?;
+        let table = self.table_of_range(request)?;
         if request.order == Order::Descending {
             return Ok(None);
         }

@@ -163,13 +163,17 @@ pub async fn export<S: PriceStore + ?Sized>(
     }
     let _lock = archive.lock().await?;
     archive.settings(&Settings::new(options.period, options.decimals)).await?;
-    let folders: HashSet<String> =
-        all.iter().map(|(dataset, series)| layout::folder(*dataset, series)).collect();
-    let exports = all.into_iter().map(|(dataset, series)| {
-        SeriesExport { store, archive, options, folder: layout::folder(dataset, &series), dataset, series }
-            .run()
+    let all = all.into_iter().map(|(dataset, series)| SeriesExport {
+        store,
+        archive,
+        options,
+        folder: layout::folder(dataset, &series),
+        dataset,
+        series,
     });
-    let exports = stream::iter(exports).buffered(options.concurrency.max(1));
+    let all: Vec<_> = all.collect();
+    let folders: HashSet<String> = all.iter().map(|export| export.folder.clone()).collect();
+    let exports = stream::iter(all).map(SeriesExport::run).buffered(options.concurrency.max(1));
     let mut report = ExportReport::default();
     let all: Vec<Option<ExportedSeries>> = exports.try_collect().await?;
     for series in all {
@@ -181,9 +185,9 @@ pub async fn export<S: PriceStore + ?Sized>(
     if options.instruments.is_empty() && !report.interrupted {
         for dataset in &options.datasets {
             let mut entries = archive.entries(dataset.name())?;
-            while let Some(Entry { folder, period, is_data }) = entries.try_next().await? {
+            while let Some(Entry { folder, period, data }) = entries.try_next().await? {
                 let is_orphan =
-                    is_data && options.range.contains(period.start()) && !folders.contains(&folder);
+                    data.is_some() && options.range.contains(period.start()) && !folders.contains(&folder);
                 report.orphaned += u64::from(is_orphan);
             }
         }
@@ -351,9 +355,10 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
             Err(error) if error.kind() == ErrorKind::CorruptData => return Ok(None),
             other => return other.map(|_| None),
         };
-        let empty = (manifest.content.clone(), manifest.bytes, manifest.sha256.clone());
-        let expected = Manifest::new(self.dataset, &self.series, period, self.options.decimals, empty);
-        if !manifest.is_for(&expected) || manifest.bytes != size {
+        let file = (manifest.content.clone(), size, manifest.sha256.clone());
+        let mut expected = Manifest::new(self.dataset, &self.series, period, self.options.decimals, file);
+        expected.created_by.clone_from(&manifest.created_by);
+        if manifest != expected {
             return Ok(None);
         }
         let data = at(layout::data_name(period));

@@ -12,9 +12,9 @@ use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
 use super::location::{Entry, scratch_failed};
-use super::{Archive, Manifest, Period, blocking, layout};
+use super::{Archive, Manifest, blocking, layout};
 use crate::error::{corrupt, mismatch};
-use crate::records::range_records;
+use crate::records::{insert_records, range_records};
 use crate::{Content, ContentDigest, Decimals, ParquetReader};
 
 /// The number of failures that are kept for display. All are counted.
@@ -219,7 +219,7 @@ fn is_of_file(error: &Error) -> bool {
             | ErrorKind::NotFound
             | ErrorKind::OutOfRange
             | ErrorKind::Unsupported
-    ) || (error.kind() == ErrorKind::SchemaMismatch && error.code().starts_with("ar"))
+    ) || (error.kind() == ErrorKind::SchemaMismatch && error.code().starts_with("arrow."))
 }
 
 /// Reads the manifest of a data file. Returns None for the entry of a manifest whose data file exists, because the data
@@ -229,12 +229,12 @@ async fn read_manifest(
     options: &ImportOptions,
     entry: &Entry,
 ) -> Result<Option<(Dataset, SeriesKey, Manifest)>> {
-    let Entry { folder, period, is_data } = entry;
+    let Entry { folder, period, data } = entry;
     let absent = |what: &str| {
         let message = format_args!("the {what} is missing; export the archive again");
         Error::new(ErrorKind::NotFound, "archive.file.missing", "import").with_message(message)
     };
-    if !is_data {
+    if data.is_none() {
         let exists = archive.exists(&format!("{folder}/{}", layout::data_name(*period))).await?;
         return if exists { Ok(None) } else { Err(absent("data file")) };
     }
@@ -315,8 +315,8 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
     /// Checks that the records belong to the series and the period of the manifest.
     fn check(&self, records: &RecordVec) -> Result<()> {
         let all = records.as_records();
-        let period: Period = self.manifest.period;
-        let is_inside = |at: usize| period.range().contains(all.sort_key(at).0);
+        let range = self.manifest.period.range();
+        let is_inside = |at: usize| range.contains(all.sort_key(at).0);
         let same_series =
             all.is_empty() || (all.series(0) == self.key.1.as_ref() && all.run(0..all.len()) == all.len());
         if same_series && (0..all.len()).all(is_inside) {
@@ -325,15 +325,11 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         Err(corrupt("archive.file.foreign", "the file has a record of another series or period"))
     }
 
-    async fn insert(&self, mut rest: RecordVec) -> Result<()> {
-        let most = self.store.info().max_batch.max(1);
-        while !rest.is_empty() {
-            let later = rest.split_off(rest.len().min(most));
-            self.store.insert(rest.as_records()).await?;
-            self.options.progress.fetch_add(rest.len() as u64, Ordering::Relaxed);
-            rest = later;
-        }
-        Ok(())
+    async fn insert(&self, records: RecordVec) -> Result<()> {
+        let count = |count| {
+            self.options.progress.fetch_add(count as u64, Ordering::Relaxed);
+        };
+        insert_records(self.store, records, count).await.map(drop)
     }
 
     /// Returns the content of the period in the store.

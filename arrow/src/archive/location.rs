@@ -6,8 +6,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -94,28 +93,30 @@ fn bad_address(message: &str) -> Error {
     Error::new(ErrorKind::Config, "archive.address", "open").with_message(message)
 }
 
-/// Returns the path of a local address.
-fn local_path(address: &str) -> Result<Option<PathBuf>> {
+/// A parsed address.
+enum Address {
+    Folder(PathBuf),
+    #[cfg_attr(not(feature = "cloud"), allow(dead_code, reason = "object stores need the feature"))]
+    Url(url::Url),
+}
+
+fn parse_address(address: &str) -> Result<Address> {
     if address.is_empty() {
         return Err(bad_address("the address of the archive is empty"));
     }
     if !address.contains("://") {
-        return Ok(Some(address.into()));
+        return Ok(Address::Folder(address.into()));
     }
     let url = url::Url::parse(address).map_err(|e| bad_address("the address is not a URL").with_source(e))?;
     if url.scheme() != "file" {
-        return Ok(None);
+        return Ok(Address::Url(url));
     }
     let path = url.to_file_path();
-    path.map(Some).map_err(|()| bad_address("the address is not a path of this machine"))
+    path.map(Address::Folder).map_err(|()| bad_address("the address is not a path of this machine"))
 }
 
 /// The files of one series: the size of each data file, and whether it has a manifest.
 pub(super) type Files = BTreeMap<Period, (Option<u64>, bool)>;
-
-/// The exclusive right to write into an archive. Only folders can be locked.
-#[derive(Debug)]
-pub(super) struct WriteLock(#[allow(dead_code, reason = "the lock ends with the file")] Option<File>);
 
 impl Archive {
     /// Opens an archive at an address: the path of a folder, or a URL of an object store such as `s3://bucket/prefix`.
@@ -126,9 +127,9 @@ impl Archive {
     /// # Errors
     /// `NotFound` for a folder that does not exist. `Config` for an address that is not known or not enabled.
     pub fn open(address: &str) -> Result<Self> {
-        match local_path(address)? {
-            Some(path) => Self::folder(path),
-            None => Self::remote(address),
+        match parse_address(address)? {
+            Address::Folder(path) => Self::folder(path),
+            Address::Url(url) => Self::remote(&url),
         }
     }
 
@@ -138,7 +139,7 @@ impl Archive {
     /// `Config` for an address that is not known or not enabled; `Unauthorized` or `Unavailable` if the folder cannot
     /// be created.
     pub fn create(address: &str) -> Result<Self> {
-        if let Some(path) = local_path(address)? {
+        if let Address::Folder(path) = parse_address(address)? {
             std::fs::create_dir_all(&path).map_err(|e| io_failed(&path, e))?;
             let parent = path.canonicalize().ok().and_then(|path| path.parent().map(FilePath::to_owned));
             if let Some(parent) = parent {
@@ -164,9 +165,7 @@ impl Archive {
     }
 
     #[cfg(feature = "cloud")]
-    fn remote(address: &str) -> Result<Self> {
-        let url =
-            url::Url::parse(address).map_err(|e| bad_address("the address is not a URL").with_source(e))?;
+    fn remote(url: &url::Url) -> Result<Self> {
         // TLS uses the same provider as the other clients of this library. A provider that the program has installed
         // before stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -175,13 +174,13 @@ impl Archive {
             let is_option = ["aws_", "google_", "azure_"].iter().any(|prefix| key.starts_with(prefix));
             is_option.then_some((key, value.into_string().ok()?))
         });
-        let (store, root) = object_store::parse_url_opts(&url, options)
+        let (store, root) = object_store::parse_url_opts(url, options)
             .map_err(|e| bad_address("the address is not that of a known object store").with_source(e))?;
         Ok(Self { store: store.into(), root, folder: None })
     }
 
     #[cfg(not(feature = "cloud"))]
-    fn remote(_: &str) -> Result<Self> {
+    fn remote(_: &url::Url) -> Result<Self> {
         Err(bad_address("this program was built without object stores (feature `cloud`)"))
     }
 
@@ -203,9 +202,10 @@ impl Archive {
         Path::parse(joined).map_err(|e| failed(e.into()))
     }
 
-    /// Locks the folder of the archive and removes the incomplete files of earlier exports. An object store has neither.
-    pub(super) async fn lock(&self) -> Result<WriteLock> {
-        let Some(folder) = self.folder.clone() else { return Ok(WriteLock(None)) };
+    /// Locks the folder of the archive and removes the incomplete files of earlier exports. The lock ends with the
+    /// returned file. An object store has neither.
+    pub(super) async fn lock(&self) -> Result<Option<File>> {
+        let Some(folder) = self.folder.clone() else { return Ok(None) };
         blocking(move || {
             let partial = folder.join(PARTIAL);
             std::fs::create_dir_all(&partial).map_err(|e| io_failed(&partial, e))?;
@@ -233,7 +233,7 @@ impl Archive {
                     std::fs::remove_file(entry.path()).map_err(|e| io_failed(&entry.path(), e))?;
                 }
             }
-            Ok(WriteLock(Some(file)))
+            Ok(Some(file))
         })
         .await
     }
@@ -316,7 +316,8 @@ impl Archive {
             let path = folder.join(relative);
             return blocking(move || {
                 let file = File::open(&path).map_err(|e| io_failed(&path, e))?;
-                let (bytes, sha256) = hash_file(&file, at_most + 1).map_err(|e| io_failed(&path, e))?;
+                let (bytes, sha256) =
+                    hash_file(&file, at_most.saturating_add(1)).map_err(|e| io_failed(&path, e))?;
                 Ok((file, bytes, sha256))
             })
             .await;
@@ -416,20 +417,12 @@ impl Archive {
     /// Lists the files of a series.
     pub(super) async fn files(&self, folder: &str) -> Result<Files> {
         let mut files = Files::new();
-        let prefix = self.path(folder)?;
-        let mut found = self.store.list(Some(&prefix));
-        while let Some(meta) = found.next().await {
-            let meta = match meta {
-                // The folder does not exist yet.
-                Err(object_store::Error::NotFound { .. }) => break,
-                meta => meta.map_err(failed)?,
-            };
-            let Some(name) = meta.location.as_ref().strip_prefix(prefix.as_ref()) else { continue };
-            let name = name.trim_start_matches('/');
-            match entry(name) {
-                Some((period, true)) => files.entry(period).or_default().0 = Some(meta.size),
-                Some((period, false)) => files.entry(period).or_default().1 = true,
-                None => {}
+        let mut entries = self.entries(folder)?;
+        while let Some(entry) = entries.try_next().await? {
+            if entry.folder == folder {
+                let (size, has_manifest) = files.entry(entry.period).or_default();
+                *has_manifest |= entry.data.is_none();
+                *size = size.or(entry.data);
             }
         }
         Ok(files)
@@ -444,8 +437,10 @@ impl Archive {
                     let relative = meta.location.as_ref().strip_prefix(root.as_ref()).unwrap_or_default();
                     let relative = relative.trim_start_matches('/');
                     let (folder, name) = relative.rsplit_once('/').unwrap_or_default();
-                    entry(name)
-                        .map(|(period, is_data)| Ok(Entry { folder: folder.to_owned(), period, is_data }))
+                    file_of(name).map(|(period, is_data)| {
+                        let data = is_data.then_some(meta.size);
+                        Ok(Entry { folder: folder.to_owned(), period, data })
+                    })
                 }
                 Err(object_store::Error::NotFound { .. }) => None,
                 Err(error) => Some(Err(failed(error))),
@@ -470,12 +465,12 @@ pub(super) struct Entry {
     /// The folder of the series, relative to the archive.
     pub(super) folder: String,
     pub(super) period: Period,
-    /// True for a data file, false for a manifest.
-    pub(super) is_data: bool,
+    /// The size of a data file. None for a manifest.
+    pub(super) data: Option<u64>,
 }
 
 /// Returns the period of the data file or of the manifest with this name, and whether it is a data file.
-fn entry(name: &str) -> Option<(Period, bool)> {
+fn file_of(name: &str) -> Option<(Period, bool)> {
     let is_data = !name.starts_with('_');
     let period = if is_data {
         name.strip_suffix(".parquet")?

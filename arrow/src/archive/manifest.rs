@@ -94,16 +94,6 @@ impl Manifest {
         serde_json::from_slice(json).map_err(broken)
     }
 
-    /// Returns true if the manifest describes the same file apart from its content.
-    pub(super) fn is_for(&self, other: &Self) -> bool {
-        let key = |m: &Self| {
-            let Self { format, dataset, version, exchange, symbol, name, interval, period, decimals, .. } = m;
-            let series = (exchange.clone(), symbol.clone(), name.clone(), interval.clone());
-            (*format, dataset.clone(), *version, series, *period, *decimals)
-        };
-        key(self) == key(other)
-    }
-
     /// Returns the series of the data file.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub(super) const PREFIX: &str = "file-";
 pub(super) struct Scratch {
     file: File,
     /// The path in the folder of the archive. None for a file that is uploaded.
-    pub(super) path: Option<TempPath>,
+    path: Option<TempPath>,
     hash: Sha256,
     bytes: u64,
 }

@@ -44,7 +44,7 @@ impl Setup {
 
     /// Returns a ClickHouse store with new tables.
     pub(crate) fn create(&self, change: impl FnOnce(&mut ClickHouseConfig)) -> TargetStore<'_> {
-        let prefix = format!("bench_{}_{:08x}_", std::process::id(), fastrand::u32(..));
+        let prefix = qi_benches::unique() + "_";
         let mut config = ClickHouseConfig::from_url(&self.url);
         config.table_prefix.clone_from(&prefix);
         change(&mut config);
@@ -56,7 +56,7 @@ impl Setup {
     /// Returns a TimescaleDB store with a new schema, or None if no server is named.
     pub(crate) fn timescale(&self) -> Option<TimescaleTarget<'_>> {
         let url = self.timescale.as_deref()?;
-        let schema = format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..));
+        let schema = qi_benches::unique();
         let mut config = TimescaleConfig::from_url(url);
         config.schema.clone_from(&schema);
         let store = self.block_on(async {

@@ -19,7 +19,7 @@ use qi_core::record::RecordVec;
 use qi_core::{PriceTick, Side};
 use qi_testkit::market::{Market, MarketConfig};
 
-use crate::{Rig, mib, peak, rate};
+use crate::{Setup, mib, peak, rate};
 
 const TICKS: usize = 1_000_000;
 const BATCH: usize = 8_192;
@@ -38,7 +38,7 @@ struct Plain {
     side: Option<u8>,
 }
 
-pub(crate) fn run(rig: &Rig) {
+pub(crate) fn run(setup: &Setup) {
     let market = Market::new(MarketConfig::new(1, 1).expect("one instrument")).expect("a market");
     let ticks: Vec<PriceTick> = market.take(TICKS).collect();
     let pages: Vec<RecordVec> = ticks.chunks(PAGE).map(|page| RecordVec::from_vec(page.to_vec())).collect();
@@ -54,7 +54,7 @@ pub(crate) fn run(rig: &Rig) {
         mib(memory),
         mib(plain_memory),
     );
-    let done = ratio(rig.rounds.max(5), || timed(|| write(&pages)), || timed(|| write_plain(&plain)));
+    let done = ratio(setup.rounds.max(5), || timed(|| write(&pages)), || timed(|| write_plain(&plain)));
     println!(
         "records to Parquet: {}, baseline {}; {done}",
         rate(TICKS, done.ours),
@@ -64,7 +64,7 @@ pub(crate) fn run(rig: &Rig) {
     let (records, memory) = peak(|| read(&file, |_| {}));
     assert_eq!(records, TICKS);
     let read_all = |file: &Bytes| timed(|| read(file, |records| drop(std::hint::black_box(records))));
-    let done = ratio(rig.rounds.max(5), || read_all(&file), || read_plain(&file));
+    let done = ratio(setup.rounds.max(5), || read_all(&file), || read_plain(&file));
     println!(
         "Parquet to records: {}, baseline {}; memory {}; {done}",
         rate(TICKS, done.ours),

@@ -25,19 +25,19 @@ use tokio::runtime::Runtime;
 #[global_allocator]
 pub(crate) static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
 
-const SECTIONS: [Section<Rig>; 3] =
+const SECTIONS: [Section<Setup>; 3] =
     [("file", file::run), ("store", store::export), ("arrow-stream", store::stream)];
 
 fn main() {
-    qi_benches::sections(SECTIONS, 3, |rounds| Some(Rig::new(rounds)));
+    qi_benches::sections(SECTIONS, 3, |rounds| Some(Setup::new(rounds)));
 }
 
-pub(crate) struct Rig {
+pub(crate) struct Setup {
     pub(crate) rounds: usize,
     pub(crate) runtime: Runtime,
 }
 
-impl Rig {
+impl Setup {
     fn new(rounds: usize) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         Self { rounds, runtime: runtime.expect("a runtime") }

@@ -3,19 +3,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow_array::RecordBatch;
 use futures::TryStreamExt as _;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_arrow::{
     Archive, Decimals, ExportOptions, ImportOptions, ParquetWriter, encode, export as export_store, import,
     range_batches,
 };
-use qi_core::record::Series as _;
+use qi_benches::{unique, variable};
+use qi_core::record::{RecordVec, Series as _};
 use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Datasets, Instrument, Price, PriceTick, Quantity, Side, TimeRange, Timestamp};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 
-use crate::{Rig, mib, peak, rate};
+use crate::{Setup, mib, peak, rate};
 
 const DAYS: i64 = 10;
 const INSTRUMENTS: usize = 10;
@@ -23,14 +28,6 @@ const INSTRUMENTS: usize = 10;
 fn number_of_ticks() -> usize {
     std::env::var("QI_BENCH_TICKS")
         .map_or(10_000_000, |text| text.parse().expect("QI_BENCH_TICKS is a number"))
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn unique() -> String {
-    format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..))
 }
 
 fn instrument(n: usize) -> Instrument {
@@ -101,26 +98,32 @@ fn request(n: usize, bulk: bool) -> RangeRequest {
     RangeRequest::new(PriceTick::DATASET, instrument(n).key(), TimeRange::ALL).with_page(page)
 }
 
-/// Reads the pages of all instruments.
-async fn read_pages(store: &dyn PriceStore, bulk: bool) -> usize {
+/// Reads the pages of an instrument.
+async fn each_page(store: &dyn PriceStore, n: usize, bulk: bool, mut each: impl FnMut(RecordVec)) {
+    let mut request = Some(request(n, bulk));
+    while let Some(next) = request {
+        let page = store.range(&next).await.expect("a page");
+        each(page.records);
+        request = page.next.map(|cursor| next.after(cursor));
+    }
+}
+
+/// Reads the pages of all instruments, and returns the number of records.
+async fn read_pages(store: &dyn PriceStore, bulk: bool, mut each: impl FnMut(&RecordVec)) -> usize {
     let mut count = 0;
     for n in 0..INSTRUMENTS {
-        let mut request = request(n, bulk);
-        loop {
-            let page = store.range(&request).await.expect("a page");
-            count += std::hint::black_box(&page.records).len();
-            match page.next {
-                Some(next) => request = request.after(next),
-                None => break,
-            }
-        }
+        each_page(store, n, bulk, |records| {
+            each(&records);
+            count += std::hint::black_box(records).len();
+        })
+        .await;
     }
     count
 }
 
-pub(crate) fn export(rig: &Rig) {
+pub(crate) fn export(setup: &Setup) {
     let count = number_of_ticks();
-    rig.runtime.block_on(async {
+    setup.runtime.block_on(async {
         let mut stores: Vec<(&str, Arc<dyn PriceStore>)> = vec![("memory", memory_store(count))];
         if let Some(url) = variable("QI_TIMESCALE_URL") {
             stores.push(("timescale", timescale(&url)));
@@ -130,7 +133,7 @@ pub(crate) fn export(rig: &Rig) {
         }
         for (name, store) in stores {
             fill(&*store, count).await;
-            measure(rig, name, &*store, count);
+            measure(setup, name, &*store, count);
             // The records are not read again.
             store.purge_before(PriceTick::DATASET, Timestamp::MAX).await.expect("a purge");
             store.close().await.expect("a close");
@@ -138,9 +141,9 @@ pub(crate) fn export(rig: &Rig) {
     });
 }
 
-fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
+fn measure(setup: &Setup, name: &str, store: &dyn PriceStore, count: usize) {
     let run = |work: &mut dyn FnMut() -> Duration| {
-        let (took, memory) = peak(|| (0..rig.rounds).map(|_| work()).min().unwrap_or_default());
+        let (took, memory) = peak(|| (0..setup.rounds).map(|_| work()).min().unwrap_or_default());
         (took, memory)
     };
     let folder = tempfile::tempdir().expect("a folder");
@@ -152,7 +155,7 @@ fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
     let mut pages = Duration::ZERO;
     for (size, bulk) in [("10,000 records", false), ("up to 16 MiB", true)] {
         let (took, memory) =
-            run(&mut || timed(Box::pin(async { assert_eq!(read_pages(store, bulk).await, count) })));
+            run(&mut || timed(Box::pin(async { assert_eq!(read_pages(store, bulk, |_| {}).await, count) })));
         println!("{name}: pages of {size} {}, memory {}", rate(count, took), mib(memory));
         pages = took;
     }
@@ -199,121 +202,96 @@ fn measure(rig: &Rig, name: &str, store: &dyn PriceStore, count: usize) {
 }
 
 /// Compares record batches from pages with the server's own Arrow stream of the same rows, both also as Parquet files.
-#[allow(clippy::too_many_lines, reason = "one measurement after the other")]
-pub(crate) fn stream(rig: &Rig) {
+pub(crate) fn stream(setup: &Setup) {
     let Some(url) = variable("QI_CLICKHOUSE_URL") else {
         println!("QI_CLICKHOUSE_URL is not set");
         return;
     };
-    let count = number_of_ticks();
-    rig.runtime.block_on(async {
+    setup.runtime.block_on(async {
         let (store, prefix) = clickhouse(&url);
+        let count = number_of_ticks();
         fill(&store, count).await;
-        let best = |times: Vec<Duration>| times.into_iter().min().unwrap_or_default();
+        let (store, table) = (&store, &format!("{prefix}ticks"));
         for (size, bulk) in [("10,000 records", false), ("up to 16 MiB", true)] {
-            let mut pages = Vec::new();
-            for _ in 0..rig.rounds {
-                let began = Instant::now();
-                let mut rows = 0;
-                for n in 0..INSTRUMENTS {
-                    let mut request = Some(request(n, bulk));
-                    while let Some(next) = request {
-                        let page = store.range(&next).await.expect("a page");
-                        let batch = encode(page.records.as_records()).expect("a batch");
-                        rows += std::hint::black_box(batch).num_rows();
-                        request = page.next.map(|cursor| next.after(cursor));
-                    }
-                }
-                assert_eq!(rows, count);
-                pages.push(began.elapsed());
-            }
-            println!("record batches from pages of {size}: {}", rate(count, best(pages)));
+            best(setup, &format!("record batches from pages of {size}"), async || {
+                let encoded = |records: &RecordVec| {
+                    std::hint::black_box(encode(records.as_records()).expect("a batch"));
+                };
+                assert_eq!(read_pages(store, bulk, encoded).await, count);
+            })
+            .await;
         }
-        let mut columnar = Vec::new();
-        for _ in 0..rig.rounds {
-            let began = Instant::now();
+        best(setup, "record batches from the columnar read, with validation", async || {
             let mut rows = 0;
             for n in 0..INSTRUMENTS {
-                let mut batches = range_batches(&store, request(n, true));
+                let mut batches = range_batches(store, request(n, true));
                 while let Some(batch) = batches.try_next().await.expect("a batch") {
                     rows += std::hint::black_box(batch).num_rows();
                 }
             }
             assert_eq!(rows, count);
-            columnar.push(began.elapsed());
-        }
-        println!("record batches from the columnar read, with validation: {}", rate(count, best(columnar)));
-        let mut pages = Vec::new();
-        for _ in 0..rig.rounds {
-            let began = Instant::now();
+        })
+        .await;
+        best(setup, "Parquet files from pages", async || {
             for n in 0..INSTRUMENTS {
-                let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, std::io::sink())
-                    .expect("a writer");
-                let mut request = request(n, true);
-                loop {
-                    let page = store.range(&request).await.expect("a page");
-                    writer.write(page.records.as_records()).expect("a sink");
-                    match page.next {
-                        Some(next) => request = request.after(next),
-                        None => break,
-                    }
-                }
+                let out = std::io::sink();
+                let mut writer =
+                    ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, out).expect("a writer");
+                each_page(store, n, true, |records| writer.write(records.as_records()).expect("a sink"))
+                    .await;
                 writer.finish().expect("a sink");
             }
-            pages.push(began.elapsed());
-        }
-        println!("Parquet files from pages: {}", rate(count, best(pages)));
-        let table = format!("{prefix}ticks");
-        let mut streams = Vec::new();
-        for _ in 0..rig.rounds {
-            let began = Instant::now();
+        })
+        .await;
+        best(setup, "record batches from the server's Arrow stream", async || {
             let mut rows = 0;
             for n in 0..INSTRUMENTS {
-                rows += arrow_stream(&store, &table, n, |batch| drop(std::hint::black_box(batch))).await;
+                rows += arrow_stream(store, table, n, |batch| drop(std::hint::black_box(batch))).await;
             }
             assert_eq!(rows, count);
-            streams.push(began.elapsed());
-        }
-        println!("record batches from the server's Arrow stream: {}", rate(count, best(streams)));
-        let mut streams = Vec::new();
-        for _ in 0..rig.rounds {
-            let began = Instant::now();
+        })
+        .await;
+        best(setup, "Parquet files from the server's Arrow stream, without validation", async || {
             for n in 0..INSTRUMENTS {
                 let mut writer = None;
-                arrow_stream(&store, &table, n, |batch| {
-                    let writer = writer.get_or_insert_with(|| {
-                        let properties = parquet::file::properties::WriterProperties::builder()
-                            .set_compression(parquet::basic::Compression::ZSTD(
-                                parquet::basic::ZstdLevel::default(),
-                            ))
-                            .set_max_row_group_row_count(Some(131_072));
-                        let properties = Some(properties.build());
-                        parquet::arrow::ArrowWriter::try_new(std::io::sink(), batch.schema(), properties)
-                            .expect("a writer")
-                    });
+                let write = |batch: RecordBatch| {
+                    let writer = writer.get_or_insert_with(|| plain_writer(&batch));
                     writer.write(&batch).expect("a sink");
-                })
-                .await;
+                };
+                arrow_stream(store, table, n, write).await;
                 writer.expect("rows").close().expect("a sink");
             }
-            streams.push(began.elapsed());
-        }
-        println!(
-            "Parquet files from the server's Arrow stream, without validation: {}",
-            rate(count, best(streams))
-        );
-        let mut server = Vec::new();
-        for _ in 0..rig.rounds {
-            let began = Instant::now();
+        })
+        .await;
+        best(setup, "Parquet files of the server", async || {
             for n in 0..INSTRUMENTS {
-                let query = query(&table, n).replace("SELECT", "SELECT exchange, symbol,");
+                let query = query(table, n).replace("SELECT", "SELECT exchange, symbol,");
                 let mut bytes = store.client().query(&query).fetch_bytes("Parquet").expect("a query");
                 while bytes.next().await.expect("bytes").is_some() {}
             }
-            server.push(began.elapsed());
-        }
-        println!("Parquet files of the server: {}", rate(count, best(server)));
+        })
+        .await;
     });
+}
+
+/// Prints the rate of the fastest round.
+async fn best(setup: &Setup, what: &str, mut work: impl AsyncFnMut()) {
+    let mut fastest = Duration::MAX;
+    for _ in 0..setup.rounds {
+        let began = Instant::now();
+        work().await;
+        fastest = fastest.min(began.elapsed());
+    }
+    println!("{what}: {}", rate(number_of_ticks(), fastest));
+}
+
+/// Creates a writer of the Parquet crate with the compression and the row groups of this library.
+fn plain_writer(batch: &RecordBatch) -> ArrowWriter<std::io::Sink> {
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(131_072))
+        .build();
+    ArrowWriter::try_new(std::io::sink(), batch.schema(), Some(properties)).expect("a writer")
 }
 
 fn query(table: &str, n: usize) -> String {
@@ -330,7 +308,7 @@ async fn arrow_stream(
     store: &ClickHouseStore,
     table: &str,
     n: usize,
-    mut each: impl FnMut(arrow_array::RecordBatch),
+    mut each: impl FnMut(RecordBatch),
 ) -> usize {
     let mut bytes = store.client().query(&query(table, n)).fetch_bytes("ArrowStream").expect("a query");
     let mut decoder = arrow_ipc::reader::StreamDecoder::new();

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
-use qi_benches::{Section, median, processor_time, ratio};
+use qi_benches::{Section, median, processor_time, ratio, unique, variable};
 use qi_core::bus::{
     Encoding, GroupId, MessageBus, MessageBusExt as _, SeekTo, SubscribeRequest, TopicName, TopicPartition,
     TopicSpec, encode_records,
@@ -60,15 +60,6 @@ pub(crate) struct Setup {
     pub(crate) rounds: usize,
     pub(crate) ticks: Vec<PriceTick>,
     runtime: Runtime,
-}
-
-/// Returns the value of a variable that names a server.
-pub(crate) fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn unique() -> String {
-    format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..))
 }
 
 impl Setup {

@@ -74,7 +74,7 @@ impl Setup {
 
     /// Returns a store with its tables in a new schema.
     pub(crate) fn create(&self, change: impl FnOnce(&mut TimescaleConfig)) -> TargetStore<'_> {
-        let schema = format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..));
+        let schema = qi_benches::unique();
         let store = self.block_on(async {
             let store = self.open(&schema, change);
             store.ensure_schema().await.expect("a schema");
