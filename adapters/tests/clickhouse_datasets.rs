@@ -5,6 +5,8 @@
 mod clickhouse_rig;
 mod servers;
 
+use std::time::Duration;
+
 use clickhouse_rig::Server;
 use futures::future::try_join_all;
 use libtest_mimic::Arguments;
@@ -530,10 +532,15 @@ async fn first_version(server: Server) {
     let mut config = server.config("");
     config.database.clone_from(&database);
     let store = ClickHouseStore::open(config.clone()).unwrap();
-    // The statements are the same, except for the creation of the database.
+    // The statements are the same, except for the creation of the database and for the projections.
     let planned = store.plan_schema().await.unwrap();
     assert_eq!(planned[0], format!("CREATE DATABASE IF NOT EXISTS `{database}`"));
-    assert_eq!(planned[1..], FIRST);
+    let without_projection = |statement: &String| {
+        let lines = statement.lines();
+        let kept = lines.filter(|line| !line.starts_with("    PROJECTION") && !line.starts_with("SETTINGS"));
+        kept.collect::<Vec<_>>().join("\n").replace(",\n)", "\n)")
+    };
+    assert_eq!(planned[1..].iter().map(without_projection).collect::<Vec<_>>(), FIRST);
     let maker = ClickHouseStore::open(server.config("")).unwrap();
     sql(&maker, &planned[0]).await;
     for statement in FIRST {
@@ -542,6 +549,28 @@ async fn first_version(server: Server) {
     let made =
         "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase() ORDER BY name";
     let tables = async || store.client().query_raw(made).fetch_all::<(String, String)>().await.unwrap();
+    // The tables get a projection, which reads the parts of the first version until the server has written it for them.
+    let tick = |n: i64| {
+        let time = Timestamp::from_secs(1_700_000_000 + n).unwrap();
+        PriceTick::new("x:Y".parse().unwrap(), time, 1, "1.5".parse().unwrap()).unwrap()
+    };
+    store.insert_ticks(&[tick(1), tick(2)]).await.unwrap();
+    let ensured = ["ticks", "quotes", "bars", "snapshots"].map(|table| format!("projection of {table}"));
+    assert_eq!(store.ensure_schema().await.unwrap().applied, ensured);
+    let series = async || {
+        let page = store.series(&SeriesRequest::new(PriceTick::DATASET)).await.unwrap();
+        page.items.iter().map(|series| (series.first, series.last)).collect::<Vec<_>>()
+    };
+    assert_eq!(series().await, [(tick(1).ts(), tick(2).ts())]);
+    store.insert_ticks(&[tick(0), tick(9)]).await.unwrap();
+    assert_eq!(series().await, [(tick(0).ts(), tick(9).ts())]);
+    assert_eq!(store.latest_tick(tick(0).instrument()).await.unwrap(), Some(tick(9)));
+    let materialized = "SELECT toString(countIf(NOT has(projections, 'qi_series'))) FROM system.parts \
+        WHERE active AND rows > 0 AND database = currentDatabase() AND table IN ('ticks', 'quotes', 'bars', 'snapshots')";
+    while store.client().query_raw(materialized).fetch_one::<String>().await.unwrap() != "0" {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(series().await, [(tick(0).ts(), tick(9).ts())]);
     let before = tables().await;
     assert_eq!(store.plan_schema().await.unwrap(), [""; 0]);
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());

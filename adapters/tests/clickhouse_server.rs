@@ -19,7 +19,9 @@ use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_core::Datasets;
-use qi_core::store::{DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
+use qi_core::store::{
+    DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, SeriesRequest, StatsQuery,
+};
 use qi_core::{
     Bar, BarValues, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Selection,
     TimeRange, Timestamp,
@@ -54,6 +56,7 @@ fn main() {
         trial(&server, "latest_of_few_owners_takes_few_requests", latest_of_few),
         trial(&server, "latest_of_many_owners_equals_latest_of_each", latest_of_many),
         trial(&server, "latest_of_many_inactive_owners", latest_of_inactive),
+        trial(&server, "series_and_latest_read_few_rows", few_rows),
         trial(&server, "the_documented_statements_run", guide),
         trial(&server, "a_purge_drops_entire_partitions", purge),
         trial(&server, "close_waits_for_calls_in_progress", close_drains),
@@ -81,6 +84,34 @@ fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
         PriceTick::new(name.clone(), ts, n, price).unwrap().with_quantity("0.25".parse().ok())
     };
     (from..from + count).map(tick).collect()
+}
+
+/// The server rejects a statement that reads more rows than this store allows.
+async fn few_rows(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let names = ["x:Y", "x:Z"];
+            for name in names {
+                store.insert_ticks(&ticks(name, 0, 200_000)).await.unwrap();
+            }
+            let mut limited = config.clone();
+            limited.settings.insert("max_rows_to_read".to_owned(), "50000".to_owned());
+            let limited = ClickHouseStore::open(limited).unwrap();
+            let all = StatsQuery::new(names[0].parse().unwrap(), TimeRange::ALL);
+            assert!(limited.stats(&all).await.is_err(), "the limit applies");
+            let page = limited.series(&SeriesRequest::new(PriceTick::DATASET)).await.unwrap();
+            let last = ticks(names[0], 199_999, 1);
+            assert_eq!(page.items.len(), 2);
+            assert!(page.items.iter().all(|series| series.last == last[0].ts()), "{page:?}");
+            for name in names {
+                let latest = limited.latest_tick(&name.parse().unwrap()).await.unwrap();
+                assert_eq!(latest.as_slice(), ticks(name, 199_999, 1));
+            }
+        },
+    )
+    .await;
 }
 
 async fn count(store: &ClickHouseStore, instrument: &str) -> u64 {

@@ -34,7 +34,7 @@ impl ClickHouseStore {
         if let Anchor::Owner(after) = request.anchor()? {
             let _ = write!(condition, " AND {} > {}", table.owner_tuple(), table.owner_value(&after));
         }
-        // Aggregates in key order, so that the server can stop after one page.
+        // Reads the projection. In parts without it, the server aggregates in key order and can stop after one page.
         let sql = format!(
             "SELECT {columns}, min({time}), max({time}) FROM {name} WHERE {condition} \
              GROUP BY {columns} ORDER BY {columns} LIMIT {limit} SETTINGS optimize_aggregation_in_order = 1",

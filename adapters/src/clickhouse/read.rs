@@ -1,6 +1,6 @@
 //! Reads: pages of records, and the latest record of each owner.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use qi_core::record::{Owner, RecordVec};
@@ -30,7 +30,7 @@ const MAX_OWNERS_WITHOUT_SCAN: usize = 16;
 /// The maximum number of individual lookups in one statement.
 const MAX_LOOKUPS_PER_STATEMENT: usize = 50;
 
-/// The time spans before the newest time that are scanned first if there are many owners, in minutes.
+/// The time spans before the time of the request that are scanned first if there are many owners, in minutes.
 const RECENT_MINUTES: [u32; 2] = [10, 7 * 24 * 60];
 
 /// The number of the largest pages of records in one page of Arrow.
@@ -251,14 +251,17 @@ impl ClickHouseStore {
             .iter()
             .map(|(owner, ts)| format!("({}, {})", Table::owner_literals(owner), time_literal(*ts)))
             .collect();
+        let moments: BTreeSet<String> = times.iter().map(|(_, ts)| time_literal(*ts)).collect();
         // If several records have this time, the statement returns the record with the highest sequence number.
         let sql = format!(
-            "SELECT {columns}, {list} FROM {name} FINAL WHERE ({columns}, {time}) IN ({exact}){interval_condition} \
+            "SELECT {columns}, {list} FROM {name} FINAL PREWHERE {time} IN ({moments}) \
+             WHERE ({columns}, {time}) IN ({exact}){interval_condition} \
              ORDER BY {sorted} LIMIT 1 BY {columns} {FINAL_SETTINGS}",
             columns = table.owner_columns,
             list = table.record_columns,
             name = table.name,
             time = table.time(),
+            moments = moments.into_iter().collect::<Vec<_>>().join(", "),
             exact = exact.join(", "),
             sorted = order_by(table, "DESC"),
         );
@@ -278,10 +281,12 @@ impl ClickHouseStore {
 
     /// Returns the newest time of each owner that has a record.
     ///
+    /// The projection of the table has the newest time of every owner. Owners with records after `until` need a search.
+    ///
     /// Few owners are looked up individually in key order. Such a lookup reads little data, however many records the
-    /// owner has, and takes a few milliseconds. Many owners are first searched together in the newest minutes and days,
-    /// which contain most of them. For the remaining owners, the server estimates the rows to read. The estimate
-    /// decides between one scan and individual lookups.
+    /// owner has, and takes a few milliseconds. Many owners are first searched together in the newest minutes and days
+    /// before `until`, which contain most of them. For the remaining owners, the server estimates the rows to read. The
+    /// estimate decides between one scan and individual lookups.
     async fn newest_times(
         &self,
         table: &Table,
@@ -295,31 +300,29 @@ impl ClickHouseStore {
         let scan = |owners: &[Owner], bound: &str| {
             let owner_values: Vec<String> = owners.iter().map(|owner| table.owner_value(owner)).collect();
             format!(
-                "SELECT {columns}, max({time}) FROM {name} WHERE {owner_tuple} IN ({owner_values}){interval_condition} \
-                 AND {time} <= {until_literal}{bound} GROUP BY {columns}",
+                "SELECT {columns}, max({time}) FROM {name} \
+                 WHERE {owner_tuple} IN ({owner_values}){interval_condition}{bound} GROUP BY {columns}",
                 columns = table.owner_columns,
                 owner_tuple = table.owner_tuple(),
                 owner_values = owner_values.join(", "),
             )
         };
-        let window_end = if until == Timestamp::MAX_RECORD {
-            format!("(SELECT max({time}) FROM {name})")
-        } else {
-            until_literal.clone()
-        };
-        let (mut found, mut remaining) = (Vec::new(), owners.to_vec());
+        let newest = rows(client, &scan(owners, ""), read).await?;
+        let (mut found, later): (Vec<_>, Vec<_>) = newest.into_iter().partition(|(_, ts)| *ts <= until);
+        let mut remaining: Vec<Owner> = later.into_iter().map(|(owner, _)| owner).collect();
+        let bound = format!(" AND {time} <= {until_literal}");
         for minutes in RECENT_MINUTES {
             if remaining.len() <= MAX_OWNERS_WITHOUT_SCAN {
                 break;
             }
-            let bound = format!(" AND {time} >= {window_end} - toIntervalMinute({minutes})");
-            let newest_of_span = rows(client, &scan(&remaining, &bound), read).await?;
+            let span = format!("{bound} AND {time} >= {until_literal} - toIntervalMinute({minutes})");
+            let newest_of_span = rows(client, &scan(&remaining, &span), read).await?;
             let known: HashSet<&Owner> = newest_of_span.iter().map(|(owner, _)| owner).collect();
             remaining.retain(|owner| !known.contains(owner));
             found.extend(newest_of_span);
         }
         if remaining.len() > MAX_OWNERS_WITHOUT_SCAN {
-            let full_scan = scan(&remaining, "");
+            let full_scan = scan(&remaining, &bound);
             let estimate = rows(client, &format!("EXPLAIN ESTIMATE {full_scan}"), |row| {
                 let (_database, _table, _parts) = (row.text()?, row.text()?, row.u64()?);
                 let (count, _marks) = (row.u64()?, row.u64()?);

@@ -4,7 +4,7 @@
 //! already done, and declarations are recorded after all other changes. The schema is checked again until no change is
 //! left, because another version of the program may have created a table in between.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use qi_core::store::SchemaReport;
 use qi_core::store::kit::evolution;
@@ -47,16 +47,16 @@ fn create(location: &TableLocation<'_>, table: &Table) -> Vec<String> {
         table.columns.iter().map(|column| format!("    {}", column.definition())).collect();
     let engine = match location.cluster {
         None => "ReplacingMergeTree".to_owned(),
-        Some(_) => {
-            "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')"
-                .to_owned()
-        }
+        // With the default path of the server, which contains `{uuid}`, a dropped table can be created again at once.
+        Some(_) => "ReplicatedReplacingMergeTree".to_owned(),
     };
     let (local, on) = (&table.local, location.on_cluster());
     let mut statements = vec![format!(
-        "CREATE TABLE IF NOT EXISTS {local}{on} (\n{columns}\n)\nENGINE = {engine}\n\
-         PARTITION BY {partition}({time})\nORDER BY ({key})",
+        "CREATE TABLE IF NOT EXISTS {local}{on} (\n{columns},\n    {projection}\n)\nENGINE = {engine}\n\
+         PARTITION BY {partition}({time})\nORDER BY ({key})\n\
+         SETTINGS index_granularity = {INDEX_GRANULARITY}, {PROJECTION_SETTINGS}",
         columns = columns.join(",\n"),
+        projection = projection(table),
         partition = table.partition_function(),
         time = table.time(),
         key = table.key_columns,
@@ -74,9 +74,36 @@ fn create(location: &TableLocation<'_>, table: &Table) -> Vec<String> {
     statements
 }
 
+/// Returns the definition of the projection with the first and the last time of each series. The server maintains it in
+/// every part, through merges and deletions, so discovery reads a row for each series and part instead of all rows.
+fn projection(table: &Table) -> String {
+    format!(
+        "PROJECTION {SERIES_PROJECTION} (SELECT {series}, min({time}), max({time}) GROUP BY {series})",
+        series = table.series_columns(),
+        time = table.time()
+    )
+}
+
+/// The name of the projection. No column name has this form in a projection, so a table of any dataset can have it.
+const SERIES_PROJECTION: &str = "qi_series";
+
+/// The settings of a table with a projection. Without them, the server rejects the projection or its deletions.
+const PROJECTION_SETTINGS: &str =
+    "deduplicate_merge_projection_mode = 'rebuild', lightweight_mutation_projection_mode = 'rebuild'";
+
+/// The settings of a table with a TTL. A part is dropped when all its rows have expired, and is not written again for
+/// some of them. A change of the TTL computes the expiry of existing parts without writing their rows again.
+const TTL_SETTINGS: &str = "ttl_only_drop_parts = 1, materialize_ttl_recalculate_only = 1";
+
+/// The number of rows between two marks of the primary index. A lookup of one row reads this many rows.
+const INDEX_GRANULARITY: usize = 2048;
+
 /// The error codes for a database or a table that does not exist.
 const NO_DATABASE: u16 = 81;
 const NO_TABLE: u16 = 60;
+
+/// The error code for a missing right.
+const ACCESS_DENIED: u16 = 497;
 
 /// The table that records the migration steps.
 const MIGRATIONS_TABLE: &str = "qi_migrations";
@@ -121,6 +148,9 @@ struct CurrentSchema {
     database: bool,
     steps: Vec<u64>,
     columns: HashMap<String, Vec<StoredColumn>>,
+    /// The tables without the projection, and the tables with parts that were written before it was added.
+    without_projection: HashSet<String>,
+    with_old_parts: HashSet<String>,
     /// The recorded declarations of each dataset, as lines.
     recorded: HashMap<String, Vec<Vec<String>>>,
 }
@@ -231,7 +261,43 @@ async fn read_current_schema(
     for (dataset, lines) in read {
         recorded.entry(dataset).or_default().push(lines);
     }
-    Ok(CurrentSchema { database: true, steps, columns, recorded })
+    let (without_projection, with_old_parts) = read_projections(client, &location, &names).await?;
+    Ok(CurrentSchema { database: true, steps, columns, without_projection, with_old_parts, recorded })
+}
+
+/// Returns the tables without the projection, and the tables with parts that do not have it and that no mutation
+/// completes.
+async fn read_projections(
+    client: &clickhouse::Client,
+    location: &TableLocation<'_>,
+    names: &[String],
+) -> Result<(HashSet<String>, HashSet<String>), Cause> {
+    if names.is_empty() {
+        return Ok(Default::default());
+    }
+    let database = literal(location.database);
+    let names = names.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ");
+    let tables = |sql: String| async move {
+        let found = rows(client, &sql, |row| Ok(row.text()?.to_owned())).await?;
+        Ok::<HashSet<String>, Cause>(found.into_iter().collect())
+    };
+    let without = tables(format!(
+        "SELECT name FROM system.tables WHERE database = {database} AND name IN ({names}) \
+         AND engine LIKE '%MergeTree' AND position(create_table_query, 'PROJECTION {SERIES_PROJECTION}') = 0"
+    ));
+    let with_old_parts = tables(format!(
+        "SELECT DISTINCT table FROM {parts} WHERE active AND rows > 0 AND database = {database} \
+         AND table IN ({names}) AND NOT has(projections, '{SERIES_PROJECTION}') AND table NOT IN (\
+         SELECT table FROM system.mutations WHERE database = {database} \
+         AND command LIKE '%MATERIALIZE PROJECTION {SERIES_PROJECTION}%')",
+        parts = location.system_parts(),
+    ));
+    let without = without.await?;
+    match with_old_parts.await {
+        // A user who does not migrate need not have the right to read these tables of the server.
+        Err(cause) if cause.has_code(ACCESS_DENIED) => Ok((without, HashSet::new())),
+        found => Ok((without, found?)),
+    }
 }
 
 /// Returns the columns of these tables, in order.
@@ -281,6 +347,27 @@ fn table_changes(
             continue;
         }
         table.update_enum_types(found);
+        if is_local {
+            let mut projection_change = |description: Option<String>, change: &str| {
+                changes.push(Change::new(description, format!("ALTER TABLE {sql}{on} {change}")));
+            };
+            let is_missing = current.without_projection.contains(name);
+            if is_missing {
+                projection_change(None, &format!("MODIFY SETTING {PROJECTION_SETTINGS}"));
+                let description = describe(format!("projection of {dataset}"));
+                projection_change(
+                    description,
+                    &format!(
+                        "ADD {}",
+                        projection(table).replacen("PROJECTION", "PROJECTION IF NOT EXISTS", 1)
+                    ),
+                );
+            }
+            // The mutation runs in the background. Until then, the server reads the rows of these parts.
+            if is_missing || current.with_old_parts.contains(name) {
+                projection_change(None, &format!("MATERIALIZE PROJECTION {SERIES_PROJECTION}"));
+            }
+        }
         let mut before = None;
         for (at, column) in table.columns.iter().enumerate() {
             let after = before.replace(column);
@@ -345,7 +432,7 @@ fn declaration_change(
         .then(|| Change { is_declaration: true, ..Change::new(format!("record of {dataset}"), sql()) }))
 }
 
-/// Returns the TTL expression of a table, in the form in which the server prints it. A TTL is a `DateTime`, which ends
+/// Returns the TTL expression of a table. A TTL is a `DateTime`, which ends
 /// in 2106 and wraps to 1970. A later expiry is capped at the last second of that range, because the server would
 /// otherwise remove rows of the far future at once.
 fn ttl_expression(table: &Table, hours: u32) -> String {
@@ -357,31 +444,38 @@ fn ttl_expression(table: &Table, hours: u32) -> String {
     )
 }
 
-/// Returns the statement that sets the configured TTL of a table. Keeps a TTL that was set manually if the
+/// Returns the statements that set the configured TTL of a table. Keeps a TTL that was set manually if the
 /// configuration has no entry.
 async fn retention_change(
     connections: &Connections,
     config: &ClickHouseConfig,
     table: &Table,
     current: &CurrentSchema,
-) -> Result<Option<Change>, Cause> {
+) -> Result<Vec<Change>, Cause> {
     let dataset = table.dataset;
-    let Some(hours) = config.retention.hours(dataset.name()) else { return Ok(None) };
+    let Some(hours) = config.retention.hours(dataset.name()) else { return Ok(Vec::new()) };
     let location = TableLocation::of(config);
     let (name, ttl) = (location.local_name(dataset.name()), ttl_expression(table, hours));
     if current.columns.contains_key(&name) {
+        // The server formats both expressions, so the comparison does not depend on its format.
         let sql = format!(
-            "SELECT toInt8(position(create_table_query, {}) > 0) FROM system.tables WHERE database = {} AND name = {}",
-            literal(&format!("TTL {ttl}")),
-            literal(&config.database),
-            literal(&name),
+            "SELECT toInt8(position(formatQuerySingleLine(create_table_query), \
+             substring(formatQuerySingleLine({wanted}) AS _wanted, position(_wanted, ' TTL '))) > 0) \
+             FROM system.tables WHERE database = {database} AND name = {name}",
+            wanted = literal(&format!("CREATE TABLE t (a Int8) ENGINE = MergeTree ORDER BY a TTL {ttl}")),
+            database = literal(&config.database),
+            name = literal(&name),
         );
         if rows(&connections.bulk_client, &sql, |row| Ok(row.i8()?)).await? == [1] {
-            return Ok(None);
+            return Ok(Vec::new());
         }
     }
-    let sql = format!("ALTER TABLE {}{} MODIFY TTL {ttl}", table.local, location.on_cluster());
-    Ok(Some(Change::new(format!("retention of {dataset} after {hours} h"), sql)))
+    let alter =
+        |change: &str| format!("ALTER TABLE {}{} MODIFY {change}", table.local, location.on_cluster());
+    Ok(vec![
+        Change::new(None, alter(&format!("SETTING {TTL_SETTINGS}"))),
+        Change::new(format!("retention of {dataset} after {hours} h"), alter(&format!("TTL {ttl}"))),
+    ])
 }
 
 #[cfg(test)]
@@ -407,11 +501,14 @@ mod tests {
                 "    seq UInt64 CODEC(Delta, ZSTD(1)),",
                 "    price Decimal(38, 18) CODEC(ZSTD(1)),",
                 "    quantity Nullable(Decimal(38, 18)) CODEC(ZSTD(1)),",
-                "    side Nullable(Enum8('buy' = 1, 'sell' = 2))",
+                "    side Nullable(Enum8('buy' = 1, 'sell' = 2)),",
+                "    PROJECTION qi_series (SELECT exchange, symbol, min(ts), max(ts) GROUP BY exchange, symbol)",
                 ")",
                 "ENGINE = ReplacingMergeTree",
                 "PARTITION BY toYYYYMM(ts)",
                 "ORDER BY (exchange, symbol, ts, seq)",
+                "SETTINGS index_granularity = 2048, deduplicate_merge_projection_mode = 'rebuild', \
+                 lightweight_mutation_projection_mode = 'rebuild'",
             ]
         );
         assert_eq!((location.local_name("ticks").as_str(), location.on_cluster().as_str()), ("x_ticks", ""));
@@ -424,9 +521,7 @@ mod tests {
         let statements = create(&location, &Table::new(PriceTick::DATASET, &location));
         let all = lines(&statements);
         assert_eq!(all[0], "CREATE TABLE IF NOT EXISTS ticks_local ON CLUSTER 'main' (");
-        assert!(all.contains(
-            &"ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')"
-        ));
+        assert!(all.contains(&"ENGINE = ReplicatedReplacingMergeTree"));
         assert_eq!(
             all[all.len() - 2..],
             [

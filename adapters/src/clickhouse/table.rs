@@ -295,6 +295,17 @@ impl Table {
         if self.dataset.seq().is_some() { "toYYYYMM" } else { "toYear" }
     }
 
+    /// Returns the approximate length of a partition, in days.
+    pub(super) fn partition_days(&self) -> i64 {
+        if self.dataset.seq().is_some() { 30 } else { 365 }
+    }
+
+    /// Returns the columns of a series: the owner, and the interval if the dataset has one.
+    pub(super) fn series_columns(&self) -> String {
+        let series = self.columns[..self.prefixes[1]].iter();
+        series.map(|column| &*column.sql).collect::<Vec<_>>().join(", ")
+    }
+
     /// Rejects an owner that does not fit the dataset.
     pub(super) fn check_owner(&self, owner: &Owner) -> Result<(), Cause> {
         let instruments = self.dataset.series() == SeriesType::Instrument;

@@ -23,6 +23,12 @@ const REJECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of attempts of one request while the server's version or the column types change.
 const MAX_ATTEMPTS: usize = 3;
 
+/// The maximum number of periods of a partition's length in one request. The server creates a part for each partition of
+/// a request.
+const MAX_PERIODS: usize = 12;
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
 /// The error code for an unknown setting.
 const UNKNOWN_SETTING: u16 = 115;
 
@@ -43,9 +49,8 @@ impl ClickHouseStore {
 
     async fn insert_all(&self, table: &Table, batch: &dyn Records) -> Result<InsertReport, Cause> {
         let SeriesRanks { series, ranks } = SeriesRanks::of(batch);
-        // ClickHouse needs no grouping of rows.
-        let ungrouped = |_| 0;
-        let entries = entries(batch, &ranks, ungrouped);
+        let period = table.partition_days() * MICROS_PER_DAY;
+        let entries = entries(batch, &ranks, |(time, _)| time.as_micros().div_euclid(period));
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
         let encoded = |key: &SeriesKey| {
             let mut out = Writer::default();
@@ -53,7 +58,7 @@ impl ClickHouseStore {
             out.0
         };
         let series: Vec<Vec<u8>> = series.iter().map(encoded).collect();
-        for piece in entries.chunks(self.inner.config.write.piece) {
+        for piece in split(&entries, self.inner.config.write.piece) {
             self.send(table, &InsertRequest { batch: Some(batch), series: &series, entries: piece }).await?;
         }
         Ok(report)
@@ -144,10 +149,46 @@ impl ClickHouseStore {
     }
 }
 
+/// Splits the entries into pieces of at most `max_records` records from at most [`MAX_PERIODS`] periods.
+fn split(entries: &[Entry], max_records: usize) -> impl Iterator<Item = &[Entry]> {
+    let (mut records, mut periods) = (0, 0);
+    entries.chunk_by(move |entry, next| {
+        records += 1;
+        periods += usize::from(entry.group != next.group);
+        let continues = records < max_records && periods < MAX_PERIODS;
+        if !continues {
+            (records, periods) = (0, 0);
+        }
+        continues
+    })
+}
+
 /// The records of one request.
 #[derive(Default)]
 struct InsertRequest<'a> {
     batch: Option<&'a dyn Records>,
     series: &'a [Vec<u8>],
     entries: &'a [Entry],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(groups: impl IntoIterator<Item = i64>, max_records: usize) -> Vec<usize> {
+        let entry = |group| Entry { group, series: 1, sort_key: (qi_core::Timestamp::MIN, 0), at: 0 };
+        let entries: Vec<_> = groups.into_iter().map(entry).collect();
+        split(&entries, max_records).map(<[Entry]>::len).collect()
+    }
+
+    #[test]
+    fn a_request_has_bounded_records_from_a_bounded_number_of_periods() {
+        assert_eq!(sizes([0; 10], 4), [4, 4, 2]);
+        assert_eq!(sizes([0; 10], 10), [10]);
+        assert_eq!(sizes([0], 1), [1]);
+        assert_eq!(sizes(0..30, 1_000), [12, 12, 6]);
+        assert_eq!(sizes([-900, 0, 0, 800], 1_000), [4], "records of distant periods share a request");
+        let many = (0..13).flat_map(|period| std::iter::repeat_n(period, 100));
+        assert_eq!(sizes(many, 100_000), [1_200, 100]);
+    }
 }

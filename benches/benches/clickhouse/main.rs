@@ -23,8 +23,13 @@ use qi_benches::Section;
 use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Setup>; 4] =
-    [("write", write::run), ("page", read::page), ("latest", read::latest), ("bars", read::bars)];
+const SECTIONS: [Section<Setup>; 5] = [
+    ("write", write::run),
+    ("page", read::page),
+    ("latest", read::latest),
+    ("bars", read::bars),
+    ("scale", read::scale),
+];
 
 const ROUNDS: usize = 7;
 

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use qi_benches::{ratio, timed};
-use qi_core::store::{BarQuery, LatestQuery, PriceStore, PriceStoreExt as _, RangeQuery};
-use qi_core::{Interval, Selection, TimeRange};
+use qi_core::store::{BarQuery, LatestQuery, PriceStore, PriceStoreExt as _, RangeQuery, SeriesRequest};
+use qi_core::{Interval, PriceTick, Selection, TimeRange};
 
 use crate::setup::{Setup, TargetStore, TimescaleTarget};
 use crate::ticks::{INSTRUMENTS, MILLION};
@@ -110,4 +110,55 @@ pub(crate) fn bars(setup: &Setup) {
             ratio(3.min(setup.rounds), || ask(&target.store, INSTRUMENTS), || ask(&other.store, INSTRUMENTS));
         println!("{what} of all 100 instruments, one by one / TimescaleDB: {times}");
     }
+}
+
+/// Reads the latest ticks and the series over few and many rows, and over few and many instruments. The server generates
+/// the rows.
+pub(crate) fn scale(setup: &Setup) {
+    let large =
+        qi_benches::variable("QI_BENCH_ROWS").map_or(100 * MILLION, |rows| rows.parse().expect("a number"));
+    let filled = |rows: usize, instruments: usize| {
+        let target = setup.create(|_| ());
+        for start in (0..rows).step_by(10 * MILLION) {
+            let count = (rows - start).min(10 * MILLION);
+            let sql = format!(
+                "INSERT INTO {}ticks SELECT 'binance', 'COIN' || toString(number % {instruments}), \
+                 toDateTime64('2024-01-01 00:00:00', 6, 'UTC') + toIntervalMillisecond(number * 100), number, \
+                 toDecimal128(100 + number % 1000, 18), 1, 'buy' FROM numbers({start}, {count})",
+                target.prefix
+            );
+            setup.block_on(target.store.client().query_raw(&sql).execute()).expect("rows");
+        }
+        target.compact();
+        target
+    };
+    let names: Vec<_> =
+        (0..INSTRUMENTS).map(|n| format!("binance:COIN{n}").parse().expect("a valid name")).collect();
+    let latest = LatestQuery::new(Selection::only(names).expect("a hundred names"));
+    let ask_latest = |target: &TargetStore<'_>| {
+        timed(|| {
+            let page = setup.block_on(target.store.latest_ticks(&latest)).expect("a page");
+            assert_eq!(page.items.len(), INSTRUMENTS);
+        })
+    };
+    let series = SeriesRequest::new(PriceTick::DATASET);
+    let ask_series = |target: &TargetStore<'_>| {
+        timed(|| {
+            let page = setup.block_on(target.store.series(&series)).expect("a page");
+            assert!(page.items.len() >= INSTRUMENTS);
+        })
+    };
+    let rounds = setup.rounds * FACTOR;
+    let few = filled(MILLION, INSTRUMENTS);
+    let many = filled(large, INSTRUMENTS);
+    let times = ratio(rounds, || ask_latest(&many), || ask_latest(&few));
+    println!("latest of 100 instruments in {large} rows / in 1,000,000 rows: {times}");
+    let times = ratio(rounds, || ask_series(&many), || ask_series(&few));
+    println!("100 series in {large} rows / in 1,000,000 rows: {times}");
+    drop(many);
+    let wide = filled(MILLION, 100 * INSTRUMENTS);
+    let times = ratio(rounds, || ask_latest(&wide), || ask_latest(&few));
+    println!("latest of 100 of 10,000 instruments / of 100: {times}");
+    let times = ratio(rounds, || ask_series(&wide), || ask_series(&few));
+    println!("a page of 10,000 series / of 100 series: {times}");
 }

@@ -166,7 +166,7 @@ impl AgentSpec {
     }
 
     /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. An incarnation that
-    /// exceeds the limit counts as a crash. Defaults to 30 s.
+    /// exceeds the limit counts as a crash. Defaults to 6 minutes, which is above the longest `subscribe`.
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
         self.settings.limits.initialize = limit;

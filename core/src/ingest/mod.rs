@@ -199,8 +199,9 @@ impl Ingest {
     ///
     /// In an agent that [`AgentSpec::new_async`](crate::agent::AgentSpec::new_async) creates, a retryable error
     /// restarts the agent with backoff, without a limit. An expired init timeout counts as a crash instead, and the
-    /// number of crashes is limited. Set [`AgentSpec::init_timeout`](crate::agent::AgentSpec::init_timeout) above the
-    /// longest wait of `subscribe`, which [`guide::operations`](crate::guide::operations) lists.
+    /// number of crashes is limited. The default of
+    /// [`AgentSpec::init_timeout`](crate::agent::AgentSpec::init_timeout) is above the longest wait of `subscribe`, which
+    /// [`guide::operations`](crate::guide::operations) lists.
     pub async fn open(
         bus: Arc<dyn MessageBus>,
         store: Arc<dyn PriceStore>,

@@ -14,7 +14,10 @@ use crate::{Error, ErrorKind, Operation, OperationClass, Result};
 pub struct TimeoutConfig {
     /// The limit of an ordinary call. A receive has this limit in addition to its `wait`. Defaults to 30 s.
     pub call: Duration,
-    /// The limit of `ensure_schema`, `delete_range`, `purge_before` and `close`. Defaults to 10 minutes.
+    /// The limit of `ensure_schema`, `delete_range`, `purge_before`, `subscribe` and `close`. Defaults to 10 minutes.
+    ///
+    /// `subscribe` returns after the first assignment. A group whose last member was killed assigns partitions only
+    /// after the session timeout of that member.
     pub bulk: Duration,
     /// The limit of a publish. Defaults to twice the delivery timeout of the bus plus `call`.
     ///
@@ -68,11 +71,10 @@ impl Timeout {
     }
 
     fn limit(&self, operation: Operation) -> Duration {
-        if operation.class() == OperationClass::Bulk || operation.is_close() {
-            self.config.bulk
-        } else {
-            self.config.call
-        }
+        let is_long = operation.class() == OperationClass::Bulk
+            || operation == Operation::Subscribe
+            || operation.is_close();
+        if is_long { self.config.bulk } else { self.config.call }
     }
 }
 

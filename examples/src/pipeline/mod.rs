@@ -102,8 +102,6 @@ pub struct Stop {
 
 /// The consumer group of the writer.
 const GROUP: &str = "pipeline-writer";
-/// The time limit for the writer to join its group. It is long, because a backend may be unavailable at the start.
-const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
 /// The first and the longest delay between two requests for the writer's lag after the feed has ended. Delays double.
 const LAG_CHECK_DELAYS: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 /// The number of requests after which a warning is logged, if the lag is still unknown or above 0.
@@ -228,7 +226,7 @@ impl Job {
             query: query.clone(),
         };
         let mut runtime = AgentRuntime::builder()
-            .agent(AgentSpec::new_async("writer", writer).init_timeout(JOIN_TIMEOUT))
+            .agent(AgentSpec::new_async("writer", writer))
             .agent(AgentSpec::once("feed", feed).depends_on(["writer"]).run_to_completion())
             .observer(MetricsObserver::default());
         if let Some(observer) = self.observer.take() {

@@ -137,7 +137,8 @@ fn with_resend(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
 fn with_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn MessageBus> {
     let third = |faults: &[Fault]| Rule::new(1.0 / 3.0, faults.iter().copied());
     // On paused time a hang costs nothing. On real time a hang costs a time limit that suits brokers. A member whose
-    // response was lost also delays its group until its session passes.
+    // response was lost also delays its group until its session passes. `subscribe` does not hang on real time, and has
+    // the limit of bulk calls.
     let paused = bus.info().backend == "memory";
     let limit = Duration::from_millis(if paused { 50 } else { 10_000 });
     let mut faults = vec![Fault::Error, Fault::LostResponse];
