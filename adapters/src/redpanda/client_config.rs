@@ -154,9 +154,13 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
 pub(super) fn member(config: &RedpandaConfig, request: &SubscribeRequest) -> ClientConfig {
     let mut client_config = consumer(config, request.max_buffered_bytes);
     let session = millis(request.session_timeout).clamp(1, 3_600_000);
-    // 500 ms, because members learn of a rebalance by heartbeats. At most a third of the session timeout, as Kafka's
-    // documentation recommends, so a lost heartbeat does not remove the member.
-    let heartbeat = (session / 3).clamp(1, 500);
+    // Members learn of a rebalance by heartbeats, and each heartbeat is a request to the coordinator. At most a third of
+    // the session timeout, as Kafka's documentation recommends, so a lost heartbeat does not remove the member.
+    let longest = match config.profile {
+        Profile::Balanced | Profile::LowLatency => 500,
+        Profile::HighThroughput => 3_000,
+    };
+    let heartbeat = (session / 3).clamp(1, longest);
     client_config
         .set("group.id", request.group.as_str())
         .set("partition.assignment.strategy", "cooperative-sticky")
