@@ -94,7 +94,9 @@ async fn few_rows(server: Server) {
         async |store, config| {
             let names = ["x:Y", "x:Z"];
             for name in names {
-                store.insert_ticks(&ticks(name, 0, 200_000)).await.unwrap();
+                for part in ticks(name, 0, 200_000).chunks(config.max_batch) {
+                    store.insert_ticks(part).await.unwrap();
+                }
             }
             let mut limited = config.clone();
             limited.settings.insert("max_rows_to_read".to_owned(), "50000".to_owned());
