@@ -170,6 +170,11 @@ async fn execute(options: Options, config: &Config, datasets: Datasets) -> ExitC
         {
             fail(&error, USAGE)
         }
+        Err(error) if error.kind() == qi_core::ErrorKind::SchemaMismatch => {
+            let code = fail(&error, FAILED);
+            say(format_args!("`qi migrate` creates the schema, which is missing or incomplete"));
+            code
+        }
         Err(error) => fail(&error, FAILED),
     }
 }

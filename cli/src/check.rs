@@ -85,7 +85,9 @@ impl Findings {
         }
         let failed = found.into_iter().find_map(Result::err);
         let hint = |error: Error| match error.kind() {
-            qi_core::ErrorKind::SchemaMismatch => format!("{}; `qi migrate` creates it", error.report()),
+            qi_core::ErrorKind::SchemaMismatch => {
+                format!("`qi migrate` creates the schema, which is missing or incomplete: {}", error.report())
+            }
             _ => error.report(),
         };
         self.push(target, "schema and read access", failed.map_or(Ok(None), |error| Err(hint(error))));

@@ -80,24 +80,54 @@ impl Listing {
             .iter()
             .map(|row| row.iter().map(|cell| printable(&plain(cell, "-"))).collect())
             .collect();
-        let least: Vec<u16> = (0..self.headers.len())
-            .map(|at| least_width(self.headers[at], cells.iter().map(|row| &*row[at])))
-            .collect();
-        // The first border, and for each column a space at both sides and a separator or the last border.
-        let needed = least.iter().fold(1_usize, |sum, least| sum + usize::from(*least) + 3);
-        if needed > usize::from(width) {
-            return self.blocks(&cells, width);
+        let all: Vec<usize> = (0..self.headers.len()).collect();
+        let least = |at: usize| least_width(self.headers[at], cells.iter().map(|row| &*row[at]));
+        let least: Vec<u16> = all.iter().map(|at| least(*at)).collect();
+        // The spaces at both sides of a cell: the widest that fits.
+        let padding = |columns: &[usize]| {
+            [(1, 1), (0, 1), (0, 0)].into_iter().find(|(left, right)| {
+                let column = |at: &usize| usize::from(least[*at]) + left + right + 1;
+                columns.iter().map(column).sum::<usize>() < usize::from(width)
+            })
+        };
+        if let Some(padding) = padding(&all) {
+            return self.grid(&cells, &all, (&least, padding), width);
         }
+        // A value that all rows have is shown once, above the table.
+        let is_common = |at: &usize| cells.len() > 1 && cells.iter().all(|row| row[*at] == cells[0][*at]);
+        let (common, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_common);
+        let above = |at: &usize| format!("{}: {}\n", self.headers[*at], cells[0][*at]);
+        let above: String = if cells.is_empty() { String::new() } else { common.iter().map(above).collect() };
+        let fits = above.lines().all(|line| measure_text_width(line) <= usize::from(width));
+        match padding(&others) {
+            Some(padding) if fits && !others.is_empty() => {
+                above + &self.grid(&cells, &others, (&least, padding), width)
+            }
+            _ => self.blocks(&cells, width),
+        }
+    }
+
+    /// Renders some columns side by side, with their least widths and a padding.
+    fn grid(
+        &self,
+        cells: &[Vec<String>],
+        columns: &[usize],
+        (least, padding): (&[u16], (usize, usize)),
+        width: u16,
+    ) -> String {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-        table.set_header(self.headers.iter().copied());
-        for row in &cells {
-            table.add_row(row);
+        table.set_header(columns.iter().map(|at| self.headers[*at]));
+        for row in cells {
+            table.add_row(columns.iter().map(|at| &row[*at]));
         }
-        for (at, column) in table.column_iter_mut().enumerate() {
-            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least[at] + 2)));
-            if self.rows.iter().any(|row| row[at].is_number()) {
+        #[expect(clippy::cast_possible_truncation, reason = "at most one space")]
+        let (left, right) = (padding.0 as u16, padding.1 as u16);
+        for (column, at) in table.column_iter_mut().zip(columns) {
+            column.set_padding((left, right));
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least[*at] + left + right)));
+            if self.rows.iter().any(|row| row[*at].is_number()) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
@@ -153,8 +183,8 @@ impl Listing {
 /// The width of a table without a terminal.
 const DEFAULT_WIDTH: u16 = 100;
 const MIN_WIDTH: u16 = 40;
-/// The longest word that is not wrapped.
-const MAX_WORD: usize = 40;
+/// The longest number or time that is not wrapped.
+const MAX_NUMBER: usize = 40;
 /// The width of a column at which longer text wraps.
 const MIN_TEXT: usize = 20;
 
@@ -165,12 +195,15 @@ fn terminal_width() -> u16 {
     variable.filter(|columns| *columns > 0).or_else(terminal).unwrap_or(DEFAULT_WIDTH)
 }
 
-/// Returns the least width of a column at which it can be read: numbers, times and names do not wrap, other text wraps.
+/// Returns the least width of a column at which it can be read: numbers and times do not wrap, other text wraps.
 fn least_width<'a>(header: &str, cells: impl Iterator<Item = &'a str>) -> u16 {
     let header = header.split(' ').map(measure_text_width).max().unwrap_or(0);
-    let cell = |cell: &str| match measure_text_width(cell) {
-        width if width <= MAX_WORD && !cell.contains(char::is_whitespace) => width,
-        width => width.min(MIN_TEXT),
+    let cell = |cell: &str| {
+        let is_number = cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+            && cell.len() <= MAX_NUMBER
+            && !cell.contains(char::is_whitespace);
+        let width = measure_text_width(cell);
+        if is_number { width } else { width.min(MIN_TEXT) }
     };
     u16::try_from(cells.map(cell).fold(header, usize::max)).unwrap_or(u16::MAX)
 }
@@ -259,12 +292,12 @@ mod tests {
         let (time, number) = ("2024-01-31T12:00:00.123456Z", "12345678901234567890.123456789012345678");
         listing.push([text("store timescale"), text(time), text(number), text("word ".repeat(60))]);
         listing.push([text("a"), text(time), text(number), text("x".repeat(300))]);
-        for width in [120, 130, 200, 1_000] {
+        for width in [109, 120, 130, 200, 1_000] {
             let table = listing.render_within(Format::Table, width);
             assert!(longest(&table) <= usize::from(width) && table.starts_with('┌'), "{table}");
             assert!(table.contains(time) && table.contains(number), "{table}");
         }
-        for width in [0, 40, 80, 99] {
+        for width in [0, 40, 80, 98] {
             let blocks = listing.render_within(Format::Table, width);
             assert!(longest(&blocks) <= usize::from(width.max(40)), "{blocks}");
             assert!(blocks.contains("target") && blocks.contains(time), "{blocks}");
@@ -280,8 +313,26 @@ mod tests {
         }
         let blocks = listing.render_within(Format::Table, 80);
         assert!(longest(&blocks) <= 80 && blocks.matches("1234567890.123").count() == 20, "{blocks}");
-        let table = listing.render_within(Format::Table, 200);
-        assert_eq!(table.lines().count(), 6, "{table}");
+        for width in [200, 151] {
+            let table = listing.render_within(Format::Table, width);
+            assert!(table.lines().count() == 6 && longest(&table) <= usize::from(width), "{table}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_all_rows_is_shown_once_if_the_table_is_too_wide() {
+        let mut listing = Listing::new(["instrument", "time", "price"]);
+        for second in 0..3 {
+            let time = format!("2024-01-31T12:00:0{second}.123456Z");
+            listing.push([text("exchange:INSTRUMENT"), text(time), text("12345678901234567890.12345")]);
+        }
+        let table = listing.render_within(Format::Table, 60);
+        assert!(
+            table.starts_with("instrument: exchange:INSTRUMENT\nprice: 12345678901234567890.12345\n┌"),
+            "{table}"
+        );
+        assert_eq!((table.matches("exchange").count(), table.lines().count()), (1, 2 + 7), "{table}");
+        assert_eq!(listing.render_within(Format::Table, 100).matches("exchange").count(), 3);
     }
 
     #[test]

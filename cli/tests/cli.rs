@@ -178,7 +178,7 @@ fn archives_have_exit_codes_and_usage_errors() {
 
 #[test]
 fn check_fails_neither_because_of_a_memory_bus_nor_creates_topics() {
-    let out = run_with(&["check"], &[("QI__STORE__AUTO_SCHEMA", "true")]);
+    let out = run_with(&["check", "--format", "csv"], &[("QI__STORE__AUTO_SCHEMA", "true")]);
     let shown = text(&out.stdout);
     assert_eq!(out.status.code(), Some(0), "{shown}");
     assert!(shown.contains("the bus is in the memory of this process"), "{shown}");

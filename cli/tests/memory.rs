@@ -840,7 +840,7 @@ async fn groups_are_reset_to_every_position() {
     assert_eq!(reset(SeekTo::Offset(7), false).await.unwrap(), [(50.into(), 7), (50.into(), 7)]);
     assert_eq!(reset(SeekTo::Earliest, true).await.unwrap(), [(7.into(), 0), (7.into(), 0)]);
     assert_eq!(reset(SeekTo::Offset(99), false).await.unwrap()[1], (7.into(), 50));
-    let past = Timestamp::from_secs(1).unwrap();
+    let past = Timestamp::from_secs(1_000_000).unwrap();
     assert_eq!(reset(SeekTo::At(past), false).await.unwrap()[1], (50.into(), 0));
     let future = Timestamp::now().checked_add(Duration::from_hours(1)).unwrap();
     assert_eq!(reset(SeekTo::At(future), false).await.unwrap()[1], (0.into(), 50));
@@ -876,7 +876,7 @@ async fn tail_shows_the_newest_messages_and_follows() {
         "{text}"
     );
     let (count, json) =
-        shown(plan(tail::Start::Since(Timestamp::from_secs(1).unwrap()), false, None), Format::Json)
+        shown(plan(tail::Start::Since(Timestamp::from_secs(1_000_000).unwrap()), false, None), Format::Json)
             .await
             .unwrap();
     assert_eq!(count, 100);

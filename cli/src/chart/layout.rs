@@ -153,20 +153,16 @@ impl Layout<'_> {
         let (low, high) = padded(low, high);
         let prices = Scale { low, high, top, bottom: split - 8 };
         let labels = axis::numbers(low, high, usize::try_from((split - top) / 50).unwrap_or(1));
-        let most = candles.iter().filter_map(|candle| candle.volume).fold(0.0, f64::max);
-        let volume_label = axis::volume(most);
-        let widths = labels
-            .iter()
-            .map(|(_, label)| label)
-            .chain([&volume_label])
-            .map(|label| text_width(label, SMALL));
+        // No label of a volume is longer than these.
+        let volume_labels = ["volume", "1.0e-10"];
+        let widths = labels.iter().map(|(_, label)| label.as_str()).chain(volume_labels);
+        let widths = widths.map(|label| text_width(label, SMALL));
         self.right = self.size.0 - MARGIN - widths.max().unwrap_or(0) - 8;
 
         // Bars that have less room than a candle needs are joined.
         let room = f64::from(self.right - self.left) / float(self.picture.slots);
         let joined = if room < MIN_CANDLE { integer((MIN_CANDLE / room).ceil()) } else { 1 };
         let groups = grouped(candles, joined);
-        // Joined candles have grown no further than their bars, so the scale of the prices stays.
         self.header(joined);
         self.times(bottom);
         self.mark_gaps(top, bottom);

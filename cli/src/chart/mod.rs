@@ -217,7 +217,7 @@ mod tests {
         std::fs::write(&path, "old").unwrap();
         let empty = drawn(&[], &path, false, TimeRange::ALL).await.unwrap_err();
         assert_eq!((empty.kind(), empty.code()), (ErrorKind::NotFound, "chart.empty"));
-        let past = TimeRange::before(Timestamp::from_secs(1).unwrap());
+        let past = TimeRange::before(Timestamp::from_secs(1_000_000).unwrap());
         assert_eq!(drawn(&[(0, "5")], &path, true, past).await.unwrap_err().code(), "chart.empty");
         let format =
             drawn(&[(0, "5")], &folder.path().join("a.gif"), false, TimeRange::ALL).await.unwrap_err();

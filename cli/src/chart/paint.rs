@@ -55,8 +55,12 @@ fn paint<B: DrawingBackend>(area: &DrawingArea<B, Shift>, items: &[Item]) -> Res
         for item in items {
             match item {
                 Item::Box { from, to, color } => {
-                    // The far corner is part of a rectangle.
+                    // The far corner is part of a rectangle. `plotters` paints no rectangle without an area.
                     let corners = [*from, (to.0 - 1, to.1 - 1)];
+                    if corners[0].0 == corners[1].0 || corners[0].1 == corners[1].1 {
+                        area.draw(&PathElement::new(corners.to_vec(), rgb(*color)))?;
+                        continue;
+                    }
                     area.draw(&Rectangle::new(corners, ShapeStyle::from(rgb(*color)).filled()))?;
                 }
                 Item::Line { from, to, color } => {

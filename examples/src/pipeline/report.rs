@@ -165,11 +165,11 @@ mod tests {
         let counters = JobCounters::default();
         for rows in [Vec::new(), rows[..1].to_vec(), rows] {
             let summary = Summary {
-                published: u64::MAX / 10,
-                stored: u64::MAX / 10,
-                resent: u64::MAX / 10,
-                dead_letters: u64::MAX / 10,
-                bad_lines: u64::MAX / 10,
+                published: 999_999_999_999,
+                stored: 999_999_999_999,
+                resent: 999_999_999_999,
+                dead_letters: 999_999_999_999,
+                bad_lines: 999_999_999_999,
                 ..Summary::done(&counters, Duration::from_secs(9), rows)
             };
             let table = summary.table();
