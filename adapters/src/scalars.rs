@@ -44,6 +44,7 @@ pub(crate) fn texts<'de, D: Deserializer<'de>>(
 ///
 /// # Errors
 /// The errors of the serializer.
+#[allow(clippy::ref_option, reason = "serde passes a reference to the field")]
 pub(crate) fn hidden<S: Serializer>(secret: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
     match secret {
         Some(_) => serializer.serialize_str(HIDDEN),

@@ -138,7 +138,8 @@ impl Copy {
     }
 
     /// Creates the schema of the target, copies the series that are not complete in the progress file, and compares. A
-    /// series that differs is removed from the progress file, so that the next run copies it again.
+    /// series that differs is removed from the progress file, so that the next run copies it again. With
+    /// [`Copy::verify_only`] only compares.
     ///
     /// # Errors
     /// Errors of a store; `InvalidInput` for the progress file of another copy; `NotFound` for an instrument that the
