@@ -6,7 +6,7 @@ use std::time::Duration;
 use qi_core::Datasets;
 use qi_core::Result;
 use qi_core::domain::duration;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::validation::Rules;
 
@@ -21,18 +21,24 @@ use crate::validation::Rules;
 /// config.retention.set("ticks", day);
 /// assert_eq!((config.retention.get("ticks"), config.retention.get("bars")), (Some(day), None));
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "BTreeMap<String, DurationText>")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "BTreeMap<String, DurationText>", into = "BTreeMap<String, DurationText>")]
 pub struct DatasetDurations(BTreeMap<String, Duration>);
 
 /// A duration as text with a unit, such as `"7d"`.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(transparent)]
 struct DurationText(#[serde(with = "duration")] Duration);
 
 impl From<BTreeMap<String, DurationText>> for DatasetDurations {
     fn from(entries: BTreeMap<String, DurationText>) -> Self {
         Self(entries.into_iter().map(|(dataset, DurationText(duration))| (dataset, duration)).collect())
+    }
+}
+
+impl From<DatasetDurations> for BTreeMap<String, DurationText> {
+    fn from(DatasetDurations(entries): DatasetDurations) -> Self {
+        entries.into_iter().map(|(dataset, duration)| (dataset, DurationText(duration))).collect()
     }
 }
 

@@ -64,6 +64,7 @@ mod password_warning;
 pub mod redpanda;
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 mod root_certs;
+mod scalars;
 pub mod timescale;
 mod validation;
 

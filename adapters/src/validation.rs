@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::time::Duration;
+#[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
+use std::{fs::File, io::Read as _, path::Path};
 
 use qi_core::domain::duration;
 use qi_core::{Error, ErrorKind, Result};
+#[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
+use secrecy::SecretString;
 
 /// The section of a backend, for use in its errors.
 #[derive(Debug)]
@@ -39,6 +43,33 @@ impl Rules {
         let (min, max) = (duration::format(min), duration::format(max));
         let rule = format_args!("must lie from {min} to {max}");
         Err(self.refuse(key, duration::format(value), rule))
+    }
+
+    /// Rejects a password that is set both as `key` and as a file.
+    pub(super) fn one_of(&self, key: &str, is_set: bool, has_file: bool) -> Result<()> {
+        if is_set && has_file {
+            let rule = format!("`{key}` and `{key}_file` must not both be set");
+            return Err(self.refuse(&format!("{key}_file"), "both", rule));
+        }
+        Ok(())
+    }
+
+    /// Reads a secret from a file, without the line break at its end.
+    #[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
+    pub(super) fn secret(&self, key: &str, file: &Path) -> Result<SecretString> {
+        const MAX_BYTES: u64 = 65_536;
+        let mut text = String::new();
+        let read = File::open(file).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+        if let Err(error) = read {
+            return Err(self.refuse(key, file.display(), "cannot be read").with_source(error));
+        }
+        let secret = text.strip_suffix('\n').unwrap_or(&text);
+        let secret = secret.strip_suffix('\r').unwrap_or(secret);
+        if secret.is_empty() || text.len() as u64 > MAX_BYTES {
+            let rule = format_args!("must contain 1 to {MAX_BYTES} bytes of text");
+            return Err(self.refuse(key, file.display(), rule));
+        }
+        Ok(SecretString::from(secret))
     }
 
     /// Returns the error for a rejected value.

@@ -4,18 +4,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use qi_cli::dlq::Selection;
-use qi_cli::output::Format;
+use clap_complete::Shell;
 use qi_core::Datasets;
-use qi_core::bus::{DeadLetters, GroupId, TopicName};
+use qi_core::bus::{DeadLetters, GroupId, SeekTo, TopicName};
 use qi_core::record::Dataset;
-use qi_core::{Error, ErrorKind, Instrument, Interval, Result, TimeRange, Timestamp};
+use qi_core::{Error, ErrorKind, Exchange, Instrument, Interval, Result, TimeRange, Timestamp};
+
+use crate::dlq::Selection;
+use crate::output::Format;
 
 /// The operator's tool for the backends of qi: checks, migrates, queries, copies, replays, imports, redrives.
 #[derive(Debug, Parser)]
 #[command(name = "qi", version)]
 pub(crate) struct Options {
-    /// The configuration file. Without it all backends are in memory. QI__... variables override both.
+    /// The configuration file. Defaults to the file in the variable `QI_CONFIG`, then to `qi.toml` in the current folder.
+    /// Without a file all backends are in memory. QI__... variables override the file.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
     /// Another store of the same file, instead of `store.backend`.
@@ -34,7 +37,10 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Checks the store and the bus: latency, versions, schema, topics and permissions. Exit code 1 if a check fails.
+    /// Shows the effective settings, each with its origin: default, file or environment variable. Secrets are hidden.
+    Config,
+    /// Checks the store and the bus: latency, versions, schema, topics and permissions. Creates nothing, also with
+    /// `auto_schema`. Exit code 1 if a check fails.
     Check {
         /// Also writes a tick of the instrument qi-check:PROBE and deletes it. Without this, nothing is written.
         #[arg(long)]
@@ -47,7 +53,15 @@ pub(crate) enum Command {
         dry_run: bool,
     },
     /// Shows every topic with partitions, replicas and messages.
-    Topics,
+    Topics {
+        #[command(subcommand)]
+        command: Option<Topics>,
+    },
+    /// Shows the messages of a topic as they arrive, after the newest ones. Joins no group and commits nothing.
+    Tail(TailArguments),
+    /// Changes the offsets of consumer groups.
+    #[command(subcommand)]
+    Groups(Groups),
     /// Shows the lag of consumer groups.
     Lag {
         /// Only these groups. Defaults to all groups.
@@ -56,12 +70,32 @@ pub(crate) enum Command {
         /// Shows a row for each partition.
         #[arg(long)]
         partitions: bool,
+        /// For probes: exit code 1 if a topic of a group has a larger lag or an unknown lag, or if a named group does not
+        /// exist.
+        #[arg(long, value_name = "N")]
+        max: Option<u64>,
     },
-    /// Shows records of the store.
+    /// Shows the instruments or names of a dataset, with the times of their first and last record.
+    Instruments {
+        /// The dataset.
+        #[arg(long, default_value = "ticks", value_parser = dataset)]
+        dataset: Dataset,
+        /// Only instruments of this exchange.
+        #[arg(long)]
+        exchange: Option<Exchange>,
+        /// The maximum number of rows.
+        #[arg(long, default_value_t = 1_000)]
+        limit: usize,
+    },
+    /// Shows records of the store. Creates nothing, also with `auto_schema`.
     #[command(subcommand)]
     Query(Query),
+    /// Draws the candles and the volume of an instrument to an SVG or PNG file, and marks the gaps: intervals without
+    /// data. Exit code 1 without data.
+    #[cfg(feature = "chart")]
+    Chart(ChartArguments),
     /// Copies records from one store of the configuration to another, and compares both by counts and checksums. Can
-    /// be interrupted and continued. Exit code 1 if a series differs.
+    /// be interrupted and continued. `--until` defaults to now. Exit code 1 if a series differs.
     Copy(CopyArguments),
     /// Stores the records of a topic's messages, by message time. Joins no group and commits nothing.
     Replay(ReplayArguments),
@@ -78,6 +112,94 @@ pub(crate) enum Command {
     /// Lists, shows and redrives dead letters: messages that could not be decoded.
     #[command(subcommand)]
     Dlq(Dlq),
+    /// Prints the completions of a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Topics {
+    /// Shows the partitions of a topic with leader, replicas and offsets.
+    Describe {
+        /// The topic.
+        topic: TopicName,
+        /// Shows the settings of the topic instead.
+        #[arg(long)]
+        settings: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Groups {
+    /// Commits new offsets of a topic for a group without members, and shows the old and the new ones.
+    Reset {
+        /// The consumer group.
+        group: GroupId,
+        /// The topic.
+        #[arg(long)]
+        topic: TopicName,
+        /// The new position in every partition: `earliest`, `latest`, an offset, or a message time such as
+        /// 2024-01-31T12:00:00Z.
+        #[arg(long, value_name = "POSITION", value_parser = position)]
+        to: SeekTo,
+        /// Shows the new offsets and commits nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TailArguments {
+    /// The topic.
+    pub(crate) topic: TopicName,
+    /// Only this partition. Can be repeated.
+    #[arg(long = "partition", value_name = "N")]
+    pub(crate) partitions: Vec<u32>,
+    /// The start of the message times, instead of the newest messages.
+    #[arg(long, value_name = "TIME", conflicts_with = "last")]
+    pub(crate) since: Option<Timestamp>,
+    /// The number of existing messages of each partition to show first.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) last: u64,
+    /// Ends at the end that the topic has now.
+    #[arg(long)]
+    pub(crate) no_follow: bool,
+    /// Ends after this number of messages.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Shows key and payload completely, instead of the first 1,024 bytes of each.
+    #[arg(long)]
+    pub(crate) full: bool,
+}
+
+#[cfg(feature = "chart")]
+#[derive(Debug, Args)]
+pub(crate) struct ChartArguments {
+    /// The instrument.
+    #[arg(value_name = "EXCHANGE:SYMBOL")]
+    pub(crate) instrument: Instrument,
+    /// The interval of the candles: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
+    #[arg(long, default_value = "1h")]
+    pub(crate) interval: Interval,
+    #[command(flatten)]
+    pub(crate) times: Times,
+    /// Draws stored bars, instead of bars that are derived from ticks.
+    #[arg(long)]
+    pub(crate) stored: bool,
+    /// Draws only the gaps over the range, and names the longest ones.
+    #[arg(long)]
+    pub(crate) gaps: bool,
+    /// The file, which is replaced. Its name ends with `.svg` or `.png`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The width of the picture in pixels.
+    #[arg(long, value_name = "PIXELS", default_value_t = 1_200, value_parser = clap::value_parser!(u32).range(400..=8_000))]
+    pub(crate) width: u32,
+    /// The height of the picture in pixels.
+    #[arg(long, value_name = "PIXELS", default_value_t = 675, value_parser = clap::value_parser!(u32).range(300..=8_000))]
+    pub(crate) height: u32,
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,22 +246,53 @@ pub(crate) struct DeadLetterTopic {
 }
 
 impl Options {
-    /// Returns the datasets that the store is opened with.
-    pub(crate) fn datasets(&self) -> Datasets {
-        let standard = Datasets::standard();
+    /// Returns the datasets that the store is opened with: those of the program, and all others if the command names one
+    /// of them.
+    pub(crate) fn datasets(&self, program: &Datasets) -> Datasets {
         let named = match &self.command {
-            Command::Query(Query::Latest { dataset, .. } | Query::Records { dataset, .. }) => {
+            Command::Instruments { dataset, .. }
+            | Command::Query(Query::Latest { dataset, .. } | Query::Records { dataset, .. }) => {
                 std::slice::from_ref(dataset)
             }
+            Command::Query(
+                Query::FundingRates { .. }
+                | Query::OpenInterest { .. }
+                | Query::Liquidations { .. }
+                | Query::MarkPrices { .. }
+                | Query::BookSnapshots { .. },
+            ) => return all(program),
             Command::Copy(arguments) => &arguments.datasets,
             Command::Import(arguments) => &arguments.datasets,
             #[cfg(feature = "archive")]
             Command::Export(arguments) => &arguments.datasets,
             _ => &[],
         };
-        let others = named.iter().any(|dataset| standard.position(*dataset).is_err());
-        if self.all_datasets || others { Datasets::built_in() } else { standard }
+        let others = named.iter().any(|dataset| program.position(*dataset).is_err());
+        if self.all_datasets || others { all(program) } else { program.clone() }
     }
+}
+
+/// Returns the datasets of a program and of the library.
+fn all(program: &Datasets) -> Datasets {
+    let missing = |dataset: &Dataset| program.get(dataset.name()).is_none();
+    Datasets::built_in().iter().filter(missing).fold(program.clone(), |all, dataset| {
+        // A dataset whose tables another dataset has is left out.
+        all.clone().with_dataset(dataset).unwrap_or(all)
+    })
+}
+
+/// Lets the options with datasets accept the datasets of a program.
+pub(crate) fn with_datasets(command: clap::Command, program: &Datasets) -> clap::Command {
+    let known = all(program);
+    let parser = move |text: &str| dataset_of(&known, text);
+    let command = command.mut_args(|argument| {
+        if ["dataset", "datasets"].contains(&argument.get_id().as_str()) {
+            argument.value_parser(parser.clone())
+        } else {
+            argument
+        }
+    });
+    command.mut_subcommands(|command| with_datasets(command, program))
 }
 
 impl DeadLetterTopic {
@@ -223,7 +376,57 @@ pub(crate) enum Query {
         #[command(flatten)]
         range: InstrumentRange,
     },
-    /// Shows the records of one series of a dataset.
+    /// Shows the quotes of an instrument.
+    Quotes {
+        #[command(flatten)]
+        range: InstrumentRange,
+    },
+    /// Shows the market snapshots of a scope: `global`, `asset:BTC`, ...
+    Snapshots {
+        /// The scope.
+        #[arg(value_name = "SCOPE")]
+        scope: String,
+        #[command(flatten)]
+        part: Part,
+    },
+    /// Shows the funding rates of an instrument.
+    #[command(name = "funding_rates")]
+    FundingRates {
+        #[command(flatten)]
+        range: InstrumentRange,
+    },
+    /// Shows the open interest of an instrument.
+    #[command(name = "open_interest")]
+    OpenInterest {
+        #[command(flatten)]
+        range: InstrumentRange,
+    },
+    /// Shows the liquidations of an instrument.
+    Liquidations {
+        #[command(flatten)]
+        range: InstrumentRange,
+    },
+    /// Shows the mark prices of an instrument.
+    #[command(name = "mark_prices")]
+    MarkPrices {
+        #[command(flatten)]
+        range: InstrumentRange,
+    },
+    /// Shows the snapshots of the order book of an instrument.
+    #[command(name = "book_snapshots")]
+    BookSnapshots {
+        #[command(flatten)]
+        range: InstrumentRange,
+    },
+    /// Shows figures of the ticks of an instrument in a range: count, prices, volume, VWAP and change.
+    Stats {
+        /// The instrument.
+        #[arg(value_name = "EXCHANGE:SYMBOL")]
+        instrument: Instrument,
+        #[command(flatten)]
+        times: Times,
+    },
+    /// Shows the records of one series of any dataset.
     Records {
         /// The dataset.
         #[arg(value_parser = dataset)]
@@ -306,9 +509,15 @@ pub(crate) struct CopyArguments {
     pub(crate) instruments: Vec<Instrument>,
     #[command(flatten)]
     pub(crate) times: Times,
-    /// Saves the progress in this file. The same command continues from there.
+    /// Saves the progress in this file, at most once a second. The same command continues from there.
     #[arg(long, value_name = "FILE")]
     pub(crate) progress: Option<PathBuf>,
+    /// The number of series that are copied or compared at once, from 1 to 64.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) concurrency: u8,
+    /// Compares the stores and writes nothing.
+    #[arg(long, conflicts_with = "progress")]
+    pub(crate) verify_only: bool,
 }
 
 #[derive(Debug, Args)]
@@ -386,11 +595,27 @@ pub(crate) struct ExportArguments {
 }
 
 fn dataset(text: &str) -> std::result::Result<Dataset, String> {
-    let datasets = Datasets::built_in();
+    dataset_of(&Datasets::built_in(), text)
+}
+
+fn dataset_of(datasets: &Datasets, text: &str) -> std::result::Result<Dataset, String> {
     datasets.get(text).ok_or_else(|| {
         let names: Vec<_> = datasets.iter().map(Dataset::name).collect();
         format!("must be one of {}", names.join(", "))
     })
+}
+
+fn position(text: &str) -> std::result::Result<SeekTo, String> {
+    match text {
+        "earliest" => Ok(SeekTo::Earliest),
+        "latest" => Ok(SeekTo::Latest),
+        _ => match text.parse() {
+            Ok(offset) => Ok(SeekTo::Offset(offset)),
+            Err(_) => text.parse().map(SeekTo::At).map_err(|_| {
+                "must be earliest, latest, an offset, or a time such as 2024-01-31T12:00:00Z".to_owned()
+            }),
+        },
+    }
 }
 
 fn duration(text: &str) -> std::result::Result<Duration, String> {

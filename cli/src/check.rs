@@ -85,7 +85,9 @@ impl Findings {
         }
         let failed = found.into_iter().find_map(Result::err);
         let hint = |error: Error| match error.kind() {
-            qi_core::ErrorKind::SchemaMismatch => format!("{}; `qi migrate` creates it", error.report()),
+            qi_core::ErrorKind::SchemaMismatch => {
+                format!("`qi migrate` creates the schema, which is missing or incomplete: {}", error.report())
+            }
             _ => error.report(),
         };
         self.push(target, "schema and read access", failed.map_or(Ok(None), |error| Err(hint(error))));
@@ -101,6 +103,18 @@ impl Findings {
             Ok((_, Err(error))) => Err(format!("{}; a tick of {PROBE} was not deleted", error.report())),
         };
         self.push(target, "write access", result);
+    }
+
+    /// Checks that a bus in the memory of this process answers. Such a bus is empty at the start of every process, so the
+    /// catalogue's topics are not expected.
+    pub async fn bus_in_memory(&mut self, target: &str, bus: &Arc<dyn MessageBus>) {
+        let pings = pings(|| async { Ok(bus.ping().await?.round_trip) }).await;
+        self.push(target, "ping", pings.map_err(|e| e.report()));
+        self.push(
+            target,
+            "topics",
+            Ok(Some("not checked: the bus is in the memory of this process".to_owned())),
+        );
     }
 
     /// Checks that a bus answers, that topics and groups may be listed, and that the catalogue's topics are complete.

@@ -1,17 +1,21 @@
 //! `qi copy`: copies records from one store to another in pages, and can be interrupted and continued at any page.
 //!
-//! Records are written by key, so a page that is written twice is stored once. After every page, the position in each
-//! series is saved in a file. At the end both stores are read again and compared by counts and checksums.
+//! Records are written by key, so a page that is written twice is stored once. The position in each series is saved in a
+//! file at most once a second. At the end both stores are read again and compared by counts and checksums.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use qi_core::record::Dataset;
 use qi_core::store::{Cursor, PageRequest, PriceStore, RecordPage};
-use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
+use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::output::{Listing, text};
@@ -19,8 +23,10 @@ use crate::{Series, Summary, progress};
 
 /// The code of errors of the progress file.
 const CODE: &str = "copy.progress";
-/// The number of records in a page. The progress is saved after each page.
-const PAGE: usize = 10_000;
+/// The shortest time between two writes of the progress file.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The number of series that are copied at once by default.
+const CONCURRENCY: usize = 4;
 
 /// The data to copy.
 #[derive(Debug, Clone)]
@@ -29,7 +35,8 @@ pub struct Plan {
     pub datasets: Vec<Dataset>,
     /// The instruments. An empty set selects all. Datasets of names are copied completely.
     pub instruments: BTreeSet<Instrument>,
-    /// The range of times. The time of a bar is its open time.
+    /// The range of times. The time of a bar is its open time. An end of [`Timestamp::MAX`] is the time at which the copy
+    /// begins; a continued copy keeps this time.
     pub range: TimeRange,
     /// The progress file. Without it, an interrupted copy restarts from the beginning.
     pub progress: Option<PathBuf>,
@@ -40,7 +47,16 @@ pub struct Plan {
 struct Progress {
     /// The plan as text. Another plan must not continue from this file.
     plan: String,
+    /// The end of the range, if it is the time at which the copy began.
+    #[serde(default)]
+    until: Option<Timestamp>,
     series: BTreeMap<String, SeriesProgress>,
+}
+
+/// The progress in memory, and the time of its last write.
+struct Saved {
+    progress: Progress,
+    at: Option<Instant>,
 }
 
 /// The progress of one series.
@@ -108,50 +124,75 @@ pub struct Copy {
     pub stop: CancellationToken,
     /// The number of records that this run has copied.
     pub copied: Arc<AtomicU64>,
+    /// The number of series that are copied or compared at once. Defaults to 4.
+    pub concurrency: usize,
+    /// Compares the stores and writes nothing. Defaults to false.
+    pub verify_only: bool,
 }
 
 impl Copy {
     /// Creates a copy with this plan.
     pub fn new(from: Arc<dyn PriceStore>, to: Arc<dyn PriceStore>, plan: Plan) -> Self {
-        Self { from, to, plan, stop: CancellationToken::new(), copied: Arc::default() }
+        let (stop, copied) = (CancellationToken::new(), Arc::default());
+        Self { from, to, plan, stop, copied, concurrency: CONCURRENCY, verify_only: false }
     }
 
     /// Creates the schema of the target, copies the series that are not complete in the progress file, and compares. A
-    /// series that differs is removed from the progress file, so that the next run copies it again.
+    /// series that differs is removed from the progress file, so that the next run copies it again. With
+    /// [`Copy::verify_only`] only compares.
     ///
     /// # Errors
     /// Errors of a store; `InvalidInput` for the progress file of another copy; `NotFound` for an instrument that the
     /// source does not have.
     pub async fn run(&self) -> Result<Outcome> {
-        self.to.ensure_schema().await?;
-        let mut progress = self.load()?;
+        let mut saved = Saved { progress: self.load()?, at: None };
+        let range = if self.plan.range.end() == Timestamp::MAX {
+            // A progress file of an older version has positions without an end.
+            let new = || if saved.progress.series.is_empty() { Timestamp::now() } else { Timestamp::MAX };
+            let until = saved.progress.until.unwrap_or_else(new).max(self.plan.range.start());
+            saved.progress.until = Some(until);
+            TimeRange::new(self.plan.range.start(), until)?
+        } else {
+            self.plan.range
+        };
+        if !self.verify_only {
+            self.to.ensure_schema().await?;
+        }
         let mut all = Vec::new();
         for dataset in &self.plan.datasets {
             all.extend(Series::list(&*self.from, *dataset, &self.plan.instruments).await?);
         }
         self.check_instruments(&all)?;
-        for series in &all {
-            if !self.series(series, &mut progress).await? {
+        let (concurrency, saved) = (self.concurrency.max(1), Mutex::new(saved));
+        if !self.verify_only {
+            let copies = stream::iter(&all).map(|series| self.series(series, range, &saved));
+            let copied =
+                copies.buffer_unordered(concurrency).try_fold(true, |all, one| async move { Ok(all && one) });
+            let copied = copied.await;
+            self.save(&mut lock(&saved))?;
+            if !copied? {
                 return Ok(Outcome::Interrupted);
             }
         }
-        let mut compared = Vec::with_capacity(all.len());
-        for series in all {
-            let both = async {
-                let source = series.summary(&*self.from, self.plan.range);
-                let target = series.summary(&*self.to, self.plan.range);
-                tokio::try_join!(source, target)
-            };
-            let Some(both) = self.stop.run_until_cancelled(both).await else {
-                return Ok(Outcome::Interrupted);
-            };
-            let (source, target) = both?;
-            if source != target && progress.series.remove(&series.to_string()).is_some() {
-                self.save(&progress)?;
-            }
-            compared.push(SeriesComparison { series, source, target });
+        let comparisons = stream::iter(all).map(|series| self.compare(series, range)).buffered(concurrency);
+        let Some(compared) = self.stop.run_until_cancelled(comparisons.try_collect::<Vec<_>>()).await else {
+            return Ok(Outcome::Interrupted);
+        };
+        let compared = compared?;
+        let mut saved = lock(&saved);
+        let different = compared.iter().filter(|compared| compared.source != compared.target);
+        let removed =
+            different.filter(|compared| saved.progress.series.remove(&compared.series.to_string()).is_some());
+        if removed.count() > 0 {
+            self.save(&mut saved)?;
         }
         Ok(Outcome::Done(compared))
+    }
+
+    async fn compare(&self, series: Series, range: TimeRange) -> Result<SeriesComparison> {
+        let (source, target) =
+            tokio::try_join!(series.summary(&*self.from, range), series.summary(&*self.to, range))?;
+        Ok(SeriesComparison { series, source, target })
     }
 
     /// Returns an error for an instrument without records, which is probably mistyped.
@@ -166,13 +207,18 @@ impl Copy {
     }
 
     /// Copies the rest of one series, and reads a page while the page before is written. Returns false after a stop.
-    async fn series(&self, series: &Series, progress: &mut Progress) -> Result<bool> {
+    async fn series(&self, series: &Series, range: TimeRange, saved: &Mutex<Saved>) -> Result<bool> {
         let name = series.to_string();
-        let mut position = progress.series.get(&name).cloned().unwrap_or_default();
+        let mut position = lock(saved).progress.series.get(&name).cloned().unwrap_or_default();
         if position.complete {
             return Ok(true);
         }
-        let (range, page_size) = (self.plan.range, PageRequest::first(PAGE)?);
+        if self.stop.is_cancelled() {
+            return Ok(false);
+        }
+        let bulk = PageRequest::bulk(series.dataset);
+        // A page is written with one insert.
+        let page_size = PageRequest::first(bulk.limit().min(self.to.info().max_batch))?;
         let mut page = series.page(&*self.from, range, page_size.clone(), position.after.clone()).await?;
         loop {
             if self.stop.is_cancelled() {
@@ -197,8 +243,13 @@ impl Copy {
             position.records += records.len() as u64;
             position.complete = next.is_none();
             position.after = next;
-            progress.series.insert(name.clone(), position.clone());
-            self.save(progress)?;
+            {
+                let mut saved = lock(saved);
+                saved.progress.series.insert(name.clone(), position.clone());
+                if saved.at.is_none_or(|at| at.elapsed() >= SAVE_INTERVAL) {
+                    self.save(&mut saved)?;
+                }
+            }
             match following {
                 Some(following) => page = following,
                 None => return Ok(true),
@@ -210,12 +261,18 @@ impl Copy {
         let Plan { datasets, instruments, range, progress } = &self.plan;
         let (from, to) = (&self.from, &self.to);
         let plan = format!("{from} -> {to}: {datasets:?} of {instruments:?} in {range}");
+        let until = None;
         let found: Option<Progress> =
             progress::load(progress.as_deref(), CODE, &plan, |found: &Progress| &found.plan)?;
-        Ok(found.unwrap_or(Progress { plan, series: BTreeMap::new() }))
+        Ok(found.unwrap_or(Progress { plan, until, series: BTreeMap::new() }))
     }
 
-    fn save(&self, progress: &Progress) -> Result<()> {
-        progress::save(self.plan.progress.as_deref(), CODE, progress)
+    fn save(&self, saved: &mut Saved) -> Result<()> {
+        saved.at = Some(Instant::now());
+        progress::save(self.plan.progress.as_deref(), CODE, &saved.progress)
     }
+}
+
+fn lock(saved: &Mutex<Saved>) -> std::sync::MutexGuard<'_, Saved> {
+    saved.lock().unwrap_or_else(PoisonError::into_inner)
 }

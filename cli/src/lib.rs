@@ -1,9 +1,14 @@
-//! The commands of the program `qi`, as functions over the ports. They work on every backend and are tested in memory.
+//! The program `qi`, and its commands as functions over the ports. They work on every backend and are tested in memory.
+//!
+//! [`run`] is the program. A team's own tool calls it with a [`Backends`] registry.
 //!
 //! - [`check`]: checks backends, schema and topics.
 //! - [`migrate`]: creates the schema and the topics.
 //! - [`topics`]: shows topics, and the lag of groups.
-//! - [`query`]: shows latest records, ranges and bars.
+//! - [`groups`]: resets the offsets of groups.
+//! - [`tail`]: shows messages as they arrive.
+//! - [`query`]: shows latest records, ranges, bars and instruments.
+//! - `chart`: draws candles, volume and gaps (feature `chart`).
 //! - [`copy`]: copies from one store to another, with resume and a comparison.
 //! - [`replay`]: stores the records of a topic, by time.
 //! - [`import`]: writes market data files into a store.
@@ -14,11 +19,16 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod app;
 #[cfg(feature = "archive")]
 pub mod archive;
+mod arguments;
+#[cfg(feature = "chart")]
+pub mod chart;
 pub mod check;
 pub mod copy;
 pub mod dlq;
+pub mod groups;
 pub mod import;
 pub mod migrate;
 pub mod output;
@@ -26,6 +36,9 @@ mod progress;
 pub mod query;
 pub mod replay;
 mod series;
+pub mod tail;
 pub mod topics;
 
+pub use app::{run, run_with};
+pub use qi_adapters::Backends;
 pub use series::{Checksum, Series, Summary};

@@ -1,10 +1,14 @@
 //! Output of rows: a table for people, CSV or JSON for programs.
+//!
+//! A table is at most as wide as the terminal. Long text wraps. A table whose numbers and times do not fit is shown as a
+//! block of lines for each row.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use console::{Term, measure_text_width};
 use serde_json::{Map, Value};
 
 /// The format of the output.
@@ -44,10 +48,16 @@ impl Listing {
         &self.rows
     }
 
-    /// Renders the rows as text that ends with a line break.
+    /// Renders the rows as text that ends with a line break. A table is at most as wide as the terminal, or as the
+    /// variable `COLUMNS`, or 100 characters without both.
     pub fn render(&self, format: Format) -> String {
+        self.render_within(format, terminal_width())
+    }
+
+    /// Renders the rows as text. A table has at most `width` characters in a line, but at least 40.
+    pub fn render_within(&self, format: Format, width: u16) -> String {
         match format {
-            Format::Table => self.table(),
+            Format::Table => self.table(width.max(MIN_WIDTH)),
             Format::Csv => self.csv(),
             Format::Json => self.json(),
         }
@@ -64,19 +74,93 @@ impl Listing {
         }
     }
 
-    fn table(&self) -> String {
+    fn table(&self, width: u16) -> String {
+        let cells: Vec<Vec<String>> = self
+            .rows
+            .iter()
+            .map(|row| row.iter().map(|cell| printable(&plain(cell, "-"))).collect())
+            .collect();
+        let all: Vec<usize> = (0..self.headers.len()).collect();
+        let least = |at: usize| least_width(self.headers[at], cells.iter().map(|row| &*row[at]));
+        let least: Vec<u16> = all.iter().map(|at| least(*at)).collect();
+        // The spaces at both sides of a cell: the widest that fits.
+        let padding = |columns: &[usize]| {
+            [(1, 1), (0, 1), (0, 0)].into_iter().find(|(left, right)| {
+                let column = |at: &usize| usize::from(least[*at]) + left + right + 1;
+                columns.iter().map(column).sum::<usize>() < usize::from(width)
+            })
+        };
+        if let Some(padding) = padding(&all) {
+            return self.grid(&cells, &all, (&least, padding), width);
+        }
+        // A value that all rows have is shown once, above the table.
+        let is_common = |at: &usize| cells.len() > 1 && cells.iter().all(|row| row[*at] == cells[0][*at]);
+        let (common, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_common);
+        let above = |at: &usize| format!("{}: {}\n", self.headers[*at], cells[0][*at]);
+        let above: String = if cells.is_empty() { String::new() } else { common.iter().map(above).collect() };
+        let fits = above.lines().all(|line| measure_text_width(line) <= usize::from(width));
+        match padding(&others) {
+            Some(padding) if fits && !others.is_empty() => {
+                above + &self.grid(&cells, &others, (&least, padding), width)
+            }
+            _ => self.blocks(&cells, width),
+        }
+    }
+
+    /// Renders some columns side by side, with their least widths and a padding.
+    fn grid(
+        &self,
+        cells: &[Vec<String>],
+        columns: &[usize],
+        (least, padding): (&[u16], (usize, usize)),
+        width: u16,
+    ) -> String {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
-        table.set_header(self.headers.iter().copied());
-        for row in &self.rows {
-            table.add_row(row.iter().map(|cell| printable(&plain(cell, "-"))));
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        table.set_header(columns.iter().map(|at| self.headers[*at]));
+        for row in cells {
+            table.add_row(columns.iter().map(|at| &row[*at]));
         }
-        for (at, column) in table.column_iter_mut().enumerate() {
-            if self.rows.iter().any(|row| row[at].is_number()) {
+        #[expect(clippy::cast_possible_truncation, reason = "at most one space")]
+        let (left, right) = (padding.0 as u16, padding.1 as u16);
+        for (column, at) in table.column_iter_mut().zip(columns) {
+            column.set_padding((left, right));
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least[*at] + left + right)));
+            if self.rows.iter().any(|row| row[*at].is_number()) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
         format!("{table}\n")
+    }
+
+    /// Renders a block of lines for each row: a line for each column.
+    fn blocks(&self, cells: &[Vec<String>], width: u16) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_BORDERS_ONLY);
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        for (at, row) in cells.iter().enumerate() {
+            if at > 0 {
+                table.add_row(["", ""]);
+            }
+            for (header, cell) in self.headers.iter().zip(row) {
+                table.add_row([*header, cell.as_str()]);
+            }
+        }
+        if cells.is_empty() {
+            for header in &self.headers {
+                table.add_row([*header, ""]);
+            }
+        }
+        format!("{table}\n")
+    }
+
+    /// Returns the rows as JSON objects.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = Value> + '_ {
+        self.rows.iter().map(|row| {
+            let pairs = self.headers.iter().map(|header| (*header).to_owned()).zip(row.iter().cloned());
+            Value::Object(pairs.collect::<Map<_, _>>())
+        })
     }
 
     fn csv(&self) -> String {
@@ -91,13 +175,37 @@ impl Listing {
     }
 
     fn json(&self) -> String {
-        let object = |row: &Vec<Value>| {
-            let pairs = self.headers.iter().map(|header| (*header).to_owned()).zip(row.iter().cloned());
-            Value::Object(pairs.collect::<Map<_, _>>())
-        };
-        let array = Value::Array(self.rows.iter().map(object).collect());
+        let array = Value::Array(self.objects().collect());
         format!("{array:#}\n")
     }
+}
+
+/// The width of a table without a terminal.
+const DEFAULT_WIDTH: u16 = 100;
+const MIN_WIDTH: u16 = 40;
+/// The longest number or time that is not wrapped.
+const MAX_NUMBER: usize = 40;
+/// The width of a column at which longer text wraps.
+const MIN_TEXT: usize = 20;
+
+/// Returns the width of the terminal.
+fn terminal_width() -> u16 {
+    let variable = std::env::var("COLUMNS").ok().and_then(|columns| columns.trim().parse().ok());
+    let terminal = || Term::stdout().size_checked().map(|(_, columns)| columns);
+    variable.filter(|columns| *columns > 0).or_else(terminal).unwrap_or(DEFAULT_WIDTH)
+}
+
+/// Returns the least width of a column at which it can be read: numbers and times do not wrap, other text wraps.
+fn least_width<'a>(header: &str, cells: impl Iterator<Item = &'a str>) -> u16 {
+    let header = header.split(' ').map(measure_text_width).max().unwrap_or(0);
+    let cell = |cell: &str| {
+        let is_number = cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+            && cell.len() <= MAX_NUMBER
+            && !cell.contains(char::is_whitespace);
+        let width = measure_text_width(cell);
+        if is_number { width } else { width.min(MIN_TEXT) }
+    };
+    u16::try_from(cells.map(cell).fold(header, usize::max)).unwrap_or(u16::MAX)
 }
 
 /// Returns a cell as text for people.
@@ -172,6 +280,59 @@ mod tests {
         assert!(!table.contains(['\u{1b}', '\r', '\u{9b}']), "{table:?}");
         assert!(table.contains("one\\u{1b}[31m\\rtwo") && table.contains("three"), "{table}");
         assert!(listing.render(Format::Csv).contains('\u{1b}'), "programs get what is there");
+    }
+
+    fn longest(text: &str) -> usize {
+        text.lines().map(measure_text_width).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn tables_wrap_text_and_keep_numbers_and_times() {
+        let mut listing = Listing::new(["target", "time", "number", "detail"]);
+        let (time, number) = ("2024-01-31T12:00:00.123456Z", "12345678901234567890.123456789012345678");
+        listing.push([text("store timescale"), text(time), text(number), text("word ".repeat(60))]);
+        listing.push([text("a"), text(time), text(number), text("x".repeat(300))]);
+        for width in [109, 120, 130, 200, 1_000] {
+            let table = listing.render_within(Format::Table, width);
+            assert!(longest(&table) <= usize::from(width) && table.starts_with('┌'), "{table}");
+            assert!(table.contains(time) && table.contains(number), "{table}");
+        }
+        for width in [0, 40, 80, 98] {
+            let blocks = listing.render_within(Format::Table, width);
+            assert!(longest(&blocks) <= usize::from(width.max(40)), "{blocks}");
+            assert!(blocks.contains("target") && blocks.contains(time), "{blocks}");
+        }
+    }
+
+    #[test]
+    fn a_table_with_many_columns_becomes_blocks() {
+        let headers = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+        let mut listing = Listing::new(headers);
+        for _ in 0..2 {
+            listing.push(headers.map(|_| text("1234567890.123")));
+        }
+        let blocks = listing.render_within(Format::Table, 80);
+        assert!(longest(&blocks) <= 80 && blocks.matches("1234567890.123").count() == 20, "{blocks}");
+        for width in [200, 151] {
+            let table = listing.render_within(Format::Table, width);
+            assert!(table.lines().count() == 6 && longest(&table) <= usize::from(width), "{table}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_all_rows_is_shown_once_if_the_table_is_too_wide() {
+        let mut listing = Listing::new(["instrument", "time", "price"]);
+        for second in 0..3 {
+            let time = format!("2024-01-31T12:00:0{second}.123456Z");
+            listing.push([text("exchange:INSTRUMENT"), text(time), text("12345678901234567890.12345")]);
+        }
+        let table = listing.render_within(Format::Table, 60);
+        assert!(
+            table.starts_with("instrument: exchange:INSTRUMENT\nprice: 12345678901234567890.12345\n┌"),
+            "{table}"
+        );
+        assert_eq!((table.matches("exchange").count(), table.lines().count()), (1, 2 + 7), "{table}");
+        assert_eq!(listing.render_within(Format::Table, 100).matches("exchange").count(), 3);
     }
 
     #[test]

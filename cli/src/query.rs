@@ -1,15 +1,16 @@
-//! `qi query`: latest records, ranges of records, and bars.
+//! `qi query` and `qi instruments`: latest records, ranges of records, bars, figures and series.
 
 use futures::TryStreamExt;
 use futures::stream::StreamExt;
 use qi_core::record::{Column, Dataset, Owner, Records, Row, SeriesType, Value};
 use qi_core::store::{
-    BarQuery, BarSource, Cursor, LatestRequest, MAX_PAGE, PriceStore, PriceStoreExt, RangeRequest, RecordPage,
+    BarQuery, BarSource, Cursor, LatestRequest, MAX_PAGE, PriceStore, PriceStoreExt, RangeRequest,
+    RecordPage, SeriesRequest, StatsQuery,
 };
-use qi_core::{Bar, Error, Interval, Result, Selection, TimeRange};
+use qi_core::{Bar, Error, Exchange, Interval, Result, Selection, TimeRange};
 
 use crate::Series;
-use crate::output::{Listing, text};
+use crate::output::{Listing, maybe, text};
 
 /// Reads the owner of a series: an instrument, or a name of the dataset.
 ///
@@ -85,6 +86,71 @@ pub async fn derived_bars(
     Ok(listing)
 }
 
+/// Returns figures of the ticks of an instrument in a range, or no row without ticks. VWAP and change are rounded once.
+///
+/// # Errors
+/// Errors of the store; `OutOfRange` for a sum of 10²⁰ or more.
+pub async fn stats(store: &dyn PriceStore, query: &StatsQuery) -> Result<Listing> {
+    let mut listing = Listing::new([
+        "instrument",
+        "count",
+        "first time",
+        "first price",
+        "last time",
+        "last price",
+        "min",
+        "max",
+        "volume",
+        "quote volume",
+        "vwap",
+        "change",
+    ]);
+    if let Some(stats) = store.stats(query).await? {
+        let (first, last) = (stats.first(), stats.last());
+        listing.push([
+            text(&query.instrument),
+            stats.count().into(),
+            text(first.ts),
+            text(first.price),
+            text(last.ts),
+            text(last.price),
+            text(stats.min()),
+            text(stats.max()),
+            maybe(stats.volume()),
+            maybe(stats.quote_volume()),
+            maybe(stats.vwap()?),
+            text(stats.change()?),
+        ]);
+    }
+    Ok(listing)
+}
+
+/// Returns the instruments or names of a dataset, with the times of the first and the last record.
+///
+/// # Errors
+/// Errors of the store.
+pub async fn instruments(
+    store: &dyn PriceStore,
+    dataset: Dataset,
+    exchange: Option<Exchange>,
+    limit: usize,
+) -> Result<Listing> {
+    let mut request = SeriesRequest::new(dataset).with_limit(limit.clamp(1, MAX_PAGE))?;
+    request.exchange = exchange;
+    let mut listing = Listing::new([series_column(dataset), "first", "last"]);
+    loop {
+        let page = store.series(&request).await?;
+        let remaining = limit - listing.rows().len();
+        for found in page.items.iter().take(remaining) {
+            listing.push([text(&found.owner), text(found.first), text(found.last)]);
+        }
+        match page.next {
+            Some(next) if listing.rows().len() < limit => request = request.after(next),
+            _ => return Ok(listing),
+        }
+    }
+}
+
 /// Reads pages up to `limit` records.
 async fn pages(
     dataset: Dataset,
@@ -104,13 +170,16 @@ async fn pages(
     Ok(listing)
 }
 
-/// Returns an empty listing with a column for each part of the key and each value.
-fn headers(dataset: Dataset) -> Listing {
-    let series = match dataset.series() {
+fn series_column(dataset: Dataset) -> &'static str {
+    match dataset.series() {
         SeriesType::Instrument => "instrument",
         SeriesType::Name { column, .. } => column,
-    };
-    let key = [Some(series), dataset.interval(), Some(dataset.time()), dataset.seq()];
+    }
+}
+
+/// Returns an empty listing with a column for each part of the key and each value.
+fn headers(dataset: Dataset) -> Listing {
+    let key = [Some(series_column(dataset)), dataset.interval(), Some(dataset.time()), dataset.seq()];
     Listing::new(key.into_iter().flatten().chain(dataset.values().iter().map(|column| column.name)))
 }
 

@@ -1,7 +1,9 @@
-//! `qi topics` and `qi lag`: the topics of a bus, and the lag of groups.
+//! `qi topics` and `qi lag`: the topics of a bus and their partitions, and the lag of groups.
 
-use qi_core::bus::{GroupId, GroupInfo, GroupQuery, GroupState, MessageBus, PartitionInfo, TopicInfo};
-use qi_core::{Result, Selection};
+use qi_core::bus::{
+    GroupId, GroupInfo, GroupQuery, GroupState, MessageBus, PartitionInfo, TopicInfo, TopicName,
+};
+use qi_core::{Error, ErrorKind, Result, Selection};
 use serde_json::Value;
 
 use crate::output::{Listing, maybe, text};
@@ -13,6 +15,52 @@ use crate::output::{Listing, maybe, text};
 /// Errors of the bus.
 pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
     Ok(topic_rows(&bus.topics().await?))
+}
+
+/// Returns a topic by name.
+///
+/// # Errors
+/// `NotFound` for an unknown topic; errors of the bus.
+pub async fn find(bus: &dyn MessageBus, name: &TopicName) -> Result<TopicInfo> {
+    bus.topics().await?.into_iter().find(|info| info.name == *name).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "topics.topic", "topics")
+            .with_message("no topic has this name")
+            .with_context("topic", name)
+    })
+}
+
+/// Returns a row for each partition of a topic.
+pub fn partitions(topic: &TopicInfo) -> Listing {
+    let ids = |ids: &[i32]| text(ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    let mut listing =
+        Listing::new(["topic", "partition", "leader", "replicas", "in sync", "low", "high", "messages"]);
+    for partition in &topic.partitions {
+        listing.push([
+            text(&topic.name),
+            partition.id.into(),
+            partition.leader.map_or(Value::Null, Into::into),
+            ids(&partition.replicas),
+            ids(&partition.in_sync),
+            partition.low.into(),
+            partition.high.into(),
+            partition.offsets().into(),
+        ]);
+    }
+    listing
+}
+
+/// Returns a row for each setting of a topic. Settings that the principal may not read are one row, `hidden`.
+pub fn settings(topic: &TopicInfo) -> Listing {
+    let mut listing = Listing::new(["topic", "setting", "value"]);
+    match &topic.settings {
+        Some(settings) => {
+            settings
+                .iter()
+                .for_each(|(name, value)| listing.push([text(&topic.name), text(name), text(value)]));
+        }
+        None => listing.push([text(&topic.name), text("all"), text("hidden")]),
+    }
+    listing
 }
 
 fn topic_rows(topics: &[TopicInfo]) -> Listing {
@@ -58,18 +106,55 @@ fn topic_rows(topics: &[TopicInfo]) -> Listing {
     listing
 }
 
-/// Returns the lag of groups: a row for each partition, or the sum for each group and topic. A partition without a
-/// commit, or with an unknown end because it has no leader, has no lag. A group that is hidden or cannot be described
-/// has a row without members.
+/// Returns the lag of groups: a row for each partition, or the sum for each group and topic. See [`lag_rows`].
 ///
 /// # Errors
 /// Errors of the bus.
 pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: bool) -> Result<Listing> {
-    let selection = if groups.is_empty() { Selection::All } else { Selection::only(groups)? };
-    Ok(lag_rows(&bus.groups(&GroupQuery::new(selection)).await?, each_partition))
+    Ok(lag_rows(&self::groups(bus, groups).await?, each_partition))
 }
 
-fn lag_rows(groups: &[GroupInfo], each_partition: bool) -> Listing {
+/// Returns these groups, or all if none are named.
+///
+/// # Errors
+/// Errors of the bus.
+pub async fn groups(bus: &dyn MessageBus, groups: Vec<GroupId>) -> Result<Vec<GroupInfo>> {
+    let selection = if groups.is_empty() { Selection::All } else { Selection::only(groups)? };
+    bus.groups(&GroupQuery::new(selection)).await
+}
+
+/// Returns a line for each topic of a group whose lag is above `max` or unknown, and for each wanted group that was not
+/// found. A partition without a commit has an unknown lag, unless it is empty.
+pub fn above(groups: &[GroupInfo], wanted: &[GroupId], max: u64) -> Vec<String> {
+    let missing = wanted.iter().filter(|id| !groups.iter().any(|group| group.id == **id));
+    let mut problems: Vec<_> = missing.map(|id| format!("group {id} does not exist")).collect();
+    for group in groups {
+        if !group.is_described() && group.partitions.is_empty() {
+            problems.push(format!("the lag of group {} is unknown", group.id));
+        }
+        for part in group.partitions.chunk_by(|one, other| one.partition.topic == other.partition.topic) {
+            let topic = &part[0].partition.topic;
+            let lag = part.iter().try_fold(0_u64, |sum, at| match (at.lag, at.end) {
+                (Some(lag), _) => Some(sum.saturating_add(lag)),
+                (None, Some(0)) => Some(sum),
+                (None, _) => None,
+            });
+            match lag {
+                Some(lag) if lag <= max => {}
+                Some(lag) => {
+                    problems.push(format!("group {} has a lag of {lag} on {topic}, above {max}", group.id))
+                }
+                None => problems.push(format!("the lag of group {} on {topic} is unknown", group.id)),
+            }
+        }
+    }
+    problems
+}
+
+/// Returns a row for each partition, or the sum for each group and topic. A partition without a commit, or with an
+/// unknown end because it has no leader, has no lag. A group that is hidden or cannot be described has a row without
+/// members.
+pub fn lag_rows(groups: &[GroupInfo], each_partition: bool) -> Listing {
     let mut listing = if each_partition {
         Listing::new(["group", "state", "members", "topic", "partition", "committed", "end", "lag"])
     } else {
@@ -166,6 +251,25 @@ mod tests {
         let each = lag_rows(&groups, true);
         assert_eq!(each.rows()[0].last(), Some(&5.into()));
         assert_eq!(each.rows()[1][6..], [Value::Null, Value::Null]);
+    }
+
+    #[test]
+    fn a_lag_above_the_maximum_or_unknown_is_a_problem() {
+        let row = |number, committed, end| {
+            GroupPartition::new(TopicPartition::new(topic(), number), committed, end)
+        };
+        let group = |rows| [GroupInfo::new("a".parse().unwrap(), GroupState::Stable, Vec::new(), rows)];
+        let problems = |rows, max| above(&group(rows), &["a".parse().unwrap()], max);
+        let two = || vec![row(0, Some(4), Some(9)), row(1, Some(2), Some(4))];
+        assert_eq!(problems(two(), 7), [""; 0]);
+        assert_eq!(problems(two(), 6), ["group a has a lag of 7 on t, above 6"]);
+        assert_eq!(problems(vec![row(0, None, Some(0))], 0), [""; 0]);
+        for unknown in [row(0, None, Some(1)), row(0, Some(1), None)] {
+            assert_eq!(problems(vec![unknown], 9), ["the lag of group a on t is unknown"]);
+        }
+        let hidden = [GroupInfo::new("h".parse().unwrap(), GroupState::Hidden, Vec::new(), Vec::new())];
+        let wanted = ["h".parse().unwrap(), "b".parse().unwrap()];
+        assert_eq!(above(&hidden, &wanted, 9), ["group b does not exist", "the lag of group h is unknown"]);
     }
 
     #[test]

@@ -5,8 +5,13 @@ use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 fn run(arguments: &[&str]) -> Output {
+    run_with(arguments, &[])
+}
+
+fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
-    command.env_remove("RUST_LOG").stdin(Stdio::null()).args(arguments).output().unwrap()
+    command.env_remove("RUST_LOG").env_remove("QI_CONFIG").env_remove("COLUMNS").stdin(Stdio::null());
+    command.envs(variables.iter().copied()).args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -169,4 +174,155 @@ fn archives_have_exit_codes_and_usage_errors() {
             out.status
         );
     }
+}
+
+#[test]
+fn check_fails_neither_because_of_a_memory_bus_nor_creates_topics() {
+    let out = run_with(&["check", "--format", "csv"], &[("QI__STORE__AUTO_SCHEMA", "true")]);
+    let shown = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{shown}");
+    assert!(shown.contains("the bus is in the memory of this process"), "{shown}");
+}
+
+#[test]
+fn an_unreachable_server_exits_with_code_1_in_every_command() {
+    let variables = [
+        // No server listens on the discard port.
+        ("QI__STORE__BACKEND", "timescale"),
+        ("QI__STORE__TIMESCALE__URL", "postgres://qi@127.0.0.1:9/qi"),
+        ("QI__STORE__CLICKHOUSE__URL", "http://127.0.0.1:9"),
+        ("QI__STORE__RETRY__ENABLED", "false"),
+        ("QI__BUS__BACKEND", "redpanda"),
+        ("QI__BUS__REDPANDA__BROKERS", "127.0.0.1:9"),
+        ("QI__BUS__REDPANDA__REQUEST_TIMEOUT", "200ms"),
+        ("QI__BUS__RETRY__ENABLED", "false"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("chart.svg").display().to_string();
+    let file = folder.path().join("XBTEUR.csv").display().to_string();
+    std::fs::write(&file, "1700000000,100,1\n").unwrap();
+    for arguments in [
+        vec!["check"],
+        vec!["migrate"],
+        vec!["migrate", "--dry-run"],
+        vec!["query", "latest"],
+        vec!["query", "stats", "x:Y"],
+        vec!["--store", "clickhouse", "query", "ticks", "x:Y"],
+        vec!["instruments"],
+        vec!["chart", "x:Y", "--out", &out],
+        vec!["copy", "--from", "timescale", "--to", "clickhouse"],
+        vec!["import", "--instrument", "x:Y", &file],
+        vec!["topics"],
+        vec!["topics", "describe", "t"],
+        vec!["lag", "--max", "5"],
+        vec!["groups", "reset", "g", "--topic", "t", "--to", "latest"],
+        vec!["tail", "t"],
+    ] {
+        let out = run_with(&arguments, &variables);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{arguments:?}: {said}");
+        let is_check = arguments == ["check"];
+        assert!(is_check || said.lines().any(|line| line.starts_with("qi: ")), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn config_shows_values_with_origins_and_no_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("other.toml");
+    let toml = "[store]\nbackend = \"clickhouse\"\n[store.clickhouse]\nurl = \"http://a:hunter2@h:1\"\nroot_cert = \"ca.pem\"\n";
+    std::fs::write(&file, toml).unwrap();
+    let path = file.display().to_string();
+    let shown = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let out = run_with(arguments, variables);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        text(&out.stdout)
+    };
+    let options = ["config", "--format", "csv"];
+    let csv = shown(&options, &[("QI_CONFIG", &path), ("QI__STORE__CLICKHOUSE__WRITE__PIECE", "1_000")]);
+    assert!(csv.contains(&format!("store.backend,clickhouse,{path}\n")), "{csv}");
+    assert!(csv.contains("store.clickhouse.write.piece,1000,QI__STORE__CLICKHOUSE__WRITE__PIECE\n"), "{csv}");
+    assert!(csv.contains("store.clickhouse.database,qi,default\n") && !csv.contains("hunter2"), "{csv}");
+    let cert = folder.path().join("ca.pem").display().to_string();
+    assert!(csv.contains(&format!("store.clickhouse.root_cert,{cert},")), "{csv}");
+    // The option is stronger than the variable, and both are stronger than the file of the current folder.
+    let other = folder.path().join("qi.toml");
+    std::fs::write(&other, "[store.memory]\nmax_rows = 7\n").unwrap();
+    let other = other.display().to_string();
+    let csv = shown(&["--config", &other, "config", "--format", "csv"], &[("QI_CONFIG", &path)]);
+    assert!(csv.contains("store.memory.max_rows,7,"), "{csv}");
+    let here = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
+        command.env_remove("QI_CONFIG").envs(variables.iter().copied()).current_dir(folder.path());
+        text(&command.args(options).output().unwrap().stdout)
+    };
+    assert!(here(&[]).contains("store.memory.max_rows,7,qi.toml\n"));
+    assert!(here(&[("QI_CONFIG", "")]).contains("store.memory.max_rows,7,qi.toml\n"));
+    assert!(here(&[("QI_CONFIG", "other.toml")]).contains("store.backend,clickhouse,other.toml\n"));
+    let absent = run_with(&["config"], &[("QI_CONFIG", "/does/not/exist")]);
+    assert_eq!(absent.status.code(), Some(2), "{}", text(&absent.stderr));
+}
+
+#[test]
+fn completions_exist_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let out = run(&["completions", shell]);
+        assert!(out.status.success() && text(&out.stdout).contains("redrive"), "{shell}");
+    }
+    assert_eq!(run(&["completions", "csh"]).status.code(), Some(2));
+}
+
+#[test]
+fn errors_have_one_form_on_standard_error() {
+    for (arguments, code) in [
+        (vec!["frobnicate"], 2),
+        (vec!["tail"], 2),
+        (vec!["--config", "/does/not/exist", "check"], 2),
+        (vec!["groups", "reset", "g", "--topic", "t", "--to", "yesterday"], 2),
+        (vec!["topics", "describe", "absent"], 1),
+        (vec!["lag", "--group", "absent", "--max", "0"], 1),
+        (vec!["tail", "absent"], 1),
+        (vec!["query", "ticks", "x:Y"], 1),
+    ] {
+        let out = run(&arguments);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.starts_with("qi: ") && !said.contains("error: "), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn tables_fit_the_width_of_the_variable() {
+    for columns in ["80", "120"] {
+        for arguments in [&["config"][..], &["migrate"], &["topics"], &["check"]] {
+            let shown = text(&run_with(arguments, &[("COLUMNS", columns)]).stdout);
+            let longest = shown.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= columns.parse().unwrap(), "{arguments:?}: {longest}\n{shown}");
+        }
+    }
+    let longest = |variables: &[(&str, &str)]| {
+        let shown = text(&run_with(&["config"], variables).stdout);
+        shown.lines().map(|line| line.chars().count()).max().unwrap()
+    };
+    assert!(longest(&[]) <= 100 && longest(&[("COLUMNS", "x")]) <= 100);
+}
+
+#[cfg(feature = "chart")]
+#[test]
+fn a_chart_without_data_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("old.svg"), "old").unwrap();
+    for (out, code, says) in [
+        (path("new.svg"), 1, "there are no bars of 1h"),
+        (path("old.svg"), 1, "there are no bars of 1h"),
+        (path("new.jpg"), 2, "must end with .svg or .png"),
+        (path("new"), 2, "must end with .svg or .png"),
+    ] {
+        let out = run_with(&["chart", "x:Y", "--out", &out], &[("QI__STORE__AUTO_SCHEMA", "true")]);
+        let said = text(&out.stderr);
+        assert!(out.status.code() == Some(code) && said.contains(says), "{:?} {said}", out.status);
+    }
+    assert_eq!(std::fs::read_to_string(path("old.svg")).unwrap(), "old");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no other file remains");
 }

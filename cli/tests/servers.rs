@@ -48,6 +48,16 @@ fn main() -> ExitCode {
         let name = format!("redpanda_to_{to}::dead_letters_are_redriven_and_stored_by_the_fixed_writer");
         trials.push(presence::trial(name, backend, words, move || redrive(to)));
     }
+    for backend in ["timescale", "clickhouse"] {
+        let words = absent.map(|(_, variable)| format!("{variable} is not set"));
+        let name = format!("{backend}::reading_commands_create_no_schema");
+        trials.push(presence::trial(name, absent.map_or(backend, |(name, _)| name), words, move || {
+            fresh(backend)
+        }));
+    }
+    let words = url_of(BROKERS).is_none().then(|| format!("{BROKERS} is not set"));
+    let name = "redpanda::groups_are_reset_and_topics_are_followed";
+    trials.push(presence::trial(name.to_owned(), "redpanda", words, reset_and_follow));
     let words = url_of(BROKERS).is_none().then(|| format!("{BROKERS} is not set"));
     let name = "redpanda::restricted_principal_can_check_list_and_replay";
     trials.push(presence::trial(name.to_owned(), "redpanda", words, restricted_principal));
@@ -256,6 +266,88 @@ impl Drop for Namespace {
             Ok::<(), Failed>(())
         });
     }
+}
+
+/// Resets a group to each kind of position, and reads the end of a topic.
+fn reset_and_follow() -> Result<Completion, Failed> {
+    let namespace = Namespace::new("reset");
+    let config = Config::builder().variables(namespace.variables.clone()).build()?;
+    let topic = TopicName::new(&namespace.name)?;
+    let bus = namespace.runtime.block_on(config.open_bus())?;
+    namespace.runtime.block_on(async {
+        bus.create_topics(&[TopicSpec::new(topic.clone(), 3)?]).await?.remove(0).result?;
+        bus.send_records(&distinct(300)?, Some(&topic)).await
+    })?;
+    let name = namespace.name.as_str();
+    let outcome = (|| {
+        for (to, lag) in [("latest", "0"), ("earliest", "300"), ("1", "297"), ("2001-01-01T00:00:00Z", "300")]
+        {
+            let arguments = ["groups", "reset", name, "--topic", name, "--to", to];
+            printed(&namespace.qi(&[&arguments[..], &["--dry-run"]].concat()).output()?)?;
+            printed(&namespace.qi(&arguments).output()?)?;
+            let shown = printed(&namespace.qi(&["lag", "--group", name, "--format", "csv"]).output()?)?;
+            if !shown.trim_end().ends_with(&format!(",{lag}")) {
+                return Err(Failed::from(format!("{to}: {shown}")));
+            }
+        }
+        let probe = |max: &str| namespace.qi(&["lag", "--group", name, "--max", max]).status();
+        if !probe("300")?.success() || probe("299")?.code() != Some(1) {
+            return Err("the probe is wrong".into());
+        }
+        let tail = ["tail", name, "--last", "2", "--no-follow", "--format", "csv"];
+        let shown = printed(&namespace.qi(&tail).output()?)?;
+        let described = printed(&namespace.qi(&["topics", "describe", name, "--format", "csv"]).output()?)?;
+        if shown.lines().count() != 7 || described.lines().count() != 4 {
+            return Err(format!("{shown}{described}").into());
+        }
+        Ok(Completion::Completed)
+    })();
+    namespace.runtime.block_on(async {
+        let _gone = bus.delete_topics(std::slice::from_ref(&topic)).await?;
+        bus.close().await?;
+        Ok::<_, Failed>(())
+    })?;
+    outcome
+}
+
+/// Lets every command that reads run on a server without a schema. None of them creates one, also with `auto_schema`.
+fn fresh(backend: &str) -> Result<Completion, Failed> {
+    let namespace = Namespace::new(&format!("fresh_{backend}"));
+    let folder = tempfile::tempdir()?;
+    let chart = folder.path().join("chart.svg").display().to_string();
+    let other = if backend == "timescale" { "clickhouse" } else { "timescale" };
+    let run = |arguments: &[&str]| {
+        let mut command = namespace.qi(&[&["--store", backend], arguments].concat());
+        command.env("QI__STORE__AUTO_SCHEMA", "true").env("QI__BUS__BACKEND", "memory").output()
+    };
+    let reading: [&[&str]; 6] = [
+        &["check"],
+        &["query", "latest"],
+        &["query", "bars", "x:Y"],
+        &["instruments"],
+        &["chart", "x:Y", "--out", &chart],
+        &["copy", "--from", backend, "--to", other],
+    ];
+    for arguments in reading {
+        let out = run(arguments)?;
+        let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        if out.status.code() != Some(1) || !said.contains("schema") {
+            return Err(format!("{arguments:?}: {}: {said}", out.status).into());
+        }
+    }
+    let planned = printed(&run(&["migrate", "--dry-run", "--format", "csv"])?)?;
+    if !planned.to_uppercase().contains("CREATE TABLE") {
+        return Err(format!("the server has tables: {planned}").into());
+    }
+    printed(&run(&["migrate"])?)?;
+    let checked = printed(&run(&["check"])?)?;
+    printed(&run(&["check", "--write"])?)?;
+    if checked.contains("FAILED")
+        || !printed(&run(&["query", "latest", "--format", "csv"])?)?.starts_with("instrument,")
+    {
+        return Err(checked.into());
+    }
+    Ok(Completion::Completed)
 }
 
 /// Returns ticks with distinct keys. The simulated market sends some ticks again.
@@ -757,6 +849,8 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     }
     // With a TTL, the server removes the old tick of the check at its insert.
     let retention = [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS", "24h")];
+    // Only `migrate` changes the TTL.
+    printed(&namespace.qi(&["migrate", "--store", to]).envs(retention).output()?)?;
     let check = namespace.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();

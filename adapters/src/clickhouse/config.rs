@@ -1,6 +1,7 @@
 //! The section `[store.clickhouse]`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use qi_core::Datasets;
@@ -8,7 +9,7 @@ use qi_core::Result;
 use qi_core::domain::duration;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::durations::DatasetDurations;
 use crate::validation::Rules;
@@ -25,16 +26,20 @@ const RULES: Rules =
 /// assert_eq!((config.database.as_str(), config.table_prefix.as_str()), ("qi", ""));
 /// assert!(!format!("{config:?}").contains("secret"));
 /// ```
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ClickHouseConfig {
     /// The URL of the server: `http://user:password@host:port` or `https://..`. Hidden in `Debug` output.
+    #[serde(serialize_with = "crate::scalars::hidden")]
     pub url: Option<SecretString>,
     /// The user name. Defaults to the user of the URL, then to `default`.
     pub user: Option<String>,
     /// The user's password. Defaults to the password of the URL. Hidden in `Debug` output.
+    #[serde(serialize_with = "crate::scalars::hidden")]
     pub password: Option<SecretString>,
+    /// The file that contains the password, instead of `password`.
+    pub password_file: Option<PathBuf>,
     /// The database that contains the tables. Defaults to `qi`.
     pub database: String,
     /// The prefix of all table names: lower-case letters, digits and underscores. Stores with different prefixes can
@@ -59,6 +64,7 @@ pub struct ClickHouseConfig {
     /// Without an entry, no rows of the dataset are removed.
     pub retention: DatasetDurations,
     /// Server settings for every request, as in the `SET` statement.
+    #[serde(deserialize_with = "crate::scalars::texts")]
     pub settings: BTreeMap<String, String>,
     /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
     #[serde(skip)]
@@ -71,6 +77,7 @@ impl Default for ClickHouseConfig {
             url: None,
             user: None,
             password: None,
+            password_file: None,
             database: "qi".to_owned(),
             table_prefix: String::new(),
             cluster: None,
@@ -88,7 +95,7 @@ impl Default for ClickHouseConfig {
 }
 
 /// The compression of requests and responses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Compression {
@@ -99,7 +106,7 @@ pub enum Compression {
 }
 
 /// `[store.clickhouse.pool]`: the limits on concurrent requests.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PoolSection {
@@ -118,7 +125,7 @@ impl Default for PoolSection {
 
 /// `[store.clickhouse.server_limits]`: server-side limits. The time limits are slightly below the timeouts of the layer
 /// `Timeout` (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ServerLimitsSection {
@@ -144,7 +151,7 @@ impl Default for ServerLimitsSection {
 }
 
 /// `[store.clickhouse.write]`: the settings of inserts.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WriteSection {
@@ -172,22 +179,35 @@ impl ClickHouseConfig {
         self
     }
 
-    /// Validates the keys that name datasets.
-    pub(crate) fn check_datasets(&self) -> Result<()> {
-        self.retention.check(&RULES, "retention", &self.datasets)
-    }
-
     /// Validates all settings of the section.
     ///
     /// # Errors
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
-        let Self { url, database, table_prefix, max_batch, pool, server_limits, write, settings, .. } = self;
-        let Some(url) = url else {
+        if self.url.is_none() {
             return Err(RULES.refuse("url", "none", "is required"));
-        };
-        let url = url.expose_secret();
-        if !url.starts_with("http://") && !url.starts_with("https://") {
+        }
+        self.check_bounds()
+    }
+
+    /// Reads the password of the file.
+    ///
+    /// # Errors
+    /// `Config` for a file that cannot be read.
+    #[cfg(feature = "clickhouse")]
+    pub(super) fn with_password(mut self) -> Result<Self> {
+        if let Some(file) = &self.password_file {
+            self.password = Some(RULES.secret("password_file", file)?);
+        }
+        Ok(self)
+    }
+
+    /// Validates the settings of a section that may lack the address.
+    pub(crate) fn check_bounds(&self) -> Result<()> {
+        let Self { url, database, table_prefix, max_batch, pool, server_limits, write, settings, .. } = self;
+        RULES.one_of("password", self.password.is_some(), self.password_file.is_some())?;
+        let url = url.as_ref().map(ExposeSecret::expose_secret);
+        if url.is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             return Err(RULES.refuse("url", "not shown", "must begin with http:// or https://"));
         }
         let is_plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
@@ -222,7 +242,7 @@ impl ClickHouseConfig {
             MAX_DURATION,
         )?;
         RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        self.check_datasets()?;
+        self.retention.check(&RULES, "retention", &self.datasets)?;
         for name in settings.keys() {
             let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !valid {
@@ -230,6 +250,10 @@ impl ClickHouseConfig {
             }
             if self.cluster.is_some() && CLUSTER_SETTINGS.contains(&name.as_str()) {
                 let rule = "is set by the adapter with `cluster` and cannot be changed";
+                return Err(RULES.refuse("settings", name, rule));
+            }
+            if name == "max_memory_usage" {
+                let rule = "is set by the key `server_limits.memory_bytes`";
                 return Err(RULES.refuse("settings", name, rule));
             }
             if RESERVED_SETTINGS.contains(&name.as_str()) {

@@ -56,6 +56,7 @@ impl ClickHouseStore {
     /// `Config` for a value out of range, an invalid URL, or an unreadable file of certificate authorities.
     pub fn open(config: ClickHouseConfig) -> Result<Self> {
         config.validate()?;
+        let config = config.with_password()?;
         let connections = Connections::open(&config)?;
         let tables =
             config.datasets.iter().map(|dataset| Table::new(dataset, &TableLocation::of(&config))).collect();

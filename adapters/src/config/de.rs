@@ -3,6 +3,7 @@
 //! A custom deserializer is needed for two reasons. The suggestion for an unknown key needs the field list of the
 //! struct, and a value from the environment must be converted to the type of its field.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -14,6 +15,18 @@ use super::tree::{Node, Value, join, unknown_key};
 /// Deserializes the section at `path`.
 pub(super) fn read<'de, T: Deserialize<'de>>(node: &'de Node, path: &str) -> Result<T> {
     T::deserialize(Reader { node, path: path.to_owned() }).map_err(|e| e.0)
+}
+
+/// Returns a number without the underscores between its digits, which TOML allows too.
+fn plain(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let is_digit = |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_digit);
+    let separates = |at: usize| is_digit(at.checked_sub(1)) && is_digit(Some(at + 1));
+    let mut underscores = text.match_indices('_').map(|(at, _)| at).peekable();
+    if underscores.peek().is_none() || !underscores.all(separates) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace('_', ""))
 }
 
 /// A configuration error, wrapped for serde.
@@ -71,7 +84,7 @@ impl<'de> Reader<'de> {
 
     fn parse<T: std::str::FromStr>(&self, text: &str, expected: &str) -> Result<T, Failure> {
         self.with_location(
-            text.trim().parse().map_err(|_| de::Error::custom(format_args!("must be {expected}"))),
+            plain(text.trim()).parse().map_err(|_| de::Error::custom(format_args!("must be {expected}"))),
         )
     }
 
@@ -107,6 +120,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
             Value::Scalar(_) => Err(de::Error::custom("unsupported type of value")),
             Value::Table(table) => visitor.visit_map(self.fields(table)),
             Value::Array(items) => visitor.visit_seq(Items { path: &self.path, rest: items.iter() }),
+            Value::Unset => visitor.visit_unit(),
         };
         self.with_location(result)
     }
@@ -201,7 +215,7 @@ impl<'de> de::MapAccess<'de> for Fields<'de> {
     type Error = Failure;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Failure> {
-        let Some((key, node)) = self.rest.next() else { return Ok(None) };
+        let Some((key, node)) = self.rest.find(|(_, node)| !node.is_unset()) else { return Ok(None) };
         let reader = Reader { node, path: join(&self.path, key) };
         let key = reader.with_location(seed.deserialize(key.as_str().into_deserializer()))?;
         self.value = Some(reader);

@@ -1,10 +1,12 @@
 //! Environment variables that override the configuration file. A name is `QI__` plus the full path of the key,
-//! with two underscores between its parts: `QI__STORE__BACKEND`. The path may be in upper or lower case.
+//! with two underscores between its parts: `QI__STORE__BACKEND`. The path may be in upper or lower case. An empty value
+//! removes the value of the file.
 
 use std::collections::BTreeMap;
 
 use qi_core::{Error, ErrorKind, Result};
 
+use super::forms;
 use super::tree::{Node, Value};
 
 const PREFIX: &str = "QI__";
@@ -48,7 +50,7 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf
         if keys.len() > MAX_DEPTH {
             return Err(refuse("QI__..", &format!("path has {} keys, maximum {MAX_DEPTH}", keys.len())));
         }
-        set(root, &keys, &name, value)?;
+        set(root, &forms::with_dots(keys), &name, value)?;
     }
     Ok(())
 }
@@ -60,7 +62,7 @@ fn set(node: &mut Node, keys: &[String], variable: &str, text: String) -> Result
             return Err(refuse(variable, "names a section, not a key"));
         }
         variable.clone_into(&mut node.origin);
-        node.value = Value::Text(text);
+        node.value = if text.is_empty() { Value::Unset } else { Value::Text(text) };
         return Ok(());
     };
     let Value::Table(table) = &mut node.value else {
@@ -68,7 +70,7 @@ fn set(node: &mut Node, keys: &[String], variable: &str, text: String) -> Result
     };
     let child = table.entry(key.clone()).or_insert_with(|| Node {
         origin: variable.to_owned(),
-        value: if rest.is_empty() { Value::Text(String::new()) } else { Value::Table(BTreeMap::new()) },
+        value: if rest.is_empty() { Value::Unset } else { Value::Table(BTreeMap::new()) },
     });
     set(child, rest, variable, text)
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use qi_core::domain::duration;
 use qi_core::layer::{CircuitBreakerConfig, LayerStack, LimitConfig, RetryConfig, TimeoutConfig};
 use qi_core::{Backoff, Error, ErrorKind, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::de;
 use super::tree::{Node, join};
 
 /// The sections of the layers. An absent section has the default values.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct LayerSections {
     retry: RetrySection,
     timeout: TimeoutSection,
@@ -112,7 +112,7 @@ impl Rules {
 }
 
 /// `[store.retry]`, `[bus.retry]`: the settings of [`RetryConfig`], with the same defaults.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RetrySection {
@@ -172,7 +172,7 @@ impl RetrySection {
 }
 
 /// `[store.timeout]`, `[bus.timeout]`: the settings of [`TimeoutConfig`], with the same defaults.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TimeoutSection {
@@ -210,7 +210,7 @@ impl TimeoutSection {
 }
 
 /// `[store.limit]`, `[bus.limit]`: the settings of [`LimitConfig`], with the same defaults.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LimitSection {
@@ -254,7 +254,7 @@ impl LimitSection {
 
 /// `[store.circuit_breaker]`, `[bus.circuit_breaker]`: the settings of [`CircuitBreakerConfig`],
 /// with the same defaults.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct CircuitBreakerSection {
@@ -289,7 +289,7 @@ impl CircuitBreakerSection {
 }
 
 /// `[store.metrics]`, `[bus.metrics]`: the settings of the metrics layer.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MetricsSection {
@@ -304,7 +304,7 @@ impl Default for MetricsSection {
 }
 
 /// `[store.tracing]`, `[bus.tracing]`: the settings of the tracing layer.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TracingSection {

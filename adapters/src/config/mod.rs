@@ -35,7 +35,9 @@
 
 mod backends;
 mod de;
+mod effective;
 mod environment;
+mod forms;
 mod layers;
 mod renamed;
 mod section;
@@ -60,6 +62,7 @@ pub use crate::timescale::config::{
     Hypertables, PoolSection, ServerLimitsSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
+pub use effective::Setting;
 pub use layers::{
     CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
 };
@@ -76,6 +79,8 @@ pub struct Config {
     bus: Port<BusSection>,
     backends: Backends,
     propagator: Arc<dyn Propagator>,
+    /// All keys with their origins.
+    root: Node,
 }
 
 /// Builds a configuration from a file or text, which environment variables override.
@@ -133,12 +138,20 @@ impl Config {
     /// # Errors
     /// The errors of [`Config::open_store`].
     pub async fn open_store_as(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
-        let store = self.backends.open_store(backend, &self.store)?;
-        let store = self.store.layers()?.with_propagator(self.propagator.clone()).wrap_store(store);
+        let store = self.open_store_without_schema(backend)?;
         if self.store.known.auto_schema {
             store.ensure_schema().await?;
         }
         Ok(store)
+    }
+
+    /// Opens a store of the file without `auto_schema`, for a program that must not change the schema. Performs no I/O.
+    ///
+    /// # Errors
+    /// `Config`, as for [`Config::open_store`].
+    pub fn open_store_without_schema(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
+        let store = self.backends.open_store(backend, &self.store)?;
+        Ok(self.store.layers()?.with_propagator(self.propagator.clone()).wrap_store(store))
     }
 
     /// Opens the configured bus and wraps it in its layers. Performs no I/O.
@@ -159,6 +172,11 @@ impl Config {
         let bus = self.backends.open_bus(backend, &self.bus)?;
         self.bus.check_publish(bus.info().delivery_timeout)?;
         Ok(self.bus.layers()?.with_propagator(self.propagator.clone()).wrap_bus(bus))
+    }
+
+    /// Returns true if [`Config::open_store`] creates the schema.
+    pub fn auto_schema(&self) -> bool {
+        self.store.known.auto_schema
     }
 
     /// Returns the name of the store's backend.
@@ -184,7 +202,7 @@ impl Config {
 }
 
 impl ConfigBuilder {
-    /// Reads a TOML file.
+    /// Reads a TOML file. A relative path in the file, for example of a certificate, begins at the folder of the file.
     #[must_use]
     pub fn file(self, path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
@@ -196,7 +214,11 @@ impl ConfigBuilder {
                     .with_context("file", &name)
                     .with_source(e)
             })
-            .and_then(|text| tree::parse(&text, &name));
+            .and_then(|text| tree::parse(&text, &name))
+            .map(|mut root| {
+                path.parent().inspect(|folder| forms::resolve_paths(&mut root, folder));
+                root
+            });
         Self { root: Some(root), ..self }
     }
 
@@ -206,7 +228,8 @@ impl ConfigBuilder {
         Self { root: Some(tree::parse(text, "toml")), ..self }
     }
 
-    /// Overrides keys of the file with the environment of this process: every variable that begins with `QI__`.
+    /// Overrides keys of the file with the environment of this process: every variable that begins with `QI__`. An
+    /// empty variable removes the key of the file.
     #[must_use]
     pub fn environment(self) -> Self {
         let (prefixed, non_utf8) = environment::process_variables();
@@ -275,12 +298,13 @@ impl ConfigBuilder {
     pub fn build(self) -> Result<Config> {
         let Self { root, variables, non_utf8, backends, datasets, propagator } = self;
         let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;
+        forms::join_dots(&mut root)?;
         environment::overlay(&mut root, variables, &non_utf8)?;
         renamed::check(&root)?;
-        let mut root = root.into_table("")?;
-        let mut section = |name: &str| root.remove(name).unwrap_or_else(|| Node::empty("defaults"));
+        let mut sections = root.clone().into_table("")?;
+        let mut section = |name: &str| sections.remove(name).unwrap_or_else(|| Node::empty("defaults"));
         let (store, bus) = (section("store"), section("bus"));
-        if let Some((key, node)) = root.into_iter().next() {
+        if let Some((key, node)) = sections.into_iter().next() {
             return Err(tree::unknown_key("", &key, node.origin(), ["store", "bus"].into_iter()));
         }
         let config = Config {
@@ -288,6 +312,7 @@ impl ConfigBuilder {
             bus: Port::read("bus", bus, &backends.bus_names(), &datasets)?,
             backends,
             propagator,
+            root,
         };
         config.catalogue()?;
         config.store.layers()?;

@@ -42,6 +42,6 @@ impl Section {
 
     /// Returns whether the section has this key.
     pub(super) fn has(&self, key: &str) -> bool {
-        matches!(&self.node.value, Value::Table(table) if table.contains_key(key))
+        matches!(&self.node.value, Value::Table(table) if table.get(key).is_some_and(|node| !node.is_unset()))
     }
 }

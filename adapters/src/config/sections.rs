@@ -8,9 +8,9 @@ use qi_core::Datasets;
 use qi_core::bus::{Encoding, TopicCatalogue, TopicName, TopicSpec};
 use qi_core::domain::duration;
 use qi_core::layer::LayerStack;
-use qi_core::{Error, ErrorKind, Result};
-use serde::Deserialize;
+use qi_core::{Error, ErrorKind, Result, ResultExt as _};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::de;
 use super::layers::LayerSections;
@@ -38,6 +38,8 @@ pub(super) trait PortKeys: DeserializeOwned + Default {
     const KEYS: &'static [&'static str];
     /// Validates the section of a built-in backend. Returns false for any other backend.
     fn check(name: &str, section: &Section) -> Result<bool>;
+    /// Returns all settings of a built-in backend, with defaults and without secrets. None for any other backend.
+    fn effective(name: &str, section: &Section) -> Result<Option<toml::Value>>;
 }
 
 impl<K: PortKeys> Port<K> {
@@ -56,6 +58,10 @@ impl<K: PortKeys> Port<K> {
         while let Some((key, node)) = table.pop_first() {
             let path = join(name, &key);
             match key.as_str() {
+                "backend" if node.is_unset() => {}
+                other
+                    if node.is_unset()
+                        && (LayerSections::KEYS.contains(&other) || backends.iter().any(|b| b == other)) => {}
                 "backend" => backend = de::read(&node, &path)?,
                 other if LayerSections::KEYS.contains(&other) => layers.read(other, &node, &path)?,
                 other if K::KEYS.contains(&other) => {
@@ -86,6 +92,13 @@ impl<K: PortKeys> Port<K> {
         self.sections.get(backend).cloned().unwrap_or_else(empty)
     }
 
+    /// Returns the settings of the selected backend and of the layers, with defaults and without secrets. None for the
+    /// backend of a program.
+    pub(super) fn effective(&self) -> Result<(Option<toml::Value>, toml::Value)> {
+        let section = K::effective(&self.backend, &self.section(&self.backend))?;
+        Ok((section, toml::Value::try_from(&self.layers).permanent("config.value", "show")?))
+    }
+
     pub(super) fn layers(&self) -> Result<LayerStack> {
         self.layers.stack(self.name)
     }
@@ -109,13 +122,29 @@ impl PortKeys for StoreSection {
         match name {
             #[cfg(feature = "memory")]
             "memory" => memory(section)?.validate()?,
-            "timescale" => timescale(section)?.check_datasets()?,
-            "postgres" => postgres(section).map(drop)?,
-            "clickhouse" => clickhouse(section)?.check_datasets()?,
+            "timescale" => timescale(section)?.check_bounds()?,
+            "postgres" => postgres(section)?.check_bounds()?,
+            "clickhouse" => clickhouse(section)?.check_bounds()?,
             _ => return Ok(false),
         }
         Ok(true)
     }
+
+    fn effective(name: &str, section: &Section) -> Result<Option<toml::Value>> {
+        match name {
+            #[cfg(feature = "memory")]
+            "memory" => effective(&memory(section)?),
+            "timescale" => effective(&timescale(section)?),
+            "postgres" => effective(&postgres(section)?),
+            "clickhouse" => effective(&clickhouse(section)?),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Returns the settings of a section.
+fn effective(settings: &impl Serialize) -> Result<Option<toml::Value>> {
+    toml::Value::try_from(settings).map(Some).permanent("config.value", "show")
 }
 
 /// Reads `[store.memory]`.
@@ -181,11 +210,23 @@ impl PortKeys for BusSection {
     fn check(name: &str, section: &Section) -> Result<bool> {
         match name {
             #[cfg(feature = "memory")]
-            "memory" => section.deserialize::<qi_testkit::bus::MemoryBusConfig>().map(drop)?,
-            "redpanda" | "kafka" => section.deserialize::<RedpandaConfig>().map(drop)?,
+            "memory" => section.deserialize::<qi_testkit::bus::MemoryBusConfig>()?.validate()?,
+            "redpanda" => section.deserialize::<RedpandaConfig>()?.check_bounds()?,
+            "kafka" => {
+                RedpandaConfig { section: "bus.kafka", ..section.deserialize()? }.check_bounds()?;
+            }
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    fn effective(name: &str, section: &Section) -> Result<Option<toml::Value>> {
+        match name {
+            #[cfg(feature = "memory")]
+            "memory" => effective(&section.deserialize::<qi_testkit::bus::MemoryBusConfig>()?),
+            "redpanda" | "kafka" => effective(&section.deserialize::<RedpandaConfig>()?),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -217,6 +258,11 @@ impl BusSection {
                 spec = spec.with_replication(replicas);
             }
             for (setting, value) in &section.settings {
+                if let Some((_, own)) = TOPIC_KEYS.iter().find(|(name, _)| name == setting) {
+                    return Err(Error::new(ErrorKind::Config, "config.topic", "load")
+                        .with_message(format_args!("is set by the key `{own}`"))
+                        .with_context("key", format_args!("bus.topics.{name}.settings.{setting}")));
+                }
                 spec = spec.with_setting(setting, value);
             }
             catalogue.insert(spec);
@@ -224,6 +270,10 @@ impl BusSection {
         Ok(catalogue)
     }
 }
+
+/// The settings of a broker that a key of the section has, with the key.
+const TOPIC_KEYS: &[(&str, &str)] =
+    &[("max.message.bytes", "max_message_bytes"), ("retention.ms", "retention")];
 
 /// `[bus.topics.NAME]`: changes a topic of the standard catalogue, or adds a topic with 1 partition by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -240,5 +290,6 @@ pub struct TopicSection {
     /// The maximum size of a message, in bytes.
     pub max_message_bytes: Option<usize>,
     /// Further topic settings of the broker, by name.
+    #[serde(deserialize_with = "crate::scalars::texts")]
     pub settings: BTreeMap<String, String>,
 }

@@ -22,6 +22,8 @@ pub(super) enum Value {
     /// A value from the environment. The text is converted to the type of the target field, so a password
     /// `12345` stays text.
     Text(String),
+    /// An empty value from the environment, which removes the value of the file. The default applies.
+    Unset,
 }
 
 /// `Debug` hides all scalars, because a value may be secret.
@@ -31,6 +33,7 @@ impl fmt::Debug for Value {
             Self::Table(table) => f.debug_map().entries(table).finish(),
             Self::Array(items) => write!(f, "[{} values]", items.len()),
             Self::Scalar(_) | Self::Text(_) => f.write_str("***"),
+            Self::Unset => f.write_str("unset"),
         }
     }
 }
@@ -68,6 +71,18 @@ impl Node {
 
     pub(super) fn origin(&self) -> &str {
         &self.origin
+    }
+
+    pub(super) fn is_unset(&self) -> bool {
+        matches!(self.value, Value::Unset)
+    }
+
+    /// Returns the nodes at the paths that match a pattern. A `*` matches any key.
+    pub(super) fn matching(&mut self, pattern: &[&str]) -> Vec<&mut Self> {
+        let Some((key, rest)) = pattern.split_first() else { return vec![self] };
+        let Value::Table(table) = &mut self.value else { return Vec::new() };
+        let found = table.iter_mut().filter(|(found, _)| *key == "*" || found == key);
+        found.flat_map(|(_, node)| node.matching(rest)).collect()
     }
 
     /// Returns the table of a section, or an error if the node is not a section.

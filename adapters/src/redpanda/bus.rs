@@ -92,6 +92,7 @@ impl RedpandaBus {
     /// in, or a program that is built with `panic = "abort"`.
     pub fn open(config: RedpandaConfig) -> Result<Self> {
         config.validate()?;
+        let config = config.with_passwords()?;
         client_config::check(&config)?;
         client_config::check_panic_strategy(&config, cfg!(panic = "abort"))?;
         let password_warning = Arc::new(client_config::password_warning(&config));

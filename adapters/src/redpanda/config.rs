@@ -1,14 +1,16 @@
 //! The sections `[bus.redpanda]` and `[bus.kafka]`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use qi_core::Result;
 use qi_core::bus::Encoding;
 use qi_core::domain::duration;
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use crate::scalars::Scalar;
 use crate::validation::Rules;
 
 /// The addresses and the settings of a bus over the Kafka protocol. Compiled even without the feature `redpanda`,
@@ -20,7 +22,7 @@ use crate::validation::Rules;
 /// let config = RedpandaConfig::from_brokers("127.0.0.1:9092");
 /// assert_eq!((config.profile, config.delivery_timeout), (Profile::Balanced, Duration::from_mins(2)));
 /// ```
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RedpandaConfig {
@@ -100,7 +102,7 @@ impl Default for RedpandaConfig {
 }
 
 /// The tuning profile of the client. [The page on Redpanda and Kafka](qi_core::guide::redpanda) lists the settings of each profile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Profile {
@@ -113,7 +115,7 @@ pub enum Profile {
 }
 
 /// The compression of message batches in requests and in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MessageCompression {
@@ -143,7 +145,7 @@ impl MessageCompression {
 }
 
 /// `[bus.redpanda.tls]`: the settings of encryption. Needs the feature `redpanda-tls`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RedpandaTlsSection {
@@ -156,11 +158,14 @@ pub struct RedpandaTlsSection {
     /// The PEM file of the client's key.
     pub client_key: Option<String>,
     /// The password of the client's key. Hidden in `Debug` output.
+    #[serde(serialize_with = "crate::scalars::hidden")]
     pub client_key_password: Option<SecretString>,
+    /// The file that contains the password of the client's key, instead of `client_key_password`.
+    pub client_key_password_file: Option<PathBuf>,
 }
 
 /// `[bus.redpanda.sasl]`: authentication with a user name and a password. SCRAM needs the feature `redpanda-tls`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SaslSection {
@@ -169,11 +174,14 @@ pub struct SaslSection {
     /// The name of the user.
     pub username: Option<String>,
     /// The user's password. Hidden in `Debug` output.
+    #[serde(serialize_with = "crate::scalars::hidden")]
     pub password: Option<SecretString>,
+    /// The file that contains the password, instead of `password`.
+    pub password_file: Option<PathBuf>,
 }
 
 /// The SASL mechanism, by which the client proves its password to a broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum SaslMechanism {
@@ -204,6 +212,12 @@ impl SaslMechanism {
 #[serde(from = "Scalar")]
 pub struct PropertyValue(String);
 
+impl Serialize for PropertyValue {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(crate::scalars::HIDDEN)
+    }
+}
+
 impl PropertyValue {
     /// Returns the value as text for librdkafka.
     pub fn as_str(&self) -> &str {
@@ -213,33 +227,13 @@ impl PropertyValue {
 
 impl std::fmt::Debug for PropertyValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
+        f.write_str(crate::scalars::HIDDEN)
     }
 }
 
 impl<T: Into<String>> From<T> for PropertyValue {
     fn from(text: T) -> Self {
         Self(text.into())
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Text(String),
-    Flag(bool),
-    Number(i64),
-    Real(f64),
-}
-
-impl From<Scalar> for PropertyValue {
-    fn from(scalar: Scalar) -> Self {
-        Self(match scalar {
-            Scalar::Text(text) => text,
-            Scalar::Flag(flag) => flag.to_string(),
-            Scalar::Number(number) => number.to_string(),
-            Scalar::Real(number) => number.to_string(),
-        })
     }
 }
 
@@ -285,6 +279,8 @@ const RESERVED_PROPERTIES: &[(&str, &str)] = &[
     ("delivery.report.only.error", "is not supported, because publish reports every message"),
     ("produce.offset.report", "is not supported, because publish reports offsets"),
     ("partition.assignment.strategy", "is always `cooperative-sticky`"),
+    ("max.in.flight", "is an alias of `max.in.flight.requests.per.connection`, which must be used instead"),
+    ("message.send.max.retries", "is an alias of `retries`, which must be used instead"),
     ("queue.buffering.max.ms", "is an alias of `linger.ms`, which must be used instead"),
     ("fetch.message.max.bytes", "is an alias of `max.partition.fetch.bytes`, which must be used instead"),
     ("ssl.engine.location", "is not supported, because the configuration must not load libraries"),
@@ -315,8 +311,39 @@ impl RedpandaConfig {
     /// # Errors
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
+        if self.brokers.is_none() {
+            let rule = "is required: a comma-separated list of `host:port`";
+            return Err(self.rules().refuse("brokers", "none", rule));
+        }
+        self.check_bounds()
+    }
+
+    /// Reads the passwords of the files.
+    ///
+    /// # Errors
+    /// `Config` for a file that cannot be read.
+    #[cfg(feature = "redpanda")]
+    pub(super) fn with_passwords(mut self) -> Result<Self> {
+        let rules = self.rules();
+        if let Some(file) = &self.sasl.password_file {
+            self.sasl.password = Some(rules.secret("sasl.password_file", file)?);
+        }
+        if let Some(file) = &self.tls.client_key_password_file {
+            self.tls.client_key_password = Some(rules.secret("tls.client_key_password_file", file)?);
+        }
+        Ok(self)
+    }
+
+    /// Validates the settings of a section that may lack the brokers.
+    pub(crate) fn check_bounds(&self) -> Result<()> {
         let rules = self.rules();
         check_brokers(&rules, self.brokers.as_deref())?;
+        rules.one_of("sasl.password", self.sasl.password.is_some(), self.sasl.password_file.is_some())?;
+        rules.one_of(
+            "tls.client_key_password",
+            self.tls.client_key_password.is_some(),
+            self.tls.client_key_password_file.is_some(),
+        )?;
         if self.client_id.is_empty()
             || self.client_id.len() > 249
             || self.client_id.chars().any(char::is_control)
@@ -351,7 +378,8 @@ impl RedpandaConfig {
             return Err(rules.refuse("tls.enabled", false, "must be true if a certificate file is set"));
         }
         let sasl = &self.sasl;
-        let is_set = [sasl.mechanism.is_some(), sasl.username.is_some(), sasl.password.is_some()];
+        let password = sasl.password.is_some() || sasl.password_file.is_some();
+        let is_set = [sasl.mechanism.is_some(), sasl.username.is_some(), password];
         if is_set.contains(&true) && is_set.contains(&false) {
             let rule = "`mechanism`, `username` and `password` must be set together";
             return Err(rules.refuse("sasl", "some of three", rule));
@@ -383,9 +411,7 @@ impl RedpandaConfig {
 /// Checks for entries `host:port`, separated by commas. librdkafka would treat the scheme of a URL as a
 /// part of the host.
 fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
-    let Some(brokers) = brokers else {
-        return Err(rules.refuse("brokers", "none", "is required: a comma-separated list of `host:port`"));
-    };
+    let Some(brokers) = brokers else { return Ok(()) };
     for broker in brokers.split(',').map(str::trim) {
         let (host, port) = broker.rsplit_once(':').unwrap_or((broker, ""));
         let has_valid_host = !host.is_empty() && !host.contains(['/', '@', ' ']);

@@ -1,5 +1,6 @@
 //! The section `[store.timescale]`, for TimescaleDB and plain PostgreSQL.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use qi_core::Datasets;
@@ -9,7 +10,7 @@ use qi_core::domain::duration;
 use qi_core::record::Dataset;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::durations::DatasetDurations;
 use crate::validation::Rules;
@@ -26,11 +27,12 @@ use crate::validation::Rules;
 /// assert_eq!(config.schema, "qi");
 /// assert!(!format!("{config:?}").contains("secret"));
 /// ```
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TimescaleConfig {
     /// The URL of the server: `postgres://user:password@host:port/database`. Hidden in `Debug` output.
+    #[serde(serialize_with = "crate::scalars::hidden")]
     pub url: Option<SecretString>,
     /// The host name, or the folder of a Unix socket.
     pub host: Option<String>,
@@ -39,7 +41,10 @@ pub struct TimescaleConfig {
     /// The name of the user.
     pub user: Option<String>,
     /// The user's password. Hidden in `Debug` output.
+    #[serde(serialize_with = "crate::scalars::hidden")]
     pub password: Option<SecretString>,
+    /// The file that contains the password, instead of `password`.
+    pub password_file: Option<PathBuf>,
     /// The name of the database.
     pub database: Option<String>,
     /// The database schema (namespace) of the tables: lower-case letters, digits and underscores. Several stores can
@@ -84,6 +89,7 @@ impl Default for TimescaleConfig {
             port: None,
             user: None,
             password: None,
+            password_file: None,
             database: None,
             schema: "qi".to_owned(),
             application_name: None,
@@ -103,7 +109,7 @@ impl Default for TimescaleConfig {
 }
 
 /// The kind of the tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Hypertables {
@@ -114,7 +120,7 @@ pub enum Hypertables {
 }
 
 /// `[store.timescale.pool]`: the settings of the connection pool.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PoolSection {
@@ -147,7 +153,7 @@ impl Default for PoolSection {
 }
 
 /// `[store.timescale.tls]`: the settings of encryption.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TlsSection {
@@ -163,7 +169,7 @@ pub struct TlsSection {
 }
 
 /// The mode of encryption, with the meaning of libpq's `sslmode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum TlsMode {
@@ -181,7 +187,7 @@ pub enum TlsMode {
 
 /// `[store.timescale.server_limits]`: server-side limits. The limits are slightly below the timeouts of the layer
 /// `Timeout` (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ServerLimitsSection {
@@ -208,7 +214,7 @@ impl Default for ServerLimitsSection {
 }
 
 /// `[store.timescale.write]`: the settings of inserts.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WriteSection {
@@ -263,12 +269,29 @@ impl TimescaleConfig {
     /// # Errors
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
-        let rules = self.rules();
-        let Self { url, host, schema, max_batch, pool, server_limits, write, columnstore, retention, .. } =
-            self;
-        if url.is_none() && host.is_none() {
-            return Err(rules.refuse("url", "none", "`url` or `host` is required"));
+        if self.url.is_none() && self.host.is_none() {
+            return Err(self.rules().refuse("url", "none", "`url` or `host` is required"));
         }
+        self.check_bounds()
+    }
+
+    /// Reads the password of the file.
+    ///
+    /// # Errors
+    /// `Config` for a file that cannot be read.
+    #[cfg(feature = "timescale")]
+    pub(super) fn with_password(mut self) -> Result<Self> {
+        if let Some(file) = &self.password_file {
+            self.password = Some(self.rules().secret("password_file", file)?);
+        }
+        Ok(self)
+    }
+
+    /// Validates the settings of a section that may lack the address.
+    pub(crate) fn check_bounds(&self) -> Result<()> {
+        let rules = self.rules();
+        let Self { url, schema, max_batch, pool, server_limits, write, columnstore, retention, .. } = self;
+        rules.one_of("password", self.password.is_some(), self.password_file.is_some())?;
         if let Some(url) = url {
             check_url(&rules, url.expose_secret())?;
         }
@@ -321,13 +344,7 @@ impl TimescaleConfig {
                 return Err(rules.refuse(section, "", "needs hypertables = \"on\""));
             }
         }
-        self.check_datasets()
-    }
-
-    /// Validates the keys that name datasets.
-    pub(crate) fn check_datasets(&self) -> Result<()> {
-        let rules = self.rules();
-        let Self { chunks, columnstore, retention, datasets, .. } = self;
+        let Self { chunks, datasets, .. } = self;
         for (section, ages) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
             ages.check(&rules, section, datasets)?;
         }
@@ -345,11 +362,6 @@ const URL_PARAMETERS: &[&str] = &[
     "options",
     "password",
     "port",
-    "ssl-ca",
-    "ssl-cert",
-    "ssl-key",
-    "ssl-mode",
-    "ssl-root-cert",
     "sslcert",
     "sslkey",
     "sslmode",

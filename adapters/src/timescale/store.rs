@@ -79,6 +79,7 @@ impl TimescaleStore {
     /// `Config` for a value out of range, an invalid URL, or an unreadable file of the TLS section.
     pub fn open(config: TimescaleConfig) -> Result<Self> {
         config.validate()?;
+        let config = config.with_password()?;
         let cache = Arc::new(SchemaCache::new(&config));
         let connections = Connections::open(&config, cache.clone())?;
         let datasets = config.datasets.iter().enumerate();

@@ -158,7 +158,7 @@ impl Seen {
 
 /// Writes bytes as one line of text. Control characters, invisible characters, bytes that are not UTF-8 and
 /// backslashes are escaped. Text beyond `limit` bytes of the input is replaced by its length.
-fn escaped(bytes: &[u8], limit: usize) -> String {
+pub(crate) fn escaped(bytes: &[u8], limit: usize) -> String {
     let (mut shown, mut used) = (String::new(), 0);
     'text: for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use qi_core::bus::Encoding;
 use qi_core::domain::duration;
 use qi_core::{Error, ErrorKind, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::topic::RECORD_COST;
 
@@ -16,7 +16,7 @@ use super::topic::RECORD_COST;
 /// let config = MemoryBusConfig { max_bytes: 64 << 20, ..MemoryBusConfig::default() };
 /// assert_eq!(config.delivery_timeout, std::time::Duration::from_mins(2));
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryBusConfig {
     /// The capacity of all topics together, in bytes. It counts keys, payloads, headers (128 bytes more for each
@@ -67,7 +67,10 @@ impl Default for MemoryBusConfig {
 
 impl MemoryBusConfig {
     /// Checks that required limits are above 0 and that `max_bytes` has room for a message of the largest size.
-    pub(super) fn validate(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// `Config` with the field and its value.
+    pub fn validate(&self) -> Result<()> {
         let wrong = |field: &'static str, value: u64, rule: &str| {
             Err(Error::new(ErrorKind::Config, "bus.memory.config", "validate")
                 .with_backend("memory")

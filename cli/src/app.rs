@@ -1,0 +1,804 @@
+//! The program: reads the command line and the configuration, and executes the command.
+//!
+//! Exit codes: 0 success, 1 failure or difference or missing schema or topic, 2 wrong usage or configuration, 130 and
+//! 143 stopped by SIGINT and SIGTERM.
+
+use std::io::{self, IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
+use qi_adapters::{Backends, Config};
+use qi_core::Datasets;
+use qi_core::record::{Owner, SeriesKey};
+use qi_core::store::{BarQuery, StatsQuery};
+use qi_core::{
+    Bar, BookSnapshot, Error, FundingRate, Liquidation, MarkPrice, MarketSnapshot, OpenInterest, PriceStore,
+    PriceTick, Quote, Result, ResultExt as _,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[cfg(feature = "archive")]
+use crate::archive;
+#[cfg(feature = "archive")]
+use crate::arguments::ExportArguments;
+use crate::arguments::{
+    self, Command, CopyArguments, Dlq, Groups, ImportArguments, InstrumentRange, Options, Part, Query,
+    RedriveArguments, ReplayArguments, TailArguments, Topics,
+};
+use crate::output::{Format, Listing, printable, text};
+use crate::{Series, check, copy, dlq, groups, import, migrate, query, replay, tail, topics};
+
+/// The backends of this process, which are empty at its start.
+const MEMORY: &str = "memory";
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+/// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus.
+const DEFAULT_LOG: &str = "warn,librdkafka=error";
+
+/// The configuration file of the current folder, which is read if no other file is named.
+const DEFAULT_FILE: &str = "qi.toml";
+
+/// Runs the tool with the built-in backends and these registered ones, and returns the exit code of the process. Reads
+/// the command line, the environment and the configuration file.
+///
+/// A team's own tool is a program of a few lines:
+///
+/// ```no_run
+/// use std::process::ExitCode;
+/// use std::sync::Arc;
+///
+/// use qi_cli::Backends;
+/// # use qi_core::{PriceStore, Result};
+/// # fn open_mongo(_: String) -> Result<Arc<dyn PriceStore>> { unreachable!() }
+///
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Mongo {
+///     url: String,
+/// }
+///
+/// fn main() -> ExitCode {
+///     let mongo = Backends::builder()
+///         .register_store("mongo", |section| open_mongo(section.deserialize::<Mongo>()?.url));
+///     match mongo {
+///         Ok(backends) => qi_cli::run(backends.build()),
+///         Err(error) => {
+///             eprintln!("{error}");
+///             ExitCode::FAILURE
+///         }
+///     }
+/// }
+/// ```
+pub fn run(backends: Backends) -> ExitCode {
+    run_with(backends, &Datasets::standard())
+}
+
+/// Runs the tool as [`run`], for a program with its own datasets. The commands know these datasets and the datasets of
+/// the library.
+///
+/// ```no_run
+/// use qi_cli::Backends;
+/// use qi_core::record::Record;
+/// use qi_core::{Datasets, Instrument, Percent, Timestamp};
+///
+/// #[derive(Debug, Clone, PartialEq, Record)]
+/// #[record(name = "borrow_rates")]
+/// struct BorrowRate {
+///     #[series]
+///     instrument: Instrument,
+///     #[time]
+///     ts: Timestamp,
+///     rate: Percent,
+/// }
+///
+/// let datasets = Datasets::standard().with::<BorrowRate>()?;
+/// qi_cli::run_with(Backends::default(), &datasets); // for example `query records borrow_rates x:Y`
+/// # Ok::<(), qi_core::Error>(())
+/// ```
+pub fn run_with(backends: Backends, datasets: &Datasets) -> ExitCode {
+    let command = arguments::with_datasets(Options::command(), datasets);
+    let options = command.try_get_matches().and_then(|found| Options::from_arg_matches(&found));
+    let options = match options {
+        Ok(options) => options,
+        Err(error) if error.use_stderr() => {
+            let rendered = error.render().to_string();
+            say(format_args!("{}", rendered.strip_prefix("error: ").unwrap_or(&rendered).trim_end()));
+            return ExitCode::from(USAGE);
+        }
+        // The text of `--help` or `--version`.
+        Err(error) => error.exit(),
+    };
+    if let Command::Completions { shell } = options.command {
+        clap_complete::generate(shell, &mut Options::command(), "qi", &mut io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into());
+    // A program that has its own subscriber keeps it.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime.permanent("cli.runtime", "start") {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, FAILED),
+    };
+    let code = runtime.block_on(async {
+        let builder = match config_file(options.config.as_deref()) {
+            Some(path) => Config::builder().file(path),
+            None => Config::builder(),
+        };
+        let known = options.datasets(datasets);
+        match builder.environment().backends(backends).datasets(known.clone()).build() {
+            Ok(config) => execute(options, &config, known).await,
+            Err(error) => fail(&error, USAGE),
+        }
+    });
+    runtime.shutdown_background();
+    code
+}
+
+/// Returns the named file, or the file in `QI_CONFIG`, or `qi.toml` if it exists.
+fn config_file(named: Option<&Path>) -> Option<PathBuf> {
+    let variable = || std::env::var_os("QI_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
+    named.map(Path::to_owned).or_else(variable).or_else(default)
+}
+
+async fn execute(options: Options, config: &Config, datasets: Datasets) -> ExitCode {
+    let stop = Stop::default();
+    if let Err(error) = stop.listen() {
+        return fail(&error, FAILED);
+    }
+    let work = perform(options, config, datasets, &stop);
+    tokio::pin!(work);
+    let outcome = tokio::select! {
+        outcome = &mut work => outcome,
+        // Copies, replays, imports and dead letter commands end in order. Other commands are dropped.
+        () = stop.overdue() => return ExitCode::from(stop.code()),
+    };
+    match outcome {
+        Ok(_) if stop.code() > 0 => ExitCode::from(stop.code()),
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error)
+            if error.kind() == qi_core::ErrorKind::Config
+                || [dlq::INVALID_TARGET, "archive.range", "archive.settings"].contains(&error.code()) =>
+        {
+            fail(&error, USAGE)
+        }
+        Err(error) if error.kind() == qi_core::ErrorKind::SchemaMismatch => {
+            let code = fail(&error, FAILED);
+            say(format_args!("`qi migrate` creates the schema, which is missing or incomplete"));
+            code
+        }
+        Err(error) => fail(&error, FAILED),
+    }
+}
+
+/// Opens a store without changing its schema, also with `auto_schema`. A store in the memory of this process has no
+/// schema of others.
+async fn open_store(config: &Config, backend: &str) -> Result<Arc<dyn PriceStore>> {
+    let store = config.open_store_without_schema(backend)?;
+    if config.auto_schema() && store.info().backend == MEMORY {
+        store.ensure_schema().await?;
+    }
+    Ok(store)
+}
+
+/// Executes the command and returns true if it succeeded.
+async fn perform(options: Options, config: &Config, datasets: Datasets, stop: &Stop) -> Result<bool> {
+    let Options { config: _, store, all_datasets: _, format, command } = options;
+    let backend = store.unwrap_or_else(|| config.store_backend().to_owned());
+    let open_store = || open_store(config, &backend);
+    match command {
+        Command::Config => {
+            show(&settings(config)?, format)?;
+            Ok(true)
+        }
+        Command::Check { write } => check(config, &backend, (&datasets, write), format).await,
+        Command::Migrate { dry_run } => migrate(config, &backend, dry_run, format).await,
+        Command::Topics { command: None } => {
+            show(&topics::topics(&*config.open_bus().await?).await?, format)?;
+            Ok(true)
+        }
+        Command::Topics { command: Some(Topics::Describe { topic, settings }) } => {
+            let topic = topics::find(&*config.open_bus().await?, &topic).await?;
+            let listing = if settings { topics::settings(&topic) } else { topics::partitions(&topic) };
+            show(&listing, format)?;
+            Ok(true)
+        }
+        Command::Tail(arguments) => follow(&*config.open_bus().await?, arguments, stop, format).await,
+        Command::Groups(Groups::Reset { group, topic, to, dry_run }) => {
+            show(&groups::reset(&*config.open_bus().await?, &group, &topic, to, dry_run).await?, format)?;
+            if dry_run {
+                say(format_args!("dry run; nothing was committed"));
+            }
+            Ok(true)
+        }
+        Command::Lag { groups, partitions, max } => {
+            let found = topics::groups(&*config.open_bus().await?, groups.clone()).await?;
+            show(&topics::lag_rows(&found, partitions), format)?;
+            let problems = max.map_or_else(Vec::new, |max| topics::above(&found, &groups, max));
+            for problem in &problems {
+                say(format_args!("{problem}"));
+            }
+            Ok(problems.is_empty())
+        }
+        Command::Instruments { dataset, exchange, limit } => {
+            show(&query::instruments(&*open_store().await?, dataset, exchange, limit).await?, format)?;
+            Ok(true)
+        }
+        Command::Query(query) => {
+            show(&ask(&*open_store().await?, query).await?, format)?;
+            Ok(true)
+        }
+        #[cfg(feature = "chart")]
+        Command::Chart(arguments) => {
+            let store = open_store().await?;
+            match stop.graceful.run_until_cancelled(draw(&*store, arguments)).await {
+                Some(drawn) => show(&drawn?, format).map(|()| true),
+                None => Ok(false),
+            }
+        }
+        Command::Copy(arguments) => copy(config, arguments, stop, format).await,
+        Command::Replay(arguments) => {
+            let (bus, store) = (config.open_bus().await?, open_store().await?);
+            replay(&*bus, &*store, (arguments, datasets), stop).await
+        }
+        #[cfg(feature = "archive")]
+        Command::Export(arguments) => {
+            export(&*open_store().await?, (arguments, datasets), stop, format).await
+        }
+        Command::Import(arguments) => {
+            #[cfg(feature = "archive")]
+            if let Some(address) = archive_of(&arguments)? {
+                return import_archive(&*open_store().await?, (address, arguments), datasets, stop, format)
+                    .await;
+            }
+            refuse_archive_options(&arguments)?;
+            // The files are opened first: an error in them needs no server.
+            let (files, plan) = open_files(arguments).await?;
+            import(open_store().await?, files, plan, stop, format).await
+        }
+        Command::Dlq(command) => dead_letters(&*config.open_bus().await?, command, stop, format).await,
+        Command::Completions { .. } => Ok(true),
+    }
+}
+
+async fn check(
+    config: &Config,
+    backend: &str,
+    (datasets, write): (&Datasets, bool),
+    format: Format,
+) -> Result<bool> {
+    let mut findings = check::Findings::default();
+    let name = format!("store {backend}");
+    match open_store(config, backend).await {
+        Ok(store) => {
+            let answers = findings.store(&name, &store, datasets).await;
+            if write && answers {
+                findings.check_write(&name, &store).await;
+            }
+        }
+        Err(error) => findings.open_failed(&name, &error),
+    }
+    let name = format!("bus {}", config.bus_backend());
+    match config.open_bus().await {
+        Ok(bus) if bus.info().backend == MEMORY => findings.bus_in_memory(&name, &bus).await,
+        Ok(bus) => findings.bus(&name, &bus, &config.catalogue()?).await,
+        Err(error) => findings.open_failed(&name, &error),
+    }
+    show(&findings.listing(), format)?;
+    Ok(findings.passed())
+}
+
+async fn migrate(config: &Config, backend: &str, dry_run: bool, format: Format) -> Result<bool> {
+    let mut listing = migrate::listing();
+    let (store_name, store) = (format!("store {backend}"), config.open_store_without_schema(backend)?);
+    let (bus, catalogue) = (config.open_bus().await?, config.catalogue()?);
+    let bus_name = format!("bus {}", config.bus_backend());
+    let well = if dry_run {
+        migrate::plan_store(&store_name, &*store, &mut listing).await?;
+        migrate::plan_bus(&bus_name, &*bus, &catalogue, &mut listing).await?;
+        true
+    } else {
+        migrate::store(&store_name, &*store, &mut listing).await?;
+        migrate::bus(&bus_name, &*bus, &catalogue, &mut listing).await?
+    };
+    show(&listing, format)?;
+    Ok(well)
+}
+
+fn settings(config: &Config) -> Result<Listing> {
+    let mut listing = Listing::new(["key", "value", "origin"]);
+    for setting in config.settings()? {
+        listing.push([text(setting.key), text(setting.value), text(setting.origin)]);
+    }
+    Ok(listing)
+}
+
+async fn follow(
+    bus: &dyn qi_core::MessageBus,
+    arguments: TailArguments,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let TailArguments { topic, partitions, since, last, no_follow, limit, full } = arguments;
+    let start = since.map_or(tail::Start::Last(last), tail::Start::Since);
+    let plan = tail::Plan { topic, partitions, start, follow: !no_follow, limit };
+    let mut printer = tail::Printer::new(format, full);
+    tail::run(bus, &plan, &stop.graceful, |message| printer.print(message, &mut io::stdout().lock())).await?;
+    Ok(true)
+}
+
+#[cfg(feature = "chart")]
+async fn draw(store: &dyn PriceStore, arguments: crate::arguments::ChartArguments) -> Result<Listing> {
+    let crate::arguments::ChartArguments { instrument, interval, times, stored, gaps, out, width, height } =
+        arguments;
+    let source = if stored { qi_core::store::BarSource::Stored } else { qi_core::store::BarSource::Derived };
+    let plan = crate::chart::Plan {
+        query: BarQuery::new(instrument, interval, times.range()?),
+        source,
+        gaps_only: gaps,
+        out,
+        size: (width, height),
+    };
+    crate::chart::draw(store, &plan).await
+}
+
+async fn dead_letters(
+    bus: &dyn qi_core::MessageBus,
+    command: Dlq,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let (unread, well) = match command {
+        Dlq::List { source, selection } => {
+            let topic = source.optional_name()?;
+            let listed = dlq::list(bus, topic.as_ref(), &selection.into(), &stop.graceful).await?;
+            show(&listed.listing(), format)?;
+            (listed.unread, !listed.interrupted)
+        }
+        Dlq::Show { source, selection, limit, newest, full } => {
+            let view = dlq::View { limit, newest, full };
+            let shown = dlq::show(bus, &source.name()?, &selection.into(), view, &stop.graceful).await?;
+            show(&shown.listing(format), format)?;
+            (shown.unread, !shown.interrupted)
+        }
+        Dlq::Redrive(arguments) => {
+            let redriven = redrive(bus, arguments, stop).await?;
+            show(&redriven.listing(), format)?;
+            let well = redriven.is_complete();
+            (redriven.unread, well)
+        }
+    };
+    for partition in &unread {
+        say(format_args!("{partition}"));
+    }
+    Ok(well && unread.is_empty())
+}
+
+async fn redrive(
+    bus: &dyn qi_core::MessageBus,
+    arguments: RedriveArguments,
+    stop: &Stop,
+) -> Result<dlq::RedriveReport> {
+    let RedriveArguments { source, selection, to, max_redrives, progress, dry_run } = arguments;
+    let (topic, has_progress) = (source.name()?, progress.is_some());
+    let plan = dlq::Plan { topic, to, selection: selection.into(), max_redrives, progress, dry_run };
+    let published = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = published.clone();
+    let bar = spinner("redriven", move || counter.load(Ordering::Relaxed));
+    let progress = |messages| published.store(messages, Ordering::Relaxed);
+    let redriven = dlq::redrive(bus, &plan, &stop.graceful, progress).await;
+    bar.finish_and_clear();
+    let redriven = redriven?;
+    for failure in &redriven.counts.failures {
+        say(format_args!("failed: {}", printable(failure)));
+    }
+    if let Some(error) = &redriven.error {
+        complain(error);
+    }
+    if redriven.was_finished {
+        say(format_args!("an earlier run with this progress file has finished; nothing was published"));
+    } else if dry_run {
+        say(format_args!("dry run; nothing was published"));
+    } else if (redriven.interrupted || redriven.error.is_some()) && has_progress {
+        say(format_args!("stopped before the end; the same command continues"));
+    } else if redriven.interrupted {
+        say(format_args!(
+            "stopped before the end; without --progress the same command starts from the beginning"
+        ));
+    }
+    Ok(redriven)
+}
+
+async fn ask(store: &dyn PriceStore, query: Query) -> Result<Listing> {
+    let range = |dataset, owner, interval, Part { times, newest, limit }: Part| async move {
+        let series = Series { dataset, key: SeriesKey { owner, interval } };
+        query::records(store, series, times.range()?, newest, limit).await
+    };
+    match query {
+        Query::Latest { series, dataset, interval, limit } => {
+            let owners = series.iter().map(|name| query::owner(dataset, name)).collect::<Result<_>>()?;
+            query::latest(store, dataset, owners, interval, limit).await
+        }
+        Query::Records { dataset, series, interval, part } => {
+            range(dataset, query::owner(dataset, &series)?, interval, part).await
+        }
+        Query::Ticks { range: InstrumentRange { instrument, part } } => {
+            range(PriceTick::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::Quotes { range: InstrumentRange { instrument, part } } => {
+            range(Quote::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::Snapshots { scope, part } => {
+            let dataset = MarketSnapshot::DATASET;
+            range(dataset, query::owner(dataset, &scope)?, None, part).await
+        }
+        Query::FundingRates { range: InstrumentRange { instrument, part } } => {
+            range(FundingRate::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::OpenInterest { range: InstrumentRange { instrument, part } } => {
+            range(OpenInterest::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::Liquidations { range: InstrumentRange { instrument, part } } => {
+            range(Liquidation::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::MarkPrices { range: InstrumentRange { instrument, part } } => {
+            range(MarkPrice::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::BookSnapshots { range: InstrumentRange { instrument, part } } => {
+            range(BookSnapshot::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::Stats { instrument, times } => {
+            query::stats(store, &StatsQuery::new(instrument, times.range()?)).await
+        }
+        Query::Bars { range: InstrumentRange { instrument, part }, interval, stored: true } => {
+            range(Bar::DATASET, Owner::Instrument(instrument), Some(interval), part).await
+        }
+        Query::Bars { range: InstrumentRange { instrument, part }, interval, stored: false } => {
+            let Part { times, newest, limit } = part;
+            let query = BarQuery::new(instrument, interval, times.range()?);
+            query::derived_bars(store, query, newest, limit).await
+        }
+    }
+}
+
+async fn copy(config: &Config, arguments: CopyArguments, stop: &Stop, format: Format) -> Result<bool> {
+    let CopyArguments { from, to, datasets, instruments, times, progress, concurrency, verify_only } =
+        arguments;
+    if from == to {
+        return Err(Error::invalid("copy.to", "to", to, "must be another backend than --from"));
+    }
+    let datasets = if datasets.is_empty() { Datasets::standard().iter().collect() } else { datasets };
+    let (source, target) = (open_store(config, &from).await?, open_store(config, &to).await?);
+    let plan = copy::Plan {
+        datasets,
+        instruments: instruments.into_iter().collect(),
+        range: times.range()?,
+        progress,
+    };
+    let mut copy = copy::Copy::new(source, target, plan);
+    copy.stop = stop.graceful.clone();
+    copy.concurrency = concurrency.into();
+    copy.verify_only = verify_only;
+    let counter = copy.copied.clone();
+    let bar = spinner("copied", move || counter.load(Ordering::Relaxed));
+    let outcome = copy.run().await;
+    bar.finish_and_clear();
+    let outcome = outcome?;
+    if outcome == copy::Outcome::Interrupted {
+        say(format_args!(
+            "stopped after {} records; the same command continues",
+            copy.copied.load(Ordering::Relaxed)
+        ));
+        return Ok(false);
+    }
+    show(&outcome.listing(), format)?;
+    Ok(outcome.is_equal())
+}
+
+async fn replay(
+    bus: &dyn qi_core::MessageBus,
+    store: &dyn PriceStore,
+    (arguments, datasets): (ReplayArguments, Datasets),
+    stop: &Stop,
+) -> Result<bool> {
+    let ReplayArguments { topic, since, until, wait } = arguments;
+    let plan = replay::Plan { topic, datasets, since, until, wait };
+    store.ensure_schema().await?;
+    let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = stored.clone();
+    let bar = spinner("stored", move || counter.load(Ordering::Relaxed));
+    let progress = |records| stored.store(records, Ordering::Relaxed);
+    let replayed = replay::run(bus, store, &plan, &stop.graceful, progress).await;
+    bar.finish_and_clear();
+    let replayed = replayed?;
+    for error in &replayed.errors {
+        complain(error);
+    }
+    for unreached in &replayed.unreached {
+        say(format_args!("{unreached}"));
+    }
+    let replay::ReplayReport { stored, unreadable, interrupted, .. } = replayed;
+    let stopped = if interrupted { "; stopped before the end" } else { "" };
+    say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
+    Ok(replayed.is_complete())
+}
+
+/// Returns the address of an archive, or None for files of exchanges.
+#[cfg(feature = "archive")]
+fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
+    let mut addresses = arguments.files.iter().filter_map(|path| path.to_str());
+    let Some(address) = addresses.find(|address| archive::is_archive(address)) else { return Ok(None) };
+    let usage = |message: &str| {
+        Err(Error::new(qi_core::ErrorKind::Config, "import.archive", "import").with_message(message))
+    };
+    if arguments.files.len() > 1 {
+        return usage("an archive must be the only argument");
+    }
+    let ImportArguments { input_format, columns, input_interval, strict, .. } = arguments;
+    if input_format.is_some() || columns.is_some() || input_interval.is_some() || *strict {
+        return usage("--input-format, --columns, --input-interval and --strict are for files of exchanges");
+    }
+    Ok(Some(address.to_owned()))
+}
+
+fn refuse_archive_options(arguments: &ImportArguments) -> Result<()> {
+    if arguments.datasets.is_empty() && arguments.times.since.is_none() && arguments.times.until.is_none() {
+        return Ok(());
+    }
+    Err(Error::new(qi_core::ErrorKind::Config, "import.files", "import")
+        .with_message("--dataset, --since and --until are for archives"))
+}
+
+#[cfg(feature = "archive")]
+async fn export(
+    store: &dyn PriceStore,
+    (arguments, all): (ExportArguments, Datasets),
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let ExportArguments { archive, datasets, instruments, times, period, floats, verify, concurrency } =
+        arguments;
+    let datasets = if datasets.is_empty() { all.iter().collect() } else { datasets };
+    let mut options = qi_arrow::ExportOptions::new(datasets);
+    options.instruments = instruments.into_iter().collect();
+    options.range = times.range()?;
+    options.period =
+        if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
+    options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
+    options.verify_existing = verify;
+    options.concurrency = concurrency.into();
+    options.stop = stop.graceful.clone();
+    let archive = qi_arrow::Archive::create(&archive)?;
+    let counter = options.progress.clone();
+    let bar = spinner("read", move || counter.load(Ordering::Relaxed));
+    let report = qi_arrow::export(store, &archive, &options).await;
+    bar.finish_and_clear();
+    let report = report?;
+    if report.interrupted {
+        say(format_args!("stopped before the end; the same command continues"));
+        return Ok(false);
+    }
+    show(&archive::exported(&report), format)?;
+    if report.series.is_empty() {
+        say(format_args!("the store has no records"));
+    }
+    if report.orphaned > 0 {
+        let files = report.orphaned;
+        say(format_args!("{files} files of the archive belong to series that the store does not have"));
+    }
+    Ok(true)
+}
+
+#[cfg(feature = "archive")]
+async fn import_archive(
+    store: &dyn PriceStore,
+    (address, arguments): (String, ImportArguments),
+    known: Datasets,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let ImportArguments { instrument, datasets, times, .. } = arguments;
+    let mut options = qi_arrow::ImportOptions::new(known);
+    options.instruments = instrument.into_iter().collect();
+    options.datasets = datasets;
+    options.range = times.range()?;
+    options.stop = stop.graceful.clone();
+    let counter = options.progress.clone();
+    let archive = qi_arrow::Archive::open(&address)?;
+    store.ensure_schema().await?;
+    let bar = spinner("stored", move || counter.load(Ordering::Relaxed));
+    let report = qi_arrow::import(store, &archive, &options).await;
+    bar.finish_and_clear();
+    let report = report?;
+    for (file, error) in &report.failures {
+        say(format_args!("{}: {}", printable(file), printable(&error.report())));
+    }
+    let more = report.failed.saturating_sub(report.failures.len() as u64);
+    if more > 0 {
+        say(format_args!("... and {more} more failures"));
+    }
+    if report.failures.iter().any(|(_, error)| error.code() == "archive.dataset") {
+        say(format_args!("--all-datasets opens all datasets of the library"));
+    }
+    show(&archive::imported(&report), format)?;
+    if report.interrupted {
+        say(format_args!("stopped before the end; the same command continues"));
+    } else if report.series.is_empty() && report.failed == 0 {
+        say(format_args!("the archive has no file that the options select"));
+        return Ok(false);
+    }
+    Ok(report.is_good())
+}
+
+async fn open_files(arguments: ImportArguments) -> Result<(qi_files::Files, import::Plan)> {
+    let ImportArguments { files, input_format, columns, instrument, input_interval, strict, .. } = arguments;
+    let options = qi_files::FileOptions::default().format(input_format).columns(columns);
+    let options = options.instrument(instrument).interval(input_interval);
+    let opened = tokio::task::spawn_blocking(move || qi_files::open(&files, &options)).await;
+    Ok((opened.permanent("import", "open")??, import::Plan { strict }))
+}
+
+async fn import(
+    store: Arc<dyn PriceStore>,
+    files: qi_files::Files,
+    plan: import::Plan,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let bar = bytes_bar(files.progress.clone(), stored.clone());
+    let imported = import::run(store, files, plan, &stop.graceful, stored).await;
+    bar.finish_and_clear();
+    let imported = imported?;
+    for error in &imported.bad_lines {
+        complain(error);
+    }
+    let more = imported.bad().saturating_sub(imported.bad_lines.len() as u64);
+    if more > 0 {
+        say(format_args!("... and {more} more bad lines"));
+    }
+    show(&imported.listing(), format)?;
+    if let Some(error) = &imported.error {
+        complain(error);
+    } else if imported.interrupted {
+        say(format_args!("stopped before the end; the same command stores the same records again"));
+    } else if imported.records() == 0 {
+        say(format_args!("the files have no record"));
+    } else if !imported.is_good() {
+        say(format_args!("more bad lines ({}) than records ({})", imported.bad(), imported.records()));
+    }
+    Ok(imported.is_good())
+}
+
+/// Shows the number of bytes that were read from the files, on a terminal.
+fn bytes_bar(progress: qi_files::Progress, stored: Arc<std::sync::atomic::AtomicU64>) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(progress.total());
+    if let Ok(style) =
+        ProgressStyle::with_template("{wide_bar} {read} of {total} MB read, {msg} stored  {eta}")
+    {
+        let megabytes = |bytes: u64| HumanCount(bytes.div_ceil(1_000_000));
+        let read = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+            let _ = write!(line, "{}", megabytes(state.pos()));
+        };
+        let total = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+            let _ = write!(line, "{}", megabytes(state.len().unwrap_or(0)));
+        };
+        bar.set_style(style.with_key("read", read).with_key("total", total));
+    }
+    let watched = bar.downgrade();
+    tokio::spawn(async move {
+        while let Some(bar) = watched.upgrade() {
+            bar.set_position(progress.read());
+            bar.set_message(HumanCount(stored.load(Ordering::Relaxed)).to_string());
+            drop(bar);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    bar
+}
+
+/// The stop signal. The first SIGINT or SIGTERM stops in order. A second one, or ten seconds, stops at once.
+#[derive(Debug, Default)]
+struct Stop {
+    graceful: CancellationToken,
+    immediate: CancellationToken,
+    code: Arc<AtomicU8>,
+}
+
+impl Stop {
+    fn listen(&self) -> Result<()> {
+        let on = |kind: SignalKind| signal(kind).permanent("cli.signal", "listen");
+        let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+        let (graceful, immediate, code) = (self.graceful.clone(), self.immediate.clone(), self.code.clone());
+        tokio::spawn(async move {
+            // The convention of shells: 128 plus the number of the signal.
+            let first = tokio::select! { _ = interrupt.recv() => 130, _ = terminate.recv() => 143 };
+            code.store(first, Ordering::Relaxed);
+            graceful.cancel();
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            }
+            immediate.cancel();
+        });
+        Ok(())
+    }
+
+    async fn overdue(&self) {
+        self.immediate.cancelled().await;
+    }
+
+    /// Returns the exit code of the first signal, or 0 without a signal.
+    fn code(&self) -> u8 {
+        self.code.load(Ordering::Relaxed)
+    }
+}
+
+/// Shows a rising count on a terminal.
+fn spinner(what: &'static str, count: impl Fn() -> u64 + Send + 'static) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template(&format!("{{spinner}} {{human_pos}} {what}  {{rate}}")) {
+        bar.set_style(style.with_key("rate", |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+            let _ = write!(line, "{}", per_second(state.per_sec()));
+        }));
+    }
+    let watched = bar.downgrade();
+    tokio::spawn(async move {
+        while let Some(bar) = watched.upgrade() {
+            bar.set_position(count());
+            drop(bar);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    bar
+}
+
+/// Returns a rate as a whole number.
+fn per_second(rate: f64) -> String {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
+    let whole = rate.round() as u64;
+    format!("{}/s", HumanCount(whole))
+}
+
+fn show(listing: &Listing, format: Format) -> Result<()> {
+    listing.write(format, &mut io::stdout().lock()).permanent("cli.output", "write")
+}
+
+fn say(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "qi: {what}");
+}
+
+fn complain(error: &Error) {
+    say(format_args!("{}", printable(&error.report())));
+}
+
+fn fail(error: &Error, code: u8) -> ExitCode {
+    complain(error);
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_no_decimals() {
+        assert_eq!(per_second(1_234_567.891), "1,234,568/s");
+        assert_eq!(per_second(0.4), "0/s");
+    }
+}
