@@ -167,6 +167,7 @@ pub mod guide {
         pipeline "docs/pipeline.md",
         redpanda "docs/backends/redpanda.md",
         releasing "docs/releasing.md",
+        scaling "docs/scaling.md",
         security "SECURITY.md",
         store "docs/store.md",
         testing_your_layer_2 "docs/testing-your-layer-2.md",

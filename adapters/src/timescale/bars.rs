@@ -3,7 +3,7 @@
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::BucketPlanner;
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
-use qi_core::{Bar, BarValues, Error, ErrorKind, Operation, Price, Quantity, TimeRange, Timestamp};
+use qi_core::{Bar, BarValues, Error, ErrorKind, Interval, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, Row, ValueRef};
 
@@ -16,7 +16,7 @@ use super::types::Pg;
 use super::wire;
 
 // Buckets count from a Monday, in integer arithmetic. One ordered array returns both the first and the last price.
-macro_rules! buckets {
+macro_rules! short_buckets {
     ($direction:literal) => {
         concat!(
             "SELECT bucket, opening[1], high, low, opening[count], count, volume, turnover FROM (\
@@ -31,8 +31,52 @@ macro_rules! buckets {
         )
     };
 }
-const OLDEST_BUCKETS: &str = buckets!("ASC");
-const NEWEST_BUCKETS: &str = buckets!("DESC");
+
+// Finds each bucket by its outer tick (the first or the last), and reads the ticks of one bucket at a time in the order
+// of the key. Sorts nothing and keeps no prices, so its memory does not depend on the number of ticks.
+macro_rules! long_buckets {
+    ($order:literal, $opposite:literal, $next:literal, $open:literal, $close:literal) => {
+        concat!(
+            "WITH RECURSIVE b(bucket, outer_price, n) AS ((\
+             SELECT date_bin($4, t.ts, TIMESTAMPTZ '1970-01-05 00:00:00+00'), t.price, 1 ",
+            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 ORDER BY ",
+            $order,
+            " LIMIT 1) UNION ALL \
+             SELECT x.bucket, x.price, b.n + 1 FROM b CROSS JOIN LATERAL (\
+             SELECT date_bin($4, t.ts, TIMESTAMPTZ '1970-01-05 00:00:00+00') AS bucket, t.price ",
+            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 AND ",
+            $next,
+            " ORDER BY ",
+            $order,
+            " LIMIT 1) x WHERE b.n < $5) \
+             SELECT b.bucket, ",
+            $open,
+            ", s.high, s.low, ",
+            $close,
+            ", s.count, s.volume, s.turnover FROM b \
+             CROSS JOIN LATERAL (SELECT max(t.price) AS high, min(t.price) AS low, count(*) AS count, \
+             sum(t.quantity) AS volume, sum(t.price * t.quantity) AS turnover ",
+            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 \
+             AND t.ts >= b.bucket AND t.ts < b.bucket + $4) s \
+             CROSS JOIN LATERAL (SELECT t.price ",
+            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 \
+             AND t.ts >= b.bucket AND t.ts < b.bucket + $4 ORDER BY ",
+            $opposite,
+            " LIMIT 1) i ORDER BY b.n"
+        )
+    };
+}
+const OLDEST_SHORT_BUCKETS: &str = short_buckets!("ASC");
+const NEWEST_SHORT_BUCKETS: &str = short_buckets!("DESC");
+const OLDEST_LONG_BUCKETS: &str = long_buckets!(
+    "t.ts, t.seq",
+    "t.ts DESC, t.seq DESC",
+    "t.ts >= b.bucket + $4",
+    "b.outer_price",
+    "i.price"
+);
+const NEWEST_LONG_BUCKETS: &str =
+    long_buckets!("t.ts DESC, t.seq DESC", "t.ts, t.seq", "t.ts < b.bucket", "i.price", "b.outer_price");
 
 const FIRST_TICK: &str =
     "SELECT ts FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 1";
@@ -45,8 +89,15 @@ const FIRST_POINT: &str = "SELECT ts, seq, price FROM ticks \
 const LAST_POINT: &str = "SELECT ts, seq, price FROM ticks \
     WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
 
+/// The interval from which the ticks are read bucket by bucket. A bucket costs three index probes, which is more than
+/// sorting the few ticks of a short bucket.
+const MIN_LONG_INTERVAL: Interval = Interval::H1;
+
 /// The maximum number of chunks in the window of one statement.
 const MAX_WINDOW_CHUNKS: i64 = 100;
+
+/// The same for long intervals. Each probe may visit every chunk of the window.
+const MAX_LONG_WINDOW_CHUNKS: i64 = 25;
 
 impl TimescaleStore {
     /// Returns a page of derived bars, computed window by window. Skips a gap with a query for the next tick.
@@ -60,9 +111,11 @@ impl TimescaleStore {
         let mut planner = BucketPlanner::new(query)?;
         while let Some(window) = planner.window()? {
             let window = self.limit_to_chunks(connection, ticks, window, query).await?;
-            let statement = match query.order {
-                Order::Ascending => OLDEST_BUCKETS,
-                Order::Descending => NEWEST_BUCKETS,
+            let statement = match (query.order, query.interval >= MIN_LONG_INTERVAL) {
+                (Order::Ascending, false) => OLDEST_SHORT_BUCKETS,
+                (Order::Descending, false) => NEWEST_SHORT_BUCKETS,
+                (Order::Ascending, true) => OLDEST_LONG_BUCKETS,
+                (Order::Descending, true) => NEWEST_LONG_BUCKETS,
             };
             let rows = sqlx::query(statement)
                 .bind(id)
@@ -97,7 +150,9 @@ impl TimescaleStore {
     ) -> Result<TimeRange, Cause> {
         let BarQuery { interval, order, .. } = *query;
         let chunks = &self.inner.cache.chunks;
-        let part = chunks.part(connection, ticks, window, order, MAX_WINDOW_CHUNKS).await?;
+        let max_chunks =
+            if interval >= MIN_LONG_INTERVAL { MAX_LONG_WINDOW_CHUNKS } else { MAX_WINDOW_CHUNKS };
+        let part = chunks.part(connection, ticks, window, order, max_chunks).await?;
         if part == window {
             return Ok(window);
         }

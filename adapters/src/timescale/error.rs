@@ -70,7 +70,8 @@ const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("42P07", ErrorKind::SchemaMismatch, "store.timescale.table_exists"),
     ("XX001", ErrorKind::CorruptData, "store.timescale.data_corrupted"),
     ("XX002", ErrorKind::CorruptData, "store.timescale.index_corrupted"),
-    ("53200", ErrorKind::Internal, "store.timescale.server_memory"),
+    // Other sessions hold the server's memory or its lock table, and release them when their transactions end.
+    ("53200", ErrorKind::Overloaded, "store.timescale.server_memory"),
     ("53400", ErrorKind::Internal, "store.timescale.server_limit"),
 ];
 
@@ -246,10 +247,10 @@ mod tests {
             (&["57P01", "57P02", "57P03", "57P05", "25006"], Unavailable, true),
             (&["53100"], Unavailable, false),
             (&["57014", "55P03", "25P03", "25P04"], Timeout, true),
-            (&["53300"], Overloaded, true),
+            (&["53200", "53300"], Overloaded, true),
             (&["40001", "40P01", "23505"], Conflict, true),
             (&["XX001", "XX002"], CorruptData, false),
-            (&["53200", "53400"], Internal, false),
+            (&["53400"], Internal, false),
             // A code outside the table needs investigation, so it is not retried.
             (&["XX000", "42601", "P0001", "54000", ""], Internal, false),
         ] {

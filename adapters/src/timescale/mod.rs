@@ -36,6 +36,8 @@ mod repeats;
 #[cfg(feature = "timescale")]
 mod schema;
 #[cfg(feature = "timescale")]
+mod series;
+#[cfg(feature = "timescale")]
 mod sql;
 #[cfg(feature = "timescale")]
 mod store;

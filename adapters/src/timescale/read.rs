@@ -17,6 +17,7 @@ use sqlx::{Postgres, Row};
 use super::chunks::ChunkScan;
 use super::connect::PooledConnection;
 use super::error::Cause;
+use super::series::{TimeBounds, range_of};
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
@@ -27,6 +28,8 @@ type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 struct KeyedOwners {
     keys: OwnerKeys,
     owners: Vec<Owner>,
+    /// The bounds of the owners' times, if the owners are of a complete catalog.
+    bounds: Option<Vec<TimeBounds>>,
 }
 
 /// Owners as the parameter of a statement: ids of instruments, or names.
@@ -82,8 +85,17 @@ impl LatestSource for LatestQuery<'_> {
         found: &mut RecordVec,
     ) -> Result<(), Cause> {
         let Self { store, connection, registered, request } = self;
-        let KeyedOwners { keys, owners } = store.keyed(connection, registered, owners).await?;
+        let KeyedOwners { keys, owners, .. } = store.keyed(connection, registered, owners).await?;
         let rows = store.latest_rows(connection, registered, &keys, until, request.interval).await?;
+        // A series without any record should not be in the catalog.
+        if rows.len() < owners.len()
+            && request.selection == Selection::All
+            && request.as_of.is_none()
+            && request.interval.is_none()
+        {
+            let empty: Vec<_> = (0..owners.len()).filter(|index| !rows.contains_key(index)).collect();
+            store.correct(connection, registered, &keys.select(&empty)).await;
+        }
         for (index, owner) in owners.into_iter().enumerate() {
             if let Some(row) = rows.get(&index) {
                 registered.table.read(row, 1, &request.series(owner), found)?;
@@ -176,10 +188,20 @@ impl TimescaleStore {
         let mut found = Vec::new();
         while found.len() < limit {
             let (count, exchange) = (limit - found.len(), request.exchange.as_ref());
-            let KeyedOwners { keys, owners } =
+            let KeyedOwners { keys, owners, bounds: recorded } =
                 self.owners(connection, registered, exchange, after.as_ref(), count).await?;
             let last = owners.len() < count;
-            let bounds = self.time_bounds(connection, registered, &keys).await?;
+            let range = range_of(recorded.iter().flatten())?;
+            let bounds = self.time_bounds(connection, registered, &keys, range).await?;
+            let catalog = &self.inner.cache.series;
+            let is_stale = |(index, recorded): (usize, &TimeBounds)| {
+                let found = bounds.get(&index).copied();
+                catalog.is_stale(registered, *recorded, found).then_some(index)
+            };
+            let stale: Vec<_> = recorded.iter().flatten().enumerate().filter_map(is_stale).collect();
+            if !stale.is_empty() {
+                self.correct(connection, registered, &keys.select(&stale)).await;
+            }
             after = owners.last().cloned();
             for (index, owner) in owners.into_iter().enumerate() {
                 if let Some((first, last)) = bounds.get(&index).copied() {
@@ -236,19 +258,44 @@ impl TimescaleStore {
         Ok(found)
     }
 
-    /// Returns the first and the last time of each key, by its index. A key without records is absent.
+    /// Corrects the catalog of these instruments. An error has no effect on the caller, because bounds may be too wide.
+    /// For example, a reader may have no right to write.
+    async fn correct(
+        &self,
+        connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
+        keys: &OwnerKeys,
+    ) {
+        let OwnerKeys::Ids(ids) = keys else { return };
+        let work = async {
+            let catalog = &self.inner.cache.series;
+            let Some(epoch) = catalog.begin_correction(connection, registered).await? else {
+                return Ok::<_, Cause>(());
+            };
+            let found = self.time_bounds(connection, registered, keys, TimeRange::ALL).await?;
+            let found: Vec<_> =
+                ids.iter().enumerate().map(|(index, id)| (*id, found.get(&index).copied())).collect();
+            catalog.correct(connection, registered, epoch, &found).await
+        };
+        if let Err(error) = work.await {
+            tracing::debug!(dataset = registered.table.name(), %error, "series catalog not corrected");
+        }
+    }
+
+    /// Returns the first and the last time of each key in a range, by its index. A key without records is absent.
     async fn time_bounds(
         &self,
         connection: &mut PooledConnection,
         registered: &RegisteredDataset,
         keys: &OwnerKeys,
-    ) -> Result<HashMap<usize, (Timestamp, Timestamp)>, Cause> {
-        let lasts = self.time_bound(connection, registered, keys, Order::Descending).await?;
+        range: TimeRange,
+    ) -> Result<HashMap<usize, TimeBounds>, Cause> {
+        let lasts = self.time_bound(connection, registered, keys, range, Order::Descending).await?;
         // Only a key with a last time has a first time.
         let mut indexes: Vec<usize> = lasts.keys().copied().collect();
         indexes.sort_unstable();
         let firsts =
-            self.time_bound(connection, registered, &keys.select(&indexes), Order::Ascending).await?;
+            self.time_bound(connection, registered, &keys.select(&indexes), range, Order::Ascending).await?;
         let both = indexes.into_iter().enumerate();
         Ok(both.filter_map(|(at, index)| Some((index, (*firsts.get(&at)?, lasts[&index])))).collect())
     }
@@ -258,11 +305,12 @@ impl TimescaleStore {
         connection: &mut PooledConnection,
         registered: &RegisteredDataset,
         keys: &OwnerKeys,
+        range: TimeRange,
         order: Order,
     ) -> Result<HashMap<usize, Timestamp>, Cause> {
         let mut found: HashMap<usize, Timestamp> = HashMap::new();
         let mut missing: Vec<usize> = (0..keys.len()).collect();
-        let mut scan = ChunkScan::new(TimeRange::ALL, order);
+        let mut scan = ChunkScan::new(range, order);
         let statement = match order {
             Order::Ascending => &registered.sql.first_time,
             Order::Descending => &registered.sql.last_time,
@@ -305,7 +353,13 @@ impl TimescaleStore {
             return self.keyed(connection, registered, &owners).await;
         }
         let (after, limit) = (after.and_then(Owner::instrument), i64::try_from(count).unwrap_or(i64::MAX));
-        Ok(KeyedOwners::of(self.inner.cache.ids.list(connection, after, exchange, limit).await?))
+        let catalog = &self.inner.cache.series;
+        let Some(cataloged) = catalog.list(connection, registered, after, exchange, limit).await? else {
+            return Ok(KeyedOwners::of(self.inner.cache.ids.list(connection, after, exchange, limit).await?));
+        };
+        let bounds = cataloged.iter().map(|(.., bounds)| *bounds).collect();
+        let owners = cataloged.into_iter().map(|(instrument, id, _)| (instrument, id)).collect();
+        Ok(KeyedOwners { bounds: Some(bounds), ..KeyedOwners::of(owners) })
     }
 
     /// Returns these owners with their keys. Omits an instrument without an id, because it has no records.
@@ -317,7 +371,7 @@ impl TimescaleStore {
     ) -> Result<KeyedOwners, Cause> {
         if registered.table.dataset.series() != SeriesType::Instrument {
             let keys = OwnerKeys::Names(owners.iter().filter_map(Owner::name).map(str::to_owned).collect());
-            return Ok(KeyedOwners { keys, owners: owners.to_vec() });
+            return Ok(KeyedOwners { keys, owners: owners.to_vec(), bounds: None });
         }
         Ok(KeyedOwners::of(self.inner.cache.ids.find_all(connection, &instruments(owners)).await?))
     }
@@ -365,6 +419,7 @@ impl KeyedOwners {
         Self {
             keys,
             owners: found.into_iter().map(|(instrument, _)| Owner::Instrument(instrument)).collect(),
+            bounds: None,
         }
     }
 }

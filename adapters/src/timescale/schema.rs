@@ -13,6 +13,7 @@ use super::config::{Hypertables, TimescaleConfig};
 use super::connect::{Connections, ServerInfo};
 use super::error::Cause;
 use super::policy;
+use super::series;
 use super::table::{Table, join, names};
 use crate::legacy_datasets;
 use qi_core::store::kit::evolution;
@@ -36,6 +37,7 @@ fn migrations() -> Vec<Migration> {
     vec![
         step(1, "tables", include_str!("migrations/0001_tables.sql")),
         step(2, "views", include_str!("migrations/0002_views.sql")),
+        step(3, "series", include_str!("migrations/0003_series.sql")),
     ]
 }
 
@@ -190,6 +192,8 @@ async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Resul
     if config.hypertables == Hypertables::On {
         steps.extend(hypertable_steps(connection, config, &tables, extension).await?);
     }
+    let catalogs = series::steps(connection, config, &tables).await?;
+    steps.extend(catalogs.into_iter().map(|(label, statements)| Step::new(label, statements)));
     Ok(steps)
 }
 

@@ -7,6 +7,7 @@ use qi_core::record::{Dataset, SeriesType};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
 use super::repeats::SEGMENT_KEYS;
+use super::series::MARKER;
 use super::table::{Column, ColumnType, Table, join, names};
 
 /// A registered dataset of a store.
@@ -63,7 +64,7 @@ impl Sql {
         let sql_str = |text: String| AssertSqlSafe(Arc::<str>::from(text)).into_sql_str();
         Self {
             copy: format!(
-                "COPY \"{}\" ({}) FROM STDIN (FORMAT binary)",
+                "{MARKER}COPY \"{}\" ({}) FROM STDIN (FORMAT binary)",
                 table.name(),
                 names(table.columns(), "")
             ),
@@ -107,7 +108,7 @@ fn merge(table: &Table, existing_rows: &str) -> String {
         format!("UPDATE SET {}", join(table.values(), |c| format!("\"{0}\" = EXCLUDED.\"{0}\"", c.name)))
     };
     format!(
-        "INSERT INTO \"{table}\" ({columns}) \
+        "{MARKER}INSERT INTO \"{table}\" ({columns}) \
          SELECT {input} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, _n) \
          LEFT JOIN {existing_rows} \
          WHERE t.\"{time}\" IS NULL{differs} \
@@ -294,7 +295,7 @@ mod tests {
         let sql = Sql::of(&Table::of(PriceTick::DATASET));
         assert_eq!(
             sql.copy,
-            "COPY \"ticks\" (\"instrument_id\", \"ts\", \"seq\", \"price\", \"quantity\", \"side\") \
+            "/*qi:series*/ COPY \"ticks\" (\"instrument_id\", \"ts\", \"seq\", \"price\", \"quantity\", \"side\") \
              FROM STDIN (FORMAT binary)"
         );
         assert_eq!(

@@ -19,6 +19,7 @@ use super::connect::PooledConnection;
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
 use super::pieces::split;
 use super::repeats::{ProbedRecords, divide, samples, segments};
+use super::series::TimeBounds;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::table::{Buffers, Column, ColumnType, Encoder};
@@ -82,6 +83,13 @@ impl TimescaleStore {
         let entries =
             entries(batch, &series.numbers, |(ts, _)| chunks.chunk_number(chunk_length, ts.as_micros()));
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
+        let catalog = &self.inner.cache.series;
+        let epoch = match registered.table.dataset.series() {
+            SeriesType::Instrument => {
+                Some(catalog.widen(connection, registered, instrument_bounds(&entries)).await?)
+            }
+            SeriesType::Name { .. } => None,
+        };
         let write = BatchWrite { store: self, registered, batch, names: &series.names };
         let pieces = split(&entries, self.inner.config.write.piece);
         let writers = self.inner.config.write.connections.min(pieces.len());
@@ -104,8 +112,15 @@ impl TimescaleStore {
             outcome
         }));
         let (first, rest) = futures::join!(first, others);
-        rest.into_iter().fold(first, Result::and)?;
-        Ok(report)
+        let outcome = rest.into_iter().fold(first, Result::and);
+        // A failed batch may be written partly.
+        if let Some(epoch) = epoch
+            && !outcome.as_ref().is_err_and(Cause::ends_connection)
+        {
+            let confirmed = catalog.confirm(connection, registered, epoch, instrument_bounds(&entries)).await;
+            return outcome.and(confirmed).map(|()| report);
+        }
+        outcome.map(|()| report)
     }
 
     async fn series_numbers<'a>(
@@ -135,6 +150,14 @@ impl TimescaleStore {
             |(at, owner): (usize, i32)| (u64::from(owner.cast_unsigned()) << INTERVAL_BITS) + interval(at);
         Ok(SeriesNumbers { numbers: owners.into_iter().enumerate().map(number).collect(), names })
     }
+}
+
+/// Returns the ids of the instruments of sorted entries, with the bounds of their times. An id may occur repeatedly.
+fn instrument_bounds(entries: &[Entry]) -> impl Iterator<Item = (i32, TimeBounds)> {
+    entries.chunk_by(|a, b| (a.group, a.series) == (b.group, b.series)).filter_map(|run| {
+        let owner = u32::try_from(run.first()?.series >> INTERVAL_BITS).unwrap_or(u32::MAX);
+        Some((owner.cast_signed(), (run.first()?.sort_key.0, run.last()?.sort_key.0)))
+    })
 }
 
 /// A batch that is being written.

@@ -1,0 +1,486 @@
+//! The cost of calls in databases with many instruments and chunks, as counts of locks, index scans and rows.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod servers;
+mod timescale_rig;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use libtest_mimic::Arguments;
+use qi_adapters::config::Hypertables;
+use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_core::store::{BarQuery, DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery};
+use qi_core::{
+    Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Quantity, Quote, Selection, TimeRange,
+    Timestamp,
+};
+use servers::{namespace, trial, with_long_tests};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use timescale_rig::{Server, drop_schema};
+
+fn main() {
+    let mut trials = Vec::new();
+    for server in [Server::timescale(), Server::postgres()] {
+        trials.push(trial(&server, "discovery_does_not_read_other_instruments", discovery));
+        trials.push(trial(&server, "series_of_a_writer_without_catalog_are_found", foreign_writer));
+        trials.push(trial(&server, "an_earlier_schema_is_migrated_beside_a_writer", earlier_schema));
+        trials.push(trial(&server, "corrections_keep_the_series_of_concurrent_writers", corrections));
+        trials.push(trial(&server, "long_bars_need_no_temporary_files", long_bars));
+    }
+    trials.push(trial(&Server::timescale(), "late_records_of_sixteen_writers_lock_few_chunks", late_records));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+const DAY: i64 = 86_400;
+
+async fn with_store<R: Future<Output = ()>>(
+    server: &Server,
+    change: impl FnOnce(&mut TimescaleConfig),
+    check: impl FnOnce(TimescaleStore, TimescaleConfig) -> R,
+) {
+    let mut config = server.config(&namespace());
+    change(&mut config);
+    let store = TimescaleStore::open(config.clone()).unwrap();
+    store.ensure_schema().await.unwrap();
+    check(store.clone(), config.clone()).await;
+    // A schema with thousands of chunks cannot be dropped by one statement.
+    store.purge_before(PriceTick::DATASET, Timestamp::MAX).await.unwrap();
+    store.close().await.unwrap();
+    drop_schema(server.url(), &config.schema).await;
+}
+
+fn tick(instrument: &str, secs: i64, seq: u64) -> PriceTick {
+    let ts = Timestamp::from_secs(1_400_000_000 + secs).unwrap();
+    PriceTick::new(instrument.parse().unwrap(), ts, seq, "1".parse().unwrap()).unwrap()
+}
+
+fn name(number: usize) -> String {
+    format!("x:S{number:05}")
+}
+
+/// The index scans and the rows that one process read in the tables of a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reads {
+    scans: i64,
+    rows: i64,
+}
+
+/// Returns the reads of a new process that runs `calls`. The server adds the counters of a session when it ends.
+async fn reads<R: Future<Output = ()>>(
+    server: &Server,
+    config: &TimescaleConfig,
+    calls: impl FnOnce(TimescaleStore) -> R,
+) -> Reads {
+    let mut root = PgConnection::connect(server.url()).await.unwrap();
+    let before = counters(&mut root, config).await;
+    let mut config = config.clone();
+    config.application_name = Some(namespace());
+    let store = TimescaleStore::open(config.clone()).unwrap();
+    calls(store.clone()).await;
+    store.close().await.unwrap();
+    loop {
+        let sessions: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE application_name = $1")
+                .bind(&config.application_name)
+                .fetch_one(&mut root)
+                .await
+                .unwrap();
+        if sessions == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let after = counters(&mut root, &config).await;
+    root.close().await.unwrap();
+    Reads { scans: after.scans - before.scans, rows: after.rows - before.rows }
+}
+
+async fn counters(root: &mut PgConnection, config: &TimescaleConfig) -> Reads {
+    sqlx::raw_sql("SELECT pg_stat_clear_snapshot()").execute(&mut *root).await.unwrap();
+    let chunks = match config.hypertables {
+        Hypertables::On => {
+            "UNION SELECT to_regclass(format('%I.%I', chunk_schema, chunk_name)) \
+             FROM timescaledb_information.chunks WHERE hypertable_schema = $1"
+        }
+        _ => "",
+    };
+    let sql = format!(
+        "SELECT coalesce(sum(coalesce(idx_scan, 0) + seq_scan), 0)::bigint, \
+         coalesce(sum(coalesce(idx_tup_fetch, 0) + seq_tup_read), 0)::bigint \
+         FROM pg_stat_all_tables WHERE relid IN (\
+         SELECT oid FROM pg_class WHERE relnamespace = to_regnamespace($1) {chunks})"
+    );
+    let (scans, rows) =
+        sqlx::query_as(AssertSqlSafe(sql)).bind(&config.schema).fetch_one(root).await.unwrap();
+    Reads { scans, rows }
+}
+
+/// The calls of `qi check`, the first instruments, and the latest tick of 100 instruments.
+async fn discover(store: TimescaleStore) {
+    let first = |dataset, limit| InstrumentQuery::new(dataset).with_limit(limit).unwrap();
+    assert!(store.instruments(&first(Quote::DATASET, 1)).await.unwrap().items.is_empty());
+    assert_eq!(store.instruments(&first(PriceTick::DATASET, 1)).await.unwrap().items.len(), 1);
+    assert_eq!(store.instruments(&first(PriceTick::DATASET, 100)).await.unwrap().items.len(), 100);
+    let query = LatestQuery::new(Selection::All).with_limit(100).unwrap();
+    assert_eq!(store.latest_ticks(&query).await.unwrap().items.len(), 100);
+    let query = LatestQuery::new(Selection::All).with_limit(100).unwrap();
+    assert!(store.latest_quotes(&query).await.unwrap().items.is_empty());
+}
+
+async fn discovery(server: Server) {
+    for many in with_long_tests([1_000_usize], [10_000]) {
+        let mut counts = Vec::new();
+        for instruments in [120, many] {
+            with_store(
+                &server,
+                |config| config.chunks.set("ticks", Duration::from_hours(24)),
+                async |store, config| {
+                    let batch: Vec<_> =
+                        (0..instruments).map(|n| tick(&name(n), i64::from(n % 7 == 0) * DAY, 0)).collect();
+                    store.insert_ticks(&batch).await.unwrap();
+                    sqlx::raw_sql("ANALYZE").execute(store.pool()).await.unwrap();
+                    counts.push(reads(&server, &config, discover).await);
+                },
+            )
+            .await;
+        }
+        let [few, many] = [counts[0], counts[1]];
+        assert!(many.scans * 10 <= few.scans * 13, "{few:?}, {many:?}");
+        assert!(many.rows * 10 <= few.rows * 13, "{few:?}, {many:?}");
+    }
+}
+
+/// Returns the instruments with ticks, with their first and last times, from the store.
+async fn found(store: &TimescaleStore) -> BTreeMap<Instrument, (Timestamp, Timestamp)> {
+    let mut next = Some(InstrumentQuery::new(PriceTick::DATASET).with_limit(7).unwrap());
+    let mut found = BTreeMap::new();
+    while let Some(query) = next {
+        let page = store.instruments(&query).await.unwrap();
+        found.extend(
+            page.items.into_iter().map(|summary| (summary.instrument, (summary.first, summary.last))),
+        );
+        next = page.next.map(|cursor| query.after(cursor));
+    }
+    found
+}
+
+/// Returns the same from the table.
+async fn expected(store: &TimescaleStore) -> BTreeMap<Instrument, (Timestamp, Timestamp)> {
+    let rows: Vec<(String, String, i64, i64)> = sqlx::query_as(
+        "SELECT exchange, symbol, (extract(epoch FROM min(ts)) * 1000000)::bigint, \
+         (extract(epoch FROM max(ts)) * 1000000)::bigint FROM ticks_view GROUP BY exchange, symbol",
+    )
+    .fetch_all(store.pool())
+    .await
+    .unwrap();
+    let time = |micros| Timestamp::from_micros(micros).unwrap();
+    rows.into_iter()
+        .map(|(exchange, symbol, first, last)| {
+            (format!("{exchange}:{symbol}").parse().unwrap(), (time(first), time(last)))
+        })
+        .collect()
+}
+
+/// Writes a tick as an earlier version of the library does, in one transaction.
+async fn insert_without_catalog(connection: &mut PgConnection, schema: &str, tick: &PriceTick) {
+    let insert = format!(
+        "INSERT INTO {schema}.instruments (exchange, symbol) VALUES ('x', '{symbol}') ON CONFLICT DO NOTHING; \
+         INSERT INTO {schema}.ticks (instrument_id, ts, seq, price) SELECT id, '{ts}', {seq}, 1 \
+         FROM {schema}.instruments WHERE symbol = '{symbol}' ON CONFLICT DO NOTHING",
+        symbol = tick.instrument().symbol(),
+        ts = tick.ts(),
+        seq = tick.seq(),
+    );
+    sqlx::raw_sql(AssertSqlSafe(insert)).execute(connection).await.unwrap();
+}
+
+async fn foreign_writer(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            store.insert_ticks(&[tick("x:A", 0, 0), tick("x:B", 0, 0)]).await.unwrap();
+            let mut other = PgConnection::connect(server.url()).await.unwrap();
+            insert_without_catalog(&mut other, &config.schema, &tick("x:C", -900 * DAY, 0)).await;
+            insert_without_catalog(&mut other, &config.schema, &tick("x:A", 900 * DAY, 0)).await;
+            assert_eq!(found(&store).await.len(), 3);
+            assert_eq!(found(&store).await, expected(&store).await);
+            let latest = store.latest_ticks(&LatestQuery::new(Selection::All)).await.unwrap();
+            assert_eq!(latest.items.len(), 3);
+            assert_eq!(store.ensure_schema().await.unwrap().applied, ["series catalog of ticks completed"]);
+            assert!(store.ensure_schema().await.unwrap().applied.is_empty());
+            assert_eq!(found(&store).await, expected(&store).await);
+            // A transaction that began before the completion.
+            sqlx::raw_sql("BEGIN").execute(&mut other).await.unwrap();
+            insert_without_catalog(&mut other, &config.schema, &tick("x:D", 0, 0)).await;
+            sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+            sqlx::raw_sql("BEGIN").execute(&mut other).await.unwrap();
+            insert_without_catalog(&mut other, &config.schema, &tick("x:E", 0, 0)).await;
+            let commit = async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+            };
+            let (completed, ()) = futures::join!(store.ensure_schema(), commit);
+            assert_eq!(completed.unwrap().applied, ["series catalog of ticks completed"]);
+            assert_eq!(found(&store).await.len(), 5);
+            assert_eq!(found(&store).await, expected(&store).await);
+            other.close().await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn earlier_schema(server: Server) {
+    with_store(
+        &server,
+        |config| config.chunks.set("ticks", Duration::from_hours(24)),
+        async |store, config| {
+            store.insert_ticks(&[tick("x:A", 0, 0), tick("x:B", 5 * DAY, 0)]).await.unwrap();
+            sqlx::raw_sql(
+                "DROP FUNCTION qi_mark_incomplete CASCADE; DROP TABLE qi_series; DROP TABLE qi_series_state; \
+                 DELETE FROM qi_migrations WHERE version = 3",
+            )
+            .execute(store.pool())
+            .await
+            .unwrap();
+            let done = Arc::new(AtomicBool::new(false));
+            let writer = tokio::spawn({
+                let (url, schema, done) = (server.url().to_owned(), config.schema.clone(), done.clone());
+                async move {
+                    let mut connection = PgConnection::connect(&url).await.unwrap();
+                    let mut written = 0;
+                    while !done.load(Ordering::Relaxed) || written < 50 {
+                        let tick = tick(&name(written), (DAY * i64::try_from(written).unwrap()) % 3, 0);
+                        insert_without_catalog(&mut connection, &schema, &tick).await;
+                        written += 1;
+                    }
+                    connection.close().await.unwrap();
+                    written
+                }
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let report = store.ensure_schema().await.unwrap();
+            assert_eq!(
+                report.applied,
+                ["3 series", "series catalog of ticks", "series catalog of quotes", "series catalog of bars"]
+            );
+            // Writers of this version and the earlier version run at the same time.
+            for n in 0..20 {
+                store.insert_ticks(&[tick("x:NEW", n * DAY, 0)]).await.unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            let written = writer.await.unwrap();
+            assert_eq!(found(&store).await.len(), written + 3);
+            assert_eq!(found(&store).await, expected(&store).await);
+            store.ensure_schema().await.unwrap();
+            for _ in 0..2 {
+                // The second call reads corrected bounds.
+                assert_eq!(found(&store).await, expected(&store).await);
+            }
+        },
+    )
+    .await;
+}
+
+/// Writers and deletions of the same instruments, while readers correct the catalog.
+async fn corrections(server: Server) {
+    const INSTRUMENTS: usize = 12;
+    with_store(
+        &server,
+        |config| {
+            config.chunks.set("ticks", Duration::from_hours(24));
+            config.pool.max_connections = 4;
+        },
+        async |store, config| {
+            // Each writer is a process with its own cache.
+            let writers = (0..4_usize).map(|writer| {
+                let store = TimescaleStore::open(config.clone()).unwrap();
+                tokio::spawn(async move {
+                    for round in 0..60_usize {
+                        let instrument = name((writer * 5 + round * 7) % INSTRUMENTS);
+                        let day = i64::try_from(round % 4 * 20).unwrap();
+                        let batch: Vec<_> =
+                            (0..3).map(|n| tick(&instrument, day * DAY + n, writer as u64)).collect();
+                        store.insert_ticks(&batch).await.unwrap();
+                        let query = RangeQuery::new(instrument.parse().unwrap(), TimeRange::ALL);
+                        store.ticks(&query).await.unwrap();
+                        if round % 3 == 0 {
+                            let one = Selection::one(
+                                name((writer + round) % INSTRUMENTS).parse::<Instrument>().unwrap(),
+                            );
+                            store.delete_range(&DeleteQuery::ticks(one, TimeRange::ALL)).await.unwrap();
+                        }
+                    }
+                    store.close().await.unwrap();
+                })
+            });
+            let writers: Vec<_> = writers.collect();
+            while writers.iter().any(|writer| !writer.is_finished()) {
+                found(&store).await;
+                store.latest_ticks(&LatestQuery::new(Selection::All)).await.unwrap();
+            }
+            for writer in writers {
+                writer.await.unwrap();
+            }
+            for _ in 0..2 {
+                assert_eq!(found(&store).await, expected(&store).await);
+            }
+            let rows: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM qi_series").fetch_one(store.pool()).await.unwrap();
+            assert_eq!(
+                usize::try_from(rows).unwrap(),
+                expected(&store).await.len(),
+                "no series is left over"
+            );
+        },
+    )
+    .await;
+}
+
+/// The server rejects temporary files, and sorts in 64 KiB.
+async fn long_bars(server: Server) {
+    for count in with_long_tests([40_000_i64], [3_000_000]) {
+        with_store(
+            &server,
+            |_| (),
+            async |store, config| {
+                let step = 7 * DAY * 1_000_000 / count;
+                let start = Timestamp::from_secs(1_399_852_800).unwrap();
+                let ticks = |from: i64, to: i64| -> Vec<PriceTick> {
+                    (from..to)
+                        .map(|n| {
+                            // Several ticks share a time, so the sequence number decides.
+                            let ts = start
+                                .checked_add(Duration::from_micros((n / 4 * 4 * step).cast_unsigned()))
+                                .unwrap();
+                            let price = format!("{}", 100 + (n * 37) % 1_000).parse().unwrap();
+                            let tick =
+                                PriceTick::new("x:A".parse().unwrap(), ts, (n % 4).cast_unsigned(), price);
+                            tick.unwrap().with_quantity("2".parse::<Quantity>().unwrap())
+                        })
+                        .collect()
+                };
+                for from in (0..count).step_by(20_000) {
+                    store.insert_ticks(&ticks(from, (from + 20_000).min(count))).await.unwrap();
+                }
+                let mut limited = config.clone();
+                let url = format!("{}?options[temp_file_limit]=0&options[work_mem]=64", server.url());
+                limited.url = TimescaleConfig::from_url(url).url;
+                let limited = TimescaleStore::open(limited).unwrap();
+                let end = start.checked_add(Duration::from_hours(24 * 7)).unwrap();
+                let range = TimeRange::new(start, end).unwrap();
+                for (interval, bars) in [(Interval::W1, 1), (Interval::D1, 7), (Interval::H4, 42)] {
+                    let query = BarQuery::new("x:A".parse().unwrap(), interval, range);
+                    let page =
+                        limited.derived_bars(&query).await.unwrap_or_else(|e| panic!("{}", e.report()));
+                    let total: u64 = page.items.iter().map(|bar| bar.values().count.unwrap()).sum();
+                    assert_eq!((page.items.len(), total), (bars, count.cast_unsigned()));
+                    let descending = limited.derived_bars(&query.descending()).await.unwrap();
+                    assert!(page.items.iter().rev().eq(&descending.items));
+                }
+                limited.close().await.unwrap();
+            },
+        )
+        .await;
+    }
+}
+
+/// Instruments and days of the table, and batches of each writer.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    instruments: usize,
+    chunks: i64,
+    batches: usize,
+}
+
+/// 16 writers. Each batch has records of the current day and one late record, in twelve years of one-day chunks.
+async fn late_records(server: Server) {
+    const WRITERS: usize = 16;
+    const YEARS: i64 = 12;
+    const MAX_LOCKS: i64 = 1_000;
+    let short = Size { instruments: 500, chunks: 300, batches: 12 };
+    let long = Size { instruments: 10_000, chunks: 2_600, batches: 60 };
+    for Size { instruments, chunks, batches } in with_long_tests([short], [long]) {
+        let change = |config: &mut TimescaleConfig| {
+            config.chunks.set("ticks", Duration::from_hours(24));
+            config.application_name = Some(namespace());
+            config.pool.max_connections = u32::try_from(WRITERS).unwrap();
+        };
+        let day = move |chunk: i64| chunk * (YEARS * 365 - 1) / chunks;
+        with_store(&server, change, async |store, config| {
+            let old: Vec<_> = (0..chunks).map(|chunk| tick(&name(0), day(chunk) * DAY, 0)).collect();
+            store.insert_ticks(&old).await.unwrap();
+            let all: Vec<_> = (0..instruments).map(|n| tick(&name(n), YEARS * 365 * DAY, 0)).collect();
+            for part in all.chunks(30_000) {
+                store.insert_ticks(part).await.unwrap();
+            }
+            let batch = move |writer: usize, number: usize| -> Vec<PriceTick> {
+                let first = (writer * batches + number) * 100;
+                let late = i64::try_from(writer * 7_919 + number * 104_729).unwrap() % chunks;
+                let new = (first..first + 300).map(|n| {
+                    let secs = YEARS * 365 * DAY + i64::try_from(number).unwrap();
+                    tick(&name(n % instruments), secs, 1 + n as u64)
+                });
+                let late = tick(&name(first % instruments), day(late) * DAY + 1, first as u64 + 1);
+                new.chain([late]).collect()
+            };
+            let done = Arc::new(AtomicBool::new(false));
+            let locks = tokio::spawn({
+                let (url, name, done) =
+                    (server.url().to_owned(), config.application_name.clone(), done.clone());
+                async move {
+                    let mut root = PgConnection::connect(&url).await.unwrap();
+                    let mut most = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        let now: i64 = sqlx::query_scalar(
+                            "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM pg_locks \
+                             JOIN pg_stat_activity USING (pid) WHERE application_name = $1 GROUP BY pid) x",
+                        )
+                        .bind(&name)
+                        .fetch_one(&mut root)
+                        .await
+                        .unwrap();
+                        most = now.max(most);
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                    root.close().await.unwrap();
+                    most
+                }
+            });
+            let write = |writer: usize| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    for number in 0..batches {
+                        let written = store.insert_ticks(&batch(writer, number)).await;
+                        written.unwrap_or_else(|error| panic!("{}", error.report()));
+                    }
+                })
+            };
+            for writer in join_all((0..WRITERS).map(write)).await {
+                writer.unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            let locks = locks.await.unwrap();
+            assert!(locks > 0 && locks < MAX_LOCKS, "a writer held {locks} locks");
+            let rows: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM ticks_view WHERE ts >= $1::text::timestamptz")
+                    .bind(tick("x:A", YEARS * 365 * DAY, 0).ts().to_string())
+                    .fetch_one(store.pool())
+                    .await
+                    .unwrap();
+            assert_eq!(usize::try_from(rows).unwrap(), instruments + WRITERS * batches * 300);
+            // A batch reads the chunks of its records only.
+            let reads = reads(&server, &config, async |store| {
+                store.insert_ticks(&batch(WRITERS, 0)).await.unwrap();
+            })
+            .await;
+            assert!(reads.scans < 4_000 && reads.rows < 4_000, "{reads:?}");
+        })
+        .await;
+    }
+}
