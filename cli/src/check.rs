@@ -88,7 +88,17 @@ impl Findings {
             qi_core::ErrorKind::SchemaMismatch => format!("{}; `qi migrate` creates it", error.report()),
             _ => error.report(),
         };
+        let complete = failed.is_none();
         self.push(target, "schema and read access", failed.map_or(Ok(None), |error| Err(hint(error))));
+        if complete {
+            // A difference is no failure: another version of a service may have other settings.
+            let settings = match store.plan_schema().await {
+                Ok(statements) if statements.is_empty() => None,
+                Ok(statements) => Some(format!("differ; `qi migrate` would run: {}", statements.join("; "))),
+                Err(error) => Some(error.report()),
+            };
+            self.push(target, "schema settings", Ok(settings));
+        }
         true
     }
 
