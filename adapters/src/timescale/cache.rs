@@ -18,7 +18,7 @@ impl SchemaCache {
     /// Returns an empty cache.
     pub(super) fn new(config: &TimescaleConfig) -> Self {
         let instruments_oid = AtomicI64::new(0);
-        Self { ids: InstrumentIds::default(), chunks: Chunks::new(config), instruments_oid }
+        Self { ids: InstrumentIds::new(&config.schema), chunks: Chunks::new(config), instruments_oid }
     }
 
     /// Sets the OID of the table `instruments`. If the OID has changed, the schema was dropped, and the cache is
