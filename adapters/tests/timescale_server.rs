@@ -894,8 +894,8 @@ async fn chunk_interval(server: Server) {
             let mut shorter = config.clone();
             shorter.chunks.set("ticks", Duration::from_hours(24));
             let changed = TimescaleStore::open(shorter).unwrap();
-            assert_eq!(changed.ensure_schema().await.unwrap().applied, ["chunk interval of ticks"]);
-            assert!(changed.ensure_schema().await.unwrap().applied.is_empty());
+            assert_eq!(changed.migrate_schema().await.unwrap().applied, ["chunk interval of ticks"]);
+            assert!(changed.migrate_schema().await.unwrap().applied.is_empty());
             let old = changed.chunks(PriceTick::DATASET).await.unwrap().len();
             let batch = ticks("x:Y", 10 * WEEK, WEEK);
             changed.insert_ticks(&batch).await.unwrap();
@@ -954,15 +954,16 @@ async fn ages(server: Server) {
             let rule = Retention::Age(Bar::DATASET, Duration::from_hours(24_000));
             assert_eq!(other.info().retention, [rule]);
             if is_community(&store) {
-                let applied = other.ensure_schema().await.unwrap().applied;
+                assert!(other.ensure_schema().await.unwrap().applied.is_empty());
+                let applied = other.migrate_schema().await.unwrap().applied;
                 assert_eq!(
                     applied,
                     ["columnstore policy of ticks after 336 h", "retention policy of bars after 24000 h"]
                 );
-                assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "they are there");
+                assert!(other.migrate_schema().await.unwrap().applied.is_empty(), "they are there");
                 aged.columnstore.set("ticks", Duration::from_hours(48));
                 let third = TimescaleStore::open(aged).unwrap();
-                let applied = third.ensure_schema().await.unwrap().applied;
+                let applied = third.migrate_schema().await.unwrap().applied;
                 assert_eq!(applied, ["columnstore policy of ticks after 48 h"]);
                 third.close().await.unwrap();
             } else {

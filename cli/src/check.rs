@@ -90,7 +90,17 @@ impl Findings {
             }
             _ => error.report(),
         };
+        let complete = failed.is_none();
         self.push(target, "schema and read access", failed.map_or(Ok(None), |error| Err(hint(error))));
+        if complete {
+            // A difference is no failure: another version of a service may have other settings.
+            let settings = match store.plan_schema().await {
+                Ok(statements) if statements.is_empty() => None,
+                Ok(statements) => Some(format!("differ; `qi migrate` would run: {}", statements.join("; "))),
+                Err(error) => Some(error.report()),
+            };
+            self.push(target, "schema settings", Ok(settings));
+        }
         true
     }
 

@@ -10,12 +10,13 @@ pub fn listing() -> Listing {
     Listing::new(["target", "what", "result"])
 }
 
-/// Migrates the schema of a store to this version. Can be repeated, and run by several processes at once.
+/// Migrates the schema of a store to this version, and changes the settings of existing tables to the configured ones.
+/// Can be repeated, and run by several processes at once.
 ///
 /// # Errors
 /// Errors of the store.
 pub async fn store(target: &str, store: &dyn PriceStore, listing: &mut Listing) -> Result<()> {
-    let report = store.ensure_schema().await?;
+    let report = store.migrate_schema().await?;
     for step in &report.applied {
         listing.push([text(target), text(step), text("applied")]);
     }

@@ -59,7 +59,8 @@ pub use crate::redpanda::config::{
     SaslSection,
 };
 pub use crate::timescale::config::{
-    Hypertables, PoolSection, ServerLimitsSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
+    ColumnstoreLayout, Hypertables, PoolSection, Pooler, ServerLimitsSection, TimescaleConfig, TlsMode,
+    TlsSection, WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
 pub use effective::Setting;

@@ -180,7 +180,7 @@ pub(super) fn timescale(section: &Section) -> Result<TimescaleConfig> {
 pub(super) fn postgres(section: &Section) -> Result<TimescaleConfig> {
     let mut config = timescale(section)?;
     config.section = "store.postgres";
-    for key in ["hypertables", "chunks", "columnstore", "retention"] {
+    for key in ["hypertables", "chunks", "columnstore", "columnstore_layout", "retention"] {
         let off = key == "hypertables" && config.hypertables == Hypertables::Off;
         if section.has(key) && !off {
             let rule = "needs the TimescaleDB extension: use the backend `timescale`";

@@ -6,9 +6,9 @@ use qi_core::record::Dataset;
 use qi_core::store::{DeleteQuery, Order};
 use qi_core::{Operation, Result, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Row};
 
-use super::connect::PooledConnection;
+use super::connect::{PgConnection, PooledConnection};
 use super::error::{Cause, DUPLICATE_OBJECT, has_state};
 use super::policy;
 use super::read::OwnerKeys;
@@ -49,15 +49,15 @@ impl TimescaleStore {
 
     async fn chunk_list(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
     ) -> Result<Vec<ChunkInfo>, Cause> {
         if !self.inner.cache.chunks.are_hypertables() {
             return Ok(Vec::new());
         }
-        let relation = self.inner.config.relation(registered.table.name());
+        let relation = registered.table.relation();
         // An unknown table must be an error here, not an empty list.
-        sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut *connection).await?;
+        sqlx::query("SELECT $1::regclass").bind(relation).execute(&mut *connection).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT quote_ident(c.chunk_schema) || '.' || quote_ident(c.chunk_name), \
              (extract(epoch FROM c.range_start) * 1000000)::bigint, \
@@ -68,7 +68,7 @@ impl TimescaleStore {
              WHERE c.hypertable_schema = $2 AND c.hypertable_name = $3 ORDER BY c.range_start",
             policy::installed(connection).await?
         )))
-        .bind(&relation)
+        .bind(relation)
         .bind(&self.inner.config.schema)
         .bind(registered.table.name())
         .fetch_all(&mut *connection)
@@ -124,15 +124,15 @@ impl TimescaleStore {
             let sql = format!(
                 "CALL {extension}.convert_to_columnstore('{name}'::regclass, if_not_columnstore => true)"
             );
-            match sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await {
-                Ok(_) => converted += usize::from(!chunk.compressed),
+            match connection.run_outside_transaction(&sql, false).await {
+                Ok(()) => converted += usize::from(!chunk.compressed),
                 // Another process converted the chunk in the meantime.
                 Err(error) if has_state(&error, DUPLICATE_OBJECT) => {}
                 Err(error) if error.as_database_error().is_some() => busy = Some(error),
                 Err(error) => return Err(error.into()),
             }
         }
-        let _ = connection.close().await;
+        connection.close().await;
         self.inner.cache.chunks.invalidate(registered);
         busy.map_or(Ok(converted), |error| Err(error.into()))
     }
@@ -197,8 +197,8 @@ impl TimescaleStore {
     ) -> Result<(), Cause> {
         let chunks = &self.inner.cache.chunks;
         if chunks.are_hypertables() {
-            let relation = self.inner.config.relation(registered.table.name());
-            sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **connection).await?;
+            let relation = registered.table.relation();
+            sqlx::query("SELECT $1::regclass").bind(relation).execute(&mut **connection).await?;
             let extension = policy::installed(connection).await?;
             let mut rest = TimeRange::before(cutoff);
             loop {
@@ -211,7 +211,7 @@ impl TimescaleStore {
                 let sql =
                     format!("SELECT {extension}.drop_chunks($1::regclass, older_than => $2::timestamptz)");
                 sqlx::query(AssertSqlSafe(sql))
-                    .bind(&relation)
+                    .bind(relation)
                     .bind(Pg(part.end()))
                     .execute(&mut *transaction)
                     .await?;

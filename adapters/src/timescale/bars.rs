@@ -5,10 +5,10 @@ use qi_core::store::kit::BucketPlanner;
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
 use qi_core::{Bar, BarValues, Error, ErrorKind, Interval, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
-use sqlx::{Connection as _, PgConnection, Row, ValueRef};
+use sqlx::{AssertSqlSafe, Row, ValueRef};
 
 use super::chunks::ChunkScan;
-use super::connect::PooledConnection;
+use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
@@ -23,7 +23,7 @@ macro_rules! short_buckets {
              SELECT date_bin($4, ts, TIMESTAMPTZ '1970-01-05 00:00:00+00') AS bucket, \
              array_agg(price ORDER BY ts, seq) AS opening, max(price) AS high, min(price) AS low, \
              count(*) AS count, sum(quantity) AS volume, sum(price * quantity) AS turnover \
-             FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 \
+             FROM {ticks} WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 \
              GROUP BY bucket ORDER BY bucket ",
             $direction,
             " LIMIT $5) b ORDER BY bucket ",
@@ -39,12 +39,12 @@ macro_rules! long_buckets {
         concat!(
             "WITH RECURSIVE b(bucket, outer_price, n) AS ((\
              SELECT date_bin($4, t.ts, TIMESTAMPTZ '1970-01-05 00:00:00+00'), t.price, 1 ",
-            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 ORDER BY ",
+            "FROM {ticks} t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 ORDER BY ",
             $order,
             " LIMIT 1) UNION ALL \
              SELECT x.bucket, x.price, b.n + 1 FROM b CROSS JOIN LATERAL (\
              SELECT date_bin($4, t.ts, TIMESTAMPTZ '1970-01-05 00:00:00+00') AS bucket, t.price ",
-            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 AND ",
+            "FROM {ticks} t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 AND ",
             $next,
             " ORDER BY ",
             $order,
@@ -56,10 +56,10 @@ macro_rules! long_buckets {
             ", s.count, s.volume, s.turnover FROM b \
              CROSS JOIN LATERAL (SELECT max(t.price) AS high, min(t.price) AS low, count(*) AS count, \
              sum(t.quantity) AS volume, sum(t.price * t.quantity) AS turnover ",
-            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 \
+            "FROM {ticks} t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 \
              AND t.ts >= b.bucket AND t.ts < b.bucket + $4) s \
              CROSS JOIN LATERAL (SELECT t.price ",
-            "FROM ticks t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 \
+            "FROM {ticks} t WHERE t.instrument_id = $1 AND t.ts >= $2 AND t.ts < $3 \
              AND t.ts >= b.bucket AND t.ts < b.bucket + $4 ORDER BY ",
             $opposite,
             " LIMIT 1) i ORDER BY b.n"
@@ -79,14 +79,14 @@ const NEWEST_LONG_BUCKETS: &str =
     long_buckets!("t.ts DESC, t.seq DESC", "t.ts, t.seq", "t.ts < b.bucket", "i.price", "b.outer_price");
 
 const FIRST_TICK: &str =
-    "SELECT ts FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 1";
-const LAST_TICK: &str = "SELECT ts FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
+    "SELECT ts FROM {ticks} WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 1";
+const LAST_TICK: &str = "SELECT ts FROM {ticks} WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
 
 const STATS: &str = "SELECT count(*), min(price), max(price), sum(quantity), sum(price * quantity) \
-    FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3";
-const FIRST_POINT: &str = "SELECT ts, seq, price FROM ticks \
+    FROM {ticks} WHERE instrument_id = $1 AND ts >= $2 AND ts < $3";
+const FIRST_POINT: &str = "SELECT ts, seq, price FROM {ticks} \
     WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 1";
-const LAST_POINT: &str = "SELECT ts, seq, price FROM ticks \
+const LAST_POINT: &str = "SELECT ts, seq, price FROM {ticks} \
     WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
 
 /// The interval from which the ticks are read bucket by bucket. A bucket costs three index probes, which is more than
@@ -117,7 +117,7 @@ impl TimescaleStore {
                 (Order::Ascending, true) => OLDEST_LONG_BUCKETS,
                 (Order::Descending, true) => NEWEST_LONG_BUCKETS,
             };
-            let rows = sqlx::query(statement)
+            let rows = sqlx::query(in_schema(statement, ticks))
                 .bind(id)
                 .bind(Pg(window.start()))
                 .bind(Pg(window.end()))
@@ -183,7 +183,7 @@ impl TimescaleStore {
         let statement = if order == Order::Ascending { FIRST_TICK } else { LAST_TICK };
         let mut scan = ChunkScan::new(range, order);
         while let Some(part) = scan.next(connection, &self.inner.cache.chunks, ticks).await? {
-            let row = sqlx::query(statement)
+            let row = sqlx::query(in_schema(statement, ticks))
                 .bind(id)
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
@@ -205,7 +205,7 @@ impl TimescaleStore {
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
         // The statements share a snapshot, because a concurrent deletion must not affect only some of them.
-        let mut snapshot = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let mut snapshot = connection.begin_snapshot().await?;
         let stats = self.aggregate_stats(&mut snapshot, ticks, id, query).await?;
         snapshot.rollback().await?;
         Ok(stats)
@@ -214,7 +214,7 @@ impl TimescaleStore {
     /// Computes the statistics in parts that touch few chunks each.
     async fn aggregate_stats(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         ticks: &RegisteredDataset,
         id: i32,
         query: &StatsQuery,
@@ -222,7 +222,7 @@ impl TimescaleStore {
         let mut sum: Option<Aggregates> = None;
         let mut scan = ChunkScan::new(query.range, Order::Ascending);
         while let Some(part) = scan.next(connection, &self.inner.cache.chunks, ticks).await? {
-            let row = sqlx::query(STATS)
+            let row = sqlx::query(in_schema(STATS, ticks))
                 .bind(id)
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
@@ -236,7 +236,7 @@ impl TimescaleStore {
             let sums = read_sums(&row, 3)?;
             sum = Some(match sum {
                 None => {
-                    let first = self.price_point(connection, FIRST_POINT, id, part).await?;
+                    let first = self.price_point(connection, FIRST_POINT, (ticks, id), part).await?;
                     Aggregates { first, part, min, max, sums, count }
                 }
                 Some(so_far) => Aggregates {
@@ -255,18 +255,18 @@ impl TimescaleStore {
             });
         }
         let Some(Aggregates { first, part, min, max, sums, count }) = sum else { return Ok(None) };
-        let last = self.price_point(connection, LAST_POINT, id, part).await?;
+        let last = self.price_point(connection, LAST_POINT, (ticks, id), part).await?;
         Ok(Some(RangeStats::new(first, last, (min, max), sums, count)?))
     }
 
     async fn price_point(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         statement: &'static str,
-        id: i32,
+        (ticks, id): (&RegisteredDataset, i32),
         part: TimeRange,
     ) -> Result<PricePoint, Cause> {
-        let row = sqlx::query(statement)
+        let row = sqlx::query(in_schema(statement, ticks))
             .bind(id)
             .bind(Pg(part.start()))
             .bind(Pg(part.end()))
@@ -278,6 +278,11 @@ impl TimescaleStore {
             price: row.try_get::<Pg<Price>, _>(2)?.0,
         })
     }
+}
+
+/// Returns a statement with the name of the table.
+fn in_schema(statement: &str, ticks: &RegisteredDataset) -> AssertSqlSafe<String> {
+    AssertSqlSafe(statement.replace("{ticks}", ticks.table.relation()))
 }
 
 /// The statistics of the parts read so far.

@@ -21,7 +21,7 @@ impl SchemaCache {
     pub(super) fn new(config: &TimescaleConfig) -> Self {
         let instruments_oid = AtomicI64::new(0);
         Self {
-            ids: InstrumentIds::default(),
+            ids: InstrumentIds::new(&config.schema),
             chunks: Chunks::new(config),
             series: SeriesCatalog::new(config),
             instruments_oid,

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use qi_core::store::Order;
 use qi_core::{TimeRange, Timestamp};
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 
 use super::config::{Hypertables, TimescaleConfig};
+use super::connect::PgConnection;
 use super::error::Cause;
 use super::sql::RegisteredDataset;
 
@@ -51,10 +52,10 @@ const CONVERTED_TTL: Duration = Duration::from_secs(30);
 const RECENT_CHUNKS: i64 = 3;
 
 // The catalog of slices is indexed by time; the view timescaledb_information.chunks would read every chunk.
-const MIN_LENGTH_SQL: &str = "SELECT min(s.range_end - s.range_start) \
+const MIN_LENGTH_SQL: &str = "SELECT least(min(d.interval_length), min(s.range_end - s.range_start)) \
     FROM _timescaledb_catalog.hypertable h \
     JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
-    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    LEFT JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
     WHERE h.schema_name = $1 AND h.table_name = $2";
 const OLDEST_SQL: &str = "SELECT count(*), max(range_end) FROM (\
     SELECT s.range_start, s.range_end \
@@ -94,11 +95,11 @@ impl Chunks {
         }
     }
 
-    /// Returns the length of the shortest chunk: the configured interval, or the length of older chunks from before a
-    /// change of the configuration. Returns 0 for an ordinary table.
+    /// Returns the length of the shortest chunk that exists or will be created, because the server's interval may differ
+    /// from the configured one. Returns 0 for an ordinary table.
     pub(super) async fn min_length(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
     ) -> Result<i64, Cause> {
         let table = &self.tables[registered.position];
@@ -125,7 +126,7 @@ impl Chunks {
     /// Returns the part of `range` that comes first in `order` and lies in at most `max_chunks` chunks.
     pub(super) async fn part(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         range: TimeRange,
         order: Order,
@@ -162,7 +163,7 @@ impl Chunks {
     /// newest chunk is outdated.
     pub(super) async fn recent_start(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         until: Timestamp,
     ) -> Result<Timestamp, Cause> {
@@ -194,7 +195,7 @@ impl Chunks {
     /// Returns whether chunks that end after `time` may be in the columnstore.
     pub(super) async fn are_converted(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         time: Timestamp,
     ) -> Result<bool, Cause> {
@@ -257,7 +258,7 @@ impl ChunkScan {
     /// server knows whether the schema exists.
     pub(super) async fn next(
         &mut self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         chunks: &Chunks,
         registered: &RegisteredDataset,
     ) -> Result<Option<TimeRange>, Cause> {

@@ -1,13 +1,13 @@
 //! The section `[store.timescale]`, for TimescaleDB and plain PostgreSQL.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use qi_core::Datasets;
 use qi_core::Result;
 use qi_core::domain::duration;
-#[cfg(feature = "timescale")]
-use qi_core::record::Dataset;
+use qi_core::record::{Dataset, SeriesType};
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,9 @@ pub struct TimescaleConfig {
     pub application_name: Option<String>,
     /// The kind of the tables: hypertables of TimescaleDB, or ordinary tables. Defaults to hypertables.
     pub hypertables: Hypertables,
+    /// The pool mode of a pooler, such as PgBouncer, between the store and the server. Defaults to `session`, which also
+    /// suits a connection without a pooler.
+    pub pooler: Pooler,
     /// The maximum number of records in one insert. Defaults to 1,000,000, which is also the upper bound.
     pub max_batch: usize,
     /// The settings of the connection pool.
@@ -73,6 +76,12 @@ pub struct TimescaleConfig {
     /// The age at which chunks are dropped, in full hours. Needs the Community edition. A dataset without an
     /// entry has no policy.
     pub retention: DatasetDurations,
+    /// The layout of the columnstore of each dataset. A change applies to chunks that are converted later.
+    pub columnstore_layout: BTreeMap<String, ColumnstoreLayout>,
+    /// The datasets with a BRIN index on time. It serves deletions, and custom SQL, over all instruments of a range.
+    /// Defaults to none with hypertables, whose chunks serve the same purpose, and to the datasets with sequence numbers
+    /// otherwise.
+    pub time_index: Option<Vec<String>>,
     /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
@@ -94,6 +103,7 @@ impl Default for TimescaleConfig {
             schema: "qi".to_owned(),
             application_name: None,
             hypertables: Hypertables::On,
+            pooler: Pooler::Session,
             max_batch: StoreInfo::MAX_BATCH,
             pool: PoolSection::default(),
             tls: TlsSection::default(),
@@ -102,6 +112,8 @@ impl Default for TimescaleConfig {
             chunks: DatasetDurations::default(),
             columnstore: DatasetDurations::default(),
             retention: DatasetDurations::default(),
+            columnstore_layout: BTreeMap::new(),
+            time_index: None,
             datasets: Datasets::standard(),
             section: "store.timescale",
         }
@@ -117,6 +129,34 @@ pub enum Hypertables {
     On,
     /// Ordinary tables of plain PostgreSQL.
     Off,
+}
+
+/// The pool mode of a pooler between the store and the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Pooler {
+    /// No pooler, or a pooler that keeps a session of the server for each connection.
+    Session,
+    /// A pooler that chooses a session of the server for each transaction. Every statement runs in a transaction that
+    /// begins with the settings of the store. Statements have no names.
+    Transaction,
+    /// The same with named prepared statements. Needs a pooler that tracks prepared statements: PgBouncer 1.21 or newer
+    /// with `max_prepared_statements` above 0. With any other pooler, statements fail or read the wrong table.
+    TransactionPrepared,
+}
+
+/// `[store.timescale.columnstore_layout.<dataset>]`: the layout of the columnstore of one dataset.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ColumnstoreLayout {
+    /// The columns whose values select a segment. Defaults to the columns of the series. With few rows of each series in
+    /// a chunk, an empty list makes larger segments.
+    pub segment_by: Option<Vec<String>>,
+    /// The columns by which the rows of a segment are ordered, each optionally followed by ` ASC` or ` DESC`. Defaults to
+    /// the time and the sequence number, newest first.
+    pub order_by: Option<Vec<String>>,
 }
 
 /// `[store.timescale.pool]`: the settings of the connection pool.
@@ -201,6 +241,10 @@ pub struct ServerLimitsSection {
     /// The time limit of the wait for a lock. Defaults to 20 s.
     #[serde(with = "duration")]
     pub lock_timeout: Duration,
+    /// The time limit of the wait for a lock in `ensure_schema`, while further sessions queue behind the change. A wait
+    /// is repeated up to 10 times, with pauses of 1 s. Defaults to 3 s.
+    #[serde(with = "duration")]
+    pub schema_lock_timeout: Duration,
 }
 
 impl Default for ServerLimitsSection {
@@ -209,6 +253,7 @@ impl Default for ServerLimitsSection {
             statement_timeout: Duration::from_secs(25),
             bulk_timeout: Duration::from_secs(570),
             lock_timeout: Duration::from_secs(20),
+            schema_lock_timeout: Duration::from_secs(3),
         }
     }
 }
@@ -252,6 +297,15 @@ impl TimescaleConfig {
     pub(super) fn chunk_micros(&self, dataset: Dataset) -> i64 {
         let days = if dataset.seq().is_some() { 7 } else { 365 };
         i64::from(self.chunks.hours(dataset.name()).unwrap_or(days * 24)) * 3_600_000_000
+    }
+
+    /// Returns whether the table of a dataset has an index on time.
+    #[cfg(feature = "timescale")]
+    pub(super) fn has_time_index(&self, dataset: Dataset) -> bool {
+        match &self.time_index {
+            Some(names) => names.iter().any(|name| name == dataset.name()),
+            None => self.hypertables == Hypertables::Off && dataset.seq().is_some(),
+        }
     }
 
     /// Returns the quoted name of a table with its schema.
@@ -336,6 +390,12 @@ impl TimescaleConfig {
             MIN_DURATION,
             MAX_DURATION,
         )?;
+        rules.duration_within(
+            "server_limits.schema_lock_timeout",
+            server_limits.schema_lock_timeout,
+            MIN_DURATION,
+            MAX_DURATION,
+        )?;
         rules.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
         rules.within("write.piece", write.piece as u64, 1, 100_000)?;
         rules.within("write.connections", write.connections as u64, 1, 64)?;
@@ -344,12 +404,50 @@ impl TimescaleConfig {
                 return Err(rules.refuse(section, "", "needs hypertables = \"on\""));
             }
         }
-        let Self { chunks, datasets, .. } = self;
+        if !self.columnstore_layout.is_empty() && self.hypertables == Hypertables::Off {
+            return Err(rules.refuse("columnstore_layout", "", "needs hypertables = \"on\""));
+        }
+        self.check_datasets()
+    }
+
+    /// Validates the keys that name datasets.
+    pub(crate) fn check_datasets(&self) -> Result<()> {
+        let rules = self.rules();
+        let Self { chunks, columnstore, retention, columnstore_layout, time_index, datasets, .. } = self;
         for (section, ages) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
             ages.check(&rules, section, datasets)?;
         }
+        let named = columnstore_layout.keys().map(|name| ("columnstore_layout", name));
+        for (section, name) in named.chain(time_index.iter().flatten().map(|name| ("time_index", name))) {
+            let Some(dataset) = datasets.get(name) else {
+                let known: Vec<_> = datasets.iter().map(qi_core::Dataset::name).collect();
+                let rule = format!("must name a dataset of the program: {}", known.join(", "));
+                return Err(rules.refuse(section, name, rule));
+            };
+            let Some(layout) = columnstore_layout.get(name) else { continue };
+            let known = layout_columns(dataset);
+            for entry in layout.segment_by.iter().chain(&layout.order_by).flatten() {
+                let column = entry.strip_suffix(" ASC").or(entry.strip_suffix(" DESC")).unwrap_or(entry);
+                let is_ordered = column.len() < entry.len();
+                let is_segment = layout.segment_by.iter().flatten().any(|column| column == entry);
+                if !known.contains(&column) || (is_ordered && is_segment) {
+                    let rule = format!("must name columns of the table: {}", known.join(", "));
+                    return Err(rules.refuse(&format!("columnstore_layout.{name}"), entry, rule));
+                }
+            }
+        }
         Ok(())
     }
+}
+
+/// Returns the columns of a dataset's table.
+fn layout_columns(dataset: Dataset) -> Vec<&'static str> {
+    let series = match dataset.series() {
+        SeriesType::Instrument => "instrument_id",
+        SeriesType::Name { column, .. } => column,
+    };
+    let key = [Some(series), dataset.interval(), Some(dataset.time()), dataset.seq()];
+    key.into_iter().flatten().chain(dataset.values().iter().map(|column| column.name)).collect()
 }
 
 /// The URL parameters that the driver understands. The driver would ignore any other parameter and write it to its

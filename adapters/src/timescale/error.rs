@@ -1,7 +1,6 @@
 //! Errors of the driver and the server, and their mapping to the library's errors in one table.
 
 use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
-use sqlx::migrate::MigrateError;
 
 use super::BACKEND;
 
@@ -20,21 +19,21 @@ pub(super) enum Cause {
     /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
+    /// A lock of a table was not granted in any attempt.
+    #[error(
+        "a schema change did not get the lock of its table in {attempts} attempts; end the sessions with long \
+         transactions on the table (pg_stat_activity.xact_start), or raise `server_limits.schema_lock_timeout`"
+    )]
+    TableLocked { attempts: u32, source: sqlx::Error },
+    /// Another process held the lock of the schema for the entire bulk timeout.
+    #[error("another process changes the schema; repeat the call when that process has finished")]
+    SchemaLocked,
     /// A setting that needs another edition of the server.
     #[error("{rule}")]
     Edition { rule: String },
     /// An error of the core library about a value.
     #[error(transparent)]
     Core(#[from] Error),
-}
-
-impl From<MigrateError> for Cause {
-    fn from(error: MigrateError) -> Self {
-        match error {
-            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => Self::Sql(source),
-            other => Self::Schema { rule: other.to_string() },
-        }
-    }
 }
 
 /// The server's error codes, from "PostgreSQL Error Codes" (Appendix A of the documentation). A row contains a full
@@ -67,6 +66,10 @@ const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("40001", ErrorKind::Conflict, "store.timescale.serialization"),
     ("40P01", ErrorKind::Conflict, "store.timescale.deadlock"),
     ("23505", ErrorKind::Conflict, "store.timescale.unique"),
+    ("23514", ErrorKind::InvalidInput, "store.timescale.check"),
+    // Two transactions of one connection ran on two sessions of the server.
+    ("26000", ErrorKind::Config, "store.timescale.pooler_statement_missing"),
+    ("42P05", ErrorKind::Config, "store.timescale.pooler_statement_exists"),
     ("42P07", ErrorKind::SchemaMismatch, "store.timescale.table_exists"),
     ("XX001", ErrorKind::CorruptData, "store.timescale.data_corrupted"),
     ("XX002", ErrorKind::CorruptData, "store.timescale.index_corrupted"),
@@ -74,6 +77,9 @@ const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("53200", ErrorKind::Overloaded, "store.timescale.server_memory"),
     ("53400", ErrorKind::Internal, "store.timescale.server_limit"),
 ];
+
+/// The prefix of the codes of a prepared statement that belongs to another session.
+const POOLER: &str = "store.timescale.pooler";
 
 /// The code of a full disk. Never retried, unlike other unavailability, because waiting frees no space.
 const DISK_FULL: &str = "store.timescale.disk_full";
@@ -83,6 +89,12 @@ pub(super) const UNIQUE_VIOLATION: &str = "23505";
 
 /// PostgreSQL's message for a table that was dropped during a statement.
 const MISSING_RELATION_MESSAGE: &str = "could not open relation with OID";
+
+/// PgBouncer's message for a startup parameter that it does not support, for example `options` of the URL.
+const STARTUP_PARAMETER_MESSAGE: &str = "unsupported startup parameter";
+
+/// The code of a lock that was not granted within the lock timeout.
+pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// The code of an object that already exists.
 pub(super) const DUPLICATE_OBJECT: &str = "42710";
@@ -106,6 +118,12 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
             if has_state(error, "XX000") && e.message().contains(MISSING_RELATION_MESSAGE) =>
         {
             (ErrorKind::Conflict, "store.timescale.dropped_chunk")
+        }
+        // PgBouncer's error for a startup parameter, which a retry would send again.
+        sqlx::Error::Database(e)
+            if has_state(error, "08P01") && e.message().contains(STARTUP_PARAMETER_MESSAGE) =>
+        {
+            (ErrorKind::Config, "store.timescale.startup_parameter")
         }
         sqlx::Error::Database(e) => classify_state(&e.code().unwrap_or_default()),
         // The driver's error for a failed TLS handshake, for example because of an untrusted certificate.
@@ -165,6 +183,11 @@ impl Cause {
             Self::Schema { .. } => {
                 new(ErrorKind::SchemaMismatch, "store.timescale.schema").with_message(self)
             }
+            Self::TableLocked { .. } => {
+                let error = new(ErrorKind::Timeout, "store.timescale.lock_timeout").with_message(self);
+                error.with_context("sqlstate", LOCK_NOT_AVAILABLE)
+            }
+            Self::SchemaLocked => new(ErrorKind::Timeout, "store.timescale.schema_locked").with_message(self),
             Self::Edition { .. } => new(ErrorKind::Unsupported, "store.timescale.edition").with_message(self),
             Self::Sql(sqlx::Error::PoolClosed) => {
                 Error::closed("store.timescale.closed", operation).with_backend(BACKEND)
@@ -177,6 +200,10 @@ impl Cause {
                 }
                 if code == DISK_FULL {
                     error = error.with_retry(RetryAdvice::Never);
+                }
+                if code.starts_with(POOLER) {
+                    error =
+                        error.with_message("a pooler in transaction mode needs `pooler = \"transaction\"`");
                 }
                 error.with_source(source)
             }
@@ -238,8 +265,8 @@ mod tests {
             Unauthorized, Unavailable, Unsupported,
         };
         for (states, kind, retried) in [
-            (&["22003", "22P02"][..], InvalidInput, false),
-            (&["3D000"], Config, false),
+            (&["22003", "22P02", "23514"][..], InvalidInput, false),
+            (&["3D000", "26000", "42P05"], Config, false),
             (&["28000", "28P01", "42501"], Unauthorized, false),
             (&["42P01", "42701", "42703", "3F000", "42883", "42P07"], SchemaMismatch, false),
             (&["0A000"], Unsupported, false),
@@ -299,6 +326,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_startup_parameter_is_a_configuration_error() {
+        for parameter in ["extra_float_digits", "options", "in options: jit"] {
+            let message: &'static str = format!("unsupported startup parameter: {parameter}").leak();
+            let error = Cause::Sql(ServerError::sql("08P01", message)).into_error(Operation::Range);
+            assert_eq!((error.kind(), error.retry().is_retryable()), (ErrorKind::Config, false));
+            assert_eq!(error.code(), "store.timescale.startup_parameter");
+        }
+    }
+
+    #[test]
     fn connection_errors_and_read_only_close_the_connection() {
         let state = |state| Cause::Sql(ServerError::sql(state, ""));
         for ended in ["08006", "08P01", "25006", "25P03", "57P01", "57P02", "57P03", "57P05"] {
@@ -323,10 +360,9 @@ mod tests {
         assert_eq!(of(Cause::AcquireTimeout), (ErrorKind::Unavailable, true));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
-        assert_eq!(of(MigrateError::VersionMissing(9).into()), (ErrorKind::SchemaMismatch, false));
-        assert_eq!(of(MigrateError::VersionMismatch(1).into()), (ErrorKind::SchemaMismatch, false));
-        let inner = ServerError::sql("40P01", "");
-        assert_eq!(of(MigrateError::ExecuteMigration(inner, 1).into()), (ErrorKind::Conflict, true));
+        assert_eq!(of(Cause::SchemaLocked), (ErrorKind::Timeout, true));
+        let source = ServerError::sql(LOCK_NOT_AVAILABLE, "");
+        assert_eq!(of(Cause::TableLocked { attempts: 3, source }), (ErrorKind::Timeout, true));
     }
 
     #[test]

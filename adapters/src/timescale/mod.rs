@@ -15,6 +15,8 @@ mod bars;
 #[cfg(feature = "timescale")]
 mod cache;
 #[cfg(feature = "timescale")]
+mod checks;
+#[cfg(feature = "timescale")]
 mod chunks;
 pub mod config;
 #[cfg(feature = "timescale")]

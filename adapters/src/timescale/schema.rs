@@ -3,15 +3,17 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use qi_core::record::{self, SeriesType};
 use qi_core::store::SchemaReport;
-use sqlx::migrate::{Migrate, Migration, MigrationType};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr};
+use sqlx::migrate::{Migration, MigrationType};
+use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
+use super::checks::{self, MissingObject};
 use super::config::{Hypertables, TimescaleConfig};
-use super::connect::{Connections, ServerInfo};
-use super::error::Cause;
+use super::connect::{Connections, PgConnection, ServerInfo};
+use super::error::{Cause, LOCK_NOT_AVAILABLE, has_state};
 use super::policy;
 use super::series;
 use super::table::{Table, join, names};
@@ -24,10 +26,19 @@ const MIGRATIONS_TABLE: &str = "qi_migrations";
 /// The table that records the columns of the datasets. Line 0 is the key.
 const DATASETS_TABLE: &str = "qi_datasets";
 
-/// The advisory lock for changes of the schema, which one process at a time holds. The number is arbitrary,
+/// The advisory lock for changes of the schema, which one transaction at a time holds. The number is arbitrary,
 /// and the same in all versions. The lock covers the database instead of the schema, because CREATE
 /// EXTENSION changes the database.
 const SCHEMA_LOCK: i64 = 0x7169_5f73_6368_656d;
+
+/// The advisory lock for steps outside a transaction. Such a step may take hours, and does not block `ensure_schema`.
+const OUTSIDE_LOCK: i64 = 0x7169_5f69_6e64_6578;
+
+/// The pause after a lock was not granted, so that the sessions that queued behind the request can run.
+const LOCK_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The maximum number of attempts to get the locks of one step.
+const MAX_LOCK_ATTEMPTS: u32 = 10;
 
 /// Returns the migration steps of the library, oldest first. New steps are only appended. Each step is applied once.
 fn migrations() -> Vec<Migration> {
@@ -47,26 +58,31 @@ pub(super) struct Step {
     pub(super) label: String,
     pub(super) statements: Vec<String>,
     kind: StepKind,
+    /// True if the step belongs to the transaction of the previous step.
+    joins_previous: bool,
+    /// True if the statements cannot run in a transaction, such as `CREATE INDEX CONCURRENTLY`. The created object is the
+    /// only record of such a step, so an interrupted step is missing again.
+    outside_transaction: bool,
 }
 
 enum StepKind {
     Plain,
     Extension,
+    /// Creates this table.
+    Table(&'static str),
     Migration(Migration),
     Hypertable(&'static str),
 }
 
 impl Step {
     pub(super) fn new(label: String, statements: Vec<String>) -> Self {
-        Self { label, statements, kind: StepKind::Plain }
+        Self { label, statements, kind: StepKind::Plain, joins_previous: false, outside_transaction: false }
     }
 
     /// Runs the step. Its statements contain only validated names and numbers.
-    pub(super) async fn run(&self, connection: &mut PgConnection) -> Result<(), Cause> {
+    async fn run(&self, connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> Result<(), Cause> {
         if let StepKind::Migration(step) = &self.kind {
-            connection.ensure_migrations_table(MIGRATIONS_TABLE).await?;
-            connection.apply(MIGRATIONS_TABLE, step).await?;
-            return Ok(());
+            return run_migration(step, connection, config).await;
         }
         for sql in &self.statements {
             let done = sqlx::query(AssertSqlSafe(sql.clone())).execute(&mut *connection).await;
@@ -95,72 +111,268 @@ impl Step {
     }
 }
 
-/// Applies all missing changes, under a lock of the database.
+/// Runs a step of the library and records it in the format of the driver. The driver's own function uses named prepared
+/// statements, which a pooler in transaction mode may reject.
+async fn run_migration(
+    step: &Migration,
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+) -> Result<(), Cause> {
+    let (table, started) = (config.relation(MIGRATIONS_TABLE), Instant::now());
+    // The recorded checksums forbid changes of the texts, which do not contain the schema.
+    let sql = format!(
+        "CREATE TABLE IF NOT EXISTS {table} (version bigint PRIMARY KEY, description text NOT NULL, \
+         installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea NOT NULL, \
+         execution_time bigint NOT NULL); SET LOCAL search_path = \"{}\"; {}",
+        config.schema,
+        step.sql.as_str()
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+    let record = format!(
+        "INSERT INTO {table} (version, description, success, checksum, execution_time) VALUES ($1, $2, true, $3, $4)"
+    );
+    sqlx::query(AssertSqlSafe(record))
+        .bind(step.version)
+        .bind(&*step.description)
+        .bind(&*step.checksum)
+        .bind(i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The changes that a call may apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Missing objects, and the settings of tables that the call creates.
+    Missing,
+    /// The settings of existing tables too.
+    All,
+}
+
+/// Applies all changes of the scope. Each step is a transaction under a lock of the database, so a call that was killed
+/// is continued by the next call.
 pub(super) async fn ensure(
     connections: &Connections,
     config: &TimescaleConfig,
+    scope: Scope,
 ) -> Result<SchemaReport, Cause> {
-    // A separate connection, because the lock ends with the connection, even if this future is dropped.
     let mut connection = connections.connect_unpooled().await?;
-    let outcome = ensure_on(&mut connection, connections, config).await;
-    let _ = connection.close().await;
+    let outcome = ensure_on(&mut connection, (connections, config), scope).await;
+    connection.close().await;
     outcome
 }
 
 async fn ensure_on(
-    connection: &mut PgConnection,
-    connections: &Connections,
-    config: &TimescaleConfig,
+    connection: &mut PgConnection<'_>,
+    (connections, config): (&Connections, &TimescaleConfig),
+    scope: Scope,
 ) -> Result<SchemaReport, Cause> {
+    const POLL_INTERVAL: Duration = Duration::from_millis(100);
     let version = migrations().iter().map(|step| step.version).max().unwrap_or(0);
     let version = u32::try_from(version).unwrap_or(u32::MAX);
-    connections.set_session_bulk_timeout(connection).await?;
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(SCHEMA_LOCK).execute(&mut *connection).await?;
-    // All steps run in one transaction, so that no client sees an incomplete table. A concurrent writer would leave
-    // rows in a table that is about to become a hypertable. If no step is missing, nothing is written, so a role
-    // without the right to create objects may also call `ensure_schema`.
-    let mut transaction = connection.begin().await?;
     let mut applied = Vec::new();
-    for step in steps(&mut transaction, config).await? {
-        step.run(&mut transaction).await?;
-        applied.push(step.label);
+    let mut attempts = 0;
+    let mut busy_since = None;
+    loop {
+        let attempt = match apply_next(connection, config, scope).await {
+            Ok(Attempt::Outside(step)) => {
+                run_outside_transaction(&step, connection, (connections, config)).await
+            }
+            other => other,
+        };
+        match attempt {
+            Ok(Attempt::Complete { differs }) => {
+                let mut report = SchemaReport::new(version, applied);
+                report.differs = differs;
+                return Ok(report);
+            }
+            Ok(Attempt::Applied(labels)) => {
+                applied.extend(labels);
+                (attempts, busy_since) = (0, None);
+            }
+            // A waiting statement would hold a snapshot, and `CREATE INDEX CONCURRENTLY` waits for all snapshots.
+            // Therefore the lock is polled.
+            Ok(Attempt::Busy | Attempt::Outside(_)) => {
+                let since = *busy_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= config.server_limits.bulk_timeout {
+                    return Err(Cause::SchemaLocked);
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+            Err(Cause::Sql(error)) if has_state(&error, LOCK_NOT_AVAILABLE) => {
+                attempts += 1;
+                if attempts == MAX_LOCK_ATTEMPTS {
+                    return Err(Cause::TableLocked { attempts, source: error });
+                }
+                tokio::time::sleep(LOCK_RETRY_PAUSE).await;
+            }
+            Err(cause) => return Err(cause),
+        }
     }
-    transaction.commit().await?;
-    for step in policies(connection, config).await? {
-        // All statements or none, so that an existing policy is never missing in between.
-        let mut transaction = connection.begin().await?;
-        step.run(&mut transaction).await?;
-        transaction.commit().await?;
-        applied.push(step.label);
-    }
-    Ok(SchemaReport::new(version, applied))
 }
 
-/// Returns the statements that [`ensure`] would run now.
+/// The result of one attempt to apply a step.
+enum Attempt {
+    /// The labels of the applied steps.
+    Applied(Vec<String>),
+    /// No step is missing. Settings may differ, which the scope excludes.
+    Complete { differs: Vec<String> },
+    /// The next step must run outside a transaction.
+    Outside(Step),
+    /// Another process changes the schema.
+    Busy,
+}
+
+/// Applies the next missing step, together with the steps that belong to its transaction. If no step is missing, nothing
+/// is written, so a role without the right to create objects may also call `ensure_schema`.
+async fn apply_next(
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+    scope: Scope,
+) -> Result<Attempt, Cause> {
+    let mut transaction = connection.begin().await?;
+    if !begin_change(&mut transaction, config, SCHEMA_LOCK).await? {
+        transaction.rollback().await?;
+        return Ok(Attempt::Busy);
+    }
+    let mut missing = steps(&mut transaction, config).await?;
+    if missing.is_empty() {
+        missing = settings(&mut transaction, config, |_| true, false).await?;
+        if scope == Scope::Missing || missing.is_empty() {
+            let differs = missing.into_iter().map(|step| step.label).collect();
+            return Ok(Attempt::Complete { differs });
+        }
+        if missing[0].outside_transaction {
+            transaction.rollback().await?;
+            return Ok(Attempt::Outside(missing.swap_remove(0)));
+        }
+    }
+    let count = missing.iter().skip(1).take_while(|step| step.joins_previous).count() + 1;
+    missing.truncate(count);
+    for step in &missing {
+        step.run(&mut transaction, config).await?;
+    }
+    let created = created_tables(&missing);
+    if !created.is_empty() {
+        let more = settings(&mut transaction, config, |table| created.contains(table), true).await?;
+        for step in &more {
+            step.run(&mut transaction, config).await?;
+        }
+        missing.extend(more);
+    }
+    transaction.commit().await?;
+    Ok(Attempt::Applied(missing.into_iter().map(|step| step.label).collect()))
+}
+
+/// Returns the tables that some steps create or convert.
+fn created_tables(steps: &[Step]) -> HashSet<String> {
+    let mut tables = HashSet::new();
+    for step in steps {
+        match &step.kind {
+            StepKind::Table(table) | StepKind::Hypertable(table) => tables.extend([(*table).to_owned()]),
+            StepKind::Migration(step) if step.version == 1 => {
+                tables.extend(legacy_datasets::lines().into_keys());
+            }
+            _ => {}
+        }
+    }
+    tables
+}
+
+/// Runs the statements of a step outside a transaction. Meanwhile another connection holds the lock.
+async fn run_outside_transaction(
+    step: &Step,
+    connection: &mut PgConnection<'_>,
+    (connections, config): (&Connections, &TimescaleConfig),
+) -> Result<Attempt, Cause> {
+    let mut guard = connections.connect_unpooled().await?;
+    let mut transaction = guard.begin().await?;
+    if !begin_change(&mut transaction, config, OUTSIDE_LOCK).await? {
+        transaction.rollback().await?;
+        guard.close().await;
+        return Ok(Attempt::Busy);
+    }
+    sqlx::raw_sql("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *transaction).await?;
+    // The process that held the lock before may have run the step.
+    let missing = settings(&mut transaction, config, |_| true, false).await?;
+    let mut applied = Vec::new();
+    if let Some(step) = missing.iter().find(|missing| missing.label == step.label) {
+        let lock_timeout = match config.hypertables {
+            Hypertables::On => config.server_limits.schema_lock_timeout.as_millis(),
+            // The build waits for older transactions, and no other session queues behind this wait.
+            Hypertables::Off => 0,
+        };
+        let limits = format!("SET statement_timeout = 0; SET lock_timeout = {lock_timeout}");
+        connection.run_outside_transaction(&limits, true).await?;
+        for sql in &step.statements {
+            connection.run_outside_transaction(sql, false).await?;
+        }
+        applied.push(step.label.clone());
+    }
+    transaction.rollback().await?;
+    guard.close().await;
+    Ok(Attempt::Applied(applied))
+}
+
+/// Sets the limits of a transaction that changes the schema, and takes an advisory lock until its end. Returns false if
+/// another transaction holds the lock.
+async fn begin_change(
+    transaction: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+    lock: i64,
+) -> Result<bool, Cause> {
+    let limits = &config.server_limits;
+    let sql = format!(
+        "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
+        limits.bulk_timeout.as_millis(),
+        limits.schema_lock_timeout.as_millis()
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+    let lock = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(lock);
+    Ok(lock.fetch_one(transaction).await?)
+}
+
+/// Returns the statements that [`ensure`] would run now with [`Scope::All`].
 pub(super) async fn plan(connections: &Connections, config: &TimescaleConfig) -> Result<Vec<String>, Cause> {
     let mut connection = connections.connect_unpooled().await?;
     let outcome = async {
         let mut all = steps(&mut connection, config).await?;
-        all.extend(policies(&mut connection, config).await?);
+        let created = created_tables(&all);
+        all.extend(settings(&mut connection, config, |table| created.contains(table), true).await?);
+        all.extend(settings(&mut connection, config, |table| !created.contains(table), false).await?);
         Ok(all.into_iter().flat_map(|step| step.statements).collect())
     }
     .await;
-    let _ = connection.close().await;
+    connection.close().await;
     outcome
 }
 
-async fn policies(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<Step>, Cause> {
-    match config.hypertables {
-        Hypertables::On => {
-            let steps = policy::steps(connection, config).await?;
-            Ok(steps.into_iter().map(|(label, statements)| Step::new(label, statements)).collect())
-        }
-        Hypertables::Off => Ok(Vec::new()),
+/// Returns the steps that change the settings of tables to the configured ones, and create the objects that older
+/// versions did not create.
+async fn settings(
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+    of: impl Fn(&str) -> bool,
+    are_new: bool,
+) -> Result<Vec<Step>, Cause> {
+    let mut steps: Vec<Step> = Vec::new();
+    for MissingObject { label, statements, outside_transaction } in
+        checks::missing(connection, config, &of, are_new).await?
+    {
+        steps.push(Step { outside_transaction, ..Step::new(label, statements) });
     }
+    if config.hypertables == Hypertables::On {
+        let policies = policy::steps(connection, config, &of).await?;
+        steps.extend(policies.into_iter().map(|(label, statements)| Step::new(label, statements)));
+    }
+    // A long build must not delay the other settings.
+    steps.sort_by_key(|step| step.outside_transaction);
+    Ok(steps)
 }
 
-/// Returns the missing steps in order, except for the policies.
-async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<Step>, Cause> {
+/// Returns the missing steps in order, except for the settings.
+async fn steps(connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> Result<Vec<Step>, Cause> {
     let mut steps = Vec::new();
     let extension = policy::extension(connection).await?;
     if config.hypertables == Hypertables::On && extension.is_none() {
@@ -187,10 +399,29 @@ async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Resul
         let statements = vec![step.sql.as_str().to_owned()];
         steps.push(Step { kind: StepKind::Migration(step), ..Step::new(label, statements) });
     }
-    let tables: Vec<Table> = config.datasets.iter().map(Table::of).collect();
-    steps.extend(dataset_steps(connection, config, &tables, done.is_empty()).await?);
+    let is_new = done.is_empty();
+    let tables: Vec<Table> =
+        config.datasets.iter().map(|dataset| Table::of(dataset, &config.schema)).collect();
+    steps.extend(dataset_steps(connection, config, &tables, is_new).await?);
     if config.hypertables == Hypertables::On {
-        steps.extend(hypertable_steps(connection, config, &tables, extension).await?);
+        // Either all existing tables become hypertables, or none.
+        let mut joins_previous = false;
+        for (table, step) in hypertable_steps(connection, config, &tables, extension).await? {
+            // A writer must not leave rows in a table that is about to become a hypertable.
+            let created =
+                steps.iter().position(|step| matches!(step.kind, StepKind::Table(name) if name == table));
+            match created {
+                Some(at) => steps.insert(at + 1, Step { joins_previous: true, ..step }),
+                None => {
+                    steps.push(Step { joins_previous, ..step });
+                    joins_previous = true;
+                }
+            }
+        }
+    }
+    if is_new {
+        // No client sees an incomplete new schema.
+        steps.iter_mut().for_each(|step| step.joins_previous = true);
     }
     let catalogs = series::steps(connection, config, &tables).await?;
     steps.extend(catalogs.into_iter().map(|(label, statements)| Step::new(label, statements)));
@@ -198,7 +429,10 @@ async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Resul
 }
 
 /// Returns the recorded steps with their checksums.
-async fn applied_steps(connection: &mut PgConnection, schema: &str) -> Result<Vec<(i64, Vec<u8>)>, Cause> {
+async fn applied_steps(
+    connection: &mut PgConnection<'_>,
+    schema: &str,
+) -> Result<Vec<(i64, Vec<u8>)>, Cause> {
     let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(format!("\"{schema}\".{MIGRATIONS_TABLE}"))
         .fetch_one(&mut *connection)
@@ -206,7 +440,8 @@ async fn applied_steps(connection: &mut PgConnection, schema: &str) -> Result<Ve
     if !exists {
         return Ok(Vec::new());
     }
-    let sql = AssertSqlSafe(format!("SELECT version, checksum FROM {MIGRATIONS_TABLE} ORDER BY version"));
+    let sql = format!("SELECT version, checksum FROM \"{schema}\".{MIGRATIONS_TABLE} ORDER BY version");
+    let sql = AssertSqlSafe(sql);
     Ok(sqlx::query_as(sql).fetch_all(connection).await?)
 }
 
@@ -229,7 +464,7 @@ fn check_applied_steps(recorded: &[(i64, Vec<u8>)], steps: &[Migration]) -> Resu
 
 /// Returns the missing steps for the tables of the datasets. `fresh` states that no step of the library is applied yet.
 async fn dataset_steps(
-    connection: &mut PgConnection,
+    connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
     tables: &[Table],
     is_new: bool,
@@ -242,7 +477,7 @@ async fn dataset_steps(
         let refuse = |problem: &str| Err(Cause::Schema { rule: format!("table {name}: {problem}") });
         let (lines, columns) = (stored.lines.get(name), existing.get(name));
         match (lines, columns) {
-            (None, None) => steps.push(create_step(table)),
+            (None, None) => steps.push(create_step(config, table)),
             (None, Some(_)) => {
                 return refuse(
                     "exists, but no dataset of this library created it; use another schema or another name",
@@ -259,14 +494,15 @@ async fn dataset_steps(
                 if let Some(columns) = columns {
                     check_columns(table, lines.len(), columns)?;
                 }
-                steps.extend(column_steps(table, lines.len(), &changes));
+                steps.extend(column_steps(config, table, lines.len(), &changes));
             }
         }
     }
     if !steps.is_empty() && !stored.is_recorded {
         let create = format!(
-            "CREATE TABLE {DATASETS_TABLE} (dataset text COLLATE \"C\" NOT NULL, line int NOT NULL, text text NOT NULL, \
-             checksum bytea NOT NULL, applied timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (dataset, line))"
+            "CREATE TABLE {} (dataset text COLLATE \"C\" NOT NULL, line int NOT NULL, text text NOT NULL, \
+             checksum bytea NOT NULL, applied timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (dataset, line))",
+            config.relation(DATASETS_TABLE)
         );
         steps.insert(0, Step::new(format!("table {DATASETS_TABLE}"), vec![create]));
     }
@@ -282,7 +518,7 @@ struct RecordedLines {
     is_recorded: bool,
 }
 
-async fn recorded_lines(connection: &mut PgConnection, schema: &str) -> Result<RecordedLines, Cause> {
+async fn recorded_lines(connection: &mut PgConnection<'_>, schema: &str) -> Result<RecordedLines, Cause> {
     // Step 1 creates the tables of these datasets.
     let mut lines = legacy_datasets::lines();
     let first = lines.keys().cloned().collect();
@@ -294,7 +530,8 @@ async fn recorded_lines(connection: &mut PgConnection, schema: &str) -> Result<R
         return Ok(RecordedLines { lines, first, is_recorded });
     }
     let sql = format!(
-        "SELECT dataset, line, text, checksum = sha256(convert_to(text, 'UTF8')) FROM {DATASETS_TABLE} ORDER BY dataset, line"
+        "SELECT dataset, line, text, checksum = sha256(convert_to(text, 'UTF8')) FROM \"{schema}\".{DATASETS_TABLE} \
+         ORDER BY dataset, line"
     );
     let rows: Vec<(String, i32, String, bool)> =
         sqlx::query_as(AssertSqlSafe(sql)).fetch_all(connection).await?;
@@ -321,7 +558,7 @@ type StoredColumn = (String, String, bool);
 
 /// Returns the columns of those tables that exist.
 async fn stored_columns(
-    connection: &mut PgConnection,
+    connection: &mut PgConnection<'_>,
     schema: &str,
     tables: &[Table],
 ) -> Result<HashMap<String, Vec<StoredColumn>>, Cause> {
@@ -361,51 +598,62 @@ fn check_columns(table: &Table, lines: usize, existing: &[StoredColumn]) -> Resu
     Ok(())
 }
 
-fn create_step(table: &Table) -> Step {
+fn create_step(config: &TimescaleConfig, table: &Table) -> Step {
     let name = table.name();
     let mut statements = vec![
         format!(
-            "CREATE TABLE \"{name}\" ({}, PRIMARY KEY ({}))",
+            "CREATE TABLE {} ({}, PRIMARY KEY ({}))",
+            table.relation(),
             join(table.columns(), super::table::Column::definition),
             names(table.key(), "")
         ),
-        format!("CREATE VIEW \"{name}_view\" AS {}", view_query(table)),
+        format!("CREATE VIEW {} AS {}", view(config, table), view_query(config, table)),
     ];
     let lines = evolution::lines(table.dataset);
-    statements.extend(lines.iter().enumerate().map(|(at, line)| insert_line(name, at, line)));
-    Step::new(format!("dataset {name}"), statements)
+    statements.extend(lines.iter().enumerate().map(|(at, line)| insert_line(config, name, at, line)));
+    Step { kind: StepKind::Table(name), ..Step::new(format!("dataset {name}"), statements) }
 }
 
 /// Returns the steps for the new or changed lines of a declaration.
-fn column_steps(table: &Table, stored: usize, changes: &[usize]) -> Vec<Step> {
+fn column_steps(config: &TimescaleConfig, table: &Table, stored: usize, changes: &[usize]) -> Vec<Step> {
     let (name, lines) = (table.name(), evolution::lines(table.dataset));
     let mut steps = Vec::new();
     for (column, at) in changes.iter().filter_map(|at| Some((table.values().get(at.checked_sub(1)?)?, *at))) {
-        let mut statements = vec![insert_line(name, at, &lines[at])];
+        let mut statements = vec![insert_line(config, name, at, &lines[at])];
         let label = if at < stored {
             format!("names of {}.{}", name, column.name)
         } else {
-            statements.insert(0, format!("ALTER TABLE \"{name}\" ADD COLUMN {}", column.definition()));
+            statements
+                .insert(0, format!("ALTER TABLE {} ADD COLUMN {}", table.relation(), column.definition()));
             format!("column {}.{}", name, column.name)
         };
         steps.push(Step::new(label, statements));
     }
     if let Some(last) = steps.last_mut() {
-        last.statements.push(format!("CREATE OR REPLACE VIEW \"{name}_view\" AS {}", view_query(table)));
+        last.statements.push(format!(
+            "CREATE OR REPLACE VIEW {} AS {}",
+            view(config, table),
+            view_query(config, table)
+        ));
     }
     steps
 }
 
-fn insert_line(name: &str, at: usize, line: &str) -> String {
+fn insert_line(config: &TimescaleConfig, name: &str, at: usize, line: &str) -> String {
     format!(
-        "INSERT INTO {DATASETS_TABLE} (dataset, line, text, checksum) \
+        "INSERT INTO {} (dataset, line, text, checksum) \
          VALUES ('{name}', {at}, '{line}', sha256(convert_to('{line}', 'UTF8'))) \
-         ON CONFLICT (dataset, line) DO UPDATE SET text = EXCLUDED.text, checksum = EXCLUDED.checksum, applied = now()"
+         ON CONFLICT (dataset, line) DO UPDATE SET text = EXCLUDED.text, checksum = EXCLUDED.checksum, applied = now()",
+        config.relation(DATASETS_TABLE)
     )
 }
 
+fn view(config: &TimescaleConfig, table: &Table) -> String {
+    config.relation(&format!("{}_view", table.name()))
+}
+
 /// Returns the query of a dataset's view, with names instead of ids and codes.
-fn view_query(table: &Table) -> String {
+fn view_query(config: &TimescaleConfig, table: &Table) -> String {
     let instruments = table.dataset.series() == SeriesType::Instrument;
     let mut columns: Vec<String> = Vec::new();
     if instruments {
@@ -421,61 +669,45 @@ fn view_query(table: &Table) -> String {
             (1..).zip(names).map(|(code, name)| format!("WHEN {code} THEN '{name}'")).collect();
         format!("CASE t.\"{0}\" {1} END AS \"{0}\"", column.name, cases.join(" "))
     }));
-    let join = if instruments { " JOIN instruments i ON i.id = t.instrument_id" } else { "" };
-    format!("SELECT {} FROM \"{}\" t{join}", columns.join(", "), table.name())
+    let join = if instruments {
+        format!(" JOIN {} i ON i.id = t.instrument_id", config.relation("instruments"))
+    } else {
+        String::new()
+    };
+    format!("SELECT {} FROM {} t{join}", columns.join(", "), table.relation())
 }
 
-/// Returns the steps that convert the tables to hypertables and set the configured chunk intervals.
+/// Returns the steps that convert the tables to hypertables.
 async fn hypertable_steps(
-    connection: &mut PgConnection,
+    connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
     tables: &[Table],
     extension: Option<String>,
-) -> Result<Vec<Step>, Cause> {
-    let mut intervals: HashMap<String, Option<i64>> = HashMap::new();
-    if extension.is_some() {
-        let rows: Vec<(String, Option<i64>)> = sqlx::query_as(
-            "SELECT hypertable_name::text, (extract(epoch FROM time_interval) * 1000000)::bigint \
-             FROM timescaledb_information.dimensions WHERE hypertable_schema = $1 AND dimension_number = 1",
-        )
-        .bind(&config.schema)
-        .fetch_all(connection)
-        .await?;
-        intervals.extend(rows);
-    }
+) -> Result<Vec<(&'static str, Step)>, Cause> {
+    let existing = match &extension {
+        Some(_) => policy::chunk_intervals(connection, config).await?,
+        None => HashMap::new(),
+    };
     let extension = extension.as_deref().unwrap_or("public");
-    let mut steps = Vec::new();
-    for table in tables {
-        let (name, micros) = (table.name(), config.chunk_micros(table.dataset));
-        let relation = config.relation(name);
-        let step = match intervals.get(name) {
-            None => {
-                let sql = format!(
-                    "SELECT {extension}.create_hypertable('{relation}'::regclass, '{}'::name, \
-                     chunk_time_interval => {micros}::bigint, create_default_indexes => false)",
-                    table.time()
-                );
-                Step {
-                    kind: StepKind::Hypertable(name),
-                    ..Step::new(format!("hypertable {name}"), vec![sql])
-                }
-            }
-            Some(known) if *known != Some(micros) => {
-                let sql = format!(
-                    "SELECT {extension}.set_chunk_time_interval('{relation}'::regclass, {micros}::bigint)"
-                );
-                Step::new(format!("chunk interval of {name}"), vec![sql])
-            }
-            Some(_) => continue,
-        };
-        steps.push(step);
-    }
-    Ok(steps)
+    let missing = tables.iter().filter(|table| !existing.contains_key(table.name()));
+    let step = |table: &Table| {
+        let sql = format!(
+            "SELECT {extension}.create_hypertable('{}'::regclass, '{}'::name, \
+             chunk_time_interval => {}::bigint, create_default_indexes => false)",
+            table.relation(),
+            table.time(),
+            config.chunk_micros(table.dataset)
+        );
+        let name = table.name();
+        let kind = StepKind::Hypertable(name);
+        (name, Step { kind, ..Step::new(format!("hypertable {name}"), vec![sql]) })
+    };
+    Ok(missing.map(step).collect())
 }
 
 /// Returns the columns of a table in the database, in order, with their types.
 pub(super) async fn columns(
-    connection: &mut PgConnection,
+    connection: &mut PgConnection<'_>,
     schema: &str,
     table: &str,
 ) -> Result<Vec<(String, String)>, Cause> {
@@ -508,19 +740,21 @@ mod tests {
 
     #[test]
     fn a_dataset_has_a_table_and_a_view() {
-        let ticks = Table::of(Datasets::standard().get("ticks").unwrap());
-        let step = create_step(&ticks);
+        let mut config = TimescaleConfig::from_url("");
+        config.schema = "s".to_owned();
+        let ticks = Table::of(Datasets::standard().get("ticks").unwrap(), "s");
+        let step = create_step(&config, &ticks);
         assert_eq!(
             step.statements[0],
-            "CREATE TABLE \"ticks\" (\"instrument_id\" int NOT NULL, \"ts\" timestamptz NOT NULL, \
+            "CREATE TABLE \"s\".\"ticks\" (\"instrument_id\" int NOT NULL, \"ts\" timestamptz NOT NULL, \
              \"seq\" bigint NOT NULL, \"price\" numeric(38,18) NOT NULL, \"quantity\" numeric(38,18), \
              \"side\" smallint, PRIMARY KEY (\"instrument_id\", \"ts\", \"seq\"))"
         );
         assert_eq!(
-            view_query(&ticks),
+            view_query(&config, &ticks),
             "SELECT i.exchange, i.symbol, t.\"ts\", t.\"seq\", t.\"price\", t.\"quantity\", \
              CASE t.\"side\" WHEN 1 THEN 'buy' WHEN 2 THEN 'sell' END AS \"side\" \
-             FROM \"ticks\" t JOIN instruments i ON i.id = t.instrument_id"
+             FROM \"s\".\"ticks\" t JOIN \"s\".\"instruments\" i ON i.id = t.instrument_id"
         );
     }
 }

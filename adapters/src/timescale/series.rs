@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use qi_core::record::SeriesType;
 use qi_core::{Exchange, Instrument, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr as _, SqlStr};
+use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _, SqlStr};
 
 use super::config::{Hypertables, TimescaleConfig};
+use super::connect::PgConnection;
 use super::error::Cause;
 use super::sql::RegisteredDataset;
 use super::table::Table;
@@ -142,7 +143,7 @@ impl SeriesCatalog {
     /// [`Self::confirm`] needs after the write.
     pub(super) async fn widen(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         series: impl Iterator<Item = (i32, TimeBounds)>,
     ) -> Result<i64, Cause> {
@@ -185,7 +186,7 @@ impl SeriesCatalog {
     /// Widens the bounds again if a correction may have overlooked the records that were written since [`Self::widen`].
     pub(super) async fn confirm(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         epoch: i64,
         series: impl Iterator<Item = (i32, TimeBounds)>,
@@ -199,7 +200,7 @@ impl SeriesCatalog {
     /// Reads the epoch, and clears the cached bounds of an earlier epoch.
     async fn refresh(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
     ) -> Result<i64, Cause> {
         let name = registered.table.name();
@@ -216,7 +217,7 @@ impl SeriesCatalog {
     /// Returns the instruments of the catalog after `after`, in order. Returns None if the catalog is incomplete.
     pub(super) async fn list(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         after: Option<&Instrument>,
         exchange: Option<&Exchange>,
@@ -252,7 +253,7 @@ impl SeriesCatalog {
     /// this call may be used for the correction.
     pub(super) async fn begin_correction(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
     ) -> Result<Option<i64>, Cause> {
         let name = registered.table.name();
@@ -263,7 +264,7 @@ impl SeriesCatalog {
     /// Replaces bounds of earlier epochs by the times of the records. Removes series without records.
     pub(super) async fn correct(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         epoch: i64,
         series: &[(i32, Option<TimeBounds>)],
@@ -355,7 +356,7 @@ fn missing_state(dataset: &str) -> Cause {
 
 /// Returns the steps that create or complete the catalogs of these tables.
 pub(super) async fn steps(
-    connection: &mut PgConnection,
+    connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
     tables: &[Table],
 ) -> Result<Vec<(String, Vec<String>)>, Cause> {

@@ -20,13 +20,13 @@ pub(super) struct RegisteredDataset {
 }
 
 impl RegisteredDataset {
-    pub(super) fn new(position: usize, dataset: Dataset) -> Self {
-        let table = Table::of(dataset);
+    pub(super) fn new(position: usize, dataset: Dataset, schema: &str) -> Self {
+        let table = Table::of(dataset, schema);
         Self { position, sql: Sql::of(&table), table }
     }
 }
 
-/// The statements of one table. The `search_path` of the connection selects the schema. Aliases begin with `_`, because
+/// The statements of one table. Aliases begin with `_`, because
 /// no column of a dataset does.
 #[derive(Debug)]
 pub(super) struct Sql {
@@ -64,8 +64,8 @@ impl Sql {
         let sql_str = |text: String| AssertSqlSafe(Arc::<str>::from(text)).into_sql_str();
         Self {
             copy: format!(
-                "{MARKER}COPY \"{}\" ({}) FROM STDIN (FORMAT binary)",
-                table.name(),
+                "{MARKER}COPY {} ({}) FROM STDIN (FORMAT binary)",
+                table.relation(),
                 names(table.columns(), "")
             ),
             merge: sql_str(merge(table, &lookup_join(table))),
@@ -81,8 +81,8 @@ impl Sql {
                 SeriesType::Name { column, .. } => names_query(table, column),
             }),
             delete: format!(
-                "DELETE FROM \"{}\" WHERE \"{time}\" >= $1 AND \"{time}\" < $2",
-                table.name(),
+                "DELETE FROM {} WHERE \"{time}\" >= $1 AND \"{time}\" < $2",
+                table.relation(),
                 time = table.time()
             ),
         }
@@ -108,13 +108,13 @@ fn merge(table: &Table, existing_rows: &str) -> String {
         format!("UPDATE SET {}", join(table.values(), |c| format!("\"{0}\" = EXCLUDED.\"{0}\"", c.name)))
     };
     format!(
-        "{MARKER}INSERT INTO \"{table}\" ({columns}) \
+        "{MARKER}INSERT INTO {table} ({columns}) \
          SELECT {input} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, _n) \
          LEFT JOIN {existing_rows} \
          WHERE t.\"{time}\" IS NULL{differs} \
          ORDER BY x._n \
          ON CONFLICT ({key}) DO {conflict}",
-        table = table.name(),
+        table = table.relation(),
         input = join(table.columns(), input_column),
         arrays = arrays(table.columns()),
         time = table.time(),
@@ -136,10 +136,10 @@ fn lookup_join(table: &Table) -> String {
     let mut found = vec![table.sort_key()[0]];
     found.extend(table.values());
     format!(
-        "LATERAL (SELECT {found} FROM \"{name}\" k \
+        "LATERAL (SELECT {found} FROM {name} k \
          WHERE {same_key} AND k.\"{time}\" BETWEEN ${lo} AND ${hi} LIMIT 1) t ON true",
         found = names(&found, "k."),
-        name = table.name(),
+        name = table.relation(),
         same_key = same_key(table, "k"),
         time = table.time(),
         lo = count + 1,
@@ -154,10 +154,10 @@ fn series_join(table: &Table) -> String {
     let count = table.columns().len();
     let series = table.series()[0];
     format!(
-        "(SELECT {columns} FROM \"{name}\" k WHERE k.\"{series}\" = ANY(ARRAY(SELECT DISTINCT unnest($1::{ty}[]))) \
+        "(SELECT {columns} FROM {name} k WHERE k.\"{series}\" = ANY(ARRAY(SELECT DISTINCT unnest($1::{ty}[]))) \
          AND k.\"{time}\" BETWEEN ${lo} AND ${hi}) t ON {same}",
         columns = names(table.columns(), "k."),
-        name = table.name(),
+        name = table.relation(),
         series = series.name,
         ty = series.ty.name(),
         time = table.time(),
@@ -176,7 +176,7 @@ fn existing_query(table: &Table) -> String {
     let segment = table.segment();
     format!(
         "SELECT x._n, e.* FROM unnest({arrays}) WITH ORDINALITY AS x({series}, {first}, {last}, _n) \
-         CROSS JOIN LATERAL (SELECT {sort_key} FROM \"{table}\" k WHERE {same_series}\
+         CROSS JOIN LATERAL (SELECT {sort_key} FROM {table} k WHERE {same_series}\
          ROW({sort_key}) >= ROW({x_first}) AND ROW({sort_key}) <= ROW({x_last}) \
          AND k.\"{time}\" BETWEEN x.\"_first_{time}\" AND x.\"_last_{time}\" \
          AND k.\"{time}\" BETWEEN ${lo} AND ${hi} ORDER BY {order} LIMIT {SEGMENT_KEYS}) e",
@@ -185,7 +185,7 @@ fn existing_query(table: &Table) -> String {
         first = bound("_first_", ""),
         last = bound("_last_", ""),
         sort_key = names(table.sort_key(), "k."),
-        table = table.name(),
+        table = table.relation(),
         same_series = table.series().iter().map(same_series).collect::<String>(),
         x_first = bound("_first_", "x."),
         x_last = bound("_last_", "x."),
@@ -220,9 +220,9 @@ fn range_query(table: &Table, side: &str, direction: &str) -> String {
         let _ = write!(conditions, " AND \"{}\" = ${}", column.name, next + at);
     }
     format!(
-        "SELECT {} FROM \"{}\" WHERE \"{time}\" >= $1 AND \"{time}\" < $2{conditions} ORDER BY {} LIMIT $3",
+        "SELECT {} FROM {} WHERE \"{time}\" >= $1 AND \"{time}\" < $2{conditions} ORDER BY {} LIMIT $3",
         names(table.read_list(), ""),
-        table.name(),
+        table.relation(),
         order_by(table, direction),
     )
 }
@@ -236,12 +236,12 @@ fn latest_query(table: &Table) -> String {
     let interval = table.dataset.interval().map(|name| format!(" AND t.\"{name}\" = $4")).unwrap_or_default();
     format!(
         "SELECT k._n, l.* FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(_key, _n) \
-         CROSS JOIN LATERAL (SELECT {list} FROM \"{table}\" t \
+         CROSS JOIN LATERAL (SELECT {list} FROM {table} t \
          WHERE t.\"{series}\" = k._key AND t.\"{time}\" >= $2 AND t.\"{time}\" < $3{interval} \
          ORDER BY {order} LIMIT 1) l ORDER BY k._n",
         ty = table.series()[0].ty.name(),
         list = names(table.read_list(), "t."),
-        table = table.name(),
+        table = table.relation(),
         series = table.series()[0].name,
         time = table.time(),
         order = order_by(table, "DESC"),
@@ -255,11 +255,11 @@ fn time_bound_query(table: &Table, direction: &str) -> String {
     };
     format!(
         "SELECT k._n, l.\"{time}\" FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(_key, _n){from} \
-         CROSS JOIN LATERAL (SELECT t.\"{time}\" FROM \"{table}\" t \
+         CROSS JOIN LATERAL (SELECT t.\"{time}\" FROM {table} t \
          WHERE t.\"{series}\" = k._key AND t.\"{time}\" >= $2 AND t.\"{time}\" < $3{interval} \
          ORDER BY t.\"{time}\" {direction} LIMIT 1) l",
         ty = table.series()[0].ty.name(),
-        table = table.name(),
+        table = table.relation(),
         series = table.series()[0].name,
         time = table.time(),
     )
@@ -269,9 +269,9 @@ fn time_bound_query(table: &Table, direction: &str) -> String {
 fn names_query(table: &Table, column: &str) -> String {
     let step = |after: &str| {
         format!(
-            "SELECT x.\"{column}\" FROM \"{table}\" x WHERE {after} \
+            "SELECT x.\"{column}\" FROM {table} x WHERE {after} \
              AND x.\"{time}\" >= $3 AND x.\"{time}\" < $4 ORDER BY x.\"{column}\" LIMIT 1",
-            table = table.name(),
+            table = table.relation(),
             time = table.time()
         )
     };
@@ -292,15 +292,15 @@ mod tests {
 
     #[test]
     fn ticks_have_a_copy_and_a_range_statement() {
-        let sql = Sql::of(&Table::of(PriceTick::DATASET));
+        let sql = Sql::of(&Table::of(PriceTick::DATASET, "s"));
         assert_eq!(
             sql.copy,
-            "/*qi:series*/ COPY \"ticks\" (\"instrument_id\", \"ts\", \"seq\", \"price\", \"quantity\", \"side\") \
+            "/*qi:series*/ COPY \"s\".\"ticks\" (\"instrument_id\", \"ts\", \"seq\", \"price\", \"quantity\", \"side\") \
              FROM STDIN (FORMAT binary)"
         );
         assert_eq!(
             sql.ascending.as_str(),
-            "SELECT \"ts\", \"seq\", \"price\", \"quantity\", \"side\" FROM \"ticks\" \
+            "SELECT \"ts\", \"seq\", \"price\", \"quantity\", \"side\" FROM \"s\".\"ticks\" \
              WHERE \"ts\" >= $1 AND \"ts\" < $2 AND (\"ts\", \"seq\") > ($4, $5) AND \"instrument_id\" = $6 \
              ORDER BY \"ts\" ASC, \"seq\" ASC LIMIT $3"
         );
@@ -308,12 +308,12 @@ mod tests {
 
     #[test]
     fn the_probe_compares_the_keys_of_a_segment() {
-        let ticks = Sql::of(&Table::of(PriceTick::DATASET));
+        let ticks = Sql::of(&Table::of(PriceTick::DATASET, "s"));
         assert_eq!(
             ticks.existing.as_str(),
             "SELECT x._n, e.* FROM unnest($1::int4[], $2::timestamptz[], $3::int8[], $4::timestamptz[], $5::int8[]) \
              WITH ORDINALITY AS x(\"instrument_id\", \"_first_ts\", \"_first_seq\", \"_last_ts\", \"_last_seq\", _n) \
-             CROSS JOIN LATERAL (SELECT k.\"ts\", k.\"seq\" FROM \"ticks\" k WHERE \
+             CROSS JOIN LATERAL (SELECT k.\"ts\", k.\"seq\" FROM \"s\".\"ticks\" k WHERE \
              k.\"instrument_id\" = x.\"instrument_id\" AND \
              ROW(k.\"ts\", k.\"seq\") >= ROW(x.\"_first_ts\", x.\"_first_seq\") AND \
              ROW(k.\"ts\", k.\"seq\") <= ROW(x.\"_last_ts\", x.\"_last_seq\") \
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_interval_is_part_of_the_series() {
-        let bars = Sql::of(&Table::of(Bar::DATASET));
+        let bars = Sql::of(&Table::of(Bar::DATASET, "s"));
         assert!(bars.descending.as_str().ends_with(
             "WHERE \"open_time\" >= $1 AND \"open_time\" < $2 AND \"instrument_id\" = $4 AND \"interval\" = $5 \
              ORDER BY \"open_time\" DESC LIMIT $3"
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn names_are_found_by_a_recursive_query() {
-        let snapshots = Sql::of(&Table::of(MarketSnapshot::DATASET));
+        let snapshots = Sql::of(&Table::of(MarketSnapshot::DATASET, "s"));
         assert!(snapshots.names.as_str().contains("x.\"scope\" > s._name"));
     }
 }

@@ -50,6 +50,8 @@ pub(super) struct Inner {
     /// The statements of each dataset, indexed by its position.
     registered: Vec<RegisteredDataset>,
     closed: AtomicBool,
+    /// True after the first warning about settings that differ.
+    warned_of_differences: AtomicBool,
 }
 
 impl Inner {
@@ -84,13 +86,15 @@ impl TimescaleStore {
         let connections = Connections::open(&config, cache.clone())?;
         let datasets = config.datasets.iter().enumerate();
         let registered =
-            datasets.map(|(position, dataset)| RegisteredDataset::new(position, dataset)).collect();
-        let closed = AtomicBool::new(false);
-        Ok(Self { inner: Arc::new(Inner { config, connections, cache, registered, closed }) })
+            datasets.map(|(at, dataset)| RegisteredDataset::new(at, dataset, &config.schema)).collect();
+        let (closed, warned_of_differences) = (AtomicBool::new(false), AtomicBool::new(false));
+        let inner = Inner { config, connections, cache, registered, closed, warned_of_differences };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Returns the connection pool for custom SQL. Its connections find the tables without the name of the schema, and
-    /// have the configured limits.
+    /// have the configured limits. With `pooler = "transaction"`, they have neither: the statements must contain the
+    /// schema.
     pub fn pool(&self) -> &PgPool {
         self.inner.connections.pool()
     }
@@ -112,7 +116,7 @@ impl TimescaleStore {
     /// Returns the columns that this version reads and writes, in order, with their types. [`Self::columns`] must
     /// return the same list.
     pub fn expected_columns(dataset: Dataset) -> Vec<(String, String)> {
-        let table = Table::of(dataset);
+        let table = Table::of(dataset, "");
         table.columns().iter().map(|c| (c.name.to_owned(), c.ty.name().to_owned())).collect()
     }
 
@@ -122,6 +126,14 @@ impl TimescaleStore {
             return Err(Error::closed("store.timescale.closed", operation).with_backend(BACKEND));
         }
         Ok(())
+    }
+
+    async fn change_schema(&self, scope: schema::Scope) -> Result<SchemaReport> {
+        let Inner { connections, config, .. } = &*self.inner;
+        connections
+            .until_closed(schema::ensure(connections, config, scope))
+            .await
+            .map_err(|cause| cause.into_error(Operation::EnsureSchema))
     }
 
     /// Runs a call on one connection, and adds the operation to its error.
@@ -217,11 +229,20 @@ impl PriceStore for TimescaleStore {
     }
 
     async fn ensure_schema(&self) -> Result<SchemaReport> {
-        let connections = &self.inner.connections;
-        connections
-            .until_closed(schema::ensure(connections, &self.inner.config))
-            .await
-            .map_err(|cause| cause.into_error(Operation::EnsureSchema))
+        let report = self.change_schema(schema::Scope::Missing).await?;
+        if !report.differs.is_empty() && !self.inner.warned_of_differences.swap(true, Ordering::SeqCst) {
+            tracing::warn!(
+                backend = BACKEND,
+                schema = self.inner.config.schema,
+                differs = report.differs.join(", "),
+                "the server's settings differ from the configuration; `qi migrate` changes them"
+            );
+        }
+        Ok(report)
+    }
+
+    async fn migrate_schema(&self) -> Result<SchemaReport> {
+        self.change_schema(schema::Scope::All).await
     }
 
     async fn plan_schema(&self) -> Result<Vec<String>> {

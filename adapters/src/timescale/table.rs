@@ -129,13 +129,16 @@ impl Column {
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) dataset: Dataset,
+    /// The quoted name with its schema.
+    relation: String,
     columns: Vec<Column>,
     series: usize,
     key: usize,
 }
 
 impl Table {
-    pub(super) fn of(dataset: Dataset) -> Self {
+    /// Returns the table of a dataset in a schema.
+    pub(super) fn of(dataset: Dataset, schema: &str) -> Self {
         let mut columns = vec![match dataset.series() {
             SeriesType::Instrument => Column::key("instrument_id", ColumnType::Int),
             SeriesType::Name { column, .. } => Column::key(column, ColumnType::Text),
@@ -151,12 +154,18 @@ impl Table {
             optional: column.optional,
             bytewise: column.ty == record::ColumnType::Interval,
         }));
-        Self { dataset, columns, series, key }
+        let relation = format!("\"{schema}\".\"{}\"", dataset.name());
+        Self { dataset, relation, columns, series, key }
     }
 
     /// Returns the name of the table.
     pub(super) fn name(&self) -> &'static str {
         self.dataset.name()
+    }
+
+    /// Returns the quoted name of the table with its schema.
+    pub(super) fn relation(&self) -> &str {
+        &self.relation
     }
 
     /// Returns the time column.

@@ -11,11 +11,11 @@ use qi_core::store::kit::{Entry, entries};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgRow, PgTypeInfo};
-use sqlx::{Connection as _, Encode, PgConnection, Postgres, Row as _, SqlStr, Type};
+use sqlx::{Encode, Postgres, Row as _, SqlStr, Type};
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 
-use super::connect::PooledConnection;
+use super::connect::{PgConnection, PooledConnection};
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
 use super::pieces::split;
 use super::repeats::{ProbedRecords, divide, samples, segments};
@@ -125,7 +125,7 @@ impl TimescaleStore {
 
     async fn series_numbers<'a>(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         batch: &'a dyn Records,
     ) -> Result<SeriesNumbers<'a>, Cause> {
@@ -266,6 +266,19 @@ impl<'a> BatchWrite<'a> {
 
     /// Writes all records or none, with one COPY in one transaction.
     async fn copy(&self, connection: &mut PooledConnection, records: &[Entry]) -> Result<(), sqlx::Error> {
+        if connection.needs_transaction() {
+            let mut transaction = connection.begin().await?;
+            self.copy_rows(&mut transaction, records).await?;
+            return transaction.commit().await;
+        }
+        self.copy_rows(connection, records).await
+    }
+
+    async fn copy_rows(
+        &self,
+        connection: &mut PgConnection<'_>,
+        records: &[Entry],
+    ) -> Result<(), sqlx::Error> {
         /// The size of the buffer after which its rows are sent, in bytes.
         const BUFFER_BYTES: usize = 256 * 1024;
         let columns = i16::try_from(self.registered.table.columns().len()).unwrap_or(i16::MAX).to_be_bytes();

@@ -49,8 +49,13 @@ pub(crate) struct Spare {
 impl Spare {
     /// Starts a server and returns its address, or the reason why this machine cannot start it.
     pub(crate) fn start(kind: &str) -> Result<(Self, String), String> {
+        Self::start_with(kind, &[])
+    }
+
+    /// Starts a server with further arguments of the script.
+    pub(crate) fn start_with(kind: &str, arguments: &[&str]) -> Result<(Self, String), String> {
         let spare = Self { kind: kind.to_owned(), name: namespace() };
-        let address = script(&["spare", kind, &spare.name, "start"], "")?;
+        let address = script(&[&["spare", kind, &spare.name, "start"], arguments].concat(), "")?;
         Ok((spare, address))
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use qi_adapters::config::Hypertables;
+use qi_adapters::config::{Hypertables, Pooler};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::Datasets;
 use qi_core::layer::Layered;
@@ -17,7 +17,7 @@ use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{SECRET, StoreFactory, TestStore};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::servers::{TestServer, namespace};
+use crate::servers::{Spare, TestServer, namespace, no_root};
 
 /// A server, and the creation of its stores.
 #[derive(Debug, Clone)]
@@ -25,8 +25,13 @@ pub(crate) struct Server {
     name: &'static str,
     variable: &'static str,
     url: Option<String>,
+    /// The address for the rig's own connections, which do not use the pooler.
+    direct_url: Option<String>,
     hypertables: Hypertables,
+    pooler: Pooler,
     converts: bool,
+    /// The reason why the pooler is absent.
+    no_pooler: Option<String>,
 }
 
 impl Server {
@@ -36,7 +41,10 @@ impl Server {
             name: "timescale",
             variable: "QI_TIMESCALE_URL",
             url: url("QI_TIMESCALE_URL"),
+            direct_url: url("QI_TIMESCALE_URL"),
             hypertables: Hypertables::On,
+            pooler: Pooler::Session,
+            no_pooler: None,
             converts: std::env::var("QI_TIMESCALE_CONVERT_CHUNKS").is_ok_and(|word| word == "1"),
         }
     }
@@ -47,9 +55,34 @@ impl Server {
             name: "postgres",
             variable: "QI_POSTGRES_URL",
             url: url("QI_POSTGRES_URL"),
+            direct_url: url("QI_POSTGRES_URL"),
             hypertables: Hypertables::Off,
+            pooler: Pooler::Session,
+            no_pooler: None,
             converts: false,
         }
+    }
+
+    /// Returns the server behind a PgBouncer in this pool mode, and the PgBouncer.
+    pub(crate) fn behind_pgbouncer(self, pooler: Pooler) -> (Self, Option<Spare>) {
+        let mode = if pooler == Pooler::Session { "session" } else { "transaction" };
+        let Some(port) = self.url.as_deref().and_then(|url| url.rsplit(':').next()?.split('/').next()) else {
+            return (self, None);
+        };
+        match no_root().map_or_else(|| Spare::start_with("pgbouncer", &[self.name, port, mode]), Err) {
+            Ok((pgbouncer, url)) => (Self { url: Some(url), pooler, ..self }, Some(pgbouncer)),
+            Err(reason) => (Self { no_pooler: Some(reason), ..self }, None),
+        }
+    }
+
+    /// Returns true if the tables are hypertables.
+    pub(crate) fn hypertables(&self) -> bool {
+        self.hypertables == Hypertables::On
+    }
+
+    /// Returns the address without the pooler.
+    pub(crate) fn direct_url(&self) -> &str {
+        self.direct_url.as_deref().unwrap_or_default()
     }
 
     /// Returns the address. The suites check `absent` first.
@@ -62,8 +95,10 @@ impl Server {
         let mut config = TimescaleConfig::from_url(self.url());
         schema.clone_into(&mut config.schema);
         config.hypertables = self.hypertables;
+        config.pooler = self.pooler;
         config.max_batch = 30_000;
-        config.pool.max_connections = 6;
+        // In session mode, each idle connection holds a session of the pooler.
+        config.pool.max_connections = if self.url == self.direct_url { 6 } else { 4 };
         // Some checks run concurrently on few connections of a shared server.
         config.pool.acquire_timeout = std::time::Duration::from_secs(20);
         config
@@ -85,7 +120,7 @@ impl Server {
 
     fn test_store(&self, config: TimescaleConfig) -> Result<TestStore> {
         let store = TimescaleStore::open(config.clone())?;
-        let (url, schema) = (self.url().to_owned(), config.schema.clone());
+        let (url, schema) = (self.direct_url().to_owned(), config.schema.clone());
         let cleanup = {
             let store = store.clone();
             async move {
@@ -134,7 +169,7 @@ impl TestServer for Server {
     }
 
     fn with_address(self, url: String) -> Self {
-        Self { url: Some(url), ..self }
+        Self { direct_url: Some(url.clone()), url: Some(url), ..self }
     }
 }
 
@@ -145,7 +180,8 @@ impl StoreFactory for Server {
     }
 
     fn absent(&self) -> Option<String> {
-        self.url.is_none().then(|| format!("{} is not set", self.variable))
+        let unset = || self.url.is_none().then(|| format!("{} is not set", self.variable));
+        self.no_pooler.clone().or_else(unset)
     }
 
     async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
@@ -156,13 +192,16 @@ impl StoreFactory for Server {
         let config = self.config(&namespace()).with_datasets(datasets.clone());
         let store = TimescaleStore::open(config.clone())?;
         store.ensure_schema().await?;
-        sqlx::query(
-            "INSERT INTO qi_migrations (version, description, success, checksum, execution_time) \
+        let mut connection = PgConnection::connect(self.direct_url()).await.unwrap();
+        sqlx::query(AssertSqlSafe(format!(
+            "INSERT INTO {}.qi_migrations (version, description, success, checksum, execution_time) \
              VALUES (1000000, 'of a later version', true, '', 0)",
-        )
-        .execute(store.pool())
+            config.schema
+        )))
+        .execute(&mut connection)
         .await
         .unwrap();
+        connection.close().await.unwrap();
         store.close().await?;
         self.test_store(config)
     }

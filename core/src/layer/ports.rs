@@ -57,6 +57,7 @@ macro_rules! price_store {
 
         methods! { $body []
             ensure_schema() -> SchemaReport = EnsureSchema;
+            migrate_schema() -> SchemaReport = EnsureSchema;
             plan_schema() -> Vec<String> = PlanSchema;
             ping() -> StorePingReport = StorePing;
             insert(batch: &dyn Records) -> InsertReport = Insert[batch.dataset(), batch.len()];

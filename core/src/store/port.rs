@@ -88,8 +88,20 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// another way. The message names the difference and the remedy.
     async fn ensure_schema(&self) -> Result<SchemaReport>;
 
-    /// Returns the statements that [`PriceStore::ensure_schema`] would run now, and changes nothing. An empty list
-    /// means that the schema is complete.
+    /// Does what [`PriceStore::ensure_schema`] does, and changes the server's settings of existing tables to the
+    /// configured ones, for example the chunk interval. The tool `qi migrate` calls it. A service calls `ensure_schema`,
+    /// because several versions of a service may run at once with different settings.
+    ///
+    /// Defaults to `ensure_schema`, for stores without such settings.
+    ///
+    /// # Errors
+    /// As [`PriceStore::ensure_schema`].
+    async fn migrate_schema(&self) -> Result<SchemaReport> {
+        self.ensure_schema().await
+    }
+
+    /// Returns the statements that [`PriceStore::migrate_schema`] would run now, and changes nothing. An empty list
+    /// means that the schema is complete and that no setting differs.
     ///
     /// # Errors
     /// As [`PriceStore::ensure_schema`].

@@ -64,12 +64,14 @@ pub struct SchemaReport {
     pub version: u32,
     /// The steps that this call applied, in order. Empty if the schema was complete.
     pub applied: Vec<String>,
+    /// The settings of existing tables that differ from the configuration, which only `migrate_schema` changes.
+    pub differs: Vec<String>,
 }
 
 impl SchemaReport {
     /// Creates the report of a schema at `version` to which this call applied the steps in `applied`.
     pub fn new(version: u32, applied: Vec<String>) -> Self {
-        Self { version, applied }
+        Self { version, applied, differs: Vec::new() }
     }
 }
 

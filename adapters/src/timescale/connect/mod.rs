@@ -1,5 +1,6 @@
 //! The connection pool, and connections outside the pool.
 
+mod session;
 #[cfg(unix)]
 mod tunnel;
 
@@ -11,12 +12,14 @@ use qi_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, PgPool, Postgres, Row, SqlSafeStr as _, SqlStr};
 
 use super::cache::SchemaCache;
 use super::config::{TimescaleConfig, TlsMode};
 use super::error::Cause;
 use crate::password_warning::warn_of_password;
+pub(super) use session::PgConnection;
+use session::SessionSettings;
 #[cfg(unix)]
 use tunnel::{Tunnel, TunnelConfig};
 
@@ -38,6 +41,7 @@ pub(super) struct Connections {
     options: PgConnectOptions,
     /// The address that the driver connects to: `options`, or the tunnel.
     driver_options: PgConnectOptions,
+    session: Arc<SessionSettings>,
     #[cfg(unix)]
     tunnel: Option<Tunnel>,
     server_info: Arc<RwLock<ServerInfo>>,
@@ -68,7 +72,10 @@ impl Connections {
         let pool = &config.pool;
         let acquire_timeout = pool.acquire_timeout;
         let server_info = Arc::new(RwLock::new(ServerInfo::default()));
-        let (new_server_info, new_cache) = (server_info.clone(), cache.clone());
+        let session = Arc::new(SessionSettings::new(config));
+        let (new_server_info, new_cache, new_session) = (server_info.clone(), cache.clone(), session.clone());
+        let oid_sql = instruments_oid_sql(&config.schema);
+        let new_oid_sql = oid_sql.clone();
         let stale = Arc::<StaleConnections>::default();
         let idle_stale = stale.clone();
         let pool = PgPoolOptions::new()
@@ -80,21 +87,23 @@ impl Connections {
             .max_lifetime(pool.max_lifetime)
             .after_connect(move |connection, _| {
                 let (server_info, cache) = (new_server_info.clone(), new_cache.clone());
+                let (session, oid_sql) = (new_session.clone(), new_oid_sql.clone());
                 Box::pin(async move {
+                    session.apply(connection).await?;
                     let info = fetch_server_info(connection).await?;
                     *server_info.write().unwrap_or_else(PoisonError::into_inner) = info;
-                    cache.set_instruments_oid(instruments_oid(connection).await?);
+                    cache.set_instruments_oid(instruments_oid(connection, oid_sql).await?);
                     Ok(())
                 })
             })
             .before_acquire(move |connection, idle| {
-                let cache = cache.clone();
+                let (cache, oid_sql) = (cache.clone(), oid_sql.clone());
                 let is_stale = idle_stale.contains(idle.age);
                 Box::pin(async move {
                     if is_stale {
                         return Ok(false);
                     }
-                    cache.set_instruments_oid(instruments_oid(connection).await?);
+                    cache.set_instruments_oid(instruments_oid(connection, oid_sql).await?);
                     Ok(true)
                 })
             })
@@ -103,6 +112,7 @@ impl Connections {
             pool,
             options,
             driver_options,
+            session,
             #[cfg(unix)]
             tunnel,
             server_info,
@@ -181,7 +191,7 @@ impl Connections {
     fn pooled(&self, connection: PoolConnection<Postgres>) -> PooledConnection {
         metrics::gauge!("qi_timescale_connections_open").set(f64::from(self.pool.size()));
         PooledConnection {
-            connection: Some(connection),
+            connection: Some(PgConnection::pooled(connection, self.session.clone())),
             stale: self.stale.clone(),
             _in_use: GaugeShare::of("qi_timescale_connections_in_use", 1),
         }
@@ -201,7 +211,7 @@ impl Connections {
             Ok(Err(cause)) => cause,
             Ok(Ok(connection)) => {
                 // The server responds again, but too late for this call.
-                let _ = connection.close().await;
+                connection.close().await;
                 Cause::AcquireTimeout
             }
             Err(_) => Cause::AcquireTimeout,
@@ -209,18 +219,19 @@ impl Connections {
     }
 
     /// Opens a connection outside the pool, for work with session locks. The locks end with the connection.
-    pub(super) async fn connect_unpooled(&self) -> Result<PgConnection, Cause> {
+    pub(super) async fn connect_unpooled(&self) -> Result<PgConnection<'static>, Cause> {
         let mut connection =
             self.driver_options.connect().await.map_err(|error| self.connect_failure(error))?;
+        self.session.apply(&mut connection).await?;
         let info = fetch_server_info(&mut connection).await?;
         *self.server_info.write().unwrap_or_else(PoisonError::into_inner) = info;
-        Ok(connection)
+        Ok(PgConnection::unpooled(connection, self.session.clone()))
     }
 
     /// Applies the bulk timeout to the rest of the current transaction.
     pub(super) async fn set_transaction_bulk_timeout(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut PgConnection<'_>,
     ) -> Result<(), Cause> {
         sqlx::query("SELECT set_config('statement_timeout', $1, true)")
             .bind(self.bulk_timeout.as_millis().to_string())
@@ -229,29 +240,34 @@ impl Connections {
         Ok(())
     }
 
-    /// Applies the bulk timeout to all further statements of a connection.
-    pub(super) async fn set_session_bulk_timeout(&self, connection: &mut PgConnection) -> Result<(), Cause> {
-        for setting in ["statement_timeout", "lock_timeout"] {
-            sqlx::query("SELECT set_config($1, $2, false)")
-                .bind(setting)
-                .bind(self.bulk_timeout.as_millis().to_string())
-                .execute(&mut *connection)
-                .await?;
-        }
-        Ok(())
+    /// Applies the bulk timeout to all further statements of a connection outside the pool. A pooler in transaction mode
+    /// has no sessions, so the limits of the server apply there.
+    pub(super) async fn set_session_bulk_timeout(
+        &self,
+        connection: &mut PgConnection<'_>,
+    ) -> Result<(), Cause> {
+        let limit = self.bulk_timeout.as_millis();
+        let sql = format!("SET statement_timeout = {limit}; SET lock_timeout = {limit}");
+        Ok(connection.run_outside_transaction(&sql, true).await?)
     }
 }
 
 /// Returns the OID of the table `instruments`, or 0 if the table does not exist. It identifies a schema among schemas
 /// of the same name.
-async fn instruments_oid(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    let sql = "SELECT coalesce(to_regclass('instruments')::oid::int8, 0)";
-    sqlx::query_scalar(sql).fetch_one(connection).await
+async fn instruments_oid(connection: &mut sqlx::PgConnection, sql: SqlStr) -> Result<i64, sqlx::Error> {
+    sqlx::raw_sql(sql).fetch_one(connection).await?.try_get(0)
+}
+
+fn instruments_oid_sql(schema: &str) -> SqlStr {
+    // The name was validated: letters, digits and underscores. The simple protocol needs no prepared statement, so the
+    // query may run outside a transaction in every mode of a pooler.
+    let sql = format!("SELECT coalesce(to_regclass('\"{schema}\".instruments')::oid::int8, 0)");
+    AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str()
 }
 
 /// Queries the properties of the server.
-async fn fetch_server_info(connection: &mut PgConnection) -> Result<ServerInfo, sqlx::Error> {
-    let row = sqlx::query(
+async fn fetch_server_info(connection: &mut sqlx::PgConnection) -> Result<ServerInfo, sqlx::Error> {
+    let row = sqlx::raw_sql(
         "SELECT current_setting('server_version'), \
                 (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), \
                 current_setting('timescaledb.license', true)",
@@ -323,27 +339,9 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
     }
     let name =
         config.application_name.as_deref().or(options.get_application_name()).unwrap_or("qi").to_owned();
-    let limits = &config.server_limits;
-    Ok(options
-        .application_name(&name)
-        .options([
-            ("search_path", config.schema.clone()),
-            ("statement_timeout", limits.statement_timeout.as_millis().to_string()),
-            ("lock_timeout", limits.lock_timeout.as_millis().to_string()),
-            ("idle_in_transaction_session_timeout", limits.statement_timeout.as_millis().to_string()),
-            // Ends a statement soon after its client has disconnected.
-            ("client_connection_check_interval", "1000".to_owned()),
-            // The bounds of a query determine its chunks, so a generic plan is never useful.
-            ("plan_cache_mode", "force_custom_plan".to_owned()),
-            // Pages are short, so compiling a plan would take longer than running it.
-            ("jit", "off".to_owned()),
-            // Batches are bounded, but the number of tuples that a write to converted chunks touches is not.
-            ("timescaledb.max_tuples_decompressed_per_dml_transaction", "0".to_owned()),
-            // Statements open few chunks. Finding the possible chunks of a looked-up row takes longer than the
-            // lookup in each chunk.
-            ("timescaledb.enable_runtime_exclusion", "off".to_owned()),
-        ])
-        .log_statements(log::LevelFilter::Trace))
+    // PgBouncer rejects this startup parameter. The library uses no floating-point numbers.
+    let options = options.extra_float_digits(None);
+    Ok(options.application_name(&name).log_statements(log::LevelFilter::Trace))
 }
 
 /// Returns whether a mode rejects a connection without encryption.
@@ -489,7 +487,7 @@ impl StaleConnections {
 /// A borrowed connection. [`PooledConnection::release`] returns it to the pool. A connection dropped without that
 /// call is closed, so that no incomplete statement or transaction returns to the pool.
 pub(super) struct PooledConnection {
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<PgConnection<'static>>,
     stale: Arc<StaleConnections>,
     _in_use: GaugeShare,
 }
@@ -507,14 +505,14 @@ impl PooledConnection {
 }
 
 impl Deref for PooledConnection {
-    type Target = PgConnection;
-    fn deref(&self) -> &PgConnection {
+    type Target = PgConnection<'static>;
+    fn deref(&self) -> &PgConnection<'static> {
         self.connection.as_ref().expect(RELEASED)
     }
 }
 
 impl DerefMut for PooledConnection {
-    fn deref_mut(&mut self) -> &mut PgConnection {
+    fn deref_mut(&mut self) -> &mut PgConnection<'static> {
         self.connection.as_mut().expect(RELEASED)
     }
 }

@@ -41,6 +41,7 @@ macro_rules! fault_trait {
 
 fault_trait! {
     ensure_schema() -> SchemaReport;
+    migrate_schema() -> SchemaReport;
     ping() -> StorePingReport;
     plan_schema() -> Vec<String>;
     insert(batch: &dyn Records) -> InsertReport;
