@@ -158,6 +158,7 @@ pub mod guide {
         pipeline "docs/pipeline.md",
         redpanda "docs/backends/redpanda.md",
         security "SECURITY.md",
+        sqlite "docs/backends/sqlite.md",
         store "docs/store.md",
         testing_your_layer_2 "docs/testing-your-layer-2.md",
         timescale "docs/backends/timescale.md",

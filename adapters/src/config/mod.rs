@@ -56,6 +56,7 @@ pub use crate::redpanda::config::{
     MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
+pub use crate::sqlite::config::{SqliteConfig, Synchronous};
 pub use crate::timescale::config::{
     Hypertables, PoolSection, ServerLimitsSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
 };
@@ -197,6 +198,12 @@ impl ConfigBuilder {
                     .with_source(e)
             })
             .and_then(|text| tree::parse(&text, &name));
+        // A path of the file is relative to the file, whatever the current folder is.
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let root = root.map(|mut root| {
+            root.edit_text(&["store", "sqlite", "path"], |text| SqliteConfig::resolve(text, folder));
+            root
+        });
         Self { root: Some(root), ..self }
     }
 

@@ -70,6 +70,23 @@ impl Node {
         &self.origin
     }
 
+    /// Replaces the text of a key below this node, if the key exists and `edit` returns a new text.
+    pub(super) fn edit_text(&mut self, keys: &[&str], edit: impl FnOnce(&str) -> Option<String>) {
+        match (&mut self.value, keys.split_first()) {
+            (Value::Table(table), Some((key, rest))) => {
+                if let Some(node) = table.get_mut(*key) {
+                    node.edit_text(rest, edit);
+                }
+            }
+            (Value::Scalar(toml::Value::String(text)), None) => {
+                if let Some(edited) = edit(text) {
+                    *text = edited;
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Returns the table of a section, or an error if the node is not a section.
     pub(super) fn into_table(self, path: &str) -> Result<BTreeMap<String, Node>> {
         match self.value {
