@@ -89,7 +89,7 @@ fn ticks(numbers: std::ops::Range<usize>) -> Vec<PriceTick> {
 fn rows(ticks: &[PriceTick]) -> Vec<Row> {
     let blob = |decimal: Decimal| (decimal.units().cast_unsigned() ^ (1 << 127)).to_be_bytes().to_vec();
     let row = |tick: &PriceTick| {
-        let owner = 1 + tick.seq().cast_signed() % INSTRUMENTS as i64;
+        let owner = 1 + (tick.seq() % INSTRUMENTS as u64).cast_signed();
         let side = tick.side().map(|side| if side == Side::Buy { 1 } else { 2 });
         let quantity = tick.quantity().map(|quantity| blob(quantity.decimal()));
         (owner, tick.ts().as_micros(), tick.seq().cast_signed(), blob(tick.price().decimal()), quantity, side)

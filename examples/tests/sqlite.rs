@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use qi_adapters::Config;
-use qi_core::store::RangeQuery;
-use qi_core::{PriceStore, PriceStoreExt, PriceTick, TimeRange};
+use qi_core::store::{BarQuery, BarSource, RangeQuery};
+use qi_core::{Bar, BarValues, PriceStore, PriceStoreExt, PriceTick, TimeRange};
 use qi_testkit::market::{Market, MarketConfig};
 
 const INSTRUMENTS: usize = 4;
@@ -101,6 +101,30 @@ fn trades() -> String {
     text
 }
 
+const TASK: &str = "QI_SQLITE_TEST_TASK";
+const FROM: &str = "QI_SQLITE_TEST_FROM";
+const TO: &str = "QI_SQLITE_TEST_TO";
+
+/// The other process: exports the bars of an instrument.
+#[tokio::test]
+async fn child() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    let (instrument, interval) = task.split_once(' ').unwrap();
+    let toml =
+        format!("[store]\nbackend = \"sqlite\"\n[store.sqlite]\npath = \"{}\"", std::env::var(FROM).unwrap());
+    let store = Config::builder().toml(&toml).build().unwrap().open_store().await.unwrap();
+    let query = BarQuery::new(instrument.parse().unwrap(), interval.parse().unwrap(), TimeRange::ALL);
+    let bars: Vec<Bar> = store.bar_stream(query, BarSource::Derived).try_collect().await.unwrap();
+    let mut csv = "open_time_us,open,high,low,close,volume,count\n".to_owned();
+    for bar in bars {
+        let BarValues { open, high, low, close, volume, count, .. } = bar.values();
+        let (volume, count) = (volume.unwrap(), count.unwrap());
+        csv += &format!("{},{open},{high},{low},{close},{volume},{count}\n", bar.open_time().as_micros());
+    }
+    std::fs::write(std::env::var(TO).unwrap(), csv).unwrap();
+    store.close().await.unwrap();
+}
+
 /// One process stores recorded trades, and another process exports their bars. The bars equal the candles that
 /// `check_bars.py` computes from the file.
 fn exported_bars_equal_independent_candles(file: &Path, format: &str, instrument: &str) {
@@ -109,10 +133,10 @@ fn exported_bars_equal_independent_candles(file: &Path, format: &str, instrument
     let mut writer = pipeline(&database);
     succeed(writer.arg("--input").arg(file).args(["--format", format, "--instrument", instrument]));
     for interval in ["1m", "5m", "1h", "1d"] {
-        // Without ticks, the program only exports.
-        let mut reader = pipeline(&database);
-        reader.args(["--ticks", "0", "--instrument", instrument, "--interval", interval, "--export"]);
-        succeed(reader.arg(&csv));
+        // This test program again, which runs the test `child`.
+        let mut reader = Command::new(std::env::current_exe().unwrap());
+        reader.args(["child", "--exact"]).env(TASK, format!("{instrument} {interval}"));
+        succeed(reader.env(FROM, &database).env(TO, &csv));
         let check = Command::new("python3")
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/check_bars.py"))
             .arg(file)

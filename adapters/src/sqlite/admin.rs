@@ -2,12 +2,11 @@
 
 use qi_core::record::{FieldReader as _, Owner};
 use qi_core::store::{Anchor, Page, Paged, SeriesRequest, SeriesSummary};
-use qi_core::{Interval, Operation, Selection, TimeRange, Timestamp};
+use qi_core::{Interval, Selection, TimeRange, Timestamp};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::error::Cause;
-use super::store::SqliteStore;
 use super::table::{OWNER_ID, Table, add_owner, quoted};
 use super::values::{RowReader, Values, integer};
 
@@ -60,37 +59,8 @@ pub(super) async fn series(
     Ok(request.page_of(found.collect::<Result<_, Cause>>()?)?)
 }
 
-/// Deletes the records of a range. Deletes all intervals if `interval` is None.
-pub(super) async fn delete(
-    store: &SqliteStore,
-    operation: Operation,
-    table: &Table,
-    selection: &Selection<Owner>,
-    interval: Option<Interval>,
-    range: TimeRange,
-) -> qi_core::Result<()> {
-    let ids = store.write(operation, async |connection| ids(connection, table, selection).await).await?;
-    let intervals: Vec<Option<Interval>> = match (table.dataset.interval(), interval) {
-        (Some(_), None) => Interval::ALL.iter().copied().map(Some).collect(),
-        _ => vec![interval],
-    };
-    for id in ids {
-        for interval in &intervals {
-            let mut rest = Some(range);
-            while let Some(range) = rest {
-                rest = store
-                    .write(operation, async |connection| {
-                        delete_first(connection, table, (id, *interval), range).await
-                    })
-                    .await?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Returns the numbers of the selected owners.
-async fn ids(
+pub(super) async fn ids(
     connection: &mut SqliteConnection,
     table: &Table,
     selection: &Selection<Owner>,
@@ -123,7 +93,7 @@ async fn ids(
 }
 
 /// Deletes the first records of a range. Returns the rest of the range that still has records.
-async fn delete_first(
+pub(super) async fn delete_first(
     connection: &mut SqliteConnection,
     table: &Table,
     (id, interval): (i64, Option<Interval>),

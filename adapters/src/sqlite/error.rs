@@ -135,3 +135,84 @@ impl Cause {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{1}")]
+    struct SqliteError(i32, &'static str);
+
+    impl DatabaseError for SqliteError {
+        fn message(&self) -> &str {
+            self.1
+        }
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.to_string().into())
+        }
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
+    }
+
+    fn error(code: i32, message: &'static str) -> Error {
+        Cause::Sql(sqlx::Error::Database(Box::new(SqliteError(code, message)))).into_error(Operation::Insert)
+    }
+
+    /// Checks primary and extended codes of SQLite's list.
+    #[test]
+    fn every_result_code_has_a_kind() {
+        use ErrorKind::{
+            Conflict, CorruptData, Internal, SchemaMismatch, Timeout, Unauthorized, Unavailable, Unsupported,
+        };
+        for (codes, kind, retried) in [
+            // BUSY, BUSY_RECOVERY, BUSY_TIMEOUT; INTERRUPT.
+            (&[5, 261, 773, 9][..], Timeout, true),
+            // BUSY_SNAPSHOT, LOCKED, LOCKED_SHAREDCACHE, PROTOCOL, SCHEMA.
+            (&[517, 6, 262, 15, 17], Conflict, true),
+            // IOERR_READ, IOERR_FSYNC, CANTOPEN, CANTOPEN_ISDIR.
+            (&[266, 1_034, 14, 526], Unavailable, true),
+            (&[13], Unavailable, false),
+            // CORRUPT, CORRUPT_INDEX, NOTADB.
+            (&[11, 779, 26], CorruptData, false),
+            // PERM, READONLY, READONLY_DBMOVED, AUTH.
+            (&[3, 8, 1_032, 23], Unauthorized, false),
+            // CONSTRAINT_NOTNULL, CONSTRAINT_DATATYPE.
+            (&[1_299, 3_091], SchemaMismatch, false),
+            (&[22], Unsupported, false),
+            // ERROR, NOMEM, MISUSE, RANGE.
+            (&[1, 7, 21, 25], Internal, false),
+        ] {
+            for code in codes {
+                let error = error(*code, "message");
+                assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{code}");
+                assert_eq!((error.operation(), error.backend()), ("insert", Some(BACKEND)));
+                assert_eq!(error.context_value("sqlite_code"), Some(&*code.to_string()));
+                assert!(error.find_source::<sqlx::Error>().is_some(), "the original is the source");
+            }
+        }
+        for message in ["no such table: ticks", "no such column: fee", "table ticks has no column named fee"]
+        {
+            assert_eq!(error(1, message).kind(), SchemaMismatch, "{message}");
+        }
+        assert_eq!(error(1, "near \"x\": syntax error").kind(), Internal);
+    }
+
+    #[test]
+    fn codes_are_unique() {
+        let names: std::collections::BTreeSet<_> = CODES.iter().map(|(.., name)| name).collect();
+        assert_eq!(names.len(), CODES.len());
+    }
+}

@@ -100,24 +100,27 @@ async fn set_journal_mode(connection: &mut SqliteConnection, lock_timeout: Durat
 
 /// Returns the missing changes of a file.
 pub(super) async fn plan(connection: &mut SqliteConnection, tables: &[Table]) -> Result<Vec<Change>, Cause> {
+    // One snapshot, because another process may create the schema at the same time.
+    let mut snapshot = connection.begin().await?;
     let number = async |connection: &mut SqliteConnection, sql: &'static str| -> Result<i64, Cause> {
         Ok(sqlx::query(sql).fetch_one(connection).await?.try_get(0)?)
     };
     let mut current = Current {
-        version: number(connection, "PRAGMA user_version").await?,
-        application: number(connection, "PRAGMA application_id").await?,
+        version: number(&mut snapshot, "PRAGMA user_version").await?,
+        application: number(&mut snapshot, "PRAGMA application_id").await?,
         ..Current::default()
     };
     let found = sqlx::query("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')");
-    for row in found.fetch_all(&mut *connection).await? {
+    for row in found.fetch_all(&mut *snapshot).await? {
         current.tables.insert(row.try_get(0)?);
     }
     if current.tables.contains("_datasets") {
         let lines = sqlx::query("SELECT dataset, line FROM _datasets ORDER BY dataset, position");
-        for row in lines.fetch_all(connection).await? {
+        for row in lines.fetch_all(&mut *snapshot).await? {
             current.datasets.entry(row.try_get(0)?).or_default().push(row.try_get(1)?);
         }
     }
+    snapshot.rollback().await?;
     changes(&current, tables)
 }
 

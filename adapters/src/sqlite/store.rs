@@ -14,7 +14,7 @@ use qi_core::store::{
     RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
     StorePingReport,
 };
-use qi_core::{Bar, Error, Operation, PriceTick, Result, Selection, Timestamp};
+use qi_core::{Bar, Error, Interval, Operation, PriceTick, Result, Selection, TimeRange, Timestamp};
 use sqlx::ConnectOptions as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqliteSynchronous};
@@ -23,8 +23,8 @@ use sqlx::{Row as _, Sqlite};
 use super::BACKEND;
 use super::config::{SqliteConfig, Synchronous};
 use super::error::Cause;
-use super::schema;
 use super::table::Table;
+use super::{admin, bars, read, schema, write};
 
 /// The number of rows that the thread of a connection reads ahead.
 const ROWS_AHEAD: usize = 512;
@@ -149,12 +149,40 @@ impl SqliteStore {
         self.run(operation, &self.inner.readers, work).await
     }
 
-    pub(super) async fn write<T>(
+    async fn write<T>(
         &self,
         operation: Operation,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Cause>,
     ) -> Result<T> {
         self.run(operation, &self.inner.writer, work).await
+    }
+
+    /// Deletes the records of a range in bounded steps. Deletes all intervals if `interval` is None.
+    async fn delete(
+        &self,
+        operation: Operation,
+        table: &Table,
+        selection: &Selection<Owner>,
+        interval: Option<Interval>,
+        range: TimeRange,
+    ) -> Result<()> {
+        let ids =
+            self.write(operation, async |connection| admin::ids(connection, table, selection).await).await?;
+        let intervals: Vec<Option<Interval>> = match (table.dataset.interval(), interval) {
+            (Some(_), None) => Interval::ALL.iter().copied().map(Some).collect(),
+            _ => vec![interval],
+        };
+        let series = ids.iter().flat_map(|id| intervals.iter().map(|interval| (*id, *interval)));
+        for series in series {
+            let mut rest = Some(range);
+            while let Some(range) = rest {
+                let step = async |connection: &mut SqliteConnection| {
+                    admin::delete_first(connection, table, series, range).await
+                };
+                rest = self.write(operation, step).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn run<T>(
@@ -261,41 +289,41 @@ impl PriceStore for SqliteStore {
         if batch.is_empty() {
             return Ok(InsertReport::default());
         }
-        self.write(OPERATION, async |connection| super::write::insert(connection, table, batch).await).await
+        self.write(OPERATION, async |connection| write::insert(connection, table, batch).await).await
     }
 
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
         const OPERATION: Operation = Operation::Range;
         let table = self.table(OPERATION, request.dataset)?;
         checked(OPERATION, request.anchor().map(drop).and_then(|()| table.check_series(&request.series)))?;
-        self.read(OPERATION, async |connection| super::read::range(connection, table, request).await).await
+        self.read(OPERATION, async |connection| read::range(connection, table, request).await).await
     }
 
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
         const OPERATION: Operation = Operation::Latest;
         let table = self.table(OPERATION, request.dataset)?;
         checked(OPERATION, request.check().and_then(|()| check_selection(table, &request.selection)))?;
-        self.read(OPERATION, async |connection| super::read::latest(connection, table, request).await).await
+        self.read(OPERATION, async |connection| read::latest(connection, table, request).await).await
     }
 
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         const OPERATION: Operation = Operation::DerivedBars;
         let table = self.table(OPERATION, PriceTick::DATASET)?;
         checked(OPERATION, Derived(query).anchor().map(drop))?;
-        self.read(OPERATION, async |connection| super::bars::page(connection, table, query).await).await
+        self.read(OPERATION, async |connection| bars::page(connection, table, query).await).await
     }
 
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
         const OPERATION: Operation = Operation::Stats;
         let table = self.table(OPERATION, PriceTick::DATASET)?;
-        self.read(OPERATION, async |connection| super::bars::stats(connection, table, query).await).await
+        self.read(OPERATION, async |connection| bars::stats(connection, table, query).await).await
     }
 
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
         const OPERATION: Operation = Operation::Series;
         let table = self.table(OPERATION, request.dataset)?;
         checked(OPERATION, request.anchor().map(drop))?;
-        self.read(OPERATION, async |connection| super::admin::series(connection, table, request).await).await
+        self.read(OPERATION, async |connection| admin::series(connection, table, request).await).await
     }
 
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
@@ -303,14 +331,14 @@ impl PriceStore for SqliteStore {
         let table = self.table(OPERATION, query.dataset)?;
         checked(OPERATION, query.check().and_then(|()| check_selection(table, &query.selection)))?;
         let DeleteQuery { selection, interval, range, .. } = query;
-        super::admin::delete(self, OPERATION, table, selection, *interval, *range).await
+        self.delete(OPERATION, table, selection, *interval, *range).await
     }
 
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         const OPERATION: Operation = Operation::PurgeBefore;
         let table = self.table(OPERATION, dataset)?;
-        let range = qi_core::TimeRange::before(cutoff);
-        super::admin::delete(self, OPERATION, table, &Selection::All, None, range).await
+        let range = TimeRange::before(cutoff);
+        self.delete(OPERATION, table, &Selection::All, None, range).await
     }
 
     async fn close(&self) -> Result<()> {
