@@ -3,6 +3,7 @@
 //! | backend | technology | module | feature |
 //! | --- | --- | --- | --- |
 //! | `timescale`, `postgres` (store) | TimescaleDB, PostgreSQL | [`timescale`] | `timescale` |
+//! | `sqlite` (store) | SQLite, one file without a server | [`sqlite`] | `sqlite` |
 //! | `clickhouse` (store) | ClickHouse | [`clickhouse`] | `clickhouse` |
 //! | `redpanda`, `kafka` (bus) | Redpanda, Apache Kafka | [`redpanda`] | `redpanda` |
 //! | `memory` (store and bus) | in-process memory | the crate [`qi_testkit`] | `memory` |
@@ -12,6 +13,7 @@
 //! | --- | --- | --- |
 //! | `memory` | yes | the store and the bus in memory |
 //! | `timescale` | no | TimescaleDB and PostgreSQL |
+//! | `sqlite` | no | SQLite; builds SQLite |
 //! | `clickhouse` | no | ClickHouse |
 //! | `redpanda` | no | Redpanda and Kafka; builds librdkafka |
 //! | `redpanda-tls` | no | also TLS and SCRAM for brokers; builds OpenSSL |
@@ -65,6 +67,7 @@ pub mod redpanda;
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 mod root_certs;
 mod scalars;
+pub mod sqlite;
 pub mod timescale;
 mod validation;
 

@@ -169,6 +169,7 @@ pub mod guide {
         releasing "docs/releasing.md",
         scaling "docs/scaling.md",
         security "SECURITY.md",
+        sqlite "docs/backends/sqlite.md",
         store "docs/store.md",
         testing_your_layer_2 "docs/testing-your-layer-2.md",
         timescale "docs/backends/timescale.md",

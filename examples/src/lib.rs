@@ -23,6 +23,8 @@ mod guides {
     struct BackendClickHouse;
     #[doc = include_str!("../../docs/backends/redpanda.md")]
     struct BackendRedpanda;
+    #[doc = include_str!("../../docs/backends/sqlite.md")]
+    struct BackendSqlite;
     #[doc = include_str!("../../docs/backends/timescale.md")]
     struct BackendTimescale;
     #[doc = include_str!("../../docs/configuration.md")]

@@ -58,6 +58,7 @@ const STORES: &[(&str, &str)] = &[
     ("timescale", "timescale"),
     ("postgres", "timescale"),
     ("clickhouse", "clickhouse"),
+    ("sqlite", "sqlite"),
 ];
 const BUSES: &[(&str, &str)] = &[("memory", "memory"), ("redpanda", "redpanda"), ("kafka", "redpanda")];
 
@@ -97,6 +98,8 @@ impl Backends {
             "clickhouse" => Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(
                 super::sections::clickhouse(&section)?,
             )?)),
+            #[cfg(feature = "sqlite")]
+            "sqlite" => Ok(Arc::new(crate::sqlite::SqliteStore::open(super::sections::sqlite(&section)?)?)),
             other => Err(cannot_open("store", other, STORES, &self.store_names())),
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use qi_core::{Error, ErrorKind, Result};
 
 use super::tree::{Node, Value, join};
+use crate::sqlite::config::SqliteConfig;
 
 /// The sections whose keys are names of another system and may contain dots, such as `linger.ms`. A name without quotes
 /// is a path of tables in TOML.
@@ -29,6 +30,7 @@ const PATHS: &[&[&str]] = &[
     &["store", "postgres", "tls", "client_key"],
     &["store", "clickhouse", "password_file"],
     &["store", "clickhouse", "root_cert"],
+    &["store", "sqlite", "path"],
     &["bus", "redpanda", "sasl", "password_file"],
     &["bus", "redpanda", "tls", "root_cert"],
     &["bus", "redpanda", "tls", "client_cert"],
@@ -110,6 +112,7 @@ pub(super) fn resolve_paths(root: &mut Node, folder: &Path) {
             if let Value::Scalar(toml::Value::String(path)) = &mut node.value
                 && !path.is_empty()
                 && Path::new(path.as_str()).is_relative()
+                && !SqliteConfig::has_scheme(path)
             {
                 *path = folder.join(path.as_str()).display().to_string();
             }

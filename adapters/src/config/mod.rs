@@ -58,6 +58,7 @@ pub use crate::redpanda::config::{
     MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
+pub use crate::sqlite::config::{SqliteConfig, Synchronous};
 pub use crate::timescale::config::{
     ColumnstoreLayout, Hypertables, PoolSection, Pooler, ServerLimitsSection, TimescaleConfig, TlsMode,
     TlsSection, WriteSection,

@@ -18,6 +18,7 @@ use super::section::Section;
 use super::tree::{Node, Value, join, unknown_key};
 use crate::clickhouse::ClickHouseConfig;
 use crate::redpanda::RedpandaConfig;
+use crate::sqlite::SqliteConfig;
 use crate::timescale::TimescaleConfig;
 use crate::timescale::config::Hypertables;
 
@@ -125,6 +126,7 @@ impl PortKeys for StoreSection {
             "timescale" => timescale(section)?.check_bounds()?,
             "postgres" => postgres(section)?.check_bounds()?,
             "clickhouse" => clickhouse(section)?.check_bounds()?,
+            "sqlite" => sqlite(section)?.check_bounds()?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -163,6 +165,14 @@ pub(super) fn memory(section: &Section) -> Result<qi_testkit::store::MemoryStore
 /// `Config` for an unknown key or an invalid value.
 pub(super) fn clickhouse(section: &Section) -> Result<ClickHouseConfig> {
     Ok(section.deserialize::<ClickHouseConfig>()?.with_datasets(section.datasets().clone()))
+}
+
+/// Reads `[store.sqlite]`.
+///
+/// # Errors
+/// `Config` for an unknown key or an invalid value.
+pub(super) fn sqlite(section: &Section) -> Result<SqliteConfig> {
+    Ok(section.deserialize::<SqliteConfig>()?.with_datasets(section.datasets().clone()))
 }
 
 /// Reads `[store.timescale]`.

@@ -474,22 +474,24 @@ impl FieldReader for RowReader<'_> {
         self.domain(ColumnType::BigInt)
     }
     fn integer(&mut self) -> Result<i64> {
-        self.value(ColumnType::BigInt, i64::decode)
+        self.value(ColumnType::BigInt, <i64 as Decode<Postgres>>::decode)
     }
     fn boolean(&mut self) -> Result<bool> {
-        self.value(ColumnType::Bool, bool::decode)
+        self.value(ColumnType::Bool, <bool as Decode<Postgres>>::decode)
     }
     fn text(&mut self) -> Result<Cow<'_, str>> {
-        self.value(ColumnType::Text, <&str>::decode).map(Cow::Borrowed)
+        self.value(ColumnType::Text, <&str as Decode<Postgres>>::decode).map(Cow::Borrowed)
     }
     fn code(&mut self) -> Result<u8> {
         if self.first.is_some() {
-            return self.value(ColumnType::SmallInt, |raw| Ok(u8::try_from(i16::decode(raw)?)?));
+            return self.value(ColumnType::SmallInt, |raw| {
+                Ok(u8::try_from(<i16 as Decode<Postgres>>::decode(raw)?)?)
+            });
         }
         // Views contain the name instead of the code.
         let record::ColumnType::Enumeration(names) = self.columns[self.next].ty else { return Ok(0) };
         self.value(ColumnType::Text, |raw| {
-            let text = <&str>::decode(raw)?;
+            let text = <&str as Decode<Postgres>>::decode(raw)?;
             let at = names.iter().position(|name| *name == text).ok_or("unknown name of an enumeration")?;
             Ok(u8::try_from(at + 1)?)
         })
