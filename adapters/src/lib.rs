@@ -5,7 +5,7 @@
 //! | `timescale`, `postgres` (store) | TimescaleDB, PostgreSQL | [`timescale`] | `timescale` |
 //! | `clickhouse` (store) | ClickHouse | [`clickhouse`] | `clickhouse` |
 //! | `redpanda`, `kafka` (bus) | Redpanda, Apache Kafka | [`redpanda`] | `redpanda` |
-//! | `memory` (store and bus) | in-process memory | the crate [`qi_testkit`](../qi_testkit/index.html) | `memory` |
+//! | `memory` (store and bus) | in-process memory | the crate [`qi_testkit`] | `memory` |
 //!
 //! # Features
 //! | feature | default | content |
@@ -40,11 +40,13 @@
 //! # fn main() {}
 //! ```
 //!
-//! [The page on the configuration](../qi_core/guide/configuration/index.html) lists every key with its default. A team
+//! [The page on the configuration](qi_core::guide::configuration) lists every key with its default. A team
 //! can register its own backends with a [`Backends`] registry.
 //!
 //! A backend can also be opened without a configuration, for example with `TimescaleStore::open`. It then has no
 //! layers; [`LayerStack`](qi_core::layer::LayerStack) adds them.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The modules of the backends are always compiled: a configuration file may contain the section of every backend.
 pub mod clickhouse;

@@ -45,6 +45,8 @@
 //! # Ok::<(), qi_core::Error>(())
 //! ```
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod decode;
 mod encode;
 mod error;

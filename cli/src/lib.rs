@@ -12,6 +12,8 @@
 //!
 //! [`output`] formats the results as a table, CSV or JSON.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(feature = "archive")]
 pub mod archive;
 pub mod check;

@@ -1,8 +1,8 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
 //!
 //! A program uses three crates. It is written against the traits of this crate, which has no backend.
-//! [`qi_adapters`](../qi_adapters/index.html) opens the backends that a configuration selects.
-//! [`qi_testkit`](../qi_testkit/index.html) has backends in memory and tools for tests.
+//! [`qi_adapters`] opens the backends that a configuration selects.
+//! [`qi_testkit`] has backends in memory and tools for tests.
 //!
 //! # A first program
 //! The function stores a tick and reads it back. Every [`PriceStore`] accepts it.
@@ -46,8 +46,8 @@
 //! | add retries or a layer | [`layer`], [`guide::layers`] |
 //! | check the health of a program | [`health`] |
 //! | behave well in an outage | the section [Outages](guide/operations/index.html#outages) of [`guide::operations`] |
-//! | open backends from a configuration | the crate [`qi_adapters`](../qi_adapters/index.html) |
-//! | test without servers | the crate [`qi_testkit`](../qi_testkit/index.html), [`guide::testing_your_layer_2`] |
+//! | open backends from a configuration | the crate [`qi_adapters`] |
+//! | test without servers | the crate [`qi_testkit`], [`guide::testing_your_layer_2`] |
 //!
 //! The module [`guide`] has the contracts of the ports and the guides, starting with [`guide::getting_started`].
 //!
@@ -63,6 +63,12 @@
 //! Structs and enums that may get fields or variants are `#[non_exhaustive]`. A method that a port gets later has a
 //! default body, so existing adapters and agents still compile. The default is built from the other methods, or returns
 //! an `Unsupported` error.
+//!
+#![cfg_attr(not(docsrs), doc = "[`qi_adapters`]: ../qi_adapters/index.html")]
+#![cfg_attr(not(docsrs), doc = "[`qi_testkit`]: ../qi_testkit/index.html")]
+#![cfg_attr(docsrs, doc = "[`qi_adapters`]: https://docs.rs/qi-adapters")]
+#![cfg_attr(docsrs, doc = "[`qi_testkit`]: https://docs.rs/qi-testkit")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The derive macros refer to this crate as `qi_core`, also from inside this crate.
 extern crate self as qi_core;
@@ -121,14 +127,17 @@ pub use tracing::Span;
 ///
 /// [`contents`](guide::contents) lists the pages in reading order. The contracts of the ports are
 /// [`store`](mod@guide::store), [`bus`](mod@guide::bus) and [`agents`](guide::agents).
-#[cfg(all(doc, not(doctest)))]
 pub mod guide {
-    /// Includes pages. Links between pages have labels, which `guide-links.md` defines for rustdoc.
+    /// Declares a module for each page. Links between pages have labels, which `guide/links.md` defines for rustdoc.
+    ///
+    /// `guide/` has symbolic links to the pages, so that the package of this crate contains them. Only rustdoc reads
+    /// them, because a checkout on Windows may have no symbolic links.
     macro_rules! pages {
         ($($name:ident $file:literal,)*) => {$(
-            #[doc = include_str!("guide-links.md")]
-            #[doc = ""]
-            #[doc = include_str!(concat!("../../", $file))]
+            #[cfg_attr(all(doc, not(doctest)), doc = include_str!("../guide/links.md"))]
+            #[cfg_attr(all(doc, not(doctest)), doc = "")]
+            #[cfg_attr(all(doc, not(doctest)), doc = include_str!(concat!("../guide/", $file)))]
+            #[cfg_attr(not(all(doc, not(doctest))), doc = "A page of the guide. The documentation contains its text.")]
             pub mod $name {}
         )*};
     }

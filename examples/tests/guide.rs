@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 const CRATE: &str = include_str!("../../core/src/lib.rs");
-const LINKS: &str = include_str!("../../core/src/guide-links.md");
+const LINKS: &str = include_str!("../../core/guide/links.md");
 
 fn pages() -> Vec<PathBuf> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
@@ -34,7 +34,7 @@ fn rustdoc_has_a_target_for_every_link_between_pages() {
         for line in outside_code.lines().filter(|line| line.starts_with('[')) {
             let Some((label, target)) = line.split_once("]: ") else { continue };
             if target.contains(".md") {
-                assert!(LINKS.contains(&format!("{label}]: ")), "core/src/guide-links.md has no {label}]");
+                assert!(LINKS.contains(&format!("{label}]: ")), "core/guide/links.md has no {label}]");
             }
         }
     }

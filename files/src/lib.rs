@@ -2,7 +2,7 @@
 //!
 //! [`open`] recognises each file by its content: the compression (gzip, Zstandard, zip or none), the layout of its
 //! columns and the unit of its times. The instrument and the interval of candles come from the file name, if the
-//! publisher includes them. [The page on files](../qi_core/guide/files/index.html) lists the formats.
+//! publisher includes them. [The page on files](qi_core::guide::files) lists the formats.
 //!
 //! ```
 //! use qi_files::{Data, FileOptions, Input};

@@ -3,7 +3,7 @@
 //!
 //! [`store::MemoryStore`] and [`bus::MemoryBus`] replace servers, and keep the complete contract. With
 //! `#[tokio::test(start_paused = true)]` all waits follow tokio's clock, so tests take milliseconds. [`chaos::Chaos`]
-//! injects faults. [The page on testing](../qi_core/guide/testing_your_layer_2/index.html) has a complete example.
+//! injects faults. [The page on testing](qi_core::guide::testing_your_layer_2) has a complete example.
 //!
 //! # A first test
 //! ```
@@ -36,6 +36,8 @@
 //! | `mock` | no | mocks of the ports, with `mockall` |
 //! | `kafka` | no | a producer of arbitrary Kafka messages |
 //! | `test` | no | `AgentContext::for_test` of `qi_core`, and tokio's paused clock |
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod agent;
 pub mod bus;

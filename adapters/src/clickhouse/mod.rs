@@ -1,7 +1,7 @@
 //! A [`PriceStore`](qi_core::PriceStore) on ClickHouse.
 //!
 //! [`ClickHouseStore::open`] takes a [`ClickHouseConfig`] and performs no network I/O; `ensure_schema` creates the
-//! tables. [The page on ClickHouse](../../qi_core/guide/clickhouse/index.html) describes the statements of each operation and gives advice for the server.
+//! tables. [The page on ClickHouse](qi_core::guide::clickhouse) describes the statements of each operation and gives advice for the server.
 //!
 //! The configuration is compiled even without the feature `clickhouse`, because a file may contain the
 //! section of every backend.

@@ -99,7 +99,7 @@ impl Default for RedpandaConfig {
     }
 }
 
-/// The tuning profile of the client. [The page on Redpanda and Kafka](../../../qi_core/guide/redpanda/index.html) lists the settings of each profile.
+/// The tuning profile of the client. [The page on Redpanda and Kafka](qi_core::guide::redpanda) lists the settings of each profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

@@ -1,7 +1,7 @@
 //! A [`MessageBus`](qi_core::MessageBus) over the Kafka protocol, for Apache Kafka and Redpanda.
 //!
 //! [`RedpandaBus::open`] takes a [`RedpandaConfig`] and performs no network I/O; the first call connects.
-//! [The page on Redpanda and Kafka](../../qi_core/guide/redpanda/index.html) describes the properties of the client and the behaviour of the brokers.
+//! [The page on Redpanda and Kafka](qi_core::guide::redpanda) describes the properties of the client and the behaviour of the brokers.
 //!
 //! The configuration is compiled even without the feature `redpanda`, because a file may contain the
 //! section of every backend.

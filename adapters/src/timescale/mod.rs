@@ -1,7 +1,7 @@
 //! A [`PriceStore`](qi_core::PriceStore) on TimescaleDB, or on plain PostgreSQL.
 //!
 //! [`TimescaleStore::open`] takes a [`TimescaleConfig`] and does not wait for the server; `ensure_schema` creates the
-//! tables. [The page on TimescaleDB](../../qi_core/guide/timescale/index.html) describes the statements of each operation and gives advice for the server.
+//! tables. [The page on TimescaleDB](qi_core::guide::timescale) describes the statements of each operation and gives advice for the server.
 //!
 //! Custom SQL uses [`TimescaleStore::pool`], and [`Pg`] for values of the domain.
 //!

@@ -13,7 +13,7 @@
 //! columns of every type, and the series of [`NamedSignal`] is a name. Applications add their own records
 //! with [`Suite::with`], see [`Sample`].
 //!
-//! [The contract of stores](../../../qi_core/guide/store/index.html) describes the promise of each check.
+//! [The contract of stores](qi_core::guide::store) describes the promise of each check.
 
 mod administration;
 mod analytics;
