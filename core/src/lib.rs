@@ -166,6 +166,7 @@ pub mod guide {
         performance "docs/performance.md",
         pipeline "docs/pipeline.md",
         redpanda "docs/backends/redpanda.md",
+        releasing "docs/releasing.md",
         security "SECURITY.md",
         store "docs/store.md",
         testing_your_layer_2 "docs/testing-your-layer-2.md",

@@ -1,4 +1,5 @@
-//! The module `qi_core::guide` has every page of `docs/`, and a target for every link between pages.
+//! The module `qi_core::guide` has every page of `docs/`, and a target for every link between pages. The README contains
+//! the quickstart.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -37,5 +38,19 @@ fn rustdoc_has_a_target_for_every_link_between_pages() {
                 assert!(LINKS.contains(&format!("{label}]: ")), "core/guide/links.md has no {label}]");
             }
         }
+    }
+}
+
+/// `scripts/packages` compiles and runs the files of the template.
+#[test]
+fn readme_contains_the_files_of_the_quickstart() {
+    let readme = include_str!("../../README.md");
+    let files = [
+        ("toml\n# Cargo.toml", include_str!("../../templates/quickstart/Cargo.toml")),
+        ("toml\n# qi.toml", include_str!("../../templates/quickstart/qi.toml")),
+        ("rust,no_run\n// src/main.rs", include_str!("../../templates/quickstart/src/main.rs")),
+    ];
+    for (name, content) in files {
+        assert!(readme.contains(&format!("\n```{name}\n{content}```\n")), "README.md shows another {name}");
     }
 }
