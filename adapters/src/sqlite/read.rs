@@ -39,19 +39,16 @@ pub(super) async fn range(
     }
     let mut values = Values::with_capacity(8);
     add_series(&mut values, &series.owner, series.interval);
-    let condition = match table.dataset.seq() {
-        Some(_) => {
-            for bound in [above.0, above.1, below.0, below.1] {
-                values.add(bound);
-            }
-            let key = format!("({})", table.sort_key().join(", "));
-            format!("{key} > (?, ?) AND {key} < (?, ?)")
+    let condition = if table.dataset.seq().is_some() {
+        for bound in [above.0, above.1, below.0, below.1] {
+            values.add(bound);
         }
-        None => {
-            values.add(above.0);
-            values.add(below.0);
-            format!("{time} >= ? AND {time} < ?", time = table.time())
-        }
+        let key = format!("({})", table.sort_key().join(", "));
+        format!("{key} > (?, ?) AND {key} < (?, ?)")
+    } else {
+        values.add(above.0);
+        values.add(below.0);
+        format!("{time} >= ? AND {time} < ?", time = table.time())
     };
     let limit = request.page.limit() + 1;
     values.add(integer(limit as u64));

@@ -172,14 +172,16 @@ impl SqliteStore {
             (Some(_), None) => Interval::ALL.iter().copied().map(Some).collect(),
             _ => vec![interval],
         };
-        let series = ids.iter().flat_map(|id| intervals.iter().map(|interval| (*id, *interval)));
-        for series in series {
-            let mut rest = Some(range);
-            while let Some(range) = rest {
-                let step = async |connection: &mut SqliteConnection| {
-                    admin::delete_first(connection, table, series, range).await
-                };
-                rest = self.write(operation, step).await?;
+        for id in ids {
+            for interval in &intervals {
+                let (series, mut rest) = ((id, *interval), Some(range));
+                while let Some(range) = rest {
+                    rest = self
+                        .write(operation, async |connection| {
+                            admin::delete_first(connection, table, series, range).await
+                        })
+                        .await?;
+                }
             }
         }
         Ok(())

@@ -96,7 +96,7 @@ impl Table {
 
     /// Returns the time, and the sequence number if the dataset has one.
     pub(super) fn sort_key(&self) -> &[String] {
-        &self.record_columns[..1 + usize::from(self.dataset.seq().is_some())]
+        &self.record_columns[..=usize::from(self.dataset.seq().is_some())]
     }
 
     /// Returns ` AND "interval" = ?`, or an empty text for a dataset without intervals.

@@ -77,7 +77,7 @@ async fn series_ids(connection: &mut SqliteConnection, series: &[SeriesKey]) -> 
                 .await?;
             found = find_ids(connection, &owners).await?;
         }
-        ids.extend(found.into_iter().map(|id| id.unwrap_or_default()));
+        ids.extend(found.into_iter().map(Option::unwrap_or_default));
     }
     Ok(ids)
 }
