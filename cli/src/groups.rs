@@ -66,9 +66,10 @@ async fn committed(bus: &dyn MessageBus, group: &GroupId, topic: &TopicName) -> 
             let commits = found.partitions.into_iter().filter_map(|at| Some((at.partition, at.committed?)));
             Ok(commits.collect())
         }
-        members => {
-            Err(conflict(group, format_args!("the group has {members} members, which must stop first")))
-        }
+        members => Err(conflict(
+            group,
+            format_args!("the group has active members ({members}), which must stop first"),
+        )),
     }
 }
 

@@ -850,7 +850,10 @@ async fn groups_are_reset_to_every_position() {
     let mut member =
         bus.subscribe(SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
     let error = reset(SeekTo::Earliest, false).await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Conflict && error.message().unwrap().contains("1 members"), "{error}");
+    assert!(
+        error.kind() == ErrorKind::Conflict && error.message().unwrap().contains("active members (1)"),
+        "{error}"
+    );
     member.close().await.unwrap();
     let absent = TopicName::new("absent").unwrap();
     let error = groups::reset(&*bus, &group, &absent, SeekTo::Latest, true).await.unwrap_err();

@@ -276,7 +276,8 @@ fn reset_and_follow() -> Result<Completion, Failed> {
     let bus = namespace.runtime.block_on(config.open_bus())?;
     namespace.runtime.block_on(async {
         bus.create_topics(&[TopicSpec::new(topic.clone(), 3)?]).await?.remove(0).result?;
-        bus.send_records(&distinct(300)?, Some(&topic)).await
+        bus.send_records(&distinct(300)?, Some(&topic)).await?;
+        Ok::<_, Failed>(())
     })?;
     let name = namespace.name.as_str();
     let outcome = (|| {
