@@ -213,11 +213,13 @@ fn step(comment: &str, names: &str, schema: &str, database: &str) -> String {
     let block =
         page.split("```sql\n").find(|block| block.starts_with(comment)).expect("the page has the step");
     let block = block.split("```").next().unwrap();
-    block
+    let block = block
         .replace("DATABASE qi", &format!("DATABASE {database}"))
         .replace("SCHEMA qi", &format!("SCHEMA {schema}"))
-        .replace(" qi.", &format!(" {schema}."))
-        .replace("qi_", &format!("{names}_"))
+        .replace(" qi.", &format!(" {schema}."));
+    ["migration", "runtime", "reader"]
+        .iter()
+        .fold(block, |block, role| block.replace(&format!("qi_{role}"), &format!("{names}_{role}")))
 }
 
 async fn hardening_roles(server: Server) {
@@ -928,6 +930,9 @@ async fn conversion(server: Server) {
             assert!(stored(&plain, "x:Y").await == batch, "nothing was touched");
             let block = blocks().into_iter().find(|block| block.contains("conversion")).unwrap();
             sql(server.url(), &block.replace("'qi.", &format!("'{}.", config.schema))).await;
+            // The conversion inserts the rows again, without the catalog.
+            let applied = store.ensure_schema().await.unwrap().applied;
+            assert_eq!(applied, ["series catalog of ticks completed"]);
             assert!(store.ensure_schema().await.unwrap().applied.is_empty());
             assert!(stored(&store, "x:Y").await == batch);
             assert!(store.chunks(PriceTick::DATASET).await.unwrap().len() >= 3);

@@ -17,7 +17,6 @@ mod baselines;
 mod read;
 mod repeats;
 mod replay;
-mod scale;
 mod setup;
 mod ticks;
 mod tuning;
@@ -27,16 +26,13 @@ use qi_benches::Section;
 use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Setup>; 11] = [
+const SECTIONS: [Section<Setup>; 8] = [
     ("write", write::run),
     ("replay", replay::run),
     ("repeats", repeats::run),
     ("page", read::page),
     ("latest", read::latest),
     ("bars", read::bars),
-    ("late", scale::late),
-    ("discovery", scale::discovery),
-    ("long-bars", scale::long_bars),
     ("break-even", tuning::break_even),
     ("memory", tuning::memory),
 ];
