@@ -692,13 +692,15 @@ async fn first_version(server: Server) {
             files
         };
         let before = files().await;
-        assert!(store.plan_schema().await.unwrap().is_empty());
         let report = store.ensure_schema().await.unwrap();
         assert_eq!((report.version, report.applied.is_empty()), (2, true), "{report:?}");
+        assert_eq!(report.differs[..2], ["constraint ticks_side", "validation of constraint ticks_side"]);
         assert_eq!(files().await, before, "no statement was executed again");
         let name: Instrument = "x:Y".parse().unwrap();
         let tick = store.latest_tick(&name).await.unwrap().unwrap();
         assert_eq!((tick.ts(), tick.seq(), tick.side()), (time(0), 7, Some(Side::Sell)));
+        assert_eq!(store.migrate_schema().await.unwrap().applied, report.differs);
+        assert!(store.plan_schema().await.unwrap().is_empty());
         let bar = store.latest_bar(&name, Interval::H1).await.unwrap().unwrap();
         assert_eq!((bar.close().to_string(), bar.values().count), ("1.5".to_owned(), Some(4)));
         let query = SnapshotQuery::new("asset:BTC".parse::<Scope>().unwrap(), TimeRange::ALL);
