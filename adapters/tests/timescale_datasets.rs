@@ -696,12 +696,14 @@ async fn first_version(server: Server) {
         let catalogs = ["ticks", "quotes", "bars"].map(|table| format!("series catalog of {table}"));
         assert_eq!((report.version, &*report.applied[0]), (3, "3 series"), "{report:?}");
         assert_eq!(report.applied[1..], catalogs);
-        assert!(store.plan_schema().await.unwrap().is_empty());
+        assert_eq!(report.differs[..2], ["constraint ticks_side", "validation of constraint ticks_side"]);
         let after = files().await;
         assert!(before.iter().all(|file| after.contains(file)), "no table was rewritten");
         let name: Instrument = "x:Y".parse().unwrap();
         let tick = store.latest_tick(&name).await.unwrap().unwrap();
         assert_eq!((tick.ts(), tick.seq(), tick.side()), (time(0), 7, Some(Side::Sell)));
+        assert_eq!(store.migrate_schema().await.unwrap().applied, report.differs);
+        assert!(store.plan_schema().await.unwrap().is_empty());
         let bar = store.latest_bar(&name, Interval::H1).await.unwrap().unwrap();
         assert_eq!((bar.close().to_string(), bar.values().count), ("1.5".to_owned(), Some(4)));
         let query = SnapshotQuery::new("asset:BTC".parse::<Scope>().unwrap(), TimeRange::ALL);

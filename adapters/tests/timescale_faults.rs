@@ -101,9 +101,8 @@ async fn missing_permissions(server: Server) {
         config.password = Some("pw".to_owned().into());
     };
     with_store(&server, change, async |store, _| {
-        // Without the permission to use the schema, its tables are not found. With only that
-        // permission, access is rejected.
-        expect(store.insert_ticks(&ticks("x:Y", 0, 1)).await, ErrorKind::SchemaMismatch, false);
+        // Without the permission to use the schema, access is rejected.
+        expect(store.insert_ticks(&ticks("x:Y", 0, 1)).await, ErrorKind::Unauthorized, false);
     })
     .await;
     let schema = namespace();

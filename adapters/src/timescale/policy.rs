@@ -196,7 +196,7 @@ pub(super) async fn enable_columnstore(
             sqlx::query_as(
                 "SELECT s.segmentby::text[], s.orderby::text[], s.orderby_desc \
                  FROM timescaledb_information.hypertables h \
-                 JOIN _timescaledb_catalog.compression_settings s ON s.relid = to_regclass($3) \
+                 LEFT JOIN _timescaledb_catalog.compression_settings s ON s.relid = to_regclass($3) \
                  WHERE h.hypertable_schema = $1 AND h.hypertable_name = $2 AND h.compression_enabled",
             )
             .bind(&config.schema)

@@ -261,7 +261,11 @@ async fn instruments_oid(connection: &mut sqlx::PgConnection, sql: SqlStr) -> Re
 fn instruments_oid_sql(schema: &str) -> SqlStr {
     // The name was validated: letters, digits and underscores. The simple protocol needs no prepared statement, so the
     // query may run outside a transaction in every mode of a pooler.
-    let sql = format!("SELECT coalesce(to_regclass('\"{schema}\".instruments')::oid::int8, 0)");
+    // `to_regclass` would reject a role without the right to use the schema.
+    let sql = format!(
+        "SELECT coalesce((SELECT c.oid::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = '{schema}' AND c.relname = 'instruments'), 0)"
+    );
     AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str()
 }
 
