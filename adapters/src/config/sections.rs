@@ -139,6 +139,7 @@ impl PortKeys for StoreSection {
             "timescale" => effective(&timescale(section)?),
             "postgres" => effective(&postgres(section)?),
             "clickhouse" => effective(&clickhouse(section)?),
+            "sqlite" => effective(&sqlite(section)?),
             _ => Ok(None),
         }
     }

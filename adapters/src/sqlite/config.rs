@@ -6,7 +6,7 @@ use std::time::Duration;
 use qi_core::domain::duration;
 use qi_core::store::StoreInfo;
 use qi_core::{Datasets, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::validation::Rules;
 
@@ -18,7 +18,7 @@ use crate::validation::Rules;
 /// let config = SqliteConfig::from_path("data/prices.db");
 /// assert!(config.validate().is_ok());
 /// ```
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SqliteConfig {
@@ -48,7 +48,7 @@ pub struct SqliteConfig {
 }
 
 /// The durability of an acknowledged write after a loss of power. A write always survives the end of the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Synchronous {
