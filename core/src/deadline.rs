@@ -11,6 +11,6 @@ pub(crate) fn later(after: Duration) -> Instant {
 
 /// Returns the time `after` from `from`, with the same limit as [`later`].
 pub(crate) fn later_than(from: Instant, after: Duration) -> Instant {
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+    const YEAR: Duration = Duration::from_hours(365 * 24);
     from.checked_add(after.min(YEAR)).unwrap_or(from)
 }

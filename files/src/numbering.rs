@@ -35,7 +35,7 @@ use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRang
 use crate::ordinals::MAX_TIMESTAMPS;
 
 /// The maximum distance of two timestamps in one query.
-const MAX_GAP: Duration = Duration::from_secs(3_600);
+const MAX_GAP: Duration = Duration::from_hours(1);
 
 /// Numbers for the trades of one file of one instrument.
 pub struct Numbering {

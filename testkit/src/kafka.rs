@@ -8,7 +8,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 /// The timeouts for the connection and for the response.
-const LIMITS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(60)];
+const LIMITS: [Duration; 2] = [Duration::from_secs(2), Duration::from_mins(1)];
 
 /// A message without a key. Its content is not validated.
 #[derive(Debug, Clone)]

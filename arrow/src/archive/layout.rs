@@ -48,7 +48,7 @@ impl Period {
             10 => {
                 // The days before the domain have no records.
                 let start = first(name)?;
-                (start, start.checked_add(std::time::Duration::from_secs(24 * 3_600))?)
+                (start, start.checked_add(std::time::Duration::from_hours(24))?)
             }
             7 => {
                 let (year, month) = (part(0..4)?, part(5..7)?);

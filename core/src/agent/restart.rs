@@ -44,7 +44,7 @@ impl Default for RestartPolicy {
             mode: RestartMode::OnFailure,
             backoff: Backoff::default(),
             max_crashes: Some(5),
-            stable_after: Duration::from_secs(60),
+            stable_after: Duration::from_mins(1),
         }
     }
 }

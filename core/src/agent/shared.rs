@@ -23,7 +23,7 @@ pub(super) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let limits = Limits {
-            initialize: Duration::from_secs(6 * 60),
+            initialize: Duration::from_mins(6),
             stop: Duration::from_secs(5),
             cleanup: Duration::from_secs(2),
         };

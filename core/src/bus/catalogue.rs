@@ -7,7 +7,7 @@ use super::{CleanupPolicy, TopicName, TopicSpec};
 use crate::record::Dataset;
 use crate::{Bar, MarketSnapshot, PriceTick, Quote, Result};
 
-const DAY: Duration = Duration::from_secs(24 * 3_600);
+const DAY: Duration = Duration::from_hours(24);
 const MAX_MESSAGE: usize = 2 << 20;
 /// Additional space for the origin and the error of a dead letter.
 const DEAD_LETTER_ROOM: usize = 64 << 10;

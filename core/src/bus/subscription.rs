@@ -187,7 +187,7 @@ impl SubscribeRequest {
             offset_reset: OffsetReset::default(),
             max_buffered_bytes: Self::MAX_BUFFERED_BYTES,
             session_timeout: Duration::from_secs(30),
-            max_poll_interval: Duration::from_secs(5 * 60),
+            max_poll_interval: Duration::from_mins(5),
             group_instance_id: None,
             announce_revocations: false,
         })
@@ -588,9 +588,7 @@ mod tests {
             read("{\"topics\":[\"b\",\"a\",\"b\"],\"group\":\"g\",\"session_timeout\":\"10s\"}").unwrap();
         let expected =
             SubscribeRequest::new(GroupId::from_static("g"), ["a", "b"].map(TopicName::from_static))
-                .and_then(|request| {
-                    request.with_timeouts(Duration::from_secs(10), Duration::from_secs(5 * 60))
-                })
+                .and_then(|request| request.with_timeouts(Duration::from_secs(10), Duration::from_mins(5)))
                 .unwrap();
         assert_eq!(request, expected);
         assert_eq!(read(&serde_json::to_string(&request).unwrap()).unwrap(), request);

@@ -32,7 +32,7 @@ const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_0
 /// ```
 /// use std::time::Duration;
 /// use qi_core::domain::duration;
-/// assert_eq!(duration::parse("7d")?, Duration::from_secs(7 * 24 * 3_600));
+/// assert_eq!(duration::parse("7d")?, Duration::from_hours(7 * 24));
 /// assert!(duration::parse("30").is_err(), "the unit is missing");
 /// # Ok::<(), qi_core::Error>(())
 /// ```

@@ -28,7 +28,7 @@ pub struct TimeoutConfig {
 
 impl Default for TimeoutConfig {
     fn default() -> Self {
-        Self { call: Duration::from_secs(30), bulk: Duration::from_secs(10 * 60), publish: None }
+        Self { call: Duration::from_secs(30), bulk: Duration::from_mins(10), publish: None }
     }
 }
 

@@ -14,7 +14,7 @@ use super::topic::RECORD_COST;
 /// ```
 /// use qi_testkit::bus::MemoryBusConfig;
 /// let config = MemoryBusConfig { max_bytes: 64 << 20, ..MemoryBusConfig::default() };
-/// assert_eq!(config.delivery_timeout, std::time::Duration::from_secs(2 * 60));
+/// assert_eq!(config.delivery_timeout, std::time::Duration::from_mins(2));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -50,12 +50,12 @@ pub struct MemoryBusConfig {
 
 impl Default for MemoryBusConfig {
     fn default() -> Self {
-        const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
+        const WEEK: Duration = Duration::from_hours(7 * 24);
         Self {
             max_bytes: 256 << 20,
             max_message_bytes: 4 << 20,
             topic_max_message_bytes: 1_048_588,
-            delivery_timeout: Duration::from_secs(2 * 60),
+            delivery_timeout: Duration::from_mins(2),
             close_timeout: Duration::from_secs(30),
             retention: WEEK,
             group_retention: WEEK,

@@ -21,7 +21,7 @@ use super::state::{Log, State, cooperate};
 use super::subscription::resolve;
 
 /// The longest wait. It keeps `Duration::MAX` from overflowing a deadline.
-const MAX_WAIT: Duration = Duration::from_secs(24 * 365 * 3_600);
+const MAX_WAIT: Duration = Duration::from_hours(24 * 365);
 
 #[derive(Debug)]
 struct ReaderPartition {

@@ -20,7 +20,7 @@ use super::state::{Log, State, cooperate};
 use super::topic::Partition;
 
 /// The longest wait. It keeps `Duration::MAX` from overflowing a deadline.
-const MAX_WAIT: Duration = Duration::from_secs(24 * 365 * 3_600);
+const MAX_WAIT: Duration = Duration::from_hours(24 * 365);
 
 /// A group member in memory. Its partitions and positions are stored in the group, so a dropped future
 /// loses none of them.

@@ -212,9 +212,9 @@ mod tests {
 
     #[test]
     fn retention_is_listed_by_rule() {
-        let both = RetentionRule { max_age: Some(Duration::from_secs(60)), max_rows_per_series: Some(5) };
+        let both = RetentionRule { max_age: Some(Duration::from_mins(1)), max_rows_per_series: Some(5) };
         let config = RetentionConfig::default().with_rule("quotes", both);
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         assert_eq!(
             config.rules(&Datasets::standard()),
             [Retention::Age(Quote::DATASET, minute), Retention::RowsPerSeries(Quote::DATASET, 5)]

@@ -96,7 +96,7 @@ impl BusEnv for MemoryEnv {
             session_timeout: Duration::from_secs(6),
             max_poll_interval: Duration::from_secs(10),
             receive_timeout: Duration::from_millis(50),
-            effect_timeout: Duration::from_secs(60),
+            effect_timeout: Duration::from_mins(1),
         }
     }
 

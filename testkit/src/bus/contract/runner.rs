@@ -14,7 +14,7 @@ use super::{BusFactory, Check, CheckResult, ClockMode, Failure, TestContext, Wra
 use crate::presence;
 
 /// The time limit of a check on any backend.
-const LIMIT: Duration = Duration::from_secs(10 * 60);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// Returns one trial for each check and wrapper: `memory/plain/publish::messages_of_one_key_keep_their_order`.
 ///

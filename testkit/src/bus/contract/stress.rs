@@ -71,7 +71,7 @@ pub async fn stress_test(
         .with_max_attempts(20)
         .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
     let stack = LayerStack::default()
-        .with_retry(retry.with_max_elapsed(Duration::from_secs(3_600)).with_seed(seed))
+        .with_retry(retry.with_max_elapsed(Duration::from_hours(1)).with_seed(seed))
         .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(100))
         .with_timeout(TimeoutConfig::default().with_call(limit))
         .wrap_bus(ChaosBus::new(bus, chaos.clone()));

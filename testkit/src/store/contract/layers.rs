@@ -82,7 +82,7 @@ fn over_chaos(store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
         .with_max_attempts(20)
         .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
     let stack = LayerStack::default()
-        .with_retry(retry.with_max_elapsed(Duration::from_secs(5 * 60)))
+        .with_retry(retry.with_max_elapsed(Duration::from_mins(5)))
         // Only an unavailable backend fails this often in a row.
         .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(100))
         .with_timeout(TimeoutConfig::default().with_call(Duration::from_millis(limit)));

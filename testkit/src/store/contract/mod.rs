@@ -254,7 +254,7 @@ impl TestContext {
 }
 
 /// The time limit of a check in real time.
-const CHECK_LIMIT: Duration = Duration::from_secs(2 * 60);
+const CHECK_LIMIT: Duration = Duration::from_mins(2);
 
 /// Returns whether checks with thousands of records and hundreds of partitions run on a dataset. Of the datasets of
 /// derivatives and order books, they run only on the one with the largest records. The tables of the others have the

@@ -127,7 +127,7 @@ async fn retention_by_rows_frees_space_in_a_full_store() {
 async fn retention_by_age_uses_the_clock() {
     let clock = SettableClock::at(T);
     let store = MemoryStore::with_clock(
-        retention_of_ticks(RetentionRule::by_age(Duration::from_secs(60))),
+        retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))),
         clock.clone(),
     )
     .unwrap();
@@ -144,12 +144,12 @@ async fn retention_by_age_uses_the_clock() {
     assert_eq!(store.rows(), 2, "an empty batch changes nothing");
     store.insert_ticks(&[tick(3, T + 1_000)]).await.unwrap();
     assert_eq!(store.rows(), 1);
-    assert_eq!(store.info().retention, [Retention::Age(PriceTick::DATASET, Duration::from_secs(60))]);
+    assert_eq!(store.info().retention, [Retention::Age(PriceTick::DATASET, Duration::from_mins(1))]);
 }
 
 #[tokio::test]
 async fn expired_record_needs_no_space() {
-    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_secs(60))).with_max_rows(2);
+    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, SettableClock::at(T)).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 1), tick(0, T - 2)]).await.unwrap();
@@ -172,7 +172,7 @@ async fn expired_record_needs_no_space() {
 #[tokio::test]
 async fn full_store_first_expires_every_dataset() {
     let clock = SettableClock::at(T);
-    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_secs(60))).with_max_rows(2);
+    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, clock.clone()).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T), tick(1, T + 30)]).await.unwrap();

@@ -27,7 +27,7 @@ chapter! { "admin":
 async fn create_topics_reports_one_outcome_per_topic(context: &TestContext) -> CheckResult {
     let bus = context.bus().await?;
     let (name, other) = (context.unused_topic_name()?, context.unused_topic_name()?);
-    let spec = TopicSpec::new(name.clone(), 3)?.with_retention(Duration::from_secs(48 * 3_600));
+    let spec = TopicSpec::new(name.clone(), 3)?.with_retention(Duration::from_hours(48));
     let first = bus.create_topics(std::slice::from_ref(&spec)).await?;
     ensure!(
         matches!(first[0].result, Ok(TopicState::Created)),
@@ -38,7 +38,7 @@ async fn create_topics_reports_one_outcome_per_topic(context: &TestContext) -> C
         spec.clone(),
         TopicSpec::new(other.clone(), 1)?,
         TopicSpec::new(name.clone(), 4)?,
-        spec.clone().with_retention(Duration::from_secs(24 * 3_600)),
+        spec.clone().with_retention(Duration::from_hours(24)),
     ];
     let outcomes = bus.create_topics(&specs[..3]).await?;
     ensure_eq!(
