@@ -1006,7 +1006,7 @@ fn columnstore_trial(server: &Server) -> Trial {
         if !community {
             return Ok(Completion::ignored_with("the columnstore needs the Community edition"));
         }
-        run(columnstore(owned))
+        run(Box::pin(columnstore(owned)))
     })
 }
 

@@ -165,12 +165,13 @@ impl Copy {
         self.check_instruments(&all)?;
         let (concurrency, saved) = (self.concurrency.max(1), Mutex::new(saved));
         if !self.verify_only {
-            let copies = stream::iter(&all).map(|series| self.series(series, range, &saved));
-            let copied =
-                copies.buffer_unordered(concurrency).try_fold(true, |all, one| async move { Ok(all && one) });
-            let copied = copied.await;
+            let series = stream::iter(&all).map(|series| self.series(series, range, &saved));
+            let is_complete = series
+                .buffer_unordered(concurrency)
+                .try_fold(true, |all, one| async move { Ok(all && one) })
+                .await;
             self.save(&mut lock(&saved))?;
-            if !copied? {
+            if !is_complete? {
                 return Ok(Outcome::Interrupted);
             }
         }

@@ -180,7 +180,7 @@ impl Printer {
 
     fn row(&mut self, listing: &Listing) -> String {
         if self.format == Format::Json {
-            return listing.objects().map(|object| format!("{object}\n")).collect();
+            return listing.objects().fold(String::new(), |lines, object| lines + &object.to_string() + "\n");
         }
         let rendered = listing.render(Format::Csv);
         if std::mem::replace(&mut self.has_header, true) {

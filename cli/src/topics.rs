@@ -54,9 +54,9 @@ pub fn settings(topic: &TopicInfo) -> Listing {
     let mut listing = Listing::new(["topic", "setting", "value"]);
     match &topic.settings {
         Some(settings) => {
-            settings
-                .iter()
-                .for_each(|(name, value)| listing.push([text(&topic.name), text(name), text(value)]));
+            for (name, value) in settings {
+                listing.push([text(&topic.name), text(name), text(value)]);
+            }
         }
         None => listing.push([text(&topic.name), text("all"), text("hidden")]),
     }
@@ -142,7 +142,7 @@ pub fn above(groups: &[GroupInfo], wanted: &[GroupId], max: u64) -> Vec<String> 
             match lag {
                 Some(lag) if lag <= max => {}
                 Some(lag) => {
-                    problems.push(format!("group {} has a lag of {lag} on {topic}, above {max}", group.id))
+                    problems.push(format!("group {} has a lag of {lag} on {topic}, above {max}", group.id));
                 }
                 None => problems.push(format!("the lag of group {} on {topic} is unknown", group.id)),
             }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -90,13 +91,15 @@ fn trades() -> String {
     for _ in 0..5_000 {
         second += random.u64(0..40);
         let (price, volume) = (random.u64(100_000..140_000), random.u64(1..500_000_000));
-        text += &format!(
-            "{second},{}.{:02},{}.{:08}\n",
+        writeln!(
+            text,
+            "{second},{}.{:02},{}.{:08}",
             price / 100,
             price % 100,
             volume / 100_000_000,
             volume % 100_000_000
-        );
+        )
+        .unwrap();
     }
     text
 }
@@ -119,7 +122,8 @@ async fn child() {
     for bar in bars {
         let BarValues { open, high, low, close, volume, count, .. } = bar.values();
         let (volume, count) = (volume.unwrap(), count.unwrap());
-        csv += &format!("{},{open},{high},{low},{close},{volume},{count}\n", bar.open_time().as_micros());
+        writeln!(csv, "{},{open},{high},{low},{close},{volume},{count}", bar.open_time().as_micros())
+            .unwrap();
     }
     std::fs::write(std::env::var(TO).unwrap(), csv).unwrap();
     store.close().await.unwrap();

@@ -315,8 +315,8 @@ impl ClickHouseStore {
             if remaining.len() <= MAX_OWNERS_WITHOUT_SCAN {
                 break;
             }
-            let span = format!("{bound} AND {time} >= {until_literal} - toIntervalMinute({minutes})");
-            let newest_of_span = rows(client, &scan(&remaining, &span), read).await?;
+            let recent = format!("{bound} AND {time} >= {until_literal} - toIntervalMinute({minutes})");
+            let newest_of_span = rows(client, &scan(&remaining, &recent), read).await?;
             let known: HashSet<&Owner> = newest_of_span.iter().map(|(owner, _)| owner).collect();
             remaining.retain(|owner| !known.contains(owner));
             found.extend(newest_of_span);

@@ -36,11 +36,11 @@ impl Config {
     /// `Config` for an invalid value in the section of a selected backend.
     pub fn settings(&self) -> Result<Vec<Setting>> {
         let mut settings = Settings { root: &self.root, found: Vec::new() };
-        settings.push("store.backend".to_owned(), self.store.backend.clone());
-        settings.push("store.auto_schema".to_owned(), self.auto_schema().to_string());
+        settings.push("store.backend", self.store.backend.clone());
+        settings.push("store.auto_schema", self.auto_schema().to_string());
         settings.port(&self.store)?;
-        settings.push("bus.backend".to_owned(), self.bus.backend.clone());
-        settings.push("bus.codec".to_owned(), self.bus.known.codec.to_string());
+        settings.push("bus.backend", self.bus.backend.clone());
+        settings.push("bus.codec", self.bus.known.codec.to_string());
         settings.port(&self.bus)?;
         if let Some(topics) = node_at(&self.root, &["bus", "topics"]) {
             settings.of_tree("bus.topics", topics, false);
@@ -55,9 +55,9 @@ struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    fn push(&mut self, key: String, value: String) {
+    fn push(&mut self, key: &str, value: String) {
         let keys: Vec<&str> = key.split('.').collect();
-        self.push_at(&keys, key.clone(), value);
+        self.push_at(&keys, key.to_owned(), value);
     }
 
     fn push_at(&mut self, keys: &[&str], key: String, value: String) {

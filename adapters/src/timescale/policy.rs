@@ -147,13 +147,11 @@ impl Layout {
         let series = || table.series().iter().map(|column| column.name.to_owned());
         let segment_by = configured.and_then(|layout| layout.segment_by.clone());
         let segment_by = segment_by.unwrap_or_else(|| series().collect());
-        let order_by = match configured.and_then(|layout| layout.order_by.as_ref()) {
-            Some(order) => order.iter().map(|entry| ordered_column(entry)).collect(),
-            None => {
-                let rest =
-                    series().filter(|column| !segment_by.contains(column)).map(|column| (column, false));
-                rest.chain(table.sort_key().iter().map(|column| (column.name.to_owned(), true))).collect()
-            }
+        let order_by = if let Some(order) = configured.and_then(|layout| layout.order_by.as_ref()) {
+            order.iter().map(|entry| ordered_column(entry)).collect()
+        } else {
+            let rest = series().filter(|column| !segment_by.contains(column)).map(|column| (column, false));
+            rest.chain(table.sort_key().iter().map(|column| (column.name.to_owned(), true))).collect()
         };
         Self { segment_by, order_by }
     }

@@ -410,21 +410,22 @@ async fn steps(connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> R
             // A writer must not leave rows in a table that is about to become a hypertable.
             let created =
                 steps.iter().position(|step| matches!(step.kind, StepKind::Table(name) if name == table));
-            match created {
-                Some(at) => steps.insert(at + 1, Step { joins_previous: true, ..step }),
-                None => {
-                    steps.push(Step { joins_previous, ..step });
-                    joins_previous = true;
-                }
+            if let Some(at) = created {
+                steps.insert(at + 1, Step { joins_previous: true, ..step });
+            } else {
+                steps.push(Step { joins_previous, ..step });
+                joins_previous = true;
             }
         }
     }
-    if is_new {
-        // No client sees an incomplete new schema.
-        steps.iter_mut().for_each(|step| step.joins_previous = true);
-    }
     let catalogs = series::steps(connection, config, &tables).await?;
     steps.extend(catalogs.into_iter().map(|(label, statements)| Step::new(label, statements)));
+    if is_new {
+        // No client sees an incomplete new schema.
+        for step in &mut steps {
+            step.joins_previous = true;
+        }
+    }
     Ok(steps)
 }
 

@@ -131,7 +131,7 @@ impl TimescaleStore {
     async fn change_schema(&self, scope: schema::Scope) -> Result<SchemaReport> {
         let Inner { connections, config, .. } = &*self.inner;
         connections
-            .until_closed(schema::ensure(connections, config, scope))
+            .until_closed(Box::pin(schema::ensure(connections, config, scope)))
             .await
             .map_err(|cause| cause.into_error(Operation::EnsureSchema))
     }

@@ -37,7 +37,7 @@ impl Folder {
         config
     }
 
-    fn test_store(&self, config: SqliteConfig) -> Result<TestStore> {
+    fn test_store(config: SqliteConfig) -> Result<TestStore> {
         let store = SqliteStore::open(config.clone())?;
         let (opened, path) = (store.clone(), config.path.clone());
         let cleanup = async move {
@@ -77,7 +77,7 @@ impl StoreFactory for Folder {
     }
 
     async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
-        self.test_store(self.config().with_datasets(datasets.clone()))
+        Self::test_store(self.config().with_datasets(datasets.clone()))
     }
 
     async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore> {
@@ -86,7 +86,7 @@ impl StoreFactory for Folder {
         store.ensure_schema().await?;
         store.close().await?;
         execute(&config.path, "PRAGMA user_version = 1000000").await;
-        self.test_store(config)
+        Self::test_store(config)
     }
 
     async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore> {

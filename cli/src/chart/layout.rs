@@ -125,9 +125,9 @@ pub(super) fn layout(picture: &Picture, (width, height): (u32, u32), gaps_only: 
     let size = (i32::try_from(width).unwrap_or(i32::MAX), i32::try_from(height).unwrap_or(i32::MAX));
     let mut layout = Layout { picture, size, left: MARGIN, right: size.0 - MARGIN, items: Vec::new() };
     if gaps_only {
-        layout.gaps()
+        layout.gaps();
     } else {
-        layout.chart()
+        layout.chart();
     }
     layout.items
 }

@@ -80,7 +80,7 @@ fn paint<B: DrawingBackend>(area: &DrawingArea<B, Shift>, items: &[Item]) -> Res
         }
         area.present()
     };
-    draw().map_err(|error| failed(error))
+    draw().map_err(failed)
 }
 
 fn rgb((red, green, blue): (u8, u8, u8)) -> RGBColor {
