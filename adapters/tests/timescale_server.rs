@@ -1006,12 +1006,12 @@ fn columnstore_trial(server: &Server) -> Trial {
         if !community {
             return Ok(Completion::ignored_with("the columnstore needs the Community edition"));
         }
-        run(Box::pin(columnstore(owned)))
+        run(columnstore(owned))
     })
 }
 
 async fn columnstore(server: Server) {
-    with_store(
+    Box::pin(with_store(
         &server,
         |config| config.max_batch = 400_000,
         async |store, _| {
@@ -1045,7 +1045,7 @@ async fn columnstore(server: Server) {
             store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
             assert!(stored(&store, "x:Y").await == batch[120_001..]);
         },
-    )
+    ))
     .await;
 }
 

@@ -247,12 +247,12 @@ async fn copy_writes_the_progress_at_most_once_a_second() {
     source.ensure_schema().await.unwrap();
     source.insert_ticks(&ticks(1_000, 9)).await.unwrap();
     let observer = Observer { path: path.clone(), seen: std::sync::Mutex::default() };
-    let observed = Arc::new(Layered::new(MemoryStore::default(), observer));
+    let target = Arc::new(Layered::new(MemoryStore::default(), observer));
     let plan = Plan { progress: Some(path.clone()), datasets: vec![PriceTick::DATASET], ..everything() };
-    let mut copy = Copy::new(Arc::new(source), observed.clone(), plan);
+    let mut copy = Copy::new(Arc::new(source), target.clone(), plan);
     copy.concurrency = 1;
     assert!(copy.run().await.unwrap().is_equal());
-    let seen = observed.layer().seen.lock().unwrap().clone();
+    let seen = target.layer().seen.lock().unwrap().clone();
     assert_eq!((seen.len(), seen[0]), (9, None), "{seen:?}");
     // The first page is saved, and then the pages of every full second.
     for pair in seen[1..].chunks(2) {
@@ -277,7 +277,7 @@ async fn copy_ends_at_the_time_of_its_first_run() {
     assert_eq!(stopped.run().await.unwrap(), Outcome::Interrupted);
     // A record after the first run belongs to no run of this copy.
     let first = ticks(1, 2).remove(0);
-    let later = Timestamp::now().checked_add(Duration::from_secs(60)).unwrap();
+    let later = Timestamp::now().checked_add(Duration::from_mins(1)).unwrap();
     let later = PriceTick::new(first.instrument().clone(), later, 1, first.price()).unwrap();
     source.insert_ticks(&[later]).await.unwrap();
     let Outcome::Done(compared) = copy().run().await.unwrap() else { panic!("interrupted") };
