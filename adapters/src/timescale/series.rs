@@ -437,7 +437,7 @@ mod tests {
     #[test]
     fn bounds_are_rounded_to_units_and_stay_in_the_domain() {
         let dataset = DatasetBounds { unit: 1_000, known: Mutex::default() };
-        let time = |micros| Timestamp::from_micros(micros).unwrap();
+        let time = |micros: i64| Timestamp::from_micros(1_700_000_000_000_000 + micros).unwrap();
         assert_eq!(dataset.round((time(1_999), time(2_000))), (time(1_000), time(2_999)));
         assert_eq!(dataset.round((Timestamp::MIN, Timestamp::MAX)), (Timestamp::MIN, Timestamp::MAX));
     }
