@@ -693,7 +693,7 @@ fn restricted_principal() -> Result<Completion, Failed> {
     broker.expect(&["topics"], &["other-team", "hidden"])?;
     allow("--cluster --operation Describe")?;
     broker.expect(&["lag"], &["modern", "hidden"])?;
-    broker.expect(&["check"], &["1 hidden", "9 in all, settings of 1 hidden"])?;
+    broker.expect(&["check"], &["1 hidden", "9 in all, settings of 1"])?;
     broker.expect(&replay, &["100 records stored"])?;
     // A group of the consumer protocol.
     allow("--group modern --operation Describe")?;
@@ -855,7 +855,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     let check = namespace.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();
-    if store.len() != 4 || store.iter().any(|line| line.contains("FAILED")) {
+    if store.len() != 5 || store.iter().any(|line| line.contains("FAILED")) {
         return Err(shown.into());
     }
     Ok(Completion::Completed)

@@ -175,7 +175,7 @@ async fn ensure_on(
     let mut attempts = 0;
     let mut busy_since = None;
     loop {
-        let attempt = match apply_next(connection, config, scope).await {
+        let attempt = match apply_next(connection, config, scope, &applied).await {
             Ok(Attempt::Outside(step)) => {
                 run_outside_transaction(&step, connection, (connections, config)).await
             }
@@ -230,6 +230,7 @@ async fn apply_next(
     connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
     scope: Scope,
+    applied: &[String],
 ) -> Result<Attempt, Cause> {
     let mut transaction = connection.begin().await?;
     if !begin_change(&mut transaction, config, SCHEMA_LOCK).await? {
@@ -237,6 +238,8 @@ async fn apply_next(
         return Ok(Attempt::Busy);
     }
     let mut missing = steps(&mut transaction, config).await?;
+    // A writer of an earlier version makes a completed series catalog incomplete again, as long as it runs.
+    missing.retain(|step| !applied.contains(&step.label));
     if missing.is_empty() {
         missing = settings(&mut transaction, config, |_| true, false).await?;
         if scope == Scope::Missing || missing.is_empty() {

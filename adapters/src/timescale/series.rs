@@ -23,12 +23,9 @@ use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _, SqlStr};
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::PgConnection;
 use super::error::Cause;
-use super::sql::RegisteredDataset;
+use super::sql::{MARKER, RegisteredDataset};
 use super::table::Table;
 use super::types::Pg;
-
-/// The beginning of every statement that writes records of cataloged series. The trigger ignores these statements.
-pub(super) const MARKER: &str = "/*qi:series*/ ";
 
 /// The maximum number of cached bounds of a dataset. A full cache is cleared.
 const MAX_CACHED_BOUNDS: usize = 200_000;

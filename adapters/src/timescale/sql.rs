@@ -7,8 +7,11 @@ use qi_core::record::{Dataset, SeriesType};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
 use super::repeats::SEGMENT_KEYS;
-use super::series::MARKER;
 use super::table::{Column, ColumnType, Table, join, names};
+
+/// The beginning of every statement that writes records of cataloged series. The trigger of the catalog ignores these
+/// statements.
+pub(super) const MARKER: &str = "/*qi:series*/ ";
 
 /// A registered dataset of a store.
 #[derive(Debug)]

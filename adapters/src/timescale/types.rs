@@ -4,10 +4,14 @@ use qi_core::domain::Provider;
 use qi_core::{Decimal, Exchange, Interval, Percent, Price, Quantity, Scope, Side, Symbol, Timestamp};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use super::wire::{self, PG_EPOCH_MICROS};
+
+// Types have the fixed OIDs of PostgreSQL. With a name, the driver would query the OID of an array's element between the
+// preparation and the execution of a statement, and an unnamed statement exists only until the next query.
 
 /// A wrapper that lets sqlx bind and read a value or a record of the domain.
 ///
@@ -46,12 +50,12 @@ macro_rules! numerics {
     ($($name:ty => |$units:ident| $make:expr;)*) => {$(
         impl Type<Postgres> for Pg<$name> {
             fn type_info() -> PgTypeInfo {
-                PgTypeInfo::with_name("numeric")
+                PgTypeInfo::with_oid(Oid(1700)) // numeric
             }
         }
         impl PgHasArrayType for Pg<$name> {
             fn array_type_info() -> PgTypeInfo {
-                PgTypeInfo::with_name("_numeric")
+                PgTypeInfo::with_oid(Oid(1231)) // _numeric
             }
         }
         impl Encode<'_, Postgres> for Pg<$name> {
@@ -81,7 +85,7 @@ macro_rules! texts {
     ($($name:ty: |$value:ident| $write:expr, |$text:ident| $read:expr;)*) => {$(
         impl Type<Postgres> for Pg<$name> {
             fn type_info() -> PgTypeInfo {
-                PgTypeInfo::with_name("text")
+                PgTypeInfo::with_oid(Oid(25)) // text
             }
             fn compatible(ty: &PgTypeInfo) -> bool {
                 <str as Type<Postgres>>::compatible(ty)
@@ -89,7 +93,7 @@ macro_rules! texts {
         }
         impl PgHasArrayType for Pg<$name> {
             fn array_type_info() -> PgTypeInfo {
-                PgTypeInfo::with_name("_text")
+                PgTypeInfo::with_oid(Oid(1009)) // _text
             }
         }
         impl Encode<'_, Postgres> for Pg<$name> {
@@ -119,13 +123,13 @@ texts! {
 
 impl Type<Postgres> for Pg<Timestamp> {
     fn type_info() -> PgTypeInfo {
-        PgTypeInfo::with_name("timestamptz")
+        PgTypeInfo::with_oid(Oid(1184)) // timestamptz
     }
 }
 
 impl PgHasArrayType for Pg<Timestamp> {
     fn array_type_info() -> PgTypeInfo {
-        PgTypeInfo::with_name("_timestamptz")
+        PgTypeInfo::with_oid(Oid(1185)) // _timestamptz
     }
 }
 
@@ -147,13 +151,13 @@ impl<'r> Decode<'r, Postgres> for Pg<Timestamp> {
 
 impl Type<Postgres> for Pg<u64> {
     fn type_info() -> PgTypeInfo {
-        PgTypeInfo::with_name("int8")
+        PgTypeInfo::with_oid(Oid(20)) // int8
     }
 }
 
 impl PgHasArrayType for Pg<u64> {
     fn array_type_info() -> PgTypeInfo {
-        PgTypeInfo::with_name("_int8")
+        PgTypeInfo::with_oid(Oid(1016)) // _int8
     }
 }
 
