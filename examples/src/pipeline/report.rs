@@ -106,7 +106,8 @@ impl Summary {
             ]);
         }
         for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right).set_padding((1, 0));
+            column.set_cell_alignment(CellAlignment::Right);
+            column.set_padding((1, 0));
         }
         let Self { published, stored, resent, dead_letters, bad_lines, seconds, per_second, .. } = self;
         format!(
