@@ -115,8 +115,13 @@ pub fn run_with(backends: Backends, datasets: &Datasets) -> ExitCode {
         Err(error) => error.exit(),
     };
     if let Command::Completions { shell } = options.command {
-        clap_complete::generate(shell, &mut Options::command(), "qi", &mut io::stdout());
-        return ExitCode::SUCCESS;
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Options::command(), "qi", &mut script);
+        // A reader that needs only the beginning closes the pipe.
+        return match io::stdout().write_all(&script) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(FAILED),
+            _ => ExitCode::SUCCESS,
+        };
     }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into());
     // A program that has its own subscriber keeps it.

@@ -8,8 +8,8 @@ use qi_core::Datasets;
 use qi_core::bus::{GroupInfo, GroupQuery, GroupState, TopicCatalogue};
 use qi_core::store::{DeleteQuery, SeriesRequest};
 use qi_core::{
-    Clock as _, Error, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result, Selection,
-    SystemClock, TimeRange,
+    Clock as _, Error, ErrorKind, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result,
+    Selection, SystemClock, TimeRange,
 };
 
 use crate::output::{Listing, maybe, text};
@@ -85,7 +85,7 @@ impl Findings {
         }
         let failed = found.into_iter().find_map(Result::err);
         let hint = |error: Error| match error.kind() {
-            qi_core::ErrorKind::SchemaMismatch => {
+            ErrorKind::SchemaMismatch => {
                 format!("`qi migrate` creates the schema, which is missing or incomplete: {}", error.report())
             }
             _ => error.report(),
@@ -95,11 +95,17 @@ impl Findings {
         if complete {
             // A difference is no failure: another version of a service may have other settings.
             let settings = match store.plan_schema().await {
-                Ok(statements) if statements.is_empty() => None,
-                Ok(statements) => Some(format!("differ; `qi migrate` would run: {}", statements.join("; "))),
-                Err(error) => Some(error.report()),
+                Ok(statements) if statements.is_empty() => Ok(None),
+                Ok(statements) => {
+                    Ok(Some(format!("differ; `qi migrate` would run: {}", statements.join("; "))))
+                }
+                // The principal may lack the right to read the settings, and a store may have no plan.
+                Err(error) if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unsupported) => {
+                    Ok(Some(error.report()))
+                }
+                Err(error) => Err(error.report()),
             };
-            self.push(target, "schema settings", Ok(settings));
+            self.push(target, "schema settings", settings);
         }
         true
     }
