@@ -66,7 +66,7 @@ where
     Pg<T>: for<'q> Encode<'q, Postgres> + for<'r> Decode<'r, Postgres> + Type<Postgres> + Send + Unpin,
 {
     // Prepared statements are cached by their text, so every type needs a different text.
-    let sql = AssertSqlSafe(format!("SELECT $1 AS \"{}\"", Pg::<T>::type_info()));
+    let sql = AssertSqlSafe(format!("SELECT $1 /* {} */", std::any::type_name::<T>()));
     let Pg(back): Pg<T> =
         sqlx::query_scalar(sql).bind(Pg(value.clone())).fetch_one(store.pool()).await.unwrap();
     assert_eq!(back, value);
