@@ -4,10 +4,9 @@ mod clickhouse_rig;
 mod servers;
 
 use clickhouse_rig::Server;
-use qi_testkit::store::contract::{Suite, Wrapper};
-use servers::with_long_tests;
+use qi_testkit::store::contract::Suite;
+use servers::with_contract;
 
 fn main() {
-    let wrappers = with_long_tests([Wrapper::PLAIN, Wrapper::FULL_STACK_OVER_CHAOS], [Wrapper::FULL_STACK]);
-    Suite::new().on(Server::clickhouse(), wrappers).at_once(4).main();
+    with_contract(Suite::new(), Server::clickhouse()).at_once(4).main();
 }

@@ -5,13 +5,11 @@
 mod servers;
 mod timescale_rig;
 
-use qi_testkit::store::contract::{Suite, Wrapper};
-use servers::with_long_tests;
+use qi_testkit::store::contract::Suite;
+use servers::with_contract;
 use timescale_rig::Server;
 
 fn main() {
-    let wrappers =
-        || with_long_tests([Wrapper::PLAIN, Wrapper::FULL_STACK_OVER_CHAOS], [Wrapper::FULL_STACK]);
-    let suite = Suite::new().on(Server::timescale(), wrappers()).on(Server::postgres(), wrappers());
-    suite.at_once(4).main();
+    let suite = with_contract(Suite::new(), Server::timescale());
+    with_contract(suite, Server::postgres()).at_once(4).main();
 }

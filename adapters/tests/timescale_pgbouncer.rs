@@ -15,7 +15,7 @@ use qi_adapters::config::Pooler;
 use qi_adapters::timescale::TimescaleStore;
 use qi_core::{ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, Timestamp};
 use qi_testkit::store::contract::{Suite, Wrapper};
-use servers::{namespace, trial, with_long_tests};
+use servers::{namespace, runs_long_tests, trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use timescale_rig::{Server, drop_schema};
 
@@ -34,14 +34,12 @@ fn main() -> ExitCode {
         let (server, pgbouncer) = server.behind_pgbouncer(pooler);
         pgbouncers.extend(pgbouncer);
         let wrapper = Wrapper { name, ..Wrapper::PLAIN };
-        let wrappers = match (pooler, server.hypertables()) {
-            // A subset of `TransactionPrepared` on the same server.
-            (Pooler::Transaction, true) => vec![],
-            // Other suites cover the difference between the servers.
-            (Pooler::Session, true) => with_long_tests([], [wrapper]),
-            _ => vec![wrapper],
+        suite = match (pooler, server.hypertables()) {
+            _ if runs_long_tests() => suite.on(server.clone(), [wrapper]),
+            // A subset of `TransactionPrepared` on the same server, and of `Session` on the other server.
+            (Pooler::Transaction | Pooler::Session, true) => suite,
+            _ => suite.on_representative(server.clone(), [wrapper]),
         };
-        suite = suite.on(server.clone(), wrappers);
         if pooler == Pooler::Transaction && !server.hypertables() {
             trials.push(trial(&server, "transaction/a_wrong_pool_mode_is_a_configuration_error", wrong_mode));
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use libtest_mimic::{Completion, Failed, Trial};
 use qi_testkit::presence;
+use qi_testkit::store::contract::{StoreFactory, Suite, Wrapper};
 
 /// Returns a name that no other trial has, in this run or in any other run.
 pub(crate) fn namespace() -> String {
@@ -18,13 +19,29 @@ pub(crate) fn namespace() -> String {
     format!("t_{}_{}_{next}", std::process::id(), started.as_micros())
 }
 
-/// Returns `short`, and `long` too if the environment sets `QI_LONG_TESTS=1`.
+/// Returns whether the environment sets `QI_LONG_TESTS=1`.
+pub(crate) fn runs_long_tests() -> bool {
+    std::env::var("QI_LONG_TESTS").is_ok_and(|value| value == "1")
+}
+
+/// Returns `short`, and `long` too with `QI_LONG_TESTS=1`.
 pub(crate) fn with_long_tests<T>(short: impl Into<Vec<T>>, long: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut all = short.into();
-    if std::env::var("QI_LONG_TESTS").is_ok_and(|value| value == "1") {
+    if runs_long_tests() {
         all.extend(long);
     }
     all
+}
+
+/// Adds the contract of a store: plain on all datasets, and in the full stack over faults on representative datasets.
+/// With `QI_LONG_TESTS=1`, it runs on all datasets in both, and in the full stack without faults.
+pub(crate) fn with_contract(suite: Suite, factory: impl StoreFactory + Clone) -> Suite {
+    let suite = suite.on(factory.clone(), [Wrapper::PLAIN]);
+    if runs_long_tests() {
+        suite.on(factory, [Wrapper::FULL_STACK, Wrapper::FULL_STACK_OVER_CHAOS])
+    } else {
+        suite.on_representative(factory, [Wrapper::FULL_STACK_OVER_CHAOS])
+    }
 }
 
 /// A kind of server that the tests run on.

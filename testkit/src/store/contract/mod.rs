@@ -89,6 +89,13 @@ impl StoreCheck {
         needed.fold(Datasets::none(), |some, dataset| some.with_dataset(dataset).expect("a name of its own"))
     }
 
+    /// Returns the check with the functions of these datasets, and those for specific datasets.
+    fn on(&self, names: &[&str]) -> Self {
+        let mut check = self.clone();
+        check.runs.retain(|(of, _)| of.is_none_or(|name| names.contains(&name)));
+        check
+    }
+
     /// Runs the check on each of its datasets.
     async fn run(&self, context: &TestContext) -> CheckResult {
         for (dataset, run) in &self.runs {

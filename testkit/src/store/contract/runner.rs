@@ -39,11 +39,14 @@ impl Wrapper {
     }
 }
 
+/// Datasets that together have every form of a key and every type of column.
+const REPRESENTATIVE: [&str; 4] = ["ticks", "bars", "everything", "named_signals"];
+
 /// The trials of the complete contract, by implementation.
 #[derive(Debug)]
 pub struct Suite {
     checks: Checks,
-    implementations: Vec<(Arc<dyn StoreFactory>, Wrapper)>,
+    implementations: Vec<(Arc<dyn StoreFactory>, Wrapper, Option<&'static [&'static str]>)>,
     trials: Vec<Trial>,
     at_once: Option<usize>,
 }
@@ -62,13 +65,35 @@ impl Suite {
 
     /// Adds every check on an implementation in each wrapper: `memory/plain/write::last_write_wins`.
     #[must_use]
-    pub fn on(mut self, factory: impl StoreFactory, wrappers: impl IntoIterator<Item = Wrapper>) -> Self {
+    pub fn on(self, factory: impl StoreFactory, wrappers: impl IntoIterator<Item = Wrapper>) -> Self {
+        self.add(factory, wrappers, None)
+    }
+
+    /// Adds every check as [`on`](Self::on), but runs a check of all datasets only on those of `PriceTick`, `Bar`,
+    /// [`Everything`](super::Everything) and [`NamedSignal`](super::NamedSignal), which together have every form of a
+    /// key and every type of column. It is for a second wrapper on a server, where all datasets take minutes.
+    #[must_use]
+    pub fn on_representative(
+        self,
+        factory: impl StoreFactory,
+        wrappers: impl IntoIterator<Item = Wrapper>,
+    ) -> Self {
+        self.add(factory, wrappers, Some(&REPRESENTATIVE))
+    }
+
+    fn add(
+        mut self,
+        factory: impl StoreFactory,
+        wrappers: impl IntoIterator<Item = Wrapper>,
+        only: Option<&'static [&'static str]>,
+    ) -> Self {
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
-        self.implementations.extend(wrappers.into_iter().map(|wrapper| (factory.clone(), wrapper)));
+        let added = wrappers.into_iter().map(|wrapper| (factory.clone(), wrapper, only));
+        self.implementations.extend(added);
         self
     }
 
-    /// Adds the records `D` to every check.
+    /// Adds the records `D` to every check of [`on`](Self::on).
     ///
     /// # Panics
     /// Panics like [`Checks::with`].
@@ -95,11 +120,12 @@ impl Suite {
     /// Returns the trials for a custom runner.
     pub fn trials(self) -> Vec<Trial> {
         let mut trials = Vec::new();
-        for (factory, wrapper) in self.implementations {
+        for (factory, wrapper, only) in self.implementations {
             let absent = factory.absent();
             for check in self.checks.iter() {
                 let name = format!("{}/{}/{}", factory.name(), wrapper.name, check.name);
-                let (check, run, datasets) = (check.clone(), factory.clone(), self.checks.datasets().clone());
+                let check = only.map_or_else(|| check.clone(), |names| check.on(names));
+                let (run, datasets) = (factory.clone(), self.checks.datasets().clone());
                 trials.push(presence::trial(name, factory.name(), absent.clone(), move || {
                     run_trial(&check, run, wrapper, &datasets)
                 }));
@@ -159,4 +185,20 @@ pub async fn run_check(
     };
     let cleaned = context.clean_up().await.map_err(|e| Failure::from(e).within("cleanup failed"));
     outcome.and(cleaned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_check_runs_on_a_representative_dataset() {
+        let checks = Checks::standard();
+        for name in REPRESENTATIVE {
+            assert!(checks.datasets().get(name).is_some(), "{name}");
+        }
+        for check in checks.iter() {
+            assert!(!check.on(&REPRESENTATIVE).runs.is_empty(), "{}", check.name);
+        }
+    }
 }
