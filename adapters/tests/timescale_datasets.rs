@@ -2,19 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod declared;
 mod servers;
 mod timescale_rig;
 
 use std::time::Duration;
 
+use declared::{Everything, Heartbeat, Signal, decimal, everything, level, time};
 use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{Pg, TimescaleConfig, TimescaleStore};
 use qi_core::Datasets;
 use qi_core::record::{
-    Column, ColumnType, Dataset, Description, Enumeration, Level, Levels, Owner, Row, SeriesKey, SeriesType,
-    Text, Value,
+    Column, ColumnType, Dataset, Description, Enumeration, Levels, Owner, Row, SeriesKey, SeriesType, Text,
+    Value,
 };
 use qi_core::store::{
     DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery, RangeRequest, Retention, SeriesRequest,
@@ -24,7 +26,6 @@ use qi_core::{
     Decimal, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Record, Scope, Selection,
     Side, TimeRange, Timestamp,
 };
-use serde::{Deserialize, Serialize};
 use servers::{namespace, trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use timescale_rig::{Server, drop_schema};
@@ -51,115 +52,6 @@ fn main() {
         chunks_and_ages,
     ));
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Enumeration)]
-#[serde(rename_all = "snake_case")]
-enum Mood {
-    Calm,
-    Wild,
-}
-
-/// Every column type, required and optional. Some names are SQL keywords, or aliases in the adapter's statements.
-#[derive(Debug, Clone, PartialEq, Record)]
-#[record(name = "order")]
-struct Everything {
-    #[series]
-    instrument: Instrument,
-    #[time]
-    time: Timestamp,
-    #[seq]
-    n: u64,
-    select: Decimal,
-    key: u64,
-    t: i64,
-    x: bool,
-    user: Text<40>,
-    mood: Mood,
-    at: Timestamp,
-    every: Interval,
-    bids: Levels<3>,
-    asks: Levels<50>,
-    a: Option<Decimal>,
-    b: Option<u64>,
-    c: Option<i64>,
-    d: Option<bool>,
-    e: Option<Text<40>>,
-    f: Option<Mood>,
-    g: Option<Timestamp>,
-    h: Option<Interval>,
-}
-
-/// A series that consists of a name and an interval.
-#[derive(Debug, Clone, PartialEq, Record)]
-#[record(name = "signals")]
-struct Signal {
-    #[series]
-    strategy: Text<32>,
-    #[interval]
-    interval: Interval,
-    #[time]
-    open_time: Timestamp,
-    score: Decimal,
-}
-
-/// A record without values, which consists of its key.
-#[derive(Debug, Clone, PartialEq, Record)]
-#[record(name = "heartbeats")]
-struct Heartbeat {
-    #[series]
-    process: Text<32>,
-    #[time]
-    ts: Timestamp,
-    #[seq]
-    seq: u64,
-}
-
-fn time(secs: u64) -> Timestamp {
-    Timestamp::from_secs(1_700_000_000).unwrap().checked_add(Duration::from_secs(secs)).unwrap()
-}
-
-fn decimal(text: &str) -> Decimal {
-    text.parse().unwrap()
-}
-
-fn level(price: &str, quantity: &str) -> Level {
-    Level { price: price.parse().unwrap(), quantity: quantity.parse().unwrap() }
-}
-
-const MAX_DECIMAL: &str = "99999999999999999999.999999999999999999";
-const MIN_DECIMAL: &str = "-99999999999999999999.999999999999999999";
-
-fn everything(n: u64) -> Everything {
-    let odd = n % 2 == 1;
-    Everything {
-        instrument: "x:Y".parse().unwrap(),
-        time: time(n / 3 * 86_400),
-        n,
-        select: decimal(if odd { MAX_DECIMAL } else { "-0.000000000000000001" }),
-        key: if odd { i64::MAX.cast_unsigned() } else { n },
-        t: if odd { i64::MIN } else { i64::MAX },
-        x: odd,
-        user: (if odd { "a 'quoted' \\ {\"text\"}, ü" } else { "" }).parse().unwrap(),
-        mood: if odd { Mood::Wild } else { Mood::Calm },
-        at: if odd { Timestamp::MIN } else { Timestamp::MAX },
-        every: if odd { Interval::M1 } else { Interval::W1 },
-        bids: Levels::new(if odd {
-            vec![]
-        } else {
-            vec![level(MAX_DECIMAL, "0"), level("1.50", MAX_DECIMAL)]
-        })
-        .unwrap(),
-        asks: Levels::new(vec![level("0.000000000000000001", "2"); 50]).unwrap(),
-        a: odd.then(|| decimal(MIN_DECIMAL)),
-        b: odd.then_some(0),
-        c: odd.then_some(-1),
-        d: odd.then_some(false),
-        e: odd.then(|| "NULL".parse().unwrap()),
-        f: odd.then_some(Mood::Calm),
-        g: odd.then(|| time(n)),
-        h: odd.then_some(Interval::D1),
-    }
 }
 
 /// Runs a check with a store of these datasets and its schema, which is dropped at the end.
