@@ -54,7 +54,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Reads a secret from a file, without the line break at its end.
+    /// Reads a secret from a file, without the line breaks at its end, like a shell.
     #[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
     pub(super) fn secret(&self, key: &str, file: &Path) -> Result<SecretString> {
         const MAX_BYTES: u64 = 65_536;
@@ -63,8 +63,7 @@ impl Rules {
         if let Err(error) = read {
             return Err(self.refuse(key, file.display(), "cannot be read").with_source(error));
         }
-        let secret = text.strip_suffix('\n').unwrap_or(&text);
-        let secret = secret.strip_suffix('\r').unwrap_or(secret);
+        let secret = text.trim_end_matches(['\n', '\r']);
         if secret.is_empty() || text.len() as u64 > MAX_BYTES {
             let rule = format_args!("must contain 1 to {MAX_BYTES} bytes of text");
             return Err(self.refuse(key, file.display(), rule));

@@ -32,6 +32,19 @@ pub struct Plan {
     pub size: (u32, u32),
 }
 
+impl Plan {
+    /// Checks the name of the file.
+    ///
+    /// # Errors
+    /// `Config` for a file name without the extension `svg` or `png`.
+    pub(crate) fn check(&self) -> Result<()> {
+        encoding(&self.out).map(drop)
+    }
+}
+
+/// The code of the error without bars.
+pub(crate) const EMPTY: &str = "chart.empty";
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Encoding {
     Svg,
@@ -93,7 +106,7 @@ fn picture(plan: &Plan, bars: &[Bar]) -> Result<Picture> {
     };
     let (Some(first), Some(last)) = (bars.first(), bars.last()) else {
         let message = format!("there are no bars of {interval} in {range}");
-        return Err(error(ErrorKind::NotFound, "chart.empty", message));
+        return Err(error(ErrorKind::NotFound, EMPTY, message));
     };
     if bars.len() > MAX_BARS {
         let message = format!("more than {MAX_BARS} bars: choose a longer interval or a shorter range");
