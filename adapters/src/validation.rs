@@ -80,3 +80,25 @@ impl Rules {
             .with_context("value", value)
     }
 }
+
+#[cfg(all(test, any(feature = "clickhouse", feature = "redpanda", feature = "timescale")))]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[test]
+    fn line_breaks_at_the_end_of_a_secret_are_ignored() {
+        let rules = Rules { section: "store.x", code: "store.x.config", backend: "x" };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let secret = |content: &str| {
+            std::fs::write(file.path(), content).unwrap();
+            rules.secret("password_file", file.path()).map(|secret| secret.expose_secret().to_owned())
+        };
+        for content in ["hunter2", "hunter2\n", "hunter2\r\n", "hunter2\n\n", "hunter2\r\n\r\n"] {
+            assert_eq!(secret(content).unwrap(), "hunter2", "{content:?}");
+        }
+        assert_eq!(secret(" a\nb \n").unwrap(), " a\nb ");
+        assert!(secret("\n\n").is_err());
+    }
+}

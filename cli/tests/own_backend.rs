@@ -65,7 +65,7 @@ fn expect(arguments: &[&str], code: i32, words: &str) -> Result<(), Failed> {
 fn backend() -> Result<(), Failed> {
     expect(&["check"], 0, "store scratch")?;
     expect(&["config"], 0, "store.scratch.rows")?;
-    expect(&["--store", "scrtch", "check"], 1, "did you mean `scratch`")?;
+    expect(&["--store", "scrtch", "check"], 2, "did you mean `scratch`")?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("XBTEUR.csv");
     let import = |lines: &str, code, words| {

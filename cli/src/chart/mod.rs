@@ -61,7 +61,10 @@ pub async fn draw(store: &dyn PriceStore, plan: &Plan) -> Result<Listing> {
     let encoding = encoding(&plan.out)?;
     let query = plan.query.clone().with_limit(MAX_PAGE)?;
     let bars: Vec<Bar> = store.bar_stream(query, plan.source).take(MAX_BARS + 1).try_collect().await?;
-    let picture = picture(plan, &bars)?;
+    let mut picture = picture(plan, &bars)?;
+    if encoding == Encoding::Png {
+        picture.title = paint::in_font(&picture.title);
+    }
     let painted = {
         let picture = picture.clone();
         let (size, gaps_only) = (plan.size, plan.gaps_only);
