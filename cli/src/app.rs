@@ -127,7 +127,9 @@ pub fn run_with(backends: Backends, datasets: &Datasets) -> ExitCode {
     // A program that has its own subscriber keeps it.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()))
+        .with_ansi(
+            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        )
         .with_writer(io::stderr)
         .try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -158,9 +160,8 @@ pub fn run_with(backends: Backends, datasets: &Datasets) -> ExitCode {
 fn config_file(named: Option<&Path>) -> Option<PathBuf> {
     let variable = || std::env::var_os("QI_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
     // A file that cannot be read, such as a broken symbolic link, is an error and not an absent file.
-    let is_absent = |path: &PathBuf| {
-        path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    };
+    let is_absent =
+        |path: &PathBuf| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| !is_absent(path));
     named.map(Path::to_owned).or_else(variable).or_else(default)
 }
@@ -239,6 +240,7 @@ async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result
             Ok(problems.is_empty())
         }
         Command::Instruments { dataset, exchange, limit } => {
+            arguments::check_exchange(dataset, exchange.as_ref())?;
             let store = session.store().await?;
             show_part(query::instruments(&*store, dataset, exchange, more(limit)).await?, limit, format)?;
             Ok(true)
@@ -315,7 +317,9 @@ async fn migrate(session: &Session<'_>, dry_run: bool, format: Format) -> Result
     };
     show(&listing, format)?;
     if !dry_run && backend == MEMORY {
-        say(format_args!("the store is in the memory of this process, so its schema is lost; set store.backend"));
+        say(format_args!(
+            "the store is in the memory of this process, so its schema is lost; set store.backend"
+        ));
     }
     Ok(well)
 }
@@ -353,17 +357,17 @@ async fn draw(session: &Session<'_>, arguments: crate::arguments::ChartArguments
     let store = session.store().await?;
     let drawn = crate::chart::draw(&*store, &plan).await;
     if drawn.as_ref().is_err_and(|error| error.code() == crate::chart::EMPTY) && !stored {
-        hint_at_stored_bars(&*store, plan.query).await?;
+        hint_at_stored_bars(&*store, plan.query).await;
     }
     drawn
 }
 
-/// Names `--stored` if the stored dataset has bars of a query for derived bars.
-async fn hint_at_stored_bars(store: &dyn PriceStore, query: BarQuery) -> Result<()> {
-    if store.bar_stream(query.with_limit(1)?, BarSource::Stored).next().await.transpose()?.is_some() {
+/// Names `--stored` if the stored dataset has bars of a query for derived bars. Errors do not replace the answer.
+async fn hint_at_stored_bars(store: &dyn PriceStore, query: BarQuery) {
+    let Ok(query) = query.with_limit(1) else { return };
+    if let Some(Ok(_)) = store.bar_stream(query, BarSource::Stored).next().await {
         say(format_args!("there are stored bars; `--stored` shows them"));
     }
-    Ok(())
 }
 
 async fn dead_letters(session: &Session<'_>, command: Dlq, stop: &Stop, format: Format) -> Result<bool> {
@@ -454,7 +458,7 @@ async fn ask(session: &Session<'_>, query: Query, format: Format) -> Result<bool
             let store = session.store().await?;
             let bars = query::derived_bars(&*store, query.clone(), newest, more(limit)).await?;
             if bars.rows().is_empty() {
-                hint_at_stored_bars(&*store, query).await?;
+                hint_at_stored_bars(&*store, query).await;
             }
             return show_part(bars, limit, format);
         }
@@ -483,12 +487,7 @@ async fn ask(session: &Session<'_>, query: Query, format: Format) -> Result<bool
     show_part(query::records(&*store, series, range, newest, more(limit)).await?, limit, format)
 }
 
-async fn copy(
-    session: &Session<'_>,
-    arguments: CopyArguments,
-    stop: &Stop,
-    format: Format,
-) -> Result<bool> {
+async fn copy(session: &Session<'_>, arguments: CopyArguments, stop: &Stop, format: Format) -> Result<bool> {
     let CopyArguments { from, to, datasets, instruments, times, progress, concurrency, verify_only } =
         arguments;
     if from == to {
@@ -552,7 +551,8 @@ async fn replay(session: &Session<'_>, arguments: ReplayArguments, stop: &Stop) 
 /// Returns true if a message could not be decoded because its dataset needs `--all-datasets`.
 fn is_of_other_dataset(error: &Error, datasets: &Datasets) -> bool {
     let is_type = error.context_value("field") == Some(qi_core::bus::header::TYPE);
-    let named = Datasets::built_in().iter().find(|dataset| error.context_value("value") == Some(dataset.message()));
+    let named =
+        Datasets::built_in().iter().find(|dataset| error.context_value("value") == Some(dataset.message()));
     is_type && named.is_some_and(|dataset| datasets.get(dataset.name()).is_none())
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use qi_core::Datasets;
 use qi_core::bus::{DeadLetters, GroupId, SeekTo, TopicName};
-use qi_core::record::Dataset;
+use qi_core::record::{Dataset, SeriesType};
 use qi_core::{Error, ErrorKind, Exchange, Instrument, Interval, Result, TimeRange, Timestamp};
 
 use crate::dlq::Selection;
@@ -524,6 +524,19 @@ pub(crate) fn check_interval(dataset: Dataset, interval: Option<Interval>) -> Re
     };
     Err(Error::new(ErrorKind::Config, "cli.interval", "validate")
         .with_message(rule)
+        .with_context("dataset", dataset))
+}
+
+/// Checks that `--exchange` is set only for a dataset of instruments.
+///
+/// # Errors
+/// `Config` otherwise.
+pub(crate) fn check_exchange(dataset: Dataset, exchange: Option<&Exchange>) -> Result<()> {
+    if exchange.is_none() || dataset.series() == SeriesType::Instrument {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Config, "cli.exchange", "validate")
+        .with_message("--exchange must not be set for a dataset of names")
         .with_context("dataset", dataset))
 }
 

@@ -43,7 +43,6 @@ pub(crate) fn code(error: &Error) -> u8 {
     if is_usage(error) { USAGE } else { FAILED }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

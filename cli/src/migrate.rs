@@ -40,7 +40,9 @@ pub(crate) async fn hint(store: &dyn PriceStore, error: &Error, command: &str) -
         return Datasets::built_in().get(dataset).map(|_| ALL_DATASETS.to_owned());
     }
     if store.info().backend == MEMORY {
-        return Some("the store is in the memory of this process and empty at its start; set store.backend".to_owned());
+        return Some(
+            "the store is in the memory of this process and empty at its start; set store.backend".to_owned(),
+        );
     }
     // A database of another program, or of a newer version, has no plan.
     let statements = store.plan_schema().await.ok()?;

@@ -74,7 +74,9 @@ impl<'a> Session<'a> {
         let stores = self.stores.borrow().clone();
         for (backend, store) in stores {
             let is_origin = error.backend().is_none_or(|origin| origin == store.info().backend);
-            if is_origin && let Some(hint) = migrate::hint(&*store, error, &self.migrate_command(&backend)).await {
+            if is_origin
+                && let Some(hint) = migrate::hint(&*store, error, &self.migrate_command(&backend)).await
+            {
                 return Some(hint);
             }
         }
@@ -113,8 +115,7 @@ pub(crate) fn refuse_memory(backend: &str, consequence: &str) -> Result<()> {
     if backend != MEMORY {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Config, "cli.store.memory", "open")
-        .with_message(format_args!(
-            "the store is in the memory of this process, so {consequence}; set store.backend"
-        )))
+    Err(Error::new(ErrorKind::Config, "cli.store.memory", "open").with_message(format_args!(
+        "the store is in the memory of this process, so {consequence}; set store.backend"
+    )))
 }

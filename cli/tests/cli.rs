@@ -156,7 +156,6 @@ fn the_hint_names_the_command_that_creates_the_schema() {
     store.expect(&["query", "funding_rates", "x:Y"], 1, &[others]);
     store.expect(&["check", "--all-datasets"], 1, &[others]);
     store.expect(&["check"], 0, &[]);
-    store.expect(&["instruments", "--dataset", "snapshots", "--exchange", "x"], 2, &["exchange"]);
     store.expect(&["migrate", "--all-datasets"], 0, &[]);
     store.expect(&["query", "funding_rates", "x:Y"], 0, &[]);
 
@@ -197,7 +196,8 @@ fn stored_bars_are_named_if_there_are_no_ticks() {
     let store = Sqlite::new();
     let candles = "time,open,high,low,close,volume\n1700000040,1,2,1,2,5\n1700000100,2,3,2,3,5\n";
     let candles = store.file("candles.csv", candles);
-    let import = ["import", "--instrument", "x:Y", "--input-interval", "1m", "--input-format", "candles", &candles];
+    let import =
+        ["import", "--instrument", "x:Y", "--input-interval", "1m", "--input-format", "candles", &candles];
     store.expect(&import, 0, &["2"]);
     let out = store.path("a.svg");
     let chart = ["chart", "x:Y", "--interval", "1m", "--out", &out];
@@ -259,7 +259,9 @@ fn a_broken_link_is_not_an_absent_configuration() {
 
 #[test]
 fn help_fits_100_columns() {
-    for arguments in [&["--help"][..], &["import", "--help"], &["export", "--help"], &["query", "bars", "--help"]] {
+    for arguments in
+        [&["--help"][..], &["import", "--help"], &["export", "--help"], &["query", "bars", "--help"]]
+    {
         let out = run_with(arguments, &[("COLUMNS", "250")]);
         let shown = text(&out.stdout);
         let longest = shown.lines().max_by_key(|line| line.chars().count()).unwrap();
@@ -334,6 +336,7 @@ fn invalid_usage_and_configuration_exit_with_code_2() {
         (vec!["query", "latest", "--interval", "1m"], "--interval must not be set"),
         (vec!["query", "records", "bars", "x:Y"], "--interval is required"),
         (vec!["query", "latest", "nonsense"], "EXCHANGE:SYMBOL"),
+        (vec!["instruments", "--dataset", "snapshots", "--exchange", "x"], "--exchange must not be set"),
         (vec!["import", "/does/not/exist.csv"], "/does/not/exist.csv"),
         (vec!["chart", "x:Y", "--out", "a.jpg", "--store", "timescale"], "must end with .svg or .png"),
     ] {

@@ -48,8 +48,8 @@ impl de::Error for Failure {
         Self::custom(format_args!("must be {}; this {} is not", plain_words(expected), type_name(&found)))
     }
 
-    fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Self {
-        Self::custom(format_args!("must be one of {}", expected.join(", ")))
+    fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
+        Self::custom(format_args!("must be one of {}, not {found}", expected.join(", ")))
     }
 
     fn missing_field(field: &'static str) -> Self {

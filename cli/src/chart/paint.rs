@@ -38,7 +38,8 @@ pub(super) fn in_font(text: &str) -> String {
 /// Returns the width of a text in pixels, with room for the font of a viewer of SVG files.
 pub(super) fn text_width(text: &str, size: i32) -> i32 {
     // The viewer of an SVG file has another font for the other characters.
-    let known: String = text.chars().map(|character| if is_in_font(character) { character } else { 'M' }).collect();
+    let known: String =
+        text.chars().map(|character| if is_in_font(character) { character } else { 'M' }).collect();
     let measured = if *HAS_FONT { (FAMILY, size).into_font().box_size(&known).ok() } else { None };
     let width = measured.map_or_else(
         || size * i32::try_from(text.chars().count()).unwrap_or(i32::MAX / 100) * 2 / 3,
