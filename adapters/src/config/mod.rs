@@ -326,13 +326,13 @@ impl ConfigBuilder {
         environment::overlay(&mut root, variables, &non_utf8)?;
         renamed::check(&root)?;
         let located = root.clone();
-        Self::read(root, backends, datasets, propagator).map_err(|error| located.with_origin(error))
+        Self::read(root, backends, &datasets, propagator).map_err(|error| located.with_origin(error))
     }
 
     fn read(
         root: Node,
         backends: Backends,
-        datasets: Datasets,
+        datasets: &Datasets,
         propagator: Arc<dyn Propagator>,
     ) -> Result<Config> {
         let mut sections = root.clone().into_table("")?;
@@ -342,8 +342,8 @@ impl ConfigBuilder {
             return Err(tree::unknown_key("", &key, node.origin(), ["store", "bus"].into_iter()));
         }
         let config = Config {
-            store: Port::read("store", store, &backends.store_names(), &datasets)?,
-            bus: Port::read("bus", bus, &backends.bus_names(), &datasets)?,
+            store: Port::read("store", store, &backends.store_names(), datasets)?,
+            bus: Port::read("bus", bus, &backends.bus_names(), datasets)?,
             backends,
             propagator,
             root,
