@@ -221,6 +221,18 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_rejects_the_file_is_unauthorized_with_the_rule() {
+        for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::ReadOnlyFilesystem] {
+            let error = Cause::Sql(sqlx::Error::Io(kind.into())).into_error(Operation::EnsureSchema);
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Unauthorized, "store.sqlite.permission"));
+            assert!(!error.retry().is_retryable(), "{error}");
+            assert!(error.message().unwrap().contains("write the file and its folder"), "{error}");
+        }
+        let error = error(1_544, "attempt to write a readonly database");
+        assert!(error.message().unwrap().contains("write the file and its folder"), "{error}");
+    }
+
+    #[test]
     fn codes_are_unique() {
         let names: std::collections::BTreeSet<_> = CODES.iter().map(|(.., name)| name).collect();
         assert_eq!(names.len(), CODES.len());
