@@ -54,7 +54,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Reads a secret from a file, without the line break at its end.
+    /// Reads a secret from a file, without the line breaks at its end, like a shell.
     #[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
     pub(super) fn secret(&self, key: &str, file: &Path) -> Result<SecretString> {
         const MAX_BYTES: u64 = 65_536;
@@ -63,8 +63,7 @@ impl Rules {
         if let Err(error) = read {
             return Err(self.refuse(key, file.display(), "cannot be read").with_source(error));
         }
-        let secret = text.strip_suffix('\n').unwrap_or(&text);
-        let secret = secret.strip_suffix('\r').unwrap_or(secret);
+        let secret = text.trim_end_matches(['\n', '\r']);
         if secret.is_empty() || text.len() as u64 > MAX_BYTES {
             let rule = format_args!("must contain 1 to {MAX_BYTES} bytes of text");
             return Err(self.refuse(key, file.display(), rule));
@@ -79,5 +78,27 @@ impl Rules {
             .with_backend(self.backend)
             .with_context("key", format_args!("{}.{key}", self.section))
             .with_context("value", value)
+    }
+}
+
+#[cfg(all(test, any(feature = "clickhouse", feature = "redpanda", feature = "timescale")))]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[test]
+    fn line_breaks_at_the_end_of_a_secret_are_ignored() {
+        let rules = Rules { section: "store.x", code: "store.x.config", backend: "x" };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let secret = |content: &str| {
+            std::fs::write(file.path(), content).unwrap();
+            rules.secret("password_file", file.path()).map(|secret| secret.expose_secret().to_owned())
+        };
+        for content in ["hunter2", "hunter2\n", "hunter2\r\n", "hunter2\n\n", "hunter2\r\n\r\n"] {
+            assert_eq!(secret(content).unwrap(), "hunter2", "{content:?}");
+        }
+        assert_eq!(secret(" a\nb \n").unwrap(), " a\nb ");
+        assert!(secret("\n\n").is_err());
     }
 }

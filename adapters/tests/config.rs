@@ -258,7 +258,7 @@ fn an_invalid_value_is_rejected_with_its_key_and_origin() {
         ("[store]\nmemory = 5", "store.memory"),
         ("[store.metrics]\nenabled = 1", "store.metrics.enabled"),
         ("[bus.topics.\"a b\"]\npartitions = 1", "bus.topics.a b"),
-        ("[bus.topics.x]\npartitions = 0", "bus.topics.x"),
+        ("[bus.topics.x]\npartitions = 0", "bus.topics.x.partitions"),
     ] {
         let error = refused(toml, NONE);
         assert!(error.context().any(|(k, v)| k == "key" && v == key), "{toml}: {error}");
@@ -825,6 +825,93 @@ async fn passwords_are_read_from_files() {
     std::fs::write(&path, file.replace("secret", "absent")).unwrap();
     let error = Config::builder().file(&path).build().unwrap().open_bus().await.unwrap_err();
     assert_eq!(error.context_value("key"), Some("bus.redpanda.sasl.password_file"), "{error}");
+}
+
+/// Errors that a check of bounds, an opened backend or a layer finds. Each has the full key and its origin.
+#[cfg(all(
+    feature = "memory",
+    feature = "timescale",
+    feature = "clickhouse",
+    feature = "redpanda",
+    feature = "sqlite"
+))]
+#[tokio::test]
+async fn every_invalid_setting_has_its_full_key_and_its_origin() {
+    for (file, key) in [
+        ("[store.memory]\nmax_rows = 0", "store.memory.max_rows"),
+        ("[store.memory.retention.ticks]\nmax_age = \"0s\"", "store.memory.retention.ticks.max_age"),
+        ("[store.timescale.pool]\nmax_connections = 0", "store.timescale.pool.max_connections"),
+        ("[store.postgres]\nchunks = { ticks = \"7d\" }", "store.postgres.chunks"),
+        ("[store.clickhouse.write]\npiece = 0", "store.clickhouse.write.piece"),
+        ("[store.sqlite]\nreaders = 0", "store.sqlite.readers"),
+        ("[store.retry]\nmax_attempts = 0", "store.retry.max_attempts"),
+        ("[bus.timeout]\ncall = \"0s\"", "bus.timeout.call"),
+        ("[bus.memory]\nmax_message_bytes = 0", "bus.memory.max_message_bytes"),
+        ("[bus.redpanda]\nclient_id = \"\"", "bus.redpanda.client_id"),
+        ("[bus.topics.x]\npartitions = 0", "bus.topics.x.partitions"),
+        ("[bus.redpanda.properties]\nlinger.ms = 5\n\"linger.ms\" = 6", "bus.redpanda.properties.linger.ms"),
+    ] {
+        let error = refused(file, NONE);
+        let found = (error.context_value("key"), error.context_value("origin"));
+        assert_eq!(found, (Some(key), Some("toml")), "{error}");
+    }
+    let variable = "QI__STORE__SQLITE__READERS";
+    let error = refused("[store.sqlite]\nreaders = 4", [(variable, "0")]);
+    assert_eq!(error.context_value("origin"), Some(variable), "{error}");
+    // The buffer has its default, which is too small for the configured message.
+    let error = refused("[bus.redpanda]\nmax_message_bytes = 100_000_000", NONE);
+    let found = (error.context_value("key"), error.context_value("origin"));
+    assert_eq!(found, (Some("bus.redpanda.buffer_bytes"), Some("default")), "{error}");
+    // Errors of the opened backends.
+    let config = build("[store.clickhouse]\nurl = \"http://\"", NONE).unwrap();
+    for (error, key, origin) in [
+        (config.open_store_without_schema("clickhouse").unwrap_err(), "store.clickhouse.url", "toml"),
+        (config.open_bus_as("redpanda").await.unwrap_err(), "bus.redpanda.brokers", "default"),
+    ] {
+        let found = (error.context_value("key"), error.context_value("origin"));
+        assert_eq!(found, (Some(key), Some(origin)), "{error}");
+    }
+}
+
+#[cfg(all(feature = "timescale", feature = "clickhouse", feature = "redpanda"))]
+#[test]
+fn a_wrong_type_is_named_in_plain_words() {
+    for (file, key, says) in [
+        (
+            "[bus.redpanda.properties]\nlinger.ms = [5]",
+            "bus.redpanda.properties.linger.ms",
+            "must be text, a number or a boolean, not list",
+        ),
+        (
+            "[store.clickhouse.settings]\nx = [5]",
+            "store.clickhouse.settings.x",
+            "must be text, a number or a boolean, not list",
+        ),
+        (
+            "[bus.topics.x.settings]\ny = [5]",
+            "bus.topics.x.settings.y",
+            "must be text, a number or a boolean, not list",
+        ),
+        ("[store.timescale]\nport = 70_000", "store.timescale.port", "must be an integer from 0 to 65535"),
+        (
+            "[store.timescale]\nport = [1]",
+            "store.timescale.port",
+            "must be an integer from 0 to 65535, not list",
+        ),
+        ("[store.timescale]\npassword_file = 7", "store.timescale.password_file", "must be a path as text"),
+        ("[store.retry]\nfactor = [1]", "store.retry.factor", "must be a number, not list"),
+        (
+            "[store.timescale]\nhypertables = \"maybe\"",
+            "store.timescale.hypertables",
+            "must be one of on, off, not maybe",
+        ),
+        ("[store.timescale]\npool = 7", "store.timescale.pool", "must be a section"),
+    ] {
+        let error = refused(file, NONE);
+        let found = (error.context_value("key"), error.context_value("origin"));
+        assert_eq!(found, (Some(key), Some("toml")), "{error}");
+        assert!(error.message().unwrap().contains(says), "{error}");
+    }
 }
 
 #[cfg(feature = "redpanda")]

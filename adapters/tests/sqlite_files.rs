@@ -321,7 +321,7 @@ fn a_path_is_relative_to_the_file_of_the_configuration() {
         ("[store.sqlite]\ncache_bytes = 5", "must lie from 1048576"),
         ("[store.sqlite]\nlock_timeout = \"2h\"", "must lie from 1ms to 1h"),
         ("[store.sqlite]\nmax_batch = 0", "must lie from 1 to 1000000"),
-        ("[store.sqlite]\nsynchronous = \"off\"", "unknown variant"),
+        ("[store.sqlite]\nsynchronous = \"off\"", "must be one of"),
         ("[store.sqlite]\npaht = \"x.db\"", "did you mean `store.sqlite.path`"),
         ("", "is required"),
     ] {

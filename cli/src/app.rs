@@ -1,7 +1,7 @@
 //! The program: reads the command line and the configuration, and executes the command.
 //!
 //! Exit codes: 0 success, 1 failure or difference or missing schema or topic, 2 wrong usage or configuration, 130 and
-//! 143 stopped by SIGINT and SIGTERM.
+//! 143 stopped by SIGINT and SIGTERM. The module `exit` has the codes of errors.
 
 use std::io::{self, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
+use futures::StreamExt as _;
 use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use qi_adapters::{Backends, Config};
 use qi_core::Datasets;
 use qi_core::record::{Owner, SeriesKey};
-use qi_core::store::{BarQuery, StatsQuery};
+use qi_core::store::{BarQuery, BarSource, StatsQuery};
 use qi_core::{
     Bar, BookSnapshot, Error, FundingRate, Liquidation, MarkPrice, MarketSnapshot, OpenInterest, PriceStore,
-    PriceTick, Quote, Result, ResultExt as _,
+    PriceStoreExt as _, PriceTick, Quote, Result, ResultExt as _,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,15 +32,14 @@ use crate::arguments::{
     self, Command, CopyArguments, Dlq, Groups, ImportArguments, InstrumentRange, Options, Part, Query,
     RedriveArguments, ReplayArguments, TailArguments, Topics,
 };
+use crate::exit::{FAILED, USAGE};
 use crate::output::{Format, Listing, printable, text};
-use crate::{Series, check, copy, dlq, groups, import, migrate, query, replay, tail, topics};
+use crate::session::{MEMORY, RECORDS_LOST, Session, refuse_memory};
+use crate::{Series, check, copy, dlq, exit, groups, import, migrate, query, replay, tail, topics};
 
-/// The backends of this process, which are empty at its start.
-const MEMORY: &str = "memory";
-const FAILED: u8 = 1;
-const USAGE: u8 = 2;
-/// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus.
-const DEFAULT_LOG: &str = "warn,librdkafka=error";
+/// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus. A slow statement is
+/// normal for a tool that reads complete stores.
+const DEFAULT_LOG: &str = "warn,librdkafka=error,sqlx::query=error";
 
 /// The configuration file of the current folder, which is read if no other file is named.
 const DEFAULT_FILE: &str = "qi.toml";
@@ -125,7 +125,13 @@ pub fn run_with(backends: Backends, datasets: &Datasets) -> ExitCode {
     }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into());
     // A program that has its own subscriber keeps it.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(
+            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        )
+        .with_writer(io::stderr)
+        .try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime.permanent("cli.runtime", "start") {
         Ok(runtime) => runtime,
@@ -138,7 +144,11 @@ pub fn run_with(backends: Backends, datasets: &Datasets) -> ExitCode {
         };
         let known = options.datasets(datasets);
         match builder.environment().backends(backends).datasets(known.clone()).build() {
-            Ok(config) => execute(options, &config, known).await,
+            Ok(config) => {
+                let has_others = known.iter().any(|dataset| datasets.position(dataset).is_err());
+                let session = Session::new(&config, options.store.as_deref(), known, has_others);
+                execute(options, &session).await
+            }
             Err(error) => fail(&error, USAGE),
         }
     });
@@ -149,83 +159,79 @@ pub fn run_with(backends: Backends, datasets: &Datasets) -> ExitCode {
 /// Returns the named file, or the file in `QI_CONFIG`, or `qi.toml` if it exists.
 fn config_file(named: Option<&Path>) -> Option<PathBuf> {
     let variable = || std::env::var_os("QI_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
+    // A file that cannot be read, such as a broken symbolic link, is an error and not an absent file.
+    let is_absent =
+        |path: &PathBuf| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| !is_absent(path));
     named.map(Path::to_owned).or_else(variable).or_else(default)
 }
 
-async fn execute(options: Options, config: &Config, datasets: Datasets) -> ExitCode {
+async fn execute(options: Options, session: &Session<'_>) -> ExitCode {
     let stop = Stop::default();
     if let Err(error) = stop.listen() {
         return fail(&error, FAILED);
     }
-    let work = perform(options, config, datasets, &stop);
+    let work = async {
+        let outcome = perform(options, session, &stop).await;
+        let remedy = match &outcome {
+            Err(error) => session.remedy(error).await,
+            Ok(_) => None,
+        };
+        // Also after an error, so that a store on the disk is complete.
+        (outcome, remedy, session.close().await)
+    };
     tokio::pin!(work);
-    let outcome = tokio::select! {
-        outcome = &mut work => outcome,
+    let (outcome, remedy, unclosed) = tokio::select! {
+        ended = &mut work => ended,
         // Copies, replays, imports and dead letter commands end in order. Other commands are dropped.
         () = stop.overdue() => return ExitCode::from(stop.code()),
     };
-    match outcome {
-        Ok(_) if stop.code() > 0 => ExitCode::from(stop.code()),
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(FAILED),
-        Err(error)
-            if error.kind() == qi_core::ErrorKind::Config
-                || [dlq::INVALID_TARGET, "archive.range", "archive.settings"].contains(&error.code()) =>
-        {
-            fail(&error, USAGE)
+    let code = match outcome {
+        Ok(_) if stop.code() > 0 => stop.code(),
+        Ok(true) if unclosed.is_empty() => 0,
+        Ok(_) => FAILED,
+        Err(error) => {
+            complain(&error);
+            exit::code(&error)
         }
-        Err(error) if error.kind() == qi_core::ErrorKind::SchemaMismatch => {
-            let code = fail(&error, FAILED);
-            say(format_args!("`qi migrate` creates the schema, which is missing or incomplete"));
-            code
-        }
-        Err(error) => fail(&error, FAILED),
+    };
+    if let Some(remedy) = remedy {
+        say(format_args!("{remedy}"));
     }
-}
-
-/// Opens a store without changing its schema, also with `auto_schema`. A store in the memory of this process has no
-/// schema of others.
-async fn open_store(config: &Config, backend: &str) -> Result<Arc<dyn PriceStore>> {
-    let store = config.open_store_without_schema(backend)?;
-    if config.auto_schema() && store.info().backend == MEMORY {
-        store.ensure_schema().await?;
-    }
-    Ok(store)
+    unclosed.iter().for_each(complain);
+    ExitCode::from(code)
 }
 
 /// Executes the command and returns true if it succeeded.
-async fn perform(options: Options, config: &Config, datasets: Datasets, stop: &Stop) -> Result<bool> {
-    let Options { config: _, store, all_datasets: _, format, command } = options;
-    let backend = store.unwrap_or_else(|| config.store_backend().to_owned());
-    let open_store = || open_store(config, &backend);
+async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result<bool> {
+    let Options { format, command, .. } = options;
     match command {
         Command::Config => {
-            show(&settings(config)?, format)?;
+            show(&settings(session.config)?, format)?;
             Ok(true)
         }
-        Command::Check { write } => check(config, &backend, (&datasets, write), format).await,
-        Command::Migrate { dry_run } => migrate(config, &backend, dry_run, format).await,
+        Command::Check { write } => check(session, write, format).await,
+        Command::Migrate { dry_run } => migrate(session, dry_run, format).await,
         Command::Topics { command: None } => {
-            show(&topics::topics(&*config.open_bus().await?).await?, format)?;
+            show(&topics::topics(&*session.bus().await?).await?, format)?;
             Ok(true)
         }
         Command::Topics { command: Some(Topics::Describe { topic, settings }) } => {
-            let topic = topics::find(&*config.open_bus().await?, &topic).await?;
+            let topic = topics::find(&*session.bus().await?, &topic).await?;
             let listing = if settings { topics::settings(&topic) } else { topics::partitions(&topic) };
             show(&listing, format)?;
             Ok(true)
         }
-        Command::Tail(arguments) => follow(&*config.open_bus().await?, arguments, stop, format).await,
+        Command::Tail(arguments) => follow(&*session.bus().await?, arguments, stop, format).await,
         Command::Groups(Groups::Reset { group, topic, to, dry_run }) => {
-            show(&groups::reset(&*config.open_bus().await?, &group, &topic, to, dry_run).await?, format)?;
+            show(&groups::reset(&*session.bus().await?, &group, &topic, to, dry_run).await?, format)?;
             if dry_run {
                 say(format_args!("dry run; nothing was committed"));
             }
             Ok(true)
         }
         Command::Lag { groups, partitions, max } => {
-            let found = topics::groups(&*config.open_bus().await?, groups.clone()).await?;
+            let found = topics::groups(&*session.bus().await?, groups.clone()).await?;
             show(&topics::lag_rows(&found, partitions), format)?;
             let problems = max.map_or_else(Vec::new, |max| topics::above(&found, &groups, max));
             for problem in &problems {
@@ -234,77 +240,72 @@ async fn perform(options: Options, config: &Config, datasets: Datasets, stop: &S
             Ok(problems.is_empty())
         }
         Command::Instruments { dataset, exchange, limit } => {
-            show(&query::instruments(&*open_store().await?, dataset, exchange, limit).await?, format)?;
+            arguments::check_exchange(dataset, exchange.as_ref())?;
+            let store = session.store().await?;
+            show_part(query::instruments(&*store, dataset, exchange, more(limit)).await?, limit, format)?;
             Ok(true)
         }
-        Command::Query(query) => {
-            show(&ask(&*open_store().await?, query).await?, format)?;
-            Ok(true)
-        }
+        Command::Query(query) => ask(session, query, format).await,
         #[cfg(feature = "chart")]
         Command::Chart(arguments) => {
-            let store = open_store().await?;
-            match stop.graceful.run_until_cancelled(draw(&*store, arguments)).await {
+            match stop.graceful.run_until_cancelled(draw(session, arguments)).await {
                 Some(drawn) => show(&drawn?, format).map(|()| true),
                 None => Ok(false),
             }
         }
-        Command::Copy(arguments) => copy(config, arguments, stop, format).await,
-        Command::Replay(arguments) => {
-            let (bus, store) = (config.open_bus().await?, open_store().await?);
-            replay(&*bus, &*store, (arguments, datasets), stop).await
-        }
+        Command::Copy(arguments) => copy(session, arguments, stop, format).await,
+        Command::Replay(arguments) => replay(session, arguments, stop).await,
         #[cfg(feature = "archive")]
-        Command::Export(arguments) => {
-            export(&*open_store().await?, (arguments, datasets), stop, format).await
-        }
+        Command::Export(arguments) => export(session, arguments, stop, format).await,
         Command::Import(arguments) => {
             #[cfg(feature = "archive")]
             if let Some(address) = archive_of(&arguments)? {
-                return import_archive(&*open_store().await?, (address, arguments), datasets, stop, format)
-                    .await;
+                return import_archive(session, (address, arguments), stop, format).await;
             }
             refuse_archive_options(&arguments)?;
             // The files are opened first: an error in them needs no server.
             let (files, plan) = open_files(arguments).await?;
-            import(open_store().await?, files, plan, stop, format).await
+            import(session.target(&session.backend).await?, files, plan, stop, format).await
         }
-        Command::Dlq(command) => dead_letters(&*config.open_bus().await?, command, stop, format).await,
+        Command::Dlq(command) => dead_letters(session, command, stop, format).await,
         Command::Completions { .. } => Ok(true),
     }
 }
 
-async fn check(
-    config: &Config,
-    backend: &str,
-    (datasets, write): (&Datasets, bool),
-    format: Format,
-) -> Result<bool> {
-    let mut findings = check::Findings::default();
-    let name = format!("store {backend}");
-    match open_store(config, backend).await {
+async fn check(session: &Session<'_>, write: bool, format: Format) -> Result<bool> {
+    let config = session.config;
+    let migrate = session.migrate_command(&session.backend);
+    let mut findings = check::Findings::default().with_migrate_command(migrate);
+    let name = format!("store {}", session.backend);
+    match session.store().await {
         Ok(store) => {
-            let answers = findings.store(&name, &store, datasets).await;
+            let answers = findings.store(&name, &store, &session.datasets).await;
             if write && answers {
                 findings.check_write(&name, &store).await;
             }
         }
+        Err(error) if exit::is_usage(&error) => return Err(error),
         Err(error) => findings.open_failed(&name, &error),
     }
     let name = format!("bus {}", config.bus_backend());
-    match config.open_bus().await {
+    match session.bus().await {
         Ok(bus) if bus.info().backend == MEMORY => findings.bus_in_memory(&name, &bus).await,
         Ok(bus) => findings.bus(&name, &bus, &config.catalogue()?).await,
+        Err(error) if exit::is_usage(&error) => return Err(error),
         Err(error) => findings.open_failed(&name, &error),
     }
     show(&findings.listing(), format)?;
     Ok(findings.passed())
 }
 
-async fn migrate(config: &Config, backend: &str, dry_run: bool, format: Format) -> Result<bool> {
+async fn migrate(session: &Session<'_>, dry_run: bool, format: Format) -> Result<bool> {
+    let (config, backend) = (session.config, session.backend.as_str());
+    if !dry_run && config.bus_backend() == MEMORY {
+        refuse_memory(backend, "its schema would be lost")?;
+    }
     let mut listing = migrate::listing();
-    let (store_name, store) = (format!("store {backend}"), config.open_store_without_schema(backend)?);
-    let (bus, catalogue) = (config.open_bus().await?, config.catalogue()?);
+    let (store_name, store) = (format!("store {backend}"), session.store().await?);
+    let (bus, catalogue) = (session.bus().await?, config.catalogue()?);
     let bus_name = format!("bus {}", config.bus_backend());
     let well = if dry_run {
         migrate::plan_store(&store_name, &*store, &mut listing).await?;
@@ -315,6 +316,11 @@ async fn migrate(config: &Config, backend: &str, dry_run: bool, format: Format) 
         migrate::bus(&bus_name, &*bus, &catalogue, &mut listing).await?
     };
     show(&listing, format)?;
+    if !dry_run && backend == MEMORY {
+        say(format_args!(
+            "the store is in the memory of this process, so its schema is lost; set store.backend"
+        ));
+    }
     Ok(well)
 }
 
@@ -341,41 +347,47 @@ async fn follow(
 }
 
 #[cfg(feature = "chart")]
-async fn draw(store: &dyn PriceStore, arguments: crate::arguments::ChartArguments) -> Result<Listing> {
+async fn draw(session: &Session<'_>, arguments: crate::arguments::ChartArguments) -> Result<Listing> {
     let crate::arguments::ChartArguments { instrument, interval, times, stored, gaps, out, width, height } =
         arguments;
-    let source = if stored { qi_core::store::BarSource::Stored } else { qi_core::store::BarSource::Derived };
-    let plan = crate::chart::Plan {
-        query: BarQuery::new(instrument, interval, times.range()?),
-        source,
-        gaps_only: gaps,
-        out,
-        size: (width, height),
-    };
-    crate::chart::draw(store, &plan).await
+    let source = if stored { BarSource::Stored } else { BarSource::Derived };
+    let query = BarQuery::new(instrument, interval, times.range()?);
+    let plan = crate::chart::Plan { query, source, gaps_only: gaps, out, size: (width, height) };
+    plan.check()?;
+    let store = session.store().await?;
+    let drawn = crate::chart::draw(&*store, &plan).await;
+    if drawn.as_ref().is_err_and(|error| error.code() == crate::chart::EMPTY) && !stored {
+        hint_at_stored_bars(&*store, plan.query).await;
+    }
+    drawn
 }
 
-async fn dead_letters(
-    bus: &dyn qi_core::MessageBus,
-    command: Dlq,
-    stop: &Stop,
-    format: Format,
-) -> Result<bool> {
+/// Names `--stored` if the stored dataset has bars of a query for derived bars. Errors do not replace the answer.
+async fn hint_at_stored_bars(store: &dyn PriceStore, query: BarQuery) {
+    let Ok(query) = query.with_limit(1) else { return };
+    if let Some(Ok(_)) = store.bar_stream(query, BarSource::Stored).next().await {
+        say(format_args!("there are stored bars; `--stored` shows them"));
+    }
+}
+
+async fn dead_letters(session: &Session<'_>, command: Dlq, stop: &Stop, format: Format) -> Result<bool> {
     let (unread, well) = match command {
         Dlq::List { source, selection } => {
-            let topic = source.optional_name()?;
-            let listed = dlq::list(bus, topic.as_ref(), &selection.into(), &stop.graceful).await?;
+            let (topic, selection) = (source.optional_name()?, selection.try_into()?);
+            let bus = session.bus().await?;
+            let listed = dlq::list(&*bus, topic.as_ref(), &selection, &stop.graceful).await?;
             show(&listed.listing(), format)?;
             (listed.unread, !listed.interrupted)
         }
         Dlq::Show { source, selection, limit, newest, full } => {
-            let view = dlq::View { limit, newest, full };
-            let shown = dlq::show(bus, &source.name()?, &selection.into(), view, &stop.graceful).await?;
+            let (topic, selection) = (source.name()?, selection.try_into()?);
+            let (bus, view) = (session.bus().await?, dlq::View { limit, newest, full });
+            let shown = dlq::show(&*bus, &topic, &selection, view, &stop.graceful).await?;
             show(&shown.listing(format), format)?;
             (shown.unread, !shown.interrupted)
         }
         Dlq::Redrive(arguments) => {
-            let redriven = redrive(bus, arguments, stop).await?;
+            let redriven = redrive(session, arguments, stop).await?;
             show(&redriven.listing(), format)?;
             let well = redriven.is_complete();
             (redriven.unread, well)
@@ -388,18 +400,19 @@ async fn dead_letters(
 }
 
 async fn redrive(
-    bus: &dyn qi_core::MessageBus,
+    session: &Session<'_>,
     arguments: RedriveArguments,
     stop: &Stop,
 ) -> Result<dlq::RedriveReport> {
     let RedriveArguments { source, selection, to, max_redrives, progress, dry_run } = arguments;
     let (topic, has_progress) = (source.name()?, progress.is_some());
-    let plan = dlq::Plan { topic, to, selection: selection.into(), max_redrives, progress, dry_run };
+    let plan = dlq::Plan { topic, to, selection: selection.try_into()?, max_redrives, progress, dry_run };
+    let bus = session.bus().await?;
     let published = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = published.clone();
     let bar = spinner("redriven", move || counter.load(Ordering::Relaxed));
     let progress = |messages| published.store(messages, Ordering::Relaxed);
-    let redriven = dlq::redrive(bus, &plan, &stop.graceful, progress).await;
+    let redriven = dlq::redrive(&*bus, &plan, &stop.graceful, progress).await;
     bar.finish_and_clear();
     let redriven = redriven?;
     for failure in &redriven.counts.failures {
@@ -422,72 +435,71 @@ async fn redrive(
     Ok(redriven)
 }
 
-async fn ask(store: &dyn PriceStore, query: Query) -> Result<Listing> {
-    let range = |dataset, owner, interval, Part { times, newest, limit }: Part| async move {
-        let series = Series { dataset, key: SeriesKey { owner, interval } };
-        query::records(store, series, times.range()?, newest, limit).await
+async fn ask(session: &Session<'_>, query: Query, format: Format) -> Result<bool> {
+    let instrument_range = |dataset, InstrumentRange { instrument, part }: InstrumentRange| {
+        (dataset, Owner::Instrument(instrument), None, part)
     };
-    match query {
+    let (dataset, owner, interval, part) = match query {
         Query::Latest { series, dataset, interval, limit } => {
             let owners = series.iter().map(|name| query::owner(dataset, name)).collect::<Result<_>>()?;
-            query::latest(store, dataset, owners, interval, limit).await
-        }
-        Query::Records { dataset, series, interval, part } => {
-            range(dataset, query::owner(dataset, &series)?, interval, part).await
-        }
-        Query::Ticks { range: InstrumentRange { instrument, part } } => {
-            range(PriceTick::DATASET, Owner::Instrument(instrument), None, part).await
-        }
-        Query::Quotes { range: InstrumentRange { instrument, part } } => {
-            range(Quote::DATASET, Owner::Instrument(instrument), None, part).await
-        }
-        Query::Snapshots { scope, part } => {
-            let dataset = MarketSnapshot::DATASET;
-            range(dataset, query::owner(dataset, &scope)?, None, part).await
-        }
-        Query::FundingRates { range: InstrumentRange { instrument, part } } => {
-            range(FundingRate::DATASET, Owner::Instrument(instrument), None, part).await
-        }
-        Query::OpenInterest { range: InstrumentRange { instrument, part } } => {
-            range(OpenInterest::DATASET, Owner::Instrument(instrument), None, part).await
-        }
-        Query::Liquidations { range: InstrumentRange { instrument, part } } => {
-            range(Liquidation::DATASET, Owner::Instrument(instrument), None, part).await
-        }
-        Query::MarkPrices { range: InstrumentRange { instrument, part } } => {
-            range(MarkPrice::DATASET, Owner::Instrument(instrument), None, part).await
-        }
-        Query::BookSnapshots { range: InstrumentRange { instrument, part } } => {
-            range(BookSnapshot::DATASET, Owner::Instrument(instrument), None, part).await
+            arguments::check_interval(dataset, interval)?;
+            let store = session.store().await?;
+            let latest = query::latest(&*store, dataset, owners, interval, more(limit)).await?;
+            return show_part(latest, limit, format);
         }
         Query::Stats { instrument, times } => {
-            query::stats(store, &StatsQuery::new(instrument, times.range()?)).await
-        }
-        Query::Bars { range: InstrumentRange { instrument, part }, interval, stored: true } => {
-            range(Bar::DATASET, Owner::Instrument(instrument), Some(interval), part).await
+            let query = StatsQuery::new(instrument, times.range()?);
+            show(&query::stats(&*session.store().await?, &query).await?, format)?;
+            return Ok(true);
         }
         Query::Bars { range: InstrumentRange { instrument, part }, interval, stored: false } => {
             let Part { times, newest, limit } = part;
             let query = BarQuery::new(instrument, interval, times.range()?);
-            query::derived_bars(store, query, newest, limit).await
+            let store = session.store().await?;
+            let bars = query::derived_bars(&*store, query.clone(), newest, more(limit)).await?;
+            if bars.rows().is_empty() {
+                hint_at_stored_bars(&*store, query).await;
+            }
+            return show_part(bars, limit, format);
         }
-    }
+        Query::Bars { range: InstrumentRange { instrument, part }, interval, stored: true } => {
+            (Bar::DATASET, Owner::Instrument(instrument), Some(interval), part)
+        }
+        Query::Records { dataset, series, interval, part } => {
+            (dataset, query::owner(dataset, &series)?, interval, part)
+        }
+        Query::Snapshots { scope, part } => {
+            let dataset = MarketSnapshot::DATASET;
+            (dataset, query::owner(dataset, &scope)?, None, part)
+        }
+        Query::Ticks { range } => instrument_range(PriceTick::DATASET, range),
+        Query::Quotes { range } => instrument_range(Quote::DATASET, range),
+        Query::FundingRates { range } => instrument_range(FundingRate::DATASET, range),
+        Query::OpenInterest { range } => instrument_range(OpenInterest::DATASET, range),
+        Query::Liquidations { range } => instrument_range(Liquidation::DATASET, range),
+        Query::MarkPrices { range } => instrument_range(MarkPrice::DATASET, range),
+        Query::BookSnapshots { range } => instrument_range(BookSnapshot::DATASET, range),
+    };
+    let Part { times, newest, limit } = part;
+    let range = times.range()?;
+    arguments::check_interval(dataset, interval)?;
+    let (store, series) = (session.store().await?, Series { dataset, key: SeriesKey { owner, interval } });
+    show_part(query::records(&*store, series, range, newest, more(limit)).await?, limit, format)
 }
 
-async fn copy(config: &Config, arguments: CopyArguments, stop: &Stop, format: Format) -> Result<bool> {
+async fn copy(session: &Session<'_>, arguments: CopyArguments, stop: &Stop, format: Format) -> Result<bool> {
     let CopyArguments { from, to, datasets, instruments, times, progress, concurrency, verify_only } =
         arguments;
     if from == to {
         return Err(Error::invalid("copy.to", "to", to, "must be another backend than --from"));
     }
     let datasets = if datasets.is_empty() { Datasets::standard().iter().collect() } else { datasets };
-    let (source, target) = (open_store(config, &from).await?, open_store(config, &to).await?);
-    let plan = copy::Plan {
-        datasets,
-        instruments: instruments.into_iter().collect(),
-        range: times.range()?,
-        progress,
-    };
+    let (range, instruments) = (times.range()?, instruments.into_iter().collect());
+    let plan = copy::Plan { datasets, instruments, range, progress };
+    if !verify_only {
+        refuse_memory(&to, RECORDS_LOST)?;
+    }
+    let (source, target) = (session.store_of(&from).await?, session.store_of(&to).await?);
     let mut copy = copy::Copy::new(source, target, plan);
     copy.stop = stop.graceful.clone();
     copy.concurrency = concurrency.into();
@@ -508,24 +520,24 @@ async fn copy(config: &Config, arguments: CopyArguments, stop: &Stop, format: Fo
     Ok(outcome.is_equal())
 }
 
-async fn replay(
-    bus: &dyn qi_core::MessageBus,
-    store: &dyn PriceStore,
-    (arguments, datasets): (ReplayArguments, Datasets),
-    stop: &Stop,
-) -> Result<bool> {
+async fn replay(session: &Session<'_>, arguments: ReplayArguments, stop: &Stop) -> Result<bool> {
     let ReplayArguments { topic, since, until, wait } = arguments;
-    let plan = replay::Plan { topic, datasets, since, until, wait };
+    arguments::range(Some(since), until)?;
+    let plan = replay::Plan { topic, datasets: session.datasets.clone(), since, until, wait };
+    let (store, bus) = (session.target(&session.backend).await?, session.bus().await?);
     store.ensure_schema().await?;
     let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = stored.clone();
     let bar = spinner("stored", move || counter.load(Ordering::Relaxed));
     let progress = |records| stored.store(records, Ordering::Relaxed);
-    let replayed = replay::run(bus, store, &plan, &stop.graceful, progress).await;
+    let replayed = replay::run(&*bus, &*store, &plan, &stop.graceful, progress).await;
     bar.finish_and_clear();
     let replayed = replayed?;
     for error in &replayed.errors {
         complain(error);
+    }
+    if replayed.errors.iter().any(|error| is_of_other_dataset(error, &plan.datasets)) {
+        say(format_args!("{}", migrate::ALL_DATASETS));
     }
     for unreached in &replayed.unreached {
         say(format_args!("{unreached}"));
@@ -534,6 +546,14 @@ async fn replay(
     let stopped = if interrupted { "; stopped before the end" } else { "" };
     say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
     Ok(replayed.is_complete())
+}
+
+/// Returns true if a message could not be decoded because its dataset needs `--all-datasets`.
+fn is_of_other_dataset(error: &Error, datasets: &Datasets) -> bool {
+    let is_type = error.context_value("field") == Some(qi_core::bus::header::TYPE);
+    let named =
+        Datasets::built_in().iter().find(|dataset| error.context_value("value") == Some(dataset.message()));
+    is_type && named.is_some_and(|dataset| datasets.get(dataset.name()).is_none())
 }
 
 /// Returns the address of an archive, or None for files of exchanges.
@@ -564,14 +584,14 @@ fn refuse_archive_options(arguments: &ImportArguments) -> Result<()> {
 
 #[cfg(feature = "archive")]
 async fn export(
-    store: &dyn PriceStore,
-    (arguments, all): (ExportArguments, Datasets),
+    session: &Session<'_>,
+    arguments: ExportArguments,
     stop: &Stop,
     format: Format,
 ) -> Result<bool> {
     let ExportArguments { archive, datasets, instruments, times, period, floats, verify, concurrency } =
         arguments;
-    let datasets = if datasets.is_empty() { all.iter().collect() } else { datasets };
+    let datasets = if datasets.is_empty() { session.datasets.iter().collect() } else { datasets };
     let mut options = qi_arrow::ExportOptions::new(datasets);
     options.instruments = instruments.into_iter().collect();
     options.range = times.range()?;
@@ -581,10 +601,13 @@ async fn export(
     options.verify_existing = verify;
     options.concurrency = concurrency.into();
     options.stop = stop.graceful.clone();
+    let store = session.store().await?;
+    // A store that cannot be read leaves no folder.
+    check::read_access(&*store, options.datasets.iter().copied()).await?;
     let archive = qi_arrow::Archive::create(&archive)?;
     let counter = options.progress.clone();
     let bar = spinner("read", move || counter.load(Ordering::Relaxed));
-    let report = qi_arrow::export(store, &archive, &options).await;
+    let report = qi_arrow::export(&*store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
     if report.interrupted {
@@ -604,23 +627,23 @@ async fn export(
 
 #[cfg(feature = "archive")]
 async fn import_archive(
-    store: &dyn PriceStore,
+    session: &Session<'_>,
     (address, arguments): (String, ImportArguments),
-    known: Datasets,
     stop: &Stop,
     format: Format,
 ) -> Result<bool> {
     let ImportArguments { instrument, datasets, times, .. } = arguments;
-    let mut options = qi_arrow::ImportOptions::new(known);
+    let mut options = qi_arrow::ImportOptions::new(session.datasets.clone());
     options.instruments = instrument.into_iter().collect();
     options.datasets = datasets;
     options.range = times.range()?;
     options.stop = stop.graceful.clone();
     let counter = options.progress.clone();
     let archive = qi_arrow::Archive::open(&address)?;
+    let store = session.target(&session.backend).await?;
     store.ensure_schema().await?;
     let bar = spinner("stored", move || counter.load(Ordering::Relaxed));
-    let report = qi_arrow::import(store, &archive, &options).await;
+    let report = qi_arrow::import(&*store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
     for (file, error) in &report.failures {
@@ -631,7 +654,7 @@ async fn import_archive(
         say(format_args!("... and {more} more failures"));
     }
     if report.failures.iter().any(|(_, error)| error.code() == "archive.dataset") {
-        say(format_args!("--all-datasets opens all datasets of the library"));
+        say(format_args!("{}", migrate::ALL_DATASETS));
     }
     show(&archive::imported(&report), format)?;
     if report.interrupted {
@@ -778,6 +801,21 @@ fn per_second(rate: f64) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
     let whole = rate.round() as u64;
     format!("{}/s", HumanCount(whole))
+}
+
+/// Returns the limit of a query that shows `limit` rows and detects whether there are more.
+fn more(limit: usize) -> usize {
+    limit.saturating_add(1)
+}
+
+/// Shows the first `limit` rows, and says if there are more.
+fn show_part(mut listing: Listing, limit: usize, format: Format) -> Result<bool> {
+    let is_cut = listing.truncate(limit);
+    show(&listing, format)?;
+    if is_cut {
+        say(format_args!("only the first {limit} rows are shown; --limit N shows more"));
+    }
+    Ok(true)
 }
 
 fn show(listing: &Listing, format: Format) -> Result<()> {

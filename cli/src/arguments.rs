@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use qi_core::Datasets;
 use qi_core::bus::{DeadLetters, GroupId, SeekTo, TopicName};
-use qi_core::record::Dataset;
+use qi_core::record::{Dataset, SeriesType};
 use qi_core::{Error, ErrorKind, Exchange, Instrument, Interval, Result, TimeRange, Timestamp};
 
 use crate::dlq::Selection;
@@ -15,7 +15,7 @@ use crate::output::Format;
 
 /// The operator's tool for the backends of qi: checks, migrates, queries, copies, replays, imports, redrives.
 #[derive(Debug, Parser)]
-#[command(name = "qi", version)]
+#[command(name = "qi", version, max_term_width = 100)]
 pub(crate) struct Options {
     /// The configuration file. Defaults to the file in the variable `QI_CONFIG`, then to `qi.toml` in the current folder.
     /// Without a file all backends are in memory. QI__... variables override the file.
@@ -327,10 +327,14 @@ pub(crate) struct DeadLetterSelection {
     origins: Vec<TopicName>,
 }
 
-impl From<DeadLetterSelection> for Selection {
-    fn from(arguments: DeadLetterSelection) -> Self {
+impl TryFrom<DeadLetterSelection> for Selection {
+    type Error = Error;
+
+    fn try_from(arguments: DeadLetterSelection) -> Result<Self> {
         let DeadLetterSelection { since, until, codes, origins } = arguments;
-        Self { since, until, codes: codes.into_iter().collect(), origins: origins.into_iter().collect() }
+        range(since, until)?;
+        let (codes, origins) = (codes.into_iter().collect(), origins.into_iter().collect());
+        Ok(Self { since, until, codes, origins })
     }
 }
 
@@ -489,8 +493,51 @@ pub(crate) struct Times {
 
 impl Times {
     pub(crate) fn range(&self) -> Result<TimeRange> {
-        TimeRange::new(self.since.unwrap_or(Timestamp::MIN), self.until.unwrap_or(Timestamp::MAX))
+        range(self.since, self.until)
     }
+}
+
+/// Returns the range of `--since` and `--until`.
+///
+/// # Errors
+/// `Config` for an empty range.
+pub(crate) fn range(since: Option<Timestamp>, until: Option<Timestamp>) -> Result<TimeRange> {
+    let (start, end) = (since.unwrap_or(Timestamp::MIN), until.unwrap_or(Timestamp::MAX));
+    if start < end {
+        return TimeRange::new(start, end);
+    }
+    Err(Error::new(ErrorKind::Config, "cli.range", "validate")
+        .with_message("--until must be after --since")
+        .with_context("since", start)
+        .with_context("until", end))
+}
+
+/// Checks that `--interval` is set if and only if a dataset has intervals.
+///
+/// # Errors
+/// `Config` otherwise.
+pub(crate) fn check_interval(dataset: Dataset, interval: Option<Interval>) -> Result<()> {
+    let rule = match (dataset.interval(), interval) {
+        (Some(_), None) => "--interval is required for this dataset",
+        (None, Some(_)) => "--interval must not be set for this dataset",
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Config, "cli.interval", "validate")
+        .with_message(rule)
+        .with_context("dataset", dataset))
+}
+
+/// Checks that `--exchange` is set only for a dataset of instruments.
+///
+/// # Errors
+/// `Config` otherwise.
+pub(crate) fn check_exchange(dataset: Dataset, exchange: Option<&Exchange>) -> Result<()> {
+    if exchange.is_none() || dataset.series() == SeriesType::Instrument {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Config, "cli.exchange", "validate")
+        .with_message("--exchange must not be set for a dataset of names")
+        .with_context("dataset", dataset))
 }
 
 #[derive(Debug, Args)]
@@ -586,7 +633,8 @@ pub(crate) struct ExportArguments {
     /// Writes doubles instead of exact decimals. Such an archive cannot be imported.
     #[arg(long)]
     pub(crate) floats: bool,
-    /// Also reads the existing files and compares their SHA-256.
+    /// Also reads the existing files and compares their SHA-256. Without this, a changed file of the same size is not
+    /// detected.
     #[arg(long)]
     pub(crate) verify: bool,
     /// The number of series that are exported at once, from 1 to 64.

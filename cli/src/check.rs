@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use qi_core::Datasets;
 use qi_core::bus::{GroupInfo, GroupQuery, GroupState, TopicCatalogue};
+use qi_core::record::Dataset;
 use qi_core::store::{DeleteQuery, SeriesRequest};
 use qi_core::{
     Clock as _, Error, ErrorKind, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result,
     Selection, SystemClock, TimeRange,
 };
 
+use crate::migrate;
 use crate::output::{Listing, maybe, text};
 
 /// The number of pings whose median is the latency.
@@ -21,9 +23,16 @@ const PINGS: usize = 5;
 const PROBE: &str = "qi-check:PROBE";
 
 /// The results of the checks, one row for each check.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Findings {
     rows: Vec<Finding>,
+    migrate_command: String,
+}
+
+impl Default for Findings {
+    fn default() -> Self {
+        Self { rows: Vec::new(), migrate_command: "qi migrate".to_owned() }
+    }
 }
 
 #[derive(Debug)]
@@ -35,6 +44,12 @@ struct Finding {
 }
 
 impl Findings {
+    /// Sets the command that hints name for a missing schema. Defaults to `qi migrate`.
+    #[must_use]
+    pub fn with_migrate_command(self, command: impl Into<String>) -> Self {
+        Self { migrate_command: command.into(), ..self }
+    }
+
     /// Returns true if no check failed.
     pub fn passed(&self) -> bool {
         self.rows.iter().all(|row| row.passed)
@@ -66,8 +81,12 @@ impl Findings {
     /// Checks that a store answers, has its schema and may be read. Writes nothing. Returns false without an answer.
     pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>, datasets: &Datasets) -> bool {
         let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
+        let pings = match pings {
+            Ok(pings) => Ok(pings),
+            Err(error) => Err(self.with_hint(&**store, &error).await),
+        };
         let answered = pings.is_ok();
-        self.push(target, "ping", pings.map_err(|e| e.report()));
+        self.push(target, "ping", pings);
         if !answered {
             return false;
         }
@@ -76,28 +95,19 @@ impl Findings {
         let version = [version.or(info.version), info.edition].into_iter().flatten().collect::<Vec<_>>();
         self.push(target, "version", Ok((!version.is_empty()).then(|| version.join(", "))));
 
-        let mut found = Vec::new();
-        for dataset in datasets.iter() {
-            found.push(match SeriesRequest::new(dataset).with_limit(1) {
-                Ok(request) => store.series(&request).await.map(drop),
-                Err(error) => Err(error),
-            });
-        }
-        let failed = found.into_iter().find_map(Result::err);
-        let hint = |error: Error| match error.kind() {
-            ErrorKind::SchemaMismatch => {
-                format!("`qi migrate` creates the schema, which is missing or incomplete: {}", error.report())
-            }
-            _ => error.report(),
+        let readable = match read_access(&**store, datasets.iter()).await {
+            Ok(()) => Ok(None),
+            Err(error) => Err(self.with_hint(&**store, &error).await),
         };
-        let complete = failed.is_none();
-        self.push(target, "schema and read access", failed.map_or(Ok(None), |error| Err(hint(error))));
+        let complete = readable.is_ok();
+        self.push(target, "schema and read access", readable);
         if complete {
             // A difference is no failure: another version of a service may have other settings.
             let settings = match store.plan_schema().await {
                 Ok(statements) if statements.is_empty() => Ok(None),
                 Ok(statements) => {
-                    Ok(Some(format!("differ; `qi migrate` would run: {}", statements.join("; "))))
+                    let command = &self.migrate_command;
+                    Ok(Some(format!("differ; `{command}` would run: {}", statements.join("; "))))
                 }
                 // The principal may lack the right to read the settings, and a store may have no plan.
                 Err(error) if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unsupported) => {
@@ -108,6 +118,12 @@ impl Findings {
             self.push(target, "schema settings", settings);
         }
         true
+    }
+
+    /// Returns the report of an error, after the command that resolves it.
+    async fn with_hint(&self, store: &dyn PriceStore, error: &Error) -> String {
+        let hint = migrate::hint(store, error, &self.migrate_command).await;
+        hint.map_or_else(|| error.report(), |hint| format!("{hint}: {}", error.report()))
     }
 
     /// Writes a tick of the instrument `qi-check:PROBE` into a store, reads it and deletes it.
@@ -185,6 +201,20 @@ impl Findings {
             self.push(target, "topic", Err(problem));
         }
     }
+}
+
+/// Checks that the tables of these datasets exist and can be read.
+///
+/// # Errors
+/// The first error of the store.
+pub(crate) async fn read_access(
+    store: &dyn PriceStore,
+    datasets: impl Iterator<Item = Dataset>,
+) -> Result<()> {
+    for dataset in datasets {
+        store.series(&SeriesRequest::new(dataset).with_limit(1)?).await?;
+    }
+    Ok(())
 }
 
 /// Returns whether the written tick was found, and the result of its deletion. The deletion is tried even if the

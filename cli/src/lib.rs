@@ -28,6 +28,7 @@ pub mod chart;
 pub mod check;
 pub mod copy;
 pub mod dlq;
+mod exit;
 pub mod groups;
 pub mod import;
 pub mod migrate;
@@ -36,6 +37,7 @@ mod progress;
 pub mod query;
 pub mod replay;
 mod series;
+mod session;
 pub mod tail;
 pub mod topics;
 

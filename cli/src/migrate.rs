@@ -1,9 +1,12 @@
 //! `qi migrate`: creates the schema of a store and the topics of the catalogue.
 
 use qi_core::bus::{MessageBus, TopicCatalogue, TopicState};
-use qi_core::{PriceStore, Result};
+use qi_core::{Datasets, Error, ErrorKind, PriceStore, Result};
 
 use crate::output::{Listing, text};
+use crate::session::MEMORY;
+
+pub(crate) const ALL_DATASETS: &str = "--all-datasets opens all datasets of the library";
 
 /// Returns a listing without steps.
 pub fn listing() -> Listing {
@@ -22,6 +25,31 @@ pub async fn store(target: &str, store: &dyn PriceStore, listing: &mut Listing) 
     }
     listing.push([text(target), text("schema"), text(format!("version {}", report.version))]);
     Ok(())
+}
+
+/// Returns the remedy of an error about a missing schema, or None if no command resolves the error. `command` is the
+/// command that creates the schema.
+pub(crate) async fn hint(store: &dyn PriceStore, error: &Error, command: &str) -> Option<String> {
+    let is_absent = [".no_database", ".no_schema", ".no_file", ".no_table"];
+    let is_absent = is_absent.iter().any(|end| error.code().ends_with(end));
+    if !is_absent && error.kind() != ErrorKind::SchemaMismatch {
+        return None;
+    }
+    if error.code() == "store.dataset.unknown" {
+        let dataset = error.context_value("dataset")?;
+        return Datasets::built_in().get(dataset).map(|_| ALL_DATASETS.to_owned());
+    }
+    if store.info().backend == MEMORY {
+        return Some(
+            "the store is in the memory of this process and empty at its start; set store.backend".to_owned(),
+        );
+    }
+    // A database of another program, or of a newer version, has no plan.
+    let statements = store.plan_schema().await.ok()?;
+    // A column that is missing beside a missing table belongs to a table of another program.
+    let is_foreign = !is_absent && statements.iter().any(|statement| statement.starts_with("CREATE TABLE"));
+    (!statements.is_empty() && !is_foreign)
+        .then(|| format!("`{command}` creates the schema, which is missing or incomplete"))
 }
 
 /// Lists the statements that [`store`] would run now, and changes nothing.

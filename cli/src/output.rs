@@ -43,6 +43,13 @@ impl Listing {
         self.rows.push(cells);
     }
 
+    /// Keeps the first `limit` rows, and returns true if there were more.
+    pub(crate) fn truncate(&mut self, limit: usize) -> bool {
+        let is_cut = self.rows.len() > limit;
+        self.rows.truncate(limit);
+        is_cut
+    }
+
     /// Returns the rows.
     pub fn rows(&self) -> &[Vec<Value>] {
         &self.rows

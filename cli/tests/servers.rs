@@ -130,9 +130,12 @@ fn leaderless() -> Result<Completion, Failed> {
         }
         Ok::<_, Failed>(bus)
     })?;
+    let folder = tempfile::tempdir()?;
     let replay = |wait: &str, code: i32| -> Result<String, Failed> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
         command.env_remove("RUST_LOG").envs(variables.clone()).stdin(Stdio::null());
+        command.env("QI__STORE__BACKEND", "sqlite");
+        command.env("QI__STORE__SQLITE__PATH", folder.path().join("prices.db"));
         command.args(["replay", "--topic", "replayed", "--since", "2000-01-01T00:00:00Z", "--wait", wait]);
         let out = command.output()?;
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -301,6 +304,10 @@ fn reset_and_follow() -> Result<Completion, Failed> {
         if shown.lines().count() != 7 || described.lines().count() != 4 {
             return Err(format!("{shown}{described}").into());
         }
+        let partition = namespace.qi(&["tail", name, "--partition", "99"]).output()?;
+        if partition.status.code() != Some(2) {
+            return Err(format!("a partition that does not exist: {partition:?}").into());
+        }
         Ok(Completion::Completed)
     })();
     namespace.runtime.block_on(async {
@@ -316,11 +323,13 @@ fn fresh(backend: &str) -> Result<Completion, Failed> {
     let namespace = Namespace::new(&format!("fresh_{backend}"));
     let folder = tempfile::tempdir()?;
     let chart = folder.path().join("chart.svg").display().to_string();
+    let archive = folder.path().join("archive").display().to_string();
     let other = if backend == "timescale" { "clickhouse" } else { "timescale" };
     let run = |arguments: &[&str]| {
         let mut command = namespace.qi(&[&["--store", backend], arguments].concat());
         command.env("QI__STORE__AUTO_SCHEMA", "true").env("QI__BUS__BACKEND", "memory").output()
     };
+    let names_migrate = format!("qi migrate --store {backend}` creates the schema");
     let reading: [&[&str]; 6] = [
         &["check"],
         &["query", "latest"],
@@ -334,6 +343,17 @@ fn fresh(backend: &str) -> Result<Completion, Failed> {
         let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
         if out.status.code() != Some(1) || !said.contains("schema") {
             return Err(format!("{arguments:?}: {}: {said}", out.status).into());
+        }
+    }
+    // A database that is absent is a missing schema too. Only ClickHouse's databases are created by `qi migrate`.
+    if backend == "clickhouse" {
+        for arguments in [&["check", "--format", "csv"][..], &["query", "latest"], &["export", &archive]] {
+            let mut command = namespace.qi(&[&["--store", backend], arguments].concat());
+            let out = command.env("QI__STORE__CLICKHOUSE__DATABASE", "absent").output()?;
+            let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+            if out.status.code() != Some(1) || !said.contains(&names_migrate) {
+                return Err(format!("{arguments:?}: {}: {said}", out.status).into());
+            }
         }
     }
     let planned = printed(&run(&["migrate", "--dry-run", "--format", "csv"])?)?;
@@ -560,6 +580,8 @@ fn replay_bombs(to: &str) -> Result<Completion, Failed> {
 /// A broker of `scripts/backends` with a listener for a user with a password. Dropping the value removes the broker.
 struct SecuredBroker {
     name: String,
+    /// The folder of the store.
+    folder: tempfile::TempDir,
     /// The address of the administrator.
     plain: String,
     /// The address of the user.
@@ -587,6 +609,7 @@ impl SecuredBroker {
             name: format!("cli-rights-{}", std::process::id()),
             plain: String::new(),
             for_app: format!("127.0.0.1:{port}"),
+            folder,
         };
         let listener = format!("PASSWORD://{}", broker.for_app);
         let words = ["spare", "redpanda", &broker.name, "start", &listener, &settings.display().to_string()];
@@ -618,7 +641,9 @@ impl SecuredBroker {
         for (key, value) in variables {
             command.env(format!("QI__BUS__{key}"), value);
         }
-        command.env_remove("RUST_LOG").env("QI__STORE__AUTO_SCHEMA", "true").args(arguments);
+        command.env("QI__STORE__BACKEND", "sqlite");
+        command.env("QI__STORE__SQLITE__PATH", self.folder.path().join("prices.db"));
+        command.env_remove("RUST_LOG").args(arguments);
         command
     }
 

@@ -404,7 +404,7 @@ async fn concurrent_rebalances_lose_no_message() {
 fn capacity_below_one_message_is_a_configuration_error() {
     let config = MemoryBusConfig { max_bytes: 1_000, ..MemoryBusConfig::default() };
     let error = MemoryBus::new(config, Arc::new(qi_core::SystemClock)).unwrap_err();
-    assert_eq!((error.kind(), error.context_value("field")), (ErrorKind::Config, Some("max_bytes")));
+    assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some("bus.memory.max_bytes")));
 }
 
 #[tokio::test(start_paused = true)]

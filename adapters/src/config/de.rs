@@ -41,16 +41,38 @@ impl de::Error for Failure {
 
     // The message omits the value, because the value may be a password without quotes.
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("must be {expected}, not {}", type_name(&found)))
+        Self::custom(format_args!("must be {}, not {}", plain_words(expected), type_name(&found)))
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("must be {expected}; this {} is not", type_name(&found)))
+        Self::custom(format_args!("must be {}; this {} is not", plain_words(expected), type_name(&found)))
+    }
+
+    fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
+        Self::custom(format_args!("must be one of {}, not {found}", expected.join(", ")))
     }
 
     fn missing_field(field: &'static str) -> Self {
         Self::custom(format_args!("the key `{field}` is missing"))
     }
+}
+
+/// Returns an expectation of serde without the names of Rust's types.
+fn plain_words(expected: &dyn de::Expected) -> Cow<'static, str> {
+    let expected = expected.to_string();
+    let words = match expected.as_str() {
+        "u8" => "an integer from 0 to 255",
+        "u16" => "an integer from 0 to 65535",
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "a non-negative integer",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "a section",
+        "path string" => "a path as text",
+        _ => return Cow::Owned(expected),
+    };
+    Cow::Borrowed(words)
 }
 
 fn type_name(found: &de::Unexpected<'_>) -> &'static str {

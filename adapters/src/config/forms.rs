@@ -61,15 +61,15 @@ pub(super) fn with_dots(mut keys: Vec<String>) -> Vec<String> {
 /// `Config` for a name that is set twice, and for such a topic.
 pub(super) fn join_dots(root: &mut Node) -> Result<()> {
     for pattern in DOTTED {
-        for node in root.matching(pattern) {
+        for (section, node) in root.matching("", pattern) {
             if let Value::Table(table) = &mut node.value {
                 let mut joined = BTreeMap::new();
-                join_table("", std::mem::take(table), &mut joined)?;
+                join_table(&section, "", std::mem::take(table), &mut joined)?;
                 *table = joined;
             }
         }
     }
-    for topics in root.matching(&["bus", "topics"]) {
+    for (_, topics) in root.matching("", &["bus", "topics"]) {
         let Value::Table(topics) = &topics.value else { continue };
         for (topic, node) in topics {
             let Value::Table(keys) = &node.value else { continue };
@@ -88,15 +88,20 @@ pub(super) fn join_dots(root: &mut Node) -> Result<()> {
     Ok(())
 }
 
-fn join_table(path: &str, table: BTreeMap<String, Node>, joined: &mut BTreeMap<String, Node>) -> Result<()> {
+fn join_table(
+    section: &str,
+    path: &str,
+    table: BTreeMap<String, Node>,
+    joined: &mut BTreeMap<String, Node>,
+) -> Result<()> {
     for (key, node) in table {
         let name = join(path, &key);
         match node.value {
-            Value::Table(inner) => join_table(&name, inner, joined)?,
+            Value::Table(inner) => join_table(section, &name, inner, joined)?,
             _ if joined.contains_key(&name) => {
                 return Err(Error::new(ErrorKind::Config, "config.value", "load")
                     .with_message("is set twice, with and without quotes")
-                    .with_context("key", name)
+                    .with_context("key", join(section, &name))
                     .with_context("origin", node.origin()));
             }
             _ => drop(joined.insert(name, node)),
@@ -108,7 +113,7 @@ fn join_table(path: &str, table: BTreeMap<String, Node>, joined: &mut BTreeMap<S
 /// Prepends the folder of a file to the relative paths in it.
 pub(super) fn resolve_paths(root: &mut Node, folder: &Path) {
     for pattern in PATHS {
-        for node in root.matching(pattern) {
+        for (_, node) in root.matching("", pattern) {
             if let Value::Scalar(toml::Value::String(path)) = &mut node.value
                 && !path.is_empty()
                 && Path::new(path.as_str()).is_relative()

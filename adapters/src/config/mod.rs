@@ -152,8 +152,29 @@ impl Config {
     /// # Errors
     /// `Config`, as for [`Config::open_store`].
     pub fn open_store_without_schema(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
-        let store = self.backends.open_store(backend, &self.store)?;
+        let store = self.open_bare_store(backend)?;
         Ok(self.store.layers()?.with_propagator(self.propagator.clone()).wrap_store(store))
+    }
+
+    /// Opens a store of the file without `auto_schema`, and pings it once. The layer `Retry` does not repeat this ping, so
+    /// an interactive program reports an unreachable server after one attempt.
+    ///
+    /// # Errors
+    /// `Config`, as for [`Config::open_store`]; a retryable error of `ping`. Other errors of `ping` are ignored, because
+    /// the next call returns them.
+    pub async fn connect_store(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
+        let store = self.open_bare_store(backend)?;
+        let layers = self.store.layers()?.with_propagator(self.propagator.clone());
+        let mut once = layers.clone();
+        once.retry = None;
+        match once.wrap_store(store.clone()).ping().await {
+            Err(error) if error.retry().is_retryable() => Err(error),
+            _ => Ok(layers.wrap_store(store)),
+        }
+    }
+
+    fn open_bare_store(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
+        self.backends.open_store(backend, &self.store).map_err(|error| self.root.with_origin(error))
     }
 
     /// Opens the configured bus and wraps it in its layers. Performs no I/O.
@@ -171,8 +192,9 @@ impl Config {
     // Async like `open_store_as`, so that a future backend may await without a breaking change.
     #[expect(clippy::unused_async, reason = "one shape for stores and buses")]
     pub async fn open_bus_as(&self, backend: &str) -> Result<Arc<dyn MessageBus>> {
-        let bus = self.backends.open_bus(backend, &self.bus)?;
-        self.bus.check_publish(bus.info().delivery_timeout)?;
+        let located = |error| self.root.with_origin(error);
+        let bus = self.backends.open_bus(backend, &self.bus).map_err(located)?;
+        self.bus.check_publish(bus.info().delivery_timeout).map_err(located)?;
         Ok(self.bus.layers()?.with_propagator(self.propagator.clone()).wrap_bus(bus))
     }
 
@@ -303,6 +325,16 @@ impl ConfigBuilder {
         forms::join_dots(&mut root)?;
         environment::overlay(&mut root, variables, &non_utf8)?;
         renamed::check(&root)?;
+        let located = root.clone();
+        Self::read(root, backends, &datasets, propagator).map_err(|error| located.with_origin(error))
+    }
+
+    fn read(
+        root: Node,
+        backends: Backends,
+        datasets: &Datasets,
+        propagator: Arc<dyn Propagator>,
+    ) -> Result<Config> {
         let mut sections = root.clone().into_table("")?;
         let mut section = |name: &str| sections.remove(name).unwrap_or_else(|| Node::empty("defaults"));
         let (store, bus) = (section("store"), section("bus"));
@@ -310,8 +342,8 @@ impl ConfigBuilder {
             return Err(tree::unknown_key("", &key, node.origin(), ["store", "bus"].into_iter()));
         }
         let config = Config {
-            store: Port::read("store", store, &backends.store_names(), &datasets)?,
-            bus: Port::read("bus", bus, &backends.bus_names(), &datasets)?,
+            store: Port::read("store", store, &backends.store_names(), datasets)?,
+            bus: Port::read("bus", bus, &backends.bus_names(), datasets)?,
             backends,
             propagator,
             root,

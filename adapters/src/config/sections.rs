@@ -245,16 +245,16 @@ impl BusSection {
     pub(super) fn catalogue(&self) -> Result<TopicCatalogue> {
         let mut catalogue = TopicCatalogue::standard()?;
         for (name, section) in &self.topics {
-            let invalid_topic = |e: Error| {
+            let invalid_topic = |key: &str, e: Error| {
                 Error::new(ErrorKind::Config, "config.topic", "load")
                     .with_message(e.message().unwrap_or_default())
-                    .with_context("key", format_args!("bus.topics.{name}"))
+                    .with_context("key", format_args!("bus.topics.{name}{key}"))
                     .with_source(e)
             };
-            let topic = TopicName::new(name).map_err(invalid_topic)?;
+            let topic = TopicName::new(name).map_err(|e| invalid_topic("", e))?;
             let known = catalogue.get(&topic).cloned();
             let partitions = section.partitions.or(known.as_ref().map(|spec| spec.partitions)).unwrap_or(1);
-            let mut spec = TopicSpec::new(topic, partitions).map_err(invalid_topic)?;
+            let mut spec = TopicSpec::new(topic, partitions).map_err(|e| invalid_topic(".partitions", e))?;
             if let Some(known) = known {
                 spec = known;
                 spec.partitions = partitions;

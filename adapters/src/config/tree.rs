@@ -77,12 +77,33 @@ impl Node {
         matches!(self.value, Value::Unset)
     }
 
-    /// Returns the nodes at the paths that match a pattern. A `*` matches any key.
-    pub(super) fn matching(&mut self, pattern: &[&str]) -> Vec<&mut Self> {
-        let Some((key, rest)) = pattern.split_first() else { return vec![self] };
+    /// Returns the origin of the key at a path. None for a key that is not set.
+    pub(super) fn origin_of(&self, path: &str) -> Option<&str> {
+        if path.is_empty() {
+            return Some(&self.origin);
+        }
+        let Value::Table(table) = &self.value else { return None };
+        table.iter().find_map(|(key, node)| {
+            let rest = path.strip_prefix(key.as_str())?;
+            node.origin_of(if rest.is_empty() { rest } else { rest.strip_prefix('.')? })
+        })
+    }
+
+    /// Adds the origin of the key to an error that names a key without an origin.
+    pub(super) fn with_origin(&self, error: Error) -> Error {
+        let Some(key) = error.context_value("key").filter(|_| error.context_value("origin").is_none()) else {
+            return error;
+        };
+        let origin = self.origin_of(key).unwrap_or("default").to_owned();
+        error.with_context("origin", origin)
+    }
+
+    /// Returns the nodes below `path` that match a pattern, with their paths. A `*` matches any key.
+    pub(super) fn matching(&mut self, path: &str, pattern: &[&str]) -> Vec<(String, &mut Self)> {
+        let Some((key, rest)) = pattern.split_first() else { return vec![(path.to_owned(), self)] };
         let Value::Table(table) = &mut self.value else { return Vec::new() };
         let found = table.iter_mut().filter(|(found, _)| *key == "*" || found == key);
-        found.flat_map(|(_, node)| node.matching(rest)).collect()
+        found.flat_map(|(found, node)| node.matching(&join(path, found), rest)).collect()
     }
 
     /// Returns the table of a section, or an error if the node is not a section.

@@ -63,6 +63,11 @@ fn code(error: &dyn DatabaseError) -> i32 {
     error.code().and_then(|code| code.parse().ok()).unwrap_or(0)
 }
 
+/// Returns true if the rights of the folder or a read-only file system reject the file. A retry does not help.
+fn is_denied(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
+}
+
 fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     match error {
         sqlx::Error::Database(error) => {
@@ -76,6 +81,7 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
                 None => (ErrorKind::Internal, "store.sqlite.statement"),
             }
         }
+        sqlx::Error::Io(error) if is_denied(error) => (ErrorKind::Unauthorized, "store.sqlite.permission"),
         sqlx::Error::Io(_) => (ErrorKind::Unavailable, "store.sqlite.io"),
         sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, "store.sqlite.worker"),
         sqlx::Error::PoolTimedOut => (ErrorKind::Overloaded, "store.sqlite.pool"),
@@ -126,6 +132,10 @@ impl Cause {
                 let mut error = new(kind, name);
                 if let sqlx::Error::Database(source) = &source {
                     error = error.with_context("sqlite_code", code(&**source));
+                }
+                if matches!(name, "store.sqlite.permission" | "store.sqlite.read_only") {
+                    let rule = "the process must be able to write the file and its folder, also for reads";
+                    error = error.with_message(rule);
                 }
                 if name == DISK_FULL {
                     error = error.with_retry(RetryAdvice::Never);
@@ -208,6 +218,18 @@ mod tests {
             assert_eq!(error(1, message).kind(), SchemaMismatch, "{message}");
         }
         assert_eq!(error(1, "near \"x\": syntax error").kind(), Internal);
+    }
+
+    #[test]
+    fn a_folder_that_rejects_the_file_is_unauthorized_with_the_rule() {
+        for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::ReadOnlyFilesystem] {
+            let error = Cause::Sql(sqlx::Error::Io(kind.into())).into_error(Operation::EnsureSchema);
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Unauthorized, "store.sqlite.permission"));
+            assert!(!error.retry().is_retryable(), "{error}");
+            assert!(error.message().unwrap().contains("write the file and its folder"), "{error}");
+        }
+        let error = error(1_544, "attempt to write a readonly database");
+        assert!(error.message().unwrap().contains("write the file and its folder"), "{error}");
     }
 
     #[test]

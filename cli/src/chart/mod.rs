@@ -32,6 +32,19 @@ pub struct Plan {
     pub size: (u32, u32),
 }
 
+impl Plan {
+    /// Checks the name of the file.
+    ///
+    /// # Errors
+    /// `Config` for a file name without the extension `svg` or `png`.
+    pub(crate) fn check(&self) -> Result<()> {
+        encoding(&self.out).map(drop)
+    }
+}
+
+/// The code of the error without bars.
+pub(crate) const EMPTY: &str = "chart.empty";
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Encoding {
     Svg,
@@ -48,7 +61,10 @@ pub async fn draw(store: &dyn PriceStore, plan: &Plan) -> Result<Listing> {
     let encoding = encoding(&plan.out)?;
     let query = plan.query.clone().with_limit(MAX_PAGE)?;
     let bars: Vec<Bar> = store.bar_stream(query, plan.source).take(MAX_BARS + 1).try_collect().await?;
-    let picture = picture(plan, &bars)?;
+    let mut picture = picture(plan, &bars)?;
+    if encoding == Encoding::Png {
+        picture.title = paint::in_font(&picture.title);
+    }
     let painted = {
         let picture = picture.clone();
         let (size, gaps_only) = (plan.size, plan.gaps_only);
@@ -93,7 +109,7 @@ fn picture(plan: &Plan, bars: &[Bar]) -> Result<Picture> {
     };
     let (Some(first), Some(last)) = (bars.first(), bars.last()) else {
         let message = format!("there are no bars of {interval} in {range}");
-        return Err(error(ErrorKind::NotFound, "chart.empty", message));
+        return Err(error(ErrorKind::NotFound, EMPTY, message));
     };
     if bars.len() > MAX_BARS {
         let message = format!("more than {MAX_BARS} bars: choose a longer interval or a shorter range");

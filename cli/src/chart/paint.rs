@@ -17,9 +17,30 @@ const FONT: &[u8] = include_bytes!("Roboto-subset.ttf");
 const FAMILY: &str = "sans-serif";
 static HAS_FONT: LazyLock<bool> = LazyLock::new(|| register_font(FAMILY, FontStyle::Normal, FONT).is_ok());
 
+/// Returns true for a character that [`FONT`] has.
+fn is_in_font(character: char) -> bool {
+    matches!(character, ' '..='~' | '·' | '×' | '–' | '…')
+}
+
+/// Replaces each character that [`FONT`] does not have by its escape, such as `\u{5e01}`. A PNG file would omit it.
+pub(super) fn in_font(text: &str) -> String {
+    let mut shown = String::new();
+    for character in text.chars() {
+        if is_in_font(character) {
+            shown.push(character);
+        } else {
+            shown.extend(character.escape_unicode());
+        }
+    }
+    shown
+}
+
 /// Returns the width of a text in pixels, with room for the font of a viewer of SVG files.
 pub(super) fn text_width(text: &str, size: i32) -> i32 {
-    let measured = if *HAS_FONT { (FAMILY, size).into_font().box_size(text).ok() } else { None };
+    // The viewer of an SVG file has another font for the other characters.
+    let known: String =
+        text.chars().map(|character| if is_in_font(character) { character } else { 'M' }).collect();
+    let measured = if *HAS_FONT { (FAMILY, size).into_font().box_size(&known).ok() } else { None };
     let width = measured.map_or_else(
         || size * i32::try_from(text.chars().count()).unwrap_or(i32::MAX / 100) * 2 / 3,
         |(width, _)| i32::try_from(width).unwrap_or(i32::MAX / 2),
@@ -89,4 +110,24 @@ fn rgb((red, green, blue): (u8, u8, u8)) -> RGBColor {
 
 fn failed(message: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Internal, "chart.paint", "draw").with_message(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_outside_the_font_are_escaped() {
+        assert_eq!(in_font("x:A-é 1h – …"), "x:A-\\u{e9} 1h – …");
+        assert_eq!(in_font("binance:币"), "binance:\\u{5e01}");
+        let ink = |text: &str| {
+            let text = text.to_owned();
+            let item = Item::Text { at: (10, 50), text, size: 20, align: Align::Left, color: (0, 0, 0) };
+            png(&[item], (400, 100)).unwrap()
+        };
+        for character in ('\0'..='\u{2fff}').filter(|character| is_in_font(*character) && *character != ' ') {
+            assert_ne!(ink(&character.to_string()), ink(""), "{character:?} is not in the font");
+        }
+        assert_eq!(ink("币"), ink(""), "a character outside the font is not painted");
+    }
 }

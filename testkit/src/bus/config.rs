@@ -69,13 +69,13 @@ impl MemoryBusConfig {
     /// Checks that required limits are above 0 and that `max_bytes` has room for a message of the largest size.
     ///
     /// # Errors
-    /// `Config` with the field and its value.
+    /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
-        let wrong = |field: &'static str, value: u64, rule: &str| {
+        let wrong = |key: &str, value: u64, rule: &str| {
             Err(Error::new(ErrorKind::Config, "bus.memory.config", "validate")
                 .with_backend("memory")
-                .with_message(format_args!("{field} {rule}"))
-                .with_context("field", field)
+                .with_message(format_args!("{key} {rule}"))
+                .with_context("key", format_args!("bus.memory.{key}"))
                 .with_context("value", value))
         };
         if self.max_message_bytes == 0 {

@@ -170,7 +170,7 @@ fn config_error(key: impl std::fmt::Display, rule: &str, value: impl std::fmt::D
     Error::new(ErrorKind::Config, "store.memory.config", "open")
         .with_backend("memory")
         .with_message(format_args!("{key} {rule}"))
-        .with_context("key", key)
+        .with_context("key", format_args!("store.memory.{key}"))
         .with_context("value", value)
 }
 
@@ -206,7 +206,8 @@ mod tests {
             ),
         ] {
             let error = config.validate().unwrap_err();
-            assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some(key)));
+            let key = format!("store.memory.{key}");
+            assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some(&*key)));
         }
     }
 
