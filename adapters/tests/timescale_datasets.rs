@@ -15,8 +15,7 @@ use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{Pg, TimescaleConfig, TimescaleStore};
 use qi_core::Datasets;
 use qi_core::record::{
-    Column, ColumnType, Dataset, Description, Enumeration, Levels, Owner, Row, SeriesKey, SeriesType, Text,
-    Value,
+    Column, ColumnType, Dataset, Description, Levels, Owner, Row, SeriesKey, SeriesType, Text, Value,
 };
 use qi_core::store::{
     DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery, RangeRequest, Retention, SeriesRequest,

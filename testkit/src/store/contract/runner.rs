@@ -42,11 +42,17 @@ impl Wrapper {
 /// Datasets that together have every form of a key and every type of column.
 const REPRESENTATIVE: [&str; 4] = ["ticks", "bars", "everything", "named_signals"];
 
+#[derive(Debug, Clone, Copy)]
+enum DatasetSelection {
+    All,
+    Representative,
+}
+
 /// The trials of the complete contract, by implementation.
 #[derive(Debug)]
 pub struct Suite {
     checks: Checks,
-    implementations: Vec<(Arc<dyn StoreFactory>, Wrapper, Option<&'static [&'static str]>)>,
+    implementations: Vec<(Arc<dyn StoreFactory>, Wrapper, DatasetSelection)>,
     trials: Vec<Trial>,
     at_once: Option<usize>,
 }
@@ -66,7 +72,7 @@ impl Suite {
     /// Adds every check on an implementation in each wrapper: `memory/plain/write::last_write_wins`.
     #[must_use]
     pub fn on(self, factory: impl StoreFactory, wrappers: impl IntoIterator<Item = Wrapper>) -> Self {
-        self.add(factory, wrappers, None)
+        self.add(factory, wrappers, DatasetSelection::All)
     }
 
     /// Adds every check as [`on`](Self::on), but runs a check of all datasets only on those of `PriceTick`, `Bar`,
@@ -78,17 +84,17 @@ impl Suite {
         factory: impl StoreFactory,
         wrappers: impl IntoIterator<Item = Wrapper>,
     ) -> Self {
-        self.add(factory, wrappers, Some(&REPRESENTATIVE))
+        self.add(factory, wrappers, DatasetSelection::Representative)
     }
 
     fn add(
         mut self,
         factory: impl StoreFactory,
         wrappers: impl IntoIterator<Item = Wrapper>,
-        only: Option<&'static [&'static str]>,
+        datasets: DatasetSelection,
     ) -> Self {
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
-        let added = wrappers.into_iter().map(|wrapper| (factory.clone(), wrapper, only));
+        let added = wrappers.into_iter().map(|wrapper| (factory.clone(), wrapper, datasets));
         self.implementations.extend(added);
         self
     }
@@ -120,11 +126,14 @@ impl Suite {
     /// Returns the trials for a custom runner.
     pub fn trials(self) -> Vec<Trial> {
         let mut trials = Vec::new();
-        for (factory, wrapper, only) in self.implementations {
+        for (factory, wrapper, selection) in self.implementations {
             let absent = factory.absent();
             for check in self.checks.iter() {
                 let name = format!("{}/{}/{}", factory.name(), wrapper.name, check.name);
-                let check = only.map_or_else(|| check.clone(), |names| check.on(names));
+                let check = match selection {
+                    DatasetSelection::All => check.clone(),
+                    DatasetSelection::Representative => check.on(&REPRESENTATIVE),
+                };
                 let (run, datasets) = (factory.clone(), self.checks.datasets().clone());
                 trials.push(presence::trial(name, factory.name(), absent.clone(), move || {
                     run_trial(&check, run, wrapper, &datasets)
