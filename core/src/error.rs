@@ -465,8 +465,13 @@ impl fmt::Display for Error {
     }
 }
 
+/// Formats the text of [`Error::report`], which is what a `main` that returns this error prints. `{:#?}` formats all
+/// fields.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return f.write_str(&self.report());
+        }
         let e = &*self.0;
         f.debug_struct("Error")
             .field("kind", &e.kind)
@@ -590,7 +595,8 @@ mod tests {
             .with_context("dsn", "host=h password=hunter2 user=u")
             .with_message("http://h/?token=hunter2&x=1");
         assert_eq!(error.context_value("dsn"), Some("host=h password=*** user=u"));
-        for shown in [error.to_string(), format!("{error:?}")] {
+        assert_eq!(format!("{error:?}"), error.report());
+        for shown in [error.to_string(), format!("{error:#?}")] {
             assert!(
                 !shown.contains("hunter2") && shown.contains("user=u") && shown.contains("x=1"),
                 "{shown}"

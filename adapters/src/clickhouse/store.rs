@@ -11,7 +11,7 @@ use qi_core::store::{
     RangeRequest, RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery,
     StoreInfo, StorePingReport,
 };
-use qi_core::{Bar, Operation, PriceTick, Result, Selection, Timestamp};
+use qi_core::{Bar, ErrorKind, Operation, PriceTick, Result, Selection, Timestamp};
 
 use super::BACKEND;
 use super::config::ClickHouseConfig;
@@ -152,7 +152,13 @@ impl ClickHouseStore {
         work: impl Future<Output = Result<T, Cause>>,
     ) -> Result<T> {
         let _permit = self.inner.connections.acquire().await.map_err(|cause| cause.into_error(operation))?;
-        work.await.map_err(|cause| cause.into_error(operation))
+        work.await.map_err(|cause| {
+            let error = cause.into_error(operation);
+            if error.kind() != ErrorKind::Unavailable {
+                return error;
+            }
+            error.with_context("server", self.inner.connections.address())
+        })
     }
 }
 

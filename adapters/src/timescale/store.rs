@@ -10,7 +10,7 @@ use qi_core::store::{
     RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
     StorePingReport,
 };
-use qi_core::{Bar, Error, Interval, Operation, PriceTick, Result, Selection};
+use qi_core::{Bar, Error, ErrorKind, Interval, Operation, PriceTick, Result, Selection};
 use sqlx::PgPool;
 
 use super::cache::SchemaCache;
@@ -133,7 +133,7 @@ impl TimescaleStore {
         connections
             .until_closed(Box::pin(schema::ensure(connections, config, scope)))
             .await
-            .map_err(|cause| cause.into_error(Operation::EnsureSchema))
+            .map_err(|cause| self.error(Operation::EnsureSchema, cause))
     }
 
     /// Runs a call on one connection, and adds the operation to its error.
@@ -143,10 +143,21 @@ impl TimescaleStore {
         work: impl AsyncFnOnce(&mut PooledConnection) -> Result<T, Cause>,
     ) -> Result<T> {
         self.check_open(operation)?;
-        let mut connection = self.inner.connections.acquire().await.map_err(|e| e.into_error(operation))?;
+        let mut connection =
+            self.inner.connections.acquire().await.map_err(|cause| self.error(operation, cause))?;
         let outcome = work(&mut connection).await;
         connection.release(&outcome);
-        outcome.map_err(|e| e.into_error(operation))
+        outcome.map_err(|cause| self.error(operation, cause))
+    }
+
+    /// Adds the operation, and the address of a server that cannot be reached.
+    fn error(&self, operation: Operation, cause: Cause) -> Error {
+        let error = cause.into_error(operation);
+        if error.kind() != ErrorKind::Unavailable {
+            return error;
+        }
+        let options = self.pool().connect_options();
+        error.with_context("server", format_args!("{}:{}", options.get_host(), options.get_port()))
     }
 
     /// Returns the entry of a registered dataset. Rejects other datasets, and any call after `close`.
@@ -250,7 +261,7 @@ impl PriceStore for TimescaleStore {
         connections
             .until_closed(schema::plan(connections, config))
             .await
-            .map_err(|cause| cause.into_error(Operation::PlanSchema))
+            .map_err(|cause| self.error(Operation::PlanSchema, cause))
     }
 
     async fn ping(&self) -> Result<StorePingReport> {

@@ -14,11 +14,11 @@ struct Collector {
 #[async_trait]
 impl Agent for Collector {
     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
-        // In your program, the trades come from an exchange or from a file.
+        // In your program, the trades come from an exchange or from a file. Instrument, time and trade id are the key.
         for (id, price) in (1..).zip(["39432.48", "39433.10", "39431.97", "39435.00", "39434.25"]) {
             let tick = PriceTick::new(self.instrument.clone(), cx.now(), id, price.parse()?)?;
             self.store.insert_ticks(&[tick]).await?;
-            if cx.sleep(Duration::from_millis(100)).await.is_none() {
+            if cx.sleep(Duration::from_millis(10)).await.is_none() {
                 break; // SIGINT or SIGTERM
             }
         }
