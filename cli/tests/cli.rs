@@ -396,7 +396,9 @@ fn files_that_need_an_option_exit_with_code_2() {
 #[cfg(feature = "timescale")]
 #[test]
 fn a_refused_connection_is_reported_after_one_attempt() {
-    for (backend, url) in [("timescale", "postgres://qi@127.0.0.1:9/qi"), ("clickhouse", "http://127.0.0.1:9")] {
+    for (backend, url) in
+        [("timescale", "postgres://qi@127.0.0.1:9/qi"), ("clickhouse", "http://127.0.0.1:9")]
+    {
         let url_key = format!("QI__STORE__{}__URL", backend.to_uppercase());
         let out = run_with(&["query", "latest"], &[("QI__STORE__BACKEND", backend), (&url_key, url)]);
         let said = text(&out.stderr);
