@@ -13,8 +13,8 @@ use qi_core::record::{
 };
 use qi_core::store::{DeleteQuery, LatestQuery, RangeQuery, RangeRequest, SeriesRequest};
 use qi_core::{
-    Datasets, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Record, Selection,
-    TimeRange, Timestamp,
+    Datasets, Decimal, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Record,
+    Selection, TimeRange, Timestamp,
 };
 use sqlite_rig::{Folder, connect, execute};
 use sqlx::Row as _;
@@ -53,6 +53,46 @@ async fn every_column_type_round_trips() {
 fn signal(strategy: &str, interval: Interval, day: u64, score: &str) -> Signal {
     let open_time = Interval::D1.floor(time(day * 86_400));
     Signal { strategy: strategy.parse().unwrap(), interval, open_time, score: decimal(score) }
+}
+
+/// SQLite reads an unknown name in double quotes as a text, which would be a value of the record.
+#[tokio::test]
+async fn a_column_that_does_not_exist_yet_is_a_schema_mismatch() {
+    #[derive(Debug, Clone, PartialEq, Record)]
+    #[record(name = "notes")]
+    struct Older {
+        #[series]
+        instrument: Instrument,
+        #[time]
+        ts: Timestamp,
+        score: Decimal,
+    }
+    #[derive(Debug, Clone, PartialEq, Record)]
+    #[record(name = "notes")]
+    struct Newer {
+        #[series]
+        instrument: Instrument,
+        #[time]
+        ts: Timestamp,
+        score: Decimal,
+        author: Option<Text<32>>,
+    }
+    let folder = Folder::new();
+    let config = folder.config();
+    let older = created(&config, Datasets::none().with::<Older>().unwrap()).await;
+    let name: Instrument = "x:Y".parse().unwrap();
+    let record = Older { instrument: name.clone(), ts: time(0), score: decimal("1") };
+    older.insert_record(&record).await.unwrap();
+    let newer = config.clone().with_datasets(Datasets::none().with::<Newer>().unwrap());
+    let newer = SqliteStore::open(newer).unwrap();
+    let query = RangeQuery::new(name, TimeRange::ALL);
+    let errors = [
+        newer.range_of::<Newer>(&query).await.unwrap_err(),
+        newer.latest_of::<Newer>(&LatestQuery::new(Selection::All)).await.unwrap_err(),
+    ];
+    assert_eq!(errors.map(|error| error.kind()), [ErrorKind::SchemaMismatch; 2]);
+    newer.ensure_schema().await.unwrap();
+    assert_eq!(newer.range_of::<Newer>(&query).await.unwrap().items[0].author, None);
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::store::{BarQuery, DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery};
 use qi_core::{
-    Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Quantity, Quote, Selection, TimeRange,
-    Timestamp,
+    Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Quantity, Quote, QuoteValues, Selection,
+    TimeRange, Timestamp,
 };
 use servers::{namespace, trial, with_long_tests};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -229,6 +229,30 @@ async fn foreign_writer(server: Server) {
             assert_eq!(completed.unwrap().applied, ["series catalog of ticks completed"]);
             assert_eq!(found(&store).await.len(), 5);
             assert_eq!(found(&store).await, expected(&store).await);
+            // A trigger of another program writes in a statement of this library.
+            sqlx::raw_sql(
+                "CREATE FUNCTION roll_up() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN UPDATE ticks SET ts = ts WHERE false; RETURN NULL; END $$; \
+                 CREATE TRIGGER roll_up AFTER INSERT ON quotes FOR EACH STATEMENT EXECUTE FUNCTION roll_up()",
+            )
+            .execute(store.pool())
+            .await
+            .unwrap();
+            assert!(store.ensure_schema().await.unwrap().applied.is_empty());
+            let values = QuoteValues { ask_price: "1".parse().ok(), ..QuoteValues::default() };
+            let ts = Timestamp::from_secs(1_700_000_000).unwrap();
+            store.insert_quote(&Quote::new("x:A".parse().unwrap(), ts, 1, values).unwrap()).await.unwrap();
+            assert_eq!(store.ensure_schema().await.unwrap().applied, ["series catalog of ticks completed"]);
+            // A long transaction of another program keeps no service from its start.
+            let mark = "UPDATE ticks SET ts = ts WHERE false";
+            sqlx::raw_sql(mark).execute(store.pool()).await.unwrap();
+            sqlx::raw_sql("BEGIN").execute(&mut other).await.unwrap();
+            insert_without_catalog(&mut other, &config.schema, &tick("x:F", 0, 0)).await;
+            let report = store.ensure_schema().await.unwrap();
+            assert_eq!((report.applied, report.differs.len()), (vec![], 1));
+            sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+            assert_eq!(store.ensure_schema().await.unwrap().applied, ["series catalog of ticks completed"]);
+            assert_eq!(found(&store).await.len(), 6);
             other.close().await.unwrap();
         },
     )

@@ -7,10 +7,10 @@ use std::time::Duration;
 use qi_core::Datasets;
 use qi_core::bus::{GroupInfo, GroupQuery, GroupState, TopicCatalogue};
 use qi_core::record::Dataset;
-use qi_core::store::{DeleteQuery, SeriesRequest};
+use qi_core::store::{DeleteQuery, RangeQuery, SeriesRequest};
 use qi_core::{
     Clock as _, Error, ErrorKind, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result,
-    Selection, SystemClock, TimeRange,
+    Selection, SystemClock, TimeRange, Timestamp,
 };
 
 use crate::migrate;
@@ -223,12 +223,18 @@ async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Resul
     let instrument: Instrument = PROBE.parse()?;
     // The retention of a store may remove an old tick before it is read.
     let tick = PriceTick::new(instrument.clone(), SystemClock.now(), 0, "1".parse()?)?;
+    // Only this tick: another process may check the store at the same time.
+    let end = tick.ts().checked_add(Duration::from_micros(1)).unwrap_or(Timestamp::MAX);
+    let range = TimeRange::new(tick.ts(), end)?;
     let found = match store.insert_ticks(std::slice::from_ref(&tick)).await {
-        Ok(_) => store.latest_tick(&instrument).await.map(|found| found == Some(tick)),
+        Ok(_) => {
+            let query = RangeQuery::new(instrument.clone(), range);
+            store.ticks(&query).await.map(|found| found.items == [tick])
+        }
         Err(error) if error.retry().is_retryable() => Err(error),
         Err(error) => return Err(error),
     };
-    let probe = DeleteQuery::ticks(Selection::one(instrument), TimeRange::ALL);
+    let probe = DeleteQuery::ticks(Selection::one(instrument), range);
     Ok((found, store.delete_range(&probe).await))
 }
 

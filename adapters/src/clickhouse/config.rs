@@ -66,7 +66,7 @@ pub struct ClickHouseConfig {
     /// Server settings for every request, as in the `SET` statement.
     #[serde(deserialize_with = "crate::scalars::texts")]
     pub settings: BTreeMap<String, String>,
-    /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
+    /// The datasets of the store. Defaults to [`Datasets::standard`]; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
 }
@@ -172,7 +172,7 @@ impl ClickHouseConfig {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
     }
 
-    /// Replaces the built-in datasets with these datasets.
+    /// Replaces the default datasets with these datasets.
     #[must_use]
     pub fn with_datasets(mut self, datasets: Datasets) -> Self {
         self.datasets = datasets;

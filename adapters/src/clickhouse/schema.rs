@@ -29,11 +29,22 @@ pub(super) struct Change {
     description: Option<String>,
     pub(super) sql: String,
     is_declaration: bool,
+    /// True if the statement changes a setting of an existing table, which may remove rows.
+    is_setting: bool,
+}
+
+/// The changes that a call applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All except the settings of existing tables.
+    Missing,
+    /// All.
+    All,
 }
 
 impl Change {
     fn new(description: impl Into<Option<String>>, sql: String) -> Self {
-        Self { description: description.into(), sql, is_declaration: false }
+        Self { description: description.into(), sql, is_declaration: false, is_setting: false }
     }
 }
 
@@ -111,17 +122,22 @@ const MIGRATIONS_TABLE: &str = "qi_migrations";
 /// The table that records all declarations of datasets that step 1 does not cover.
 const DATASETS_TABLE: &str = "qi_datasets";
 
-/// Applies all missing changes.
+/// Applies the missing changes of the scope, and reports the settings that differ.
 pub(super) async fn ensure(
     connections: &Connections,
     config: &ClickHouseConfig,
     tables: &[Table],
+    scope: Scope,
 ) -> Result<SchemaReport, Cause> {
     let mut applied = Vec::new();
     for _ in 0..ROUNDS {
-        let changes = plan(connections, config, tables).await?;
+        let changes = plan(connections, config, tables).await?.into_iter();
+        let (left, changes): (Vec<_>, Vec<_>) =
+            changes.partition(|change| change.is_setting && scope == Scope::Missing);
         if changes.is_empty() {
-            return Ok(SchemaReport::new(VERSION, applied));
+            let mut report = SchemaReport::new(VERSION, applied);
+            report.differs = left.into_iter().filter_map(|change| change.description).collect();
+            return Ok(report);
         }
         // A declaration is recorded only after a check confirms that the tables match it. Another program may have
         // added other columns at the same time.
@@ -456,7 +472,8 @@ async fn retention_change(
     let Some(hours) = config.retention.hours(dataset.name()) else { return Ok(Vec::new()) };
     let location = TableLocation::of(config);
     let (name, ttl) = (location.local_name(dataset.name()), ttl_expression(table, hours));
-    if current.columns.contains_key(&name) {
+    let is_setting = current.columns.contains_key(&name);
+    if is_setting {
         // The server formats both expressions, so the comparison does not depend on its format.
         let sql = format!(
             "SELECT toInt8(position(formatQuerySingleLine(create_table_query), \
@@ -472,10 +489,11 @@ async fn retention_change(
     }
     let alter =
         |change: &str| format!("ALTER TABLE {}{} MODIFY {change}", table.local, location.on_cluster());
-    Ok(vec![
+    let changes = [
         Change::new(None, alter(&format!("SETTING {TTL_SETTINGS}"))),
         Change::new(format!("retention of {dataset} after {hours} h"), alter(&format!("TTL {ttl}"))),
-    ])
+    ];
+    Ok(changes.into_iter().map(|change| Change { is_setting, ..change }).collect())
 }
 
 #[cfg(test)]

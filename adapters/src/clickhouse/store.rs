@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -47,6 +48,8 @@ pub(super) struct Inner {
     pub(super) connections: Connections,
     /// The tables, in the order of the registered datasets.
     pub(super) tables: Vec<Table>,
+    /// True after the first warning about settings that differ.
+    warned_of_differences: AtomicBool,
 }
 
 impl ClickHouseStore {
@@ -60,7 +63,8 @@ impl ClickHouseStore {
         let connections = Connections::open(&config)?;
         let tables =
             config.datasets.iter().map(|dataset| Table::new(dataset, &TableLocation::of(&config))).collect();
-        Ok(Self { inner: Arc::new(Inner { config, connections, tables }) })
+        let warned_of_differences = AtomicBool::new(false);
+        Ok(Self { inner: Arc::new(Inner { config, connections, tables, warned_of_differences }) })
     }
 
     /// Returns the underlying client for custom SQL. The client uses the configured database and the limits of reads.
@@ -145,6 +149,14 @@ impl ClickHouseStore {
         Ok(())
     }
 
+    async fn change_schema(&self, scope: schema::Scope) -> Result<SchemaReport> {
+        self.with_permit(Operation::EnsureSchema, async {
+            let Inner { config, connections, tables, .. } = &*self.inner;
+            schema::ensure(connections, config, tables, scope).await
+        })
+        .await
+    }
+
     /// Waits for one of the limited permits, runs a call, and adds the operation to its error.
     pub(super) async fn with_permit<T>(
         &self,
@@ -203,16 +215,25 @@ impl PriceStore for ClickHouseStore {
     }
 
     async fn ensure_schema(&self) -> Result<SchemaReport> {
-        self.with_permit(Operation::EnsureSchema, async {
-            let Inner { config, connections, tables } = &*self.inner;
-            schema::ensure(connections, config, tables).await
-        })
-        .await
+        let report = self.change_schema(schema::Scope::Missing).await?;
+        if !report.differs.is_empty() && !self.inner.warned_of_differences.swap(true, Ordering::SeqCst) {
+            tracing::warn!(
+                backend = BACKEND,
+                database = self.inner.config.database,
+                differs = report.differs.join(", "),
+                "the server's settings differ from the configuration; `qi migrate` changes them"
+            );
+        }
+        Ok(report)
+    }
+
+    async fn migrate_schema(&self) -> Result<SchemaReport> {
+        self.change_schema(schema::Scope::All).await
     }
 
     async fn plan_schema(&self) -> Result<Vec<String>> {
         self.with_permit(Operation::PlanSchema, async {
-            let Inner { config, connections, tables } = &*self.inner;
+            let Inner { config, connections, tables, .. } = &*self.inner;
             let changes = schema::plan(connections, config, tables).await?;
             Ok(changes.into_iter().map(|change| change.sql).collect())
         })

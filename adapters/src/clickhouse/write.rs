@@ -79,7 +79,7 @@ impl ClickHouseStore {
             }
             match result {
                 Err(cause) if cause.has_code(INCORRECT_DATA) && self.refresh_enum_types(table).await => {}
-                Err(cause) if connection_lost || !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
+                Err(cause) if !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
                 // Also checked after success: a server of version 26.2 or later that received no
                 // `deduplicate_insert = disable` may have dropped the rows as a duplicate block. Sending them again is
                 // safe, because a key is stored once.

@@ -101,9 +101,15 @@ impl Cause {
             return error.into();
         }
         let folder = path.parent().is_some_and(Path::is_dir);
-        match path.symlink_metadata() {
-            Ok(_) if path.is_dir() => Self::Folder,
+        // Only a file is opened, because opening a pipe waits for its writer.
+        let found = match path.symlink_metadata() {
+            Ok(_) if path.is_file() => std::fs::File::open(path).map(drop),
+            found => found.map(drop),
+        };
+        match found {
+            Ok(()) if path.is_dir() => Self::Folder,
             Err(missing) if folder && missing.kind() == std::io::ErrorKind::NotFound => Self::NoFile,
+            Err(denied) if is_denied(&denied) => sqlx::Error::Io(denied).into(),
             _ => error.into(),
         }
     }

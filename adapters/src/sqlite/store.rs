@@ -18,7 +18,8 @@ use qi_core::{Bar, Error, Interval, Operation, PriceTick, Result, Selection, Tim
 use sqlx::ConnectOptions as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqliteSynchronous};
-use sqlx::{Row as _, Sqlite};
+use sqlx::{Connection as _, Row as _, Sqlite};
+use tokio::sync::RwLock;
 
 use super::BACKEND;
 use super::config::{SqliteConfig, Synchronous};
@@ -62,6 +63,8 @@ pub(super) struct Inner {
     pub(super) tables: Vec<Table>,
     version: OnceLock<String>,
     closed: AtomicBool,
+    /// Locked for reading by each deletion, so that `close` waits for all its steps.
+    deletions: RwLock<()>,
 }
 
 impl SqliteStore {
@@ -100,12 +103,20 @@ impl SqliteStore {
                 .test_before_acquire(false)
                 .idle_timeout(None)
                 .max_lifetime(None)
-                .connect_lazy_with(options.clone())
         };
-        let (readers, writer) = (pool(config.readers), pool(1));
+        // A commit that fails can leave sqlx in a transaction that SQLite has ended, for example on a full disk.
+        let writer = pool(1).after_release(|connection, _| {
+            Box::pin(async move {
+                // The rollback of a dropped transaction runs before the ping.
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        });
+        let (readers, writer) =
+            (pool(config.readers).connect_lazy_with(options.clone()), writer.connect_lazy_with(options));
         let tables = config.datasets.iter().map(Table::new).collect();
-        let (version, closed) = (OnceLock::new(), AtomicBool::new(false));
-        Ok(Self { inner: Arc::new(Inner { config, readers, writer, tables, version, closed }) })
+        let (version, closed, deletions) = (OnceLock::new(), AtomicBool::new(false), RwLock::new(()));
+        Ok(Self { inner: Arc::new(Inner { config, readers, writer, tables, version, closed, deletions }) })
     }
 
     /// Returns the path of the file.
@@ -166,6 +177,8 @@ impl SqliteStore {
         interval: Option<Interval>,
         range: TimeRange,
     ) -> Result<()> {
+        let _deletion = self.inner.deletions.read().await;
+        self.check_open(operation)?;
         let ids =
             self.write(operation, async |connection| admin::ids(connection, table, selection).await).await?;
         let intervals: Vec<Option<Interval>> = match (table.dataset.interval(), interval) {
@@ -193,7 +206,6 @@ impl SqliteStore {
         pool: &SqlitePool,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Cause>,
     ) -> Result<T> {
-        self.check_open(operation)?;
         let outcome = async { work(&mut *self.acquire(pool).await?).await };
         outcome.await.map_err(|cause| self.error(operation, cause))
     }
@@ -345,6 +357,7 @@ impl PriceStore for SqliteStore {
 
     async fn close(&self) -> Result<()> {
         self.inner.closed.store(true, Ordering::SeqCst);
+        drop(self.inner.deletions.write().await);
         self.inner.readers.close().await;
         // The last connection moves the log into the file.
         self.inner.writer.close().await;

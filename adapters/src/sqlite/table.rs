@@ -37,9 +37,9 @@ pub(super) struct Table {
     pub(super) width: usize,
 }
 
-/// Returns a name for use in statements.
+/// Returns a name for use in statements. SQLite reads an unknown name in double quotes as a text.
 pub(super) fn quoted(name: &str) -> String {
-    format!("\"{name}\"")
+    format!("`{name}`")
 }
 
 /// Returns the definition of a value column.

@@ -1,38 +1,46 @@
 //! The cache of a schema: the ids of its instruments, the times of its chunks, and the bounds of its series.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::chunks::Chunks;
 use super::config::TimescaleConfig;
 use super::instrument_ids::InstrumentIds;
 use super::series::SeriesCatalog;
 
+/// Identifies a schema among schemas of the same name, and its server among servers of the same address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SchemaIdentity {
+    /// The OID of the table `instruments`. 0 while the table does not exist.
+    pub(super) instruments_oid: i64,
+    /// The start of the server, in microseconds.
+    pub(super) server_start: i64,
+}
+
 /// The cached ids, chunk times and series bounds of a store's schema.
 pub(super) struct SchemaCache {
     pub(super) ids: InstrumentIds,
     pub(super) chunks: Chunks,
     pub(super) series: SeriesCatalog,
-    /// The OID of the table `instruments`. 0 before the first connection, and while the table does not exist.
-    instruments_oid: AtomicI64,
+    /// The identity of the schema. None before the first connection.
+    identity: Mutex<Option<SchemaIdentity>>,
 }
 
 impl SchemaCache {
     /// Returns an empty cache.
     pub(super) fn new(config: &TimescaleConfig) -> Self {
-        let instruments_oid = AtomicI64::new(0);
         Self {
             ids: InstrumentIds::new(&config.schema),
             chunks: Chunks::new(config),
             series: SeriesCatalog::new(config),
-            instruments_oid,
+            identity: Mutex::default(),
         }
     }
 
-    /// Sets the OID of the table `instruments`. If the OID has changed, the schema was dropped, and the cache is
-    /// cleared.
-    pub(super) fn set_instruments_oid(&self, instruments_oid: i64) {
-        let previous = self.instruments_oid.swap(instruments_oid, Ordering::SeqCst);
-        if previous != 0 && previous != instruments_oid {
+    /// Sets the identity of the schema. If it has changed, the schema was dropped, or another server has taken over,
+    /// perhaps without the newest commits. The cache is then cleared.
+    pub(super) fn set_identity(&self, identity: SchemaIdentity) {
+        let previous = self.identity.lock().unwrap_or_else(PoisonError::into_inner).replace(identity);
+        if previous.is_some_and(|previous| previous != identity) {
             self.ids.clear();
             self.chunks.clear();
             self.series.clear();

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::durations::DatasetDurations;
 use crate::validation::Rules;
 
+#[cfg(feature = "timescale")]
+const MICROS_PER_HOUR: i64 = 3_600_000_000;
+
 /// The address and the settings of a TimescaleDB store. Compiled even without the feature `timescale`, because a file
 /// may contain the section of every backend.
 ///
@@ -82,7 +85,7 @@ pub struct TimescaleConfig {
     /// Defaults to none with hypertables, whose chunks serve the same purpose, and to the datasets with sequence numbers
     /// otherwise.
     pub time_index: Option<Vec<String>>,
-    /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
+    /// The datasets of the store. Defaults to [`Datasets::standard`]; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
     /// The path of the section in errors: `store.timescale` or `store.postgres`.
@@ -285,7 +288,7 @@ impl TimescaleConfig {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
     }
 
-    /// Replaces the built-in datasets with these datasets.
+    /// Replaces the default datasets with these datasets.
     #[must_use]
     pub fn with_datasets(mut self, datasets: Datasets) -> Self {
         self.datasets = datasets;
@@ -295,8 +298,15 @@ impl TimescaleConfig {
     /// Returns the chunk interval of a dataset, in microseconds.
     #[cfg(feature = "timescale")]
     pub(super) fn chunk_micros(&self, dataset: Dataset) -> i64 {
+        let hours = self.chunks.hours(dataset.name());
+        hours.map_or_else(|| Self::default_chunk_micros(dataset), |hours| i64::from(hours) * MICROS_PER_HOUR)
+    }
+
+    /// Returns the default chunk interval of a dataset, in microseconds.
+    #[cfg(feature = "timescale")]
+    pub(super) fn default_chunk_micros(dataset: Dataset) -> i64 {
         let days = if dataset.seq().is_some() { 7 } else { 365 };
-        i64::from(self.chunks.hours(dataset.name()).unwrap_or(days * 24)) * 3_600_000_000
+        days * 24 * MICROS_PER_HOUR
     }
 
     /// Returns whether the table of a dataset has an index on time.

@@ -63,6 +63,8 @@ pub(super) struct Step {
     /// True if the statements cannot run in a transaction, such as `CREATE INDEX CONCURRENTLY`. The created object is the
     /// only record of such a step, so an interrupted step is missing again.
     outside_transaction: bool,
+    /// True if the schema can be used without the step.
+    is_optional: bool,
 }
 
 enum StepKind {
@@ -76,7 +78,19 @@ enum StepKind {
 
 impl Step {
     pub(super) fn new(label: String, statements: Vec<String>) -> Self {
-        Self { label, statements, kind: StepKind::Plain, joins_previous: false, outside_transaction: false }
+        Self {
+            label,
+            statements,
+            kind: StepKind::Plain,
+            joins_previous: false,
+            outside_transaction: false,
+            is_optional: false,
+        }
+    }
+
+    /// Returns the step as one that the schema can be used without.
+    pub(super) fn optional(self) -> Self {
+        Self { is_optional: true, ..self }
     }
 
     /// Runs the step. Its statements contain only validated names and numbers.
@@ -171,11 +185,11 @@ async fn ensure_on(
     const POLL_INTERVAL: Duration = Duration::from_millis(100);
     let version = migrations().iter().map(|step| step.version).max().unwrap_or(0);
     let version = u32::try_from(version).unwrap_or(u32::MAX);
-    let mut applied = Vec::new();
+    let (mut applied, mut skipped) = (Vec::new(), Vec::new());
     let mut attempts = 0;
     let mut busy_since = None;
     loop {
-        let attempt = match apply_next(connection, config, scope, &applied).await {
+        let attempt = match apply_next(connection, config, scope, (&applied, &skipped)).await {
             Ok(Attempt::Outside(step)) => {
                 run_outside_transaction(&step, connection, (connections, config)).await
             }
@@ -184,9 +198,11 @@ async fn ensure_on(
         match attempt {
             Ok(Attempt::Complete { differs }) => {
                 let mut report = SchemaReport::new(version, applied);
-                report.differs = differs;
+                report.differs = skipped;
+                report.differs.extend(differs);
                 return Ok(report);
             }
+            Ok(Attempt::Skipped(label)) => skipped.push(label),
             Ok(Attempt::Applied(labels)) => {
                 applied.extend(labels);
                 (attempts, busy_since) = (0, None);
@@ -218,6 +234,8 @@ enum Attempt {
     Applied(Vec<String>),
     /// No step is missing. Settings may differ, which the scope excludes.
     Complete { differs: Vec<String> },
+    /// The next step is optional, and this session cannot run it now.
+    Skipped(String),
     /// The next step must run outside a transaction.
     Outside(Step),
     /// Another process changes the schema.
@@ -230,7 +248,7 @@ async fn apply_next(
     connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
     scope: Scope,
-    applied: &[String],
+    (applied, skipped): (&[String], &[String]),
 ) -> Result<Attempt, Cause> {
     let mut transaction = connection.begin().await?;
     if !begin_change(&mut transaction, config, SCHEMA_LOCK).await? {
@@ -239,10 +257,14 @@ async fn apply_next(
     }
     let mut missing = steps(&mut transaction, config).await?;
     // A writer of an earlier version makes a completed series catalog incomplete again, as long as it runs.
-    missing.retain(|step| !applied.contains(&step.label));
+    missing.retain(|step| !applied.contains(&step.label) && !skipped.contains(&step.label));
     if missing.is_empty() {
         missing = settings(&mut transaction, config, |_| true, false).await?;
-        if scope == Scope::Missing || missing.is_empty() {
+        // The server may store a setting in another form, or another process may set it differently. It differs then,
+        // and is not changed again.
+        missing.sort_by_key(|step| applied.contains(&step.label));
+        let is_done = missing.first().is_none_or(|step| applied.contains(&step.label));
+        if scope == Scope::Missing || is_done {
             let differs = missing.into_iter().map(|step| step.label).collect();
             return Ok(Attempt::Complete { differs });
         }
@@ -254,7 +276,13 @@ async fn apply_next(
     let count = missing.iter().skip(1).take_while(|step| step.joins_previous).count() + 1;
     missing.truncate(count);
     for step in &missing {
-        step.run(&mut transaction, config).await?;
+        match step.run(&mut transaction, config).await {
+            Err(Cause::Sql(error)) if step.is_optional && is_refusal(&error) => {
+                transaction.rollback().await?;
+                return Ok(Attempt::Skipped(step.label.clone()));
+            }
+            outcome => outcome?,
+        }
     }
     let created = created_tables(&missing);
     if !created.is_empty() {
@@ -266,6 +294,12 @@ async fn apply_next(
     }
     transaction.commit().await?;
     Ok(Attempt::Applied(missing.into_iter().map(|step| step.label).collect()))
+}
+
+/// Returns whether the session may not run a statement now: a lock is held, a right is missing, or the server is a
+/// standby.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    [LOCK_NOT_AVAILABLE, "42501", "25006"].iter().any(|state| has_state(error, state))
 }
 
 /// Returns the tables that some steps create or convert.
@@ -422,7 +456,7 @@ async fn steps(connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> R
         }
     }
     let catalogs = series::steps(connection, config, &tables).await?;
-    steps.extend(catalogs.into_iter().map(|(label, statements)| Step::new(label, statements)));
+    steps.extend(catalogs);
     if is_new {
         // No client sees an incomplete new schema.
         for step in &mut steps {

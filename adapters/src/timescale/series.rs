@@ -1,7 +1,7 @@
 //! The series catalog: the instruments that have records in a dataset, with bounds of their times.
 //!
 //! Bounds may be too wide, but never too narrow. A writer widens the bounds of its batch before it writes, and then
-//! caches the bounds. They are rounded to chunks, so a live feed rarely widens them.
+//! caches the bounds. They are rounded to the default chunk interval, so a live feed rarely widens them.
 //!
 //! A reader that finds bounds without records corrects them, although writers may have cached these bounds. A correction
 //! first increments the epoch of the dataset, and then reads the records. A writer compares the epoch after its batch is
@@ -23,12 +23,16 @@ use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _, SqlStr};
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::PgConnection;
 use super::error::Cause;
+use super::schema::Step;
 use super::sql::{MARKER, RegisteredDataset};
 use super::table::Table;
 use super::types::Pg;
 
 /// The maximum number of cached bounds of a dataset. A full cache is cleared.
 const MAX_CACHED_BOUNDS: usize = 200_000;
+
+/// The maximum number of series that one statement widens.
+const MAX_WIDENED: usize = 20_000;
 
 // `{schema}` is the quoted name of the schema.
 const EPOCH_SQL: &str = "SELECT epoch FROM {schema}.qi_series_state WHERE dataset = $1";
@@ -50,17 +54,22 @@ const LIST_SQL: &str = "SELECT s.complete, k.instrument_id, k.exchange, k.symbol
     AND ($4::text IS NULL OR k.exchange = $4) ORDER BY k.exchange, k.symbol LIMIT $5) k ON s.complete \
     WHERE s.dataset = $1 ORDER BY k.exchange, k.symbol";
 
-const INCREMENT_EPOCH_SQL: &str =
-    "UPDATE {schema}.qi_series_state SET epoch = epoch + 1 WHERE dataset = $1 AND complete RETURNING epoch";
+// A reader does not wait for a transaction that has marked the catalog, or for another correction.
+const INCREMENT_EPOCH_SQL: &str = "UPDATE {schema}.qi_series_state SET epoch = epoch + 1 WHERE dataset = \
+    (SELECT dataset FROM {schema}.qi_series_state WHERE dataset = $1 AND complete FOR UPDATE SKIP LOCKED) \
+    RETURNING epoch";
 
 // `FOR UPDATE` checks the epoch again after it waited for a writer.
-const REMOVE_SQL: &str = "WITH k AS (SELECT dataset, exchange, symbol FROM {schema}.qi_series \
-    WHERE dataset = $1 AND instrument_id = ANY($2) AND epoch < $3 ORDER BY exchange, symbol FOR UPDATE) \
+const REMOVE_SQL: &str = "WITH k AS (SELECT s.dataset, s.exchange, s.symbol FROM unnest($2::int[]) AS x(id) \
+    JOIN {schema}.instruments i ON i.id = x.id \
+    JOIN {schema}.qi_series s ON s.dataset = $1 AND s.exchange = i.exchange AND s.symbol = i.symbol \
+    WHERE s.epoch < $3 ORDER BY s.exchange, s.symbol FOR UPDATE OF s) \
     DELETE FROM {schema}.qi_series s USING k WHERE (s.dataset, s.exchange, s.symbol) = (k.dataset, k.exchange, k.symbol)";
 const NARROW_SQL: &str = "WITH k AS (SELECT s.dataset, s.exchange, s.symbol, x.first, x.last \
     FROM unnest($2::int[], $4::timestamptz[], $5::timestamptz[]) AS x(id, first, last) \
-    JOIN {schema}.qi_series s ON s.instrument_id = x.id \
-    WHERE s.dataset = $1 AND s.epoch < $3 ORDER BY s.exchange, s.symbol FOR UPDATE OF s) \
+    JOIN {schema}.instruments i ON i.id = x.id \
+    JOIN {schema}.qi_series s ON s.dataset = $1 AND s.exchange = i.exchange AND s.symbol = i.symbol \
+    WHERE s.epoch < $3 ORDER BY s.exchange, s.symbol FOR UPDATE OF s) \
     UPDATE {schema}.qi_series s SET first = k.first, last = k.last FROM k \
     WHERE (s.dataset, s.exchange, s.symbol) = (k.dataset, k.exchange, k.symbol)";
 
@@ -108,7 +117,8 @@ impl Statements {
 
 #[derive(Debug)]
 struct DatasetBounds {
-    /// The unit to which bounds are rounded, in microseconds.
+    /// The unit to which bounds are rounded, in microseconds. It is the same in all processes: with different units,
+    /// readers would narrow what writers widen.
     unit: i64,
     known: Mutex<KnownBounds>,
 }
@@ -123,7 +133,7 @@ struct KnownBounds {
 impl SeriesCatalog {
     pub(super) fn new(config: &TimescaleConfig) -> Self {
         let datasets = config.datasets.iter().map(|dataset| DatasetBounds {
-            unit: config.chunk_micros(dataset).max(1),
+            unit: TimescaleConfig::default_chunk_micros(dataset),
             known: Mutex::default(),
         });
         Self { statements: Statements::of(&config.schema), datasets: datasets.collect() }
@@ -168,14 +178,17 @@ impl SeriesCatalog {
         for bounds in wider.values_mut() {
             *bounds = dataset.round(*bounds);
         }
-        sqlx::query(self.statements.widen.clone())
-            .bind(registered.table.name())
-            .bind(wider.keys().copied().collect::<Vec<_>>())
-            .bind(wider.values().map(|(first, _)| Pg(*first)).collect::<Vec<_>>())
-            .bind(wider.values().map(|(_, last)| Pg(*last)).collect::<Vec<_>>())
-            .bind(epoch)
-            .execute(connection)
-            .await?;
+        let rows: Vec<_> = wider.iter().collect();
+        for rows in rows.chunks(MAX_WIDENED) {
+            sqlx::query(self.statements.widen.clone())
+                .bind(registered.table.name())
+                .bind(rows.iter().map(|(id, _)| **id).collect::<Vec<_>>())
+                .bind(rows.iter().map(|(_, (first, _))| Pg(*first)).collect::<Vec<_>>())
+                .bind(rows.iter().map(|(_, (_, last))| Pg(*last)).collect::<Vec<_>>())
+                .bind(epoch)
+                .execute(&mut *connection)
+                .await?;
+        }
         dataset.remember(epoch, wider);
         Ok(epoch)
     }
@@ -246,8 +259,8 @@ impl SeriesCatalog {
         Ok(Some(rows.iter().filter_map(|row| read(row).transpose()).collect::<Result<_, _>>()?))
     }
 
-    /// Begins a correction. Returns its epoch, or None if the catalog is incomplete. Only records that are read after
-    /// this call may be used for the correction.
+    /// Begins a correction. Returns its epoch, or None if the catalog is incomplete or locked. Only records that are
+    /// read after this call may be used for the correction.
     pub(super) async fn begin_correction(
         &self,
         connection: &mut PgConnection<'_>,
@@ -356,7 +369,7 @@ pub(super) async fn steps(
     connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
     tables: &[Table],
-) -> Result<Vec<(String, Vec<String>)>, Cause> {
+) -> Result<Vec<Step>, Cause> {
     let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(format!("\"{}\".qi_series_state", config.schema))
         .fetch_one(&mut *connection)
@@ -381,20 +394,24 @@ pub(super) async fn steps(
                      WHERE dataset = '{name}'"
                 );
                 // The epoch grows first, so that the rows are of the new epoch.
-                steps.push((format!("series catalog of {name} completed"), vec![lock, complete, fill]));
+                let label = format!("series catalog of {name} completed");
+                steps.push(Step::new(label, vec![lock, complete, fill]).optional());
             }
             None => {
+                // A job of TimescaleDB has no current query. A statement of another trigger has the text of the
+                // statement that fired it.
                 let trigger = format!(
                     "CREATE TRIGGER qi_mark_incomplete BEFORE INSERT OR UPDATE OF \"instrument_id\", \"{}\" \
                      ON \"{schema}\".\"{name}\" \
-                     FOR EACH STATEMENT WHEN (current_query() NOT LIKE '{}%') EXECUTE FUNCTION \"{schema}\".qi_mark_incomplete()",
+                     FOR EACH STATEMENT WHEN ((current_query() LIKE '{}%' AND pg_trigger_depth() = 0) IS NOT TRUE) \
+                     EXECUTE FUNCTION \"{schema}\".qi_mark_incomplete()",
                     table.time(),
                     MARKER.trim_end(),
                 );
                 let state = format!(
                     "INSERT INTO \"{schema}\".qi_series_state (dataset, epoch, complete) VALUES ('{name}', 1, true)"
                 );
-                steps.push((format!("series catalog of {name}"), vec![trigger, state, fill]));
+                steps.push(Step::new(format!("series catalog of {name}"), vec![trigger, state, fill]));
             }
         }
     }

@@ -14,7 +14,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool, Postgres, Row, SqlSafeStr as _, SqlStr};
 
-use super::cache::SchemaCache;
+use super::cache::{SchemaCache, SchemaIdentity};
 use super::config::{TimescaleConfig, TlsMode};
 use super::error::Cause;
 use crate::password_warning::warn_of_password;
@@ -74,8 +74,8 @@ impl Connections {
         let server_info = Arc::new(RwLock::new(ServerInfo::default()));
         let session = Arc::new(SessionSettings::new(config));
         let (new_server_info, new_cache, new_session) = (server_info.clone(), cache.clone(), session.clone());
-        let oid_sql = instruments_oid_sql(&config.schema);
-        let new_oid_sql = oid_sql.clone();
+        let identity_sql = identity_sql(&config.schema);
+        let new_identity_sql = identity_sql.clone();
         let stale = Arc::<StaleConnections>::default();
         let idle_stale = stale.clone();
         let pool = PgPoolOptions::new()
@@ -87,23 +87,23 @@ impl Connections {
             .max_lifetime(pool.max_lifetime)
             .after_connect(move |connection, _| {
                 let (server_info, cache) = (new_server_info.clone(), new_cache.clone());
-                let (session, oid_sql) = (new_session.clone(), new_oid_sql.clone());
+                let (session, identity_sql) = (new_session.clone(), new_identity_sql.clone());
                 Box::pin(async move {
                     session.apply(connection).await?;
                     let info = fetch_server_info(connection).await?;
                     *server_info.write().unwrap_or_else(PoisonError::into_inner) = info;
-                    cache.set_instruments_oid(instruments_oid(connection, oid_sql).await?);
+                    cache.set_identity(schema_identity(connection, identity_sql).await?);
                     Ok(())
                 })
             })
             .before_acquire(move |connection, idle| {
-                let (cache, oid_sql) = (cache.clone(), oid_sql.clone());
+                let (cache, identity_sql) = (cache.clone(), identity_sql.clone());
                 let is_stale = idle_stale.contains(idle.age);
                 Box::pin(async move {
                     if is_stale {
                         return Ok(false);
                     }
-                    cache.set_instruments_oid(instruments_oid(connection, oid_sql).await?);
+                    cache.set_identity(schema_identity(connection, identity_sql).await?);
                     Ok(true)
                 })
             })
@@ -252,19 +252,22 @@ impl Connections {
     }
 }
 
-/// Returns the OID of the table `instruments`, or 0 if the table does not exist. It identifies a schema among schemas
-/// of the same name.
-async fn instruments_oid(connection: &mut sqlx::PgConnection, sql: SqlStr) -> Result<i64, sqlx::Error> {
-    sqlx::raw_sql(sql).fetch_one(connection).await?.try_get(0)
+async fn schema_identity(
+    connection: &mut sqlx::PgConnection,
+    sql: SqlStr,
+) -> Result<SchemaIdentity, sqlx::Error> {
+    let row = sqlx::raw_sql(sql).fetch_one(connection).await?;
+    Ok(SchemaIdentity { instruments_oid: row.try_get(0)?, server_start: row.try_get(1)? })
 }
 
-fn instruments_oid_sql(schema: &str) -> SqlStr {
+fn identity_sql(schema: &str) -> SqlStr {
     // The name was validated: letters, digits and underscores. The simple protocol needs no prepared statement, so the
     // query may run outside a transaction in every mode of a pooler.
     // `to_regclass` would reject a role without the right to use the schema.
     let sql = format!(
         "SELECT coalesce((SELECT c.oid::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE n.nspname = '{schema}' AND c.relname = 'instruments'), 0)"
+         WHERE n.nspname = '{schema}' AND c.relname = 'instruments'), 0), \
+         (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8"
     );
     AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str()
 }

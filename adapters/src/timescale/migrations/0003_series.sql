@@ -30,3 +30,6 @@ BEGIN
     RETURN NULL;
 END
 $$;
+
+-- The function has the rights of its owner. Only the owner may attach it to a table.
+REVOKE ALL ON FUNCTION qi_mark_incomplete() FROM PUBLIC;
