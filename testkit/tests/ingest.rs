@@ -360,6 +360,9 @@ async fn dropped_run_stops_commits_and_loses_nothing() {
     let mut ingest = world.ingest(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..100), None).await.unwrap();
     let _ = tokio::time::timeout(SECOND, ingest.run_until(std::future::pending())).await;
+    // The subscription has passed the messages of the dropped run.
+    let again = ingest.run_until(std::future::ready(())).await.unwrap_err();
+    assert_eq!((again.kind(), again.code()), (ErrorKind::Closed, "ingest.ended"));
     drop(ingest);
     world.gate.open();
     sleep(SECOND).await;

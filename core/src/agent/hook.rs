@@ -150,6 +150,8 @@ pub(super) async fn run_hook<'a>(
                     Err(panic) => Poll::Ready(Err(panic)),
                 }
             }) => {
+                // The stop may have come during this poll.
+                let stopping = stopping || (!cleanup && state.must_stop());
                 let exit = match polled {
                     Ok(Ok(())) if stopping => ExitReason::Cancelled,
                     Ok(Ok(())) => ExitReason::Completed,

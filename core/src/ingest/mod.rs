@@ -76,6 +76,9 @@ pub struct Ingest {
     shared: Arc<Context>,
     subscription: Box<dyn Subscription>,
     context: Option<AgentContext>,
+    /// True after a run that was dropped or failed. Its received messages are not stored, and the subscription has
+    /// passed them.
+    ended: bool,
 }
 
 /// The values that the stages share.
@@ -140,6 +143,7 @@ async fn write(
             Box::pin(async { store.insert(batch.records.as_records()).await.map(drop) })
         };
         shared.retry(&stages, Stage::Store, &stop, insert).await?;
+        progress.add(records.len(), 0);
         let dataset = dataset.name();
         metrics::counter!(INGEST_RECORDS.name, "dataset" => dataset).increment(records.len() as u64);
         metrics::counter!(INGEST_BYTES.name, "dataset" => dataset).increment(batch.bytes as u64);
@@ -155,7 +159,7 @@ async fn write(
             || -> BoxFuture<'_, Result<()>> { Box::pin(send_dead_letters(&**bus, &batch.rejected, config)) };
         shared.retry(&stages, Stage::DeadLetters, &stop, publish).await?;
     }
-    progress.add(records.len(), batch.rejected.len());
+    progress.add(0, batch.rejected.len());
     Ok(())
 }
 
@@ -214,7 +218,7 @@ impl Ingest {
         config.max_records = config.max_records.min(store.info().max_batch.max(1));
         let subscription = bus.subscribe(request.with_announced_revocations()).await?;
         let shared = Context { bus, store, dataset, config, progress: Arc::default() };
-        Ok(Self { shared: Arc::new(shared), subscription, context: None })
+        Ok(Self { shared: Arc::new(shared), subscription, context: None, ended: false })
     }
 
     /// Sets the counters. Several ingests may share them, for example the ingests before and after a restart.
@@ -236,12 +240,20 @@ impl Ingest {
     ///
     /// # Errors
     /// A store or bus error that is not retryable. After `stop`, any error while the received records are stored.
-    /// Uncommitted messages are redelivered to the next member.
+    /// Uncommitted messages are redelivered to the next member, so open a new ingest after an error.
+    ///
+    /// `Closed` after a run that failed or was dropped.
     pub async fn run_until(&mut self, stop: impl Future<Output = ()> + Send) -> Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Err(Error::closed("ingest.ended", "ingest")
+                .with_message("an earlier run failed or was dropped; open the ingest again"));
+        }
         let stages = Stages { failing: AtomicU8::new(0), context: self.context.clone() };
         let mut run = Run::new(self.shared.clone(), stages);
         let result = run.receive(&mut *self.subscription, stop).await;
-        result.and(run.drain(&mut *self.subscription).await)
+        let result = result.and(run.drain(&mut *self.subscription).await);
+        self.ended = result.is_err();
+        result
     }
 
     /// Leaves the consumer group. The bus and the store stay open.
@@ -306,6 +318,8 @@ impl Stages {
             tracing::warn!(dataset, stage = stage.as_str(), error = %error.report(), "ingest stage failed and is retried");
         }
         if let Some(context) = &self.context {
+            // A repeated call is progress. The agent must outlast an outage.
+            context.heartbeat();
             context.degraded(format_args!("{}: {}", stage.as_str(), error.code()));
         }
     }
@@ -375,9 +389,9 @@ impl Run {
         loop {
             self.begin_write();
             if self.revoking && self.write.is_none() {
-                // The next `recv` gives up the partitions.
-                self.commit(subscription).await?;
+                // The next `recv` gives up the partitions, after everything is committed.
                 self.revoking = !self.stored.is_empty();
+                self.commit_at = self.receive_at;
             }
             let (receive_limit, receive_at, commit_at) =
                 (self.receive_limit(), self.receive_at, self.commit_at);
@@ -397,13 +411,19 @@ impl Run {
     /// Stores and commits the received messages.
     async fn drain(&mut self, subscription: &mut dyn Subscription) -> Result<()> {
         self.stop.cancel();
+        let mut result = Ok(());
         while !self.failed {
             self.begin_write();
             let Some(_) = self.write else { break };
             let written = written(&mut self.write).await;
-            self.end_write(written)?;
+            result = self.end_write(written);
         }
-        if self.stored.is_empty() { Ok(()) } else { subscription.commit(&self.stored).await.map(drop) }
+        // Also after a failed write, for the batches before it.
+        if self.stored.is_empty() {
+            result
+        } else {
+            result.and(subscription.commit(&self.stored).await.map(drop))
+        }
     }
 
     /// Returns the number of messages that may be received now.

@@ -139,8 +139,7 @@ impl<B: MessageBus> Retry<B> {
             }
             let (resend, delay) = attempts.plan_resend(batch, &outcomes);
             let Some(error) = resend.first().and_then(|at| failure(&outcomes[*at])) else {
-                let outcomes = outcomes.into_iter().map(|outcome| attempts.mark_exhausted(outcome));
-                return Ok(PublishReport::new(outcomes.collect()));
+                return Ok(PublishReport::new(attempts.mark_exhausted(outcomes)));
             };
             attempts.count(error.kind());
             tokio::time::sleep(delay).await;
@@ -213,12 +212,16 @@ impl Attempts<'_> {
 
     /// Marks a retryable error as exhausted, so that an outer `Retry` does not repeat the call.
     fn exhausted(&self, error: Error) -> Error {
-        if error.retry().is_retryable() && error.exhausted().is_none() {
-            tracing::warn!(attempts = self.made, error = %error.report(), "retries exhausted");
-            error.with_exhausted(self.made)
-        } else {
-            error
+        if !self.exhausts(&error) {
+            return error;
         }
+        tracing::warn!(attempts = self.made, error = %error.report(), "retries exhausted");
+        error.with_exhausted(self.made)
+    }
+
+    /// Returns whether these attempts were the last for an error.
+    fn exhausts(&self, error: &Error) -> bool {
+        error.retry().is_retryable() && error.exhausted().is_none()
     }
 
     fn count(&self, kind: ErrorKind) {
@@ -254,11 +257,27 @@ impl Attempts<'_> {
         (resend, longest)
     }
 
-    fn mark_exhausted(&self, outcome: Result<Delivery, DeliveryError>) -> Result<Delivery, DeliveryError> {
-        outcome.map_err(|failure| match failure.state {
-            DeliveryState::NotSent => DeliveryError::not_sent(self.exhausted(failure.error)),
-            DeliveryState::Unknown => failure,
-        })
+    /// Marks the messages that were not sent as exhausted. The log has one line for all of them.
+    fn mark_exhausted(
+        &self,
+        mut outcomes: Vec<Result<Delivery, DeliveryError>>,
+    ) -> Vec<Result<Delivery, DeliveryError>> {
+        let mut marked = 0_usize;
+        let mut first = None;
+        for outcome in &mut outcomes {
+            if let Err(failure) = outcome
+                && failure.state == DeliveryState::NotSent
+                && self.exhausts(&failure.error)
+            {
+                marked += 1;
+                first.get_or_insert_with(|| failure.error.clone());
+                *failure = DeliveryError::not_sent(failure.error.clone().with_exhausted(self.made));
+            }
+        }
+        if let Some(error) = first {
+            tracing::warn!(attempts = self.made, messages = marked, error = %error.report(), "retries exhausted");
+        }
+        outcomes
     }
 }
 
