@@ -11,8 +11,8 @@ use agent_rig::{builder, ms, run_agent, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
 use qi_core::agent::{
-    AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, ExitReason, RestartPolicy, ShutdownCause,
-    Termination, Transition, agent_fn,
+    AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, ExitReason, RestartPolicy, RuntimeHandle,
+    ShutdownCause, Termination, Transition, agent_fn,
 };
 use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, check_transitions};
 use tokio::time::{Instant, sleep, timeout};
@@ -37,6 +37,31 @@ async fn stop_during_initialize_is_applied_and_cleaned_up() {
     assert_eq!(life.statuses(), [Created, Initializing, Stopping, Stopped]);
     assert_eq!(life.exits(), ["cancelled"]);
     assert_eq!(life.report.shutdown_took, Duration::ZERO);
+}
+
+/// The stop comes while the hook is polled, and the hook ends in the same poll.
+#[tokio::test(start_paused = true)]
+async fn stop_during_the_last_poll_of_run_is_not_a_completion() {
+    for fails in [false, true] {
+        let (log, handle) = (TransitionLog::default(), Arc::<std::sync::OnceLock<RuntimeHandle>>::default());
+        let own = handle.clone();
+        let spec = AgentSpec::new("a", move || {
+            let own = own.clone();
+            agent_fn(move |_cx| {
+                let own = own.clone();
+                async move {
+                    sleep(ms(10)).await;
+                    own.get().unwrap().shutdown();
+                    if fails { Err(qi_core::Error::new(ErrorKind::Config, "test", "run")) } else { Ok(()) }
+                }
+            })
+        });
+        let runtime = builder(&log).agent(spec).build().unwrap();
+        handle.set(runtime.handle()).unwrap();
+        let report = runtime.run().await;
+        assert_eq!(log.of("a").last().unwrap().to, Stopped);
+        assert!(matches!(report.agents[0].last_exit.as_deref(), Some(ExitReason::Cancelled)));
+    }
 }
 
 #[tokio::test(start_paused = true)]

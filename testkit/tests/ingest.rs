@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use qi_core::agent::{AgentRuntime, AgentSpec};
 use qi_core::bus::{
     Batch, Encoding, GroupId, GroupQuery, Message, MessageBusExt, ReceivedMessage, SubscribeRequest,
     Subscription, TopicCatalogue, TopicName, encode_records,
@@ -371,6 +372,20 @@ async fn dropped_run_stops_commits_and_loses_nothing() {
     sleep(SECOND).await;
     stop.cancel();
     run.await.unwrap().unwrap();
+    assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));
+}
+
+/// A repeated call is a heartbeat: an outage may last longer than the watchdog's limit.
+#[tokio::test(start_paused = true)]
+async fn a_watchdog_outlasts_an_outage_of_the_store() {
+    let world = IngestTest::new(1_000).await;
+    world.gate.errors.lock().unwrap().extend([ErrorKind::Unavailable; 20]);
+    world.bus.send_records(&ticks(0..100), None).await.unwrap();
+    // With full batches, nothing else succeeds during the outage.
+    let config = IngestConfig::default().with_max_records(10).with_backoff(Backoff::new(SECOND, SECOND));
+    let spec = AgentSpec::once("writer", world.ingest(config).await).watchdog(5 * SECOND);
+    let runtime = AgentRuntime::builder().agent(spec).build().unwrap();
+    runtime.run_until(sleep(60 * SECOND)).await.result().unwrap();
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));
 }
 
