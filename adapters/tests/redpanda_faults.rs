@@ -15,8 +15,8 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    CleanupPolicy, DeadLetters, DeliveryState, GroupId, GroupInstanceId, GroupQuery, Message, MessageBus,
-    MessageBusExt, OffsetReset, Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo,
+    CleanupPolicy, DeadLetters, DeliveryError, DeliveryState, GroupId, GroupInstanceId, GroupQuery, Message,
+    MessageBus, MessageBusExt, OffsetReset, Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo,
     SubscribeRequest, Subscription, SubscriptionEvent, TopicName, TopicPartition, TopicSpec, header,
 };
 use qi_core::{Error, ErrorKind, Ingest, IngestConfig, PriceStore as _, PriceTick, Result, Selection};
@@ -776,6 +776,9 @@ async fn close_and_drop_without_broker(brokers: Brokers, spare: Spare) {
     assert_eq!(report.unknown, OPEN);
     let report = publishing.await.unwrap().unwrap();
     assert_eq!((report.len(), report.failed(DeliveryState::Unknown).count()), (OPEN, OPEN), "{report:?}");
+    // `close` purged the messages. Otherwise, they would wait for the delivery timeout.
+    let purged = |failure: &DeliveryError| failure.error.code() == "bus.redpanda.purged";
+    assert!(report.into_outcomes().iter().all(|outcome| outcome.as_ref().is_err_and(purged)));
     expect(sub.recv(1, SECOND).await, ErrorKind::Closed);
     expect(bus.ping().await, ErrorKind::Closed);
     // Drop the bus.

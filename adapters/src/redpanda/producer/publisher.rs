@@ -136,6 +136,8 @@ impl Publisher {
         }
         unsent.next = batch.len();
         drop(chunk);
+        // `close` ends a producer, and purges its messages, when nothing uses it.
+        drop(producer);
         // librdkafka reports an outcome within the delivery timeout. Otherwise, the outcome is unknown.
         let limit = self.delivery_timeout() + Duration::from_secs(10);
         let _ = tokio::time::timeout(limit, pending.done()).await;

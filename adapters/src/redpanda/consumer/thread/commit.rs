@@ -121,7 +121,10 @@ impl ConsumerThread {
                     thread.commits.starts.request(RETRY_BACKOFF);
                 } else {
                     for (partition, generation, start) in starts {
-                        if let Some(state) = thread.assignment.current(&partition, generation) {
+                        // A reset during the commit has another start, which is still to be committed.
+                        if let Some(state) = thread.assignment.current(&partition, generation)
+                            && state.pending_commit == Some(start)
+                        {
                             (state.committed, state.pending_commit) = (Some(start), None);
                         }
                     }
