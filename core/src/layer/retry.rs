@@ -212,16 +212,11 @@ impl Attempts<'_> {
 
     /// Marks a retryable error as exhausted, so that an outer `Retry` does not repeat the call.
     fn exhausted(&self, error: Error) -> Error {
-        if !self.exhausts(&error) {
+        if !is_to_be_marked(&error) {
             return error;
         }
         tracing::warn!(attempts = self.made, error = %error.report(), "retries exhausted");
         error.with_exhausted(self.made)
-    }
-
-    /// Returns whether these attempts were the last for an error.
-    fn exhausts(&self, error: &Error) -> bool {
-        error.retry().is_retryable() && error.exhausted().is_none()
     }
 
     fn count(&self, kind: ErrorKind) {
@@ -267,7 +262,7 @@ impl Attempts<'_> {
         for outcome in &mut outcomes {
             if let Err(failure) = outcome
                 && failure.state == DeliveryState::NotSent
-                && self.exhausts(&failure.error)
+                && is_to_be_marked(&failure.error)
             {
                 marked += 1;
                 first.get_or_insert_with(|| failure.error.clone());
@@ -279,6 +274,11 @@ impl Attempts<'_> {
         }
         outcomes
     }
+}
+
+/// Returns whether the error of a last attempt is marked as exhausted.
+fn is_to_be_marked(error: &Error) -> bool {
+    error.retry().is_retryable() && error.exhausted().is_none()
 }
 
 fn is_not_sent(outcome: &Result<Delivery, DeliveryError>) -> bool {
