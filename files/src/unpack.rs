@@ -421,7 +421,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
     use super::*;
 
-    /// A reader that is interrupted before every read, and returns a few bytes.
+    /// A reader that is interrupted after every read, and returns a few bytes.
     struct Interrupted(io::Cursor<Vec<u8>>, bool);
 
     impl Read for Interrupted {
@@ -443,7 +443,7 @@ mod tests {
         let level = ruzstd::encoding::CompressionLevel::Fastest;
         let zstd = ruzstd::encoding::compress_to_vec(&content[..], level);
         for packed in [content.clone(), gzip.finish().unwrap(), zstd] {
-            let inner = Interrupted(io::Cursor::new(packed), false);
+            let inner = Interrupted(io::Cursor::new(packed), true);
             let counted = CountingReader { inner, progress: Progress::default() };
             let mut found = Vec::new();
             unpack(Box::new(BufReader::new(counted))).unwrap().read_to_end(&mut found).unwrap();
