@@ -122,8 +122,9 @@ pub(crate) struct Columns {
 }
 
 /// A column of `--columns`.
-const ROLES: [&str; 16] = [
+const ROLES: [&str; 17] = [
     "time",
+    "date",
     "price",
     "quantity",
     "side",
@@ -145,6 +146,7 @@ impl Columns {
     fn role(&mut self, role: &str) -> Option<&mut Option<usize>> {
         Some(match role {
             "time" => &mut self.time,
+            "date" => &mut self.date,
             "price" => &mut self.price,
             "quantity" => &mut self.quantity,
             "side" => &mut self.side,
@@ -175,7 +177,7 @@ impl Columns {
 }
 
 /// The published headers, and their exchanges. A file with another header has no exchange, even if it has the same names
-/// in part. Bybit's header of derivatives is also the header of BitMEX.
+/// in part. Bybit's header of derivatives is also the header of `BitMEX`.
 const PUBLISHED: [(&str, &str, &str); 9] = [
     ("bybit", "bybit-spot", "id,timestamp,price,volume,side"),
     ("bybit", "bybit-spot", "id,timestamp,price,volume,side,rpi"),
@@ -467,7 +469,7 @@ impl Layout {
         }
         let delimiter = delimiter(first);
         if let Some(mut layout) = Self::of_header(first, delimiter) {
-            // Bybit writes seconds, BitMEX dates.
+            // Bybit writes seconds, `BitMEX` dates.
             if layout.exchange == Some("bybit") && lines.next().is_some_and(|line| !layout.has_number(line)) {
                 (layout.name, layout.exchange) = ("csv", None);
             }

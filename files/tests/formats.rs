@@ -484,6 +484,9 @@ fn a_date_and_a_time_of_day_are_joined() {
     ] {
         assert_eq!(times(content), wanted, "{content}");
     }
+    let options = named().columns("date=0,time=1,price=2".parse::<qi_files::ColumnMap>().unwrap());
+    let (found, ..) = trades("2025-01-02,00:01,5\n", &options);
+    assert_eq!(found[0].ts().to_string(), wanted[0]);
     let (found, bad, _) = trades("date,time,price\n2025-01-02,930,5\n2025-01-02 01:00,00:01,5\n", &named());
     assert_eq!((found.len(), bad.len()), (0, 2), "other notations are bad lines");
 }
