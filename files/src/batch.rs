@@ -69,7 +69,10 @@ impl<T: Record> Batch<T> {
                     }
                     self.records.push(record);
                 }
-                Some(Err(Input::File(file))) if self.records.is_empty() && self.begins.is_none() => {
+                // Bad lines before the start of a file belong to the file before it.
+                Some(Err(Input::File(file)))
+                    if read == 0 && self.records.is_empty() && self.begins.is_none() =>
+                {
                     self.begin(file);
                 }
                 Some(Err(Input::File(file))) => {
@@ -85,5 +88,53 @@ impl<T: Record> Batch<T> {
             }
         }
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use qi_core::{PriceTick, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn bad_lines_after_a_full_batch_belong_to_their_file() {
+        let start = |name: &str| {
+            let (name, has_ids, is_verified) = (name.to_owned(), true, false);
+            Err(Input::File(FileStart { name, has_ids, is_verified }))
+        };
+        let trade = |seq| {
+            let instrument = "x:Y".parse().unwrap();
+            let (time, price) = (Timestamp::from_secs(1_700_000_000).unwrap(), "5".parse().unwrap());
+            Ok(PriceTick::new(instrument, time, seq, price).unwrap())
+        };
+        let bad = || Err(Input::BadLine(Error::invalid("files.line", "line", "x", "must be a number")));
+        // The start of a file is one of the reads of the first batch.
+        let full = BATCH as u64 - 1;
+        let mut source: Source<PriceTick> = Box::new(
+            [start("one")]
+                .into_iter()
+                .chain((0..full).map(trade).collect::<Vec<_>>())
+                .chain([bad(), bad(), start("two"), trade(0), bad()])
+                .collect::<Vec<_>>()
+                .into_iter(),
+        );
+        let (mut batch, mut found, mut name) = (Batch::default(), Vec::new(), String::new());
+        while !batch.ended {
+            let mut count = 0;
+            batch = batch
+                .read_next(&mut source, |_| {
+                    count += 1;
+                    Ok(())
+                })
+                .unwrap();
+            if let Some(file) = &batch.begins {
+                name.clone_from(&file.name);
+            }
+            found.push((name.clone(), batch.records.len(), count));
+        }
+        let wanted = [("one", BATCH - 1, 0), ("one", 0, 2), ("two", 1, 1)];
+        assert_eq!(found, wanted.map(|(name, records, bad)| (name.to_owned(), records, bad)));
     }
 }

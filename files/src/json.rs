@@ -6,7 +6,7 @@
 
 use std::io::{self, BufRead as _};
 
-use crate::lines::{Line, MAX_LINE_BYTES};
+use crate::lines::{Line, MAX_LINE_BYTES, TOO_LONG};
 use crate::unpack::Bytes;
 
 /// The maximum nesting depth.
@@ -19,7 +19,7 @@ pub(crate) struct Arrays {
     /// The last string, which is the key of the value after a colon.
     string: String,
     key: String,
-    /// The key of the outer array: the pair.
+    /// The key of the outer array: the pair. Every answer in the document has this pair.
     pub(crate) pair: String,
     /// The array that was returned last, and an array that was read after it.
     buffer: String,
@@ -119,7 +119,7 @@ impl Arrays {
                 b'[' if self.open == *b"{{[" => {
                     let Some(array) = self.capture(b']')? else {
                         self.number += 1;
-                        return Ok(Line::Bad("must be at most 65536 bytes long", String::new()));
+                        return Ok(Line::Bad(TOO_LONG, String::new()));
                     };
                     if let Some(line) = self.array(array) {
                         return Ok(line);
@@ -130,7 +130,11 @@ impl Arrays {
                         return Err(invalid("nested too deeply"));
                     }
                     if byte == b'[' && self.open == *b"{{" {
-                        self.pair.clone_from(&self.key);
+                        if self.pair.is_empty() {
+                            self.pair.clone_from(&self.key);
+                        } else if self.pair != self.key {
+                            return Err(invalid("answers of several pairs in one file"));
+                        }
                     }
                     self.open.push(byte);
                 }
@@ -208,6 +212,17 @@ mod tests {
         assert!(bad.is_empty() && ended);
         let (lines, bad, _) = read(&format!("{text}\n{text}"), false);
         assert_eq!((lines.len(), bad.len()), (4, 0), "several answers in one file");
+    }
+
+    #[test]
+    fn an_answer_of_another_pair_ends_the_document_with_an_error() {
+        let text = |pair: &str| format!(r#"{{"error":[],"result":{{"{pair}":[["1","2"]],"last":"9"}}}}"#);
+        for holds in [false, true] {
+            let (lines, _, ended) = read(&format!("{}{}", text("XXBTZUSD"), text("XETHZUSD")), holds);
+            assert_eq!((lines.len(), ended), (1, false), "holds: {holds}");
+            let (lines, _, ended) = read(&format!("{}{}", text("XXBTZUSD"), text("XXBTZUSD")), holds);
+            assert_eq!((lines.len(), ended), (2, true), "holds: {holds}");
+        }
     }
 
     #[test]

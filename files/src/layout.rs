@@ -3,11 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use qi_core::{Error, Interval, Result};
+use qi_core::{Error, Interval, Result, Timestamp};
 
 use crate::lines::{Fields, MAX_FIELDS};
 use crate::number::units;
-use crate::time::{ANY, TimeUnit, is_time};
+use crate::row::field;
+use crate::time::{ANY, TimeUnit, is_clock, is_time};
 
 /// The kind of records in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,8 @@ impl FromStr for Format {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Columns {
     pub(crate) time: Option<usize>,
+    /// The column of the date, if the column of the time may have only the time of day.
+    pub(crate) date: Option<usize>,
     pub(crate) price: Option<usize>,
     pub(crate) quantity: Option<usize>,
     pub(crate) side: Option<usize>,
@@ -119,8 +122,9 @@ pub(crate) struct Columns {
 }
 
 /// A column of `--columns`.
-const ROLES: [&str; 16] = [
+const ROLES: [&str; 17] = [
     "time",
+    "date",
     "price",
     "quantity",
     "side",
@@ -142,6 +146,7 @@ impl Columns {
     fn role(&mut self, role: &str) -> Option<&mut Option<usize>> {
         Some(match role {
             "time" => &mut self.time,
+            "date" => &mut self.date,
             "price" => &mut self.price,
             "quantity" => &mut self.quantity,
             "side" => &mut self.side,
@@ -170,6 +175,30 @@ impl Columns {
         }
     }
 }
+
+/// The published headers, and their exchanges. A file with another header has no exchange, even if it has the same names
+/// in part. Bybit's header of derivatives is also the header of `BitMEX`.
+const PUBLISHED: [(&str, &str, &str); 9] = [
+    ("bybit", "bybit-spot", "id,timestamp,price,volume,side"),
+    ("bybit", "bybit-spot", "id,timestamp,price,volume,side,rpi"),
+    ("bybit", "bybit", BYBIT),
+    (
+        "bybit",
+        "bybit",
+        "timestamp,symbol,side,size,price,tickdirection,trdmatchid,grossvalue,homenotional,foreignnotional,rpi",
+    ),
+    ("okx", "okx", "trade_id,side,size,price,created_time"),
+    ("okx", "okx", "instrument_name,trade_id,side,price,size,created_time"),
+    ("binance", "binance-futures", "id,price,qty,quote_qty,time,is_buyer_maker"),
+    ("binance", "binance-futures", "id,price,qty,base_qty,time,is_buyer_maker"),
+    (
+        "binance",
+        "binance-futures",
+        "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker",
+    ),
+];
+const BYBIT: &str =
+    "timestamp,symbol,side,size,price,tickdirection,trdmatchid,grossvalue,homenotional,foreignnotional";
 
 /// Returns the role of a column name that exchanges and pandas use.
 fn role_of(name: &str) -> Option<&'static str> {
@@ -258,13 +287,19 @@ impl Layout {
         layout
     }
 
-    /// Finds the columns by their names. The first column with a role is used.
+    /// Finds the columns by their names. The first column with a role is used. A column `date` is the time only if no
+    /// other column is; otherwise it completes a time of day.
     fn take_names<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        let mut is_unnamed = false;
         for (at, name) in names.enumerate() {
             // OKX writes names in two languages: `price/价格`.
             let name = name.split('/').next().unwrap_or("").trim().to_ascii_lowercase().replace(' ', "_");
-            // pandas writes an index column without a name.
-            let name = if at == 0 && name.is_empty() { "time" } else { name.as_str() };
+            let name = name.as_str();
+            is_unnamed |= at == 0 && name.is_empty();
+            if name == "date" {
+                self.columns.date = self.columns.date.or(Some(at));
+                continue;
+            }
             let unit = TimeUnit::of_name(name);
             let bare = unit
                 .and_then(|_| name.rsplit_once(['_', '(', '[']))
@@ -280,6 +315,10 @@ impl Layout {
                     self.units = only(unit);
                 }
             }
+        }
+        if self.columns.time.is_none() {
+            // pandas writes an index without a name. If another column has the time, the index has row numbers.
+            self.columns.time = self.columns.date.take().or(is_unnamed.then_some(0));
         }
         // A trade has one number besides its price, which some publishers call its volume.
         if self.columns.price.is_some() && self.columns.open.is_none() && self.columns.quantity.is_none() {
@@ -300,22 +339,19 @@ impl Layout {
         let has = |wanted: &str| {
             names.iter().any(|name| name.split('/').next().unwrap_or("").eq_ignore_ascii_case(wanted))
         };
+        let bare: Vec<&str> = names.iter().map(|name| name.split('/').next().unwrap_or("").trim()).collect();
+        let bare = bare.join(",").to_ascii_lowercase();
+        let published = PUBLISHED.into_iter().find(|(.., header)| *header == bare);
         let name = if has("local_timestamp") && has("exchange") {
             "tardis"
-        } else if has("trdMatchID")
-            || (has("id") && has("timestamp") && has("volume") && has("side") && has("price"))
-        {
-            "bybit"
-        } else if has("created_time") {
-            "okx"
+        } else if let Some((name, ..)) = published {
+            name
         } else if has("is_buyer_maker")
             || has("buyer_maker")
             || has("isBuyerMaker")
             || has("taker_buy_volume")
         {
             "binance"
-        } else if has("order_type") {
-            "kraken-rest"
         } else {
             "csv"
         };
@@ -324,17 +360,7 @@ impl Layout {
         if name == "tardis" {
             layout.units = MICROS;
         }
-        if name == "bybit" && layout.columns.symbol.is_some() {
-            layout.exchange = Some("bybit");
-        }
-        if name == "binance" {
-            layout.exchange = match layout.kind {
-                Kind::Trades if has("quote_qty") || has("base_qty") || has("first_trade_id") => {
-                    Some("binance-futures")
-                }
-                _ => None,
-            };
-        }
+        layout.exchange = published.map(|(_, exchange, _)| exchange);
         layout.delimiter = delimiter;
         layout.header = Some(line.to_vec());
         Some(layout)
@@ -428,7 +454,9 @@ impl Layout {
             _ => return None,
         };
         let mut layout = Self::of_names(name, headers, false);
-        layout.exchange = exchange.or(layout.exchange);
+        // Bybit and OKX publish their files with a header.
+        let of_publisher = layout.exchange.filter(|_| !matches!(name, "bybit" | "okx"));
+        layout.exchange = exchange.or(of_publisher);
         Some(layout)
     }
 
@@ -440,7 +468,11 @@ impl Layout {
             return Some(Self::of_names("kraken-rest", &JSON_TRADES, true));
         }
         let delimiter = delimiter(first);
-        if let Some(layout) = Self::of_header(first, delimiter) {
+        if let Some(mut layout) = Self::of_header(first, delimiter) {
+            // Bybit writes seconds, `BitMEX` dates.
+            if layout.exchange == Some("bybit") && lines.next().is_some_and(|line| !layout.has_number(line)) {
+                (layout.name, layout.exchange) = ("csv", None);
+            }
             return Some(layout);
         }
         let of = |line: &Vec<u8>| {
@@ -466,6 +498,26 @@ impl Layout {
         }
     }
 
+    /// Returns whether the time of a line is a number.
+    fn has_number(&self, line: &[u8]) -> bool {
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let text = String::from_utf8_lossy(line);
+        let count = fields.split(&text, self.delimiter, &mut out);
+        count.is_some() && self.columns.time.is_some_and(|at| units(out[at]).is_some())
+    }
+
+    /// Returns the time of a line.
+    pub(crate) fn time(&self, fields: &[&str]) -> Result<Timestamp> {
+        let text = field(fields, self.columns.time, "time")?;
+        match self.columns.date {
+            Some(date) if is_clock(text) => {
+                let date = field(fields, Some(date), "date")?;
+                crate::time::parse(&format!("{date} {text}"), self.units)
+            }
+            _ => crate::time::parse(text, self.units),
+        }
+    }
+
     /// Returns the layout of a format, for a file whose content does not determine it.
     pub(crate) fn of_format(format: Format) -> Self {
         format.fallback()
@@ -475,8 +527,7 @@ impl Layout {
     /// `Err` has a length in microseconds that is no [`Interval`]. Binance writes close times.
     pub(crate) fn interval_of(&self, fields: &[&str]) -> Option<std::result::Result<Interval, i64>> {
         let at = |place: Option<usize>| fields.get(place?).copied();
-        let (open, close) = (at(self.columns.time)?, at(self.columns.close_time)?);
-        let open = crate::time::parse(open, self.units).ok()?.as_micros();
+        let (open, close) = (self.time(fields).ok()?.as_micros(), at(self.columns.close_time)?);
         let close = crate::time::parse(close, self.units).ok()?.as_micros();
         // The close time is the last unit before the next candle.
         let length = (close - open + 1_000) / 1_000_000 * 1_000_000;

@@ -6,6 +6,8 @@ use crate::unpack::Bytes;
 
 /// The maximum length of a line in bytes. A longer line is a bad line.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
+/// The rule that a longer line violates.
+pub(crate) const TOO_LONG: &str = "must be at most 65536 bytes long";
 /// The maximum number of bytes that are skipped in search of a line break. A longer line is an error of the input.
 const MAX_SKIP: usize = 16 << 20;
 /// The maximum number of fields of a line.
@@ -65,7 +67,7 @@ impl Lines {
                 }
             }
             self.buffer.clear();
-            return Ok(Line::Bad("must be at most 65536 bytes long", start));
+            return Ok(Line::Bad(TOO_LONG, start));
         }
         if self.buffer.is_empty() {
             return Ok(Line::End);

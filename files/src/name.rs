@@ -20,10 +20,12 @@ pub(crate) fn instrument(stream: &Stream, layout: &Layout) -> Option<Instrument>
     let symbol = match layout.name {
         // BTCUSDT-trades-2025-01-01, BTCUSD_PERP-1m-2025-01
         "binance" => stem.split_once('-').map(|(symbol, _)| symbol).filter(|symbol| is_code(symbol))?,
-        // XBTUSD, XBTUSD_60
+        // XBTUSD, XBTUSD_60, XBTUSD-2025
         "kraken" => {
-            let symbol =
-                stem.split_once('_').filter(|(_, rest)| is_number(rest)).map_or(stem, |(symbol, _)| symbol);
+            let end = stem.split_once('_').filter(|(_, rest)| is_number(rest));
+            // Other digits after a hyphen are the date of a future of another exchange.
+            let end = end.or_else(|| stem.split_once('-').filter(|(_, rest)| is_year(rest)));
+            let symbol = end.map_or(stem, |(symbol, _)| symbol);
             Some(symbol).filter(|symbol| is_code(symbol))?
         }
         // BTCUSDT2025-01-01, BTCUSDT_2025-01-01, BTCUSDT-2022-11
@@ -86,6 +88,10 @@ fn is_code(text: &str) -> bool {
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_year(text: &str) -> bool {
+    text.len() == 4 && text.starts_with("20") && is_number(text)
 }
 
 /// Returns the interval of candles, if the name has exactly one: `BTCUSDT-1h-2025-01.zip`, `XBTUSD_60.csv`.

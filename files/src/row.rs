@@ -8,7 +8,6 @@ use crate::layout::Layout;
 use crate::lines::{Fields, MAX_FIELDS};
 use crate::number::{bad, price, quantity, whole};
 use crate::ordinals::TimestampOrdinals;
-use crate::time;
 
 pub(crate) fn parse_bool(text: &str) -> Option<bool> {
     match text {
@@ -160,7 +159,7 @@ impl LineParser {
     pub(crate) fn trade(&mut self, line: &str, ordinals: &mut TimestampOrdinals) -> Result<PriceTick> {
         self.with_fields(line, |this, fields| {
             let columns = this.layout.columns;
-            let time = time::parse(field(fields, columns.time, "time")?, this.layout.units)?;
+            let time = this.layout.time(fields)?;
             let price = price("price", field(fields, columns.price, "price")?)?;
             let amount = match columns.quantity {
                 Some(at) => Some(quantity("quantity", field(fields, Some(at), "quantity")?)?),
@@ -189,9 +188,7 @@ impl LineParser {
 
     /// Returns the time of a line.
     pub(crate) fn time(&mut self, line: &str) -> Result<Timestamp> {
-        self.with_fields(line, |this, fields| {
-            time::parse(field(fields, this.layout.columns.time, "time")?, this.layout.units)
-        })
+        self.with_fields(line, |this, fields| this.layout.time(fields))
     }
 
     /// Returns the bar of a candle line.
@@ -199,7 +196,7 @@ impl LineParser {
         self.with_fields(line, |this, fields| {
             let columns = this.layout.columns;
             let text = field(fields, columns.time, "time")?;
-            let time = time::parse(text, this.layout.units)?;
+            let time = this.layout.time(fields)?;
             if interval.floor(time) != time {
                 return Err(bad("time", text, format_args!("must be the start of a candle of {interval}")));
             }
@@ -251,7 +248,7 @@ impl LineParser {
     }
 }
 
-fn field<'a>(fields: &[&'a str], at: Option<usize>, name: &'static str) -> Result<&'a str, Error> {
+pub(crate) fn field<'a>(fields: &[&'a str], at: Option<usize>, name: &'static str) -> Result<&'a str, Error> {
     let found = at.and_then(|at| fields.get(at)).copied();
     found.ok_or_else(|| bad("line", fields.join(","), format_args!("must have the column {name}")))
 }

@@ -1,7 +1,7 @@
 //! Several files as one source of records.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, BufRead as _};
 use std::path::{Path, PathBuf};
 
 use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result};
@@ -9,7 +9,7 @@ use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result};
 use crate::interval::IntervalDetector;
 use crate::json::Arrays;
 use crate::layout::{ColumnMap, Format, Kind, Layout};
-use crate::lines::{Line, Lines};
+use crate::lines::{Line, Lines, TOO_LONG};
 use crate::name;
 use crate::ordinals::TimestampOrdinals;
 use crate::row::{InstrumentSource, LineParser};
@@ -191,20 +191,50 @@ fn common_interval(plans: &[Plan], options: &FileOptions) -> Result<Interval> {
     Ok(common.unwrap_or(Interval::M1))
 }
 
-/// Returns the first lines of a stream.
-fn sample(stream: &Stream) -> io::Result<Vec<Vec<u8>>> {
+/// The start of a stream.
+enum Sample {
+    /// The first lines that are not empty.
+    Lines(Vec<Vec<u8>>),
+    /// A JSON document, which may have one line of any length.
+    Json,
+    /// A first line that exceeds the maximum length.
+    TooLong,
+}
+
+fn is_json(stream: &Stream) -> io::Result<bool> {
+    let mut bytes = stream.open(&Progress::default())?;
+    loop {
+        let start = bytes.fill_buf()?;
+        // The first three bytes are the byte order mark.
+        let ignored = |byte: &u8| matches!(byte, 0xef | 0xbb | 0xbf) || byte.is_ascii_whitespace();
+        if let Some(first) = start.iter().find(|byte| !ignored(byte)) {
+            return Ok(*first == b'{');
+        }
+        match start.len() {
+            0 => return Ok(false),
+            length => bytes.consume(length),
+        }
+    }
+}
+
+fn sample(stream: &Stream, options: &FileOptions) -> io::Result<Sample> {
+    if options.columns.is_none() && is_json(stream)? {
+        return Ok(Sample::Json);
+    }
     let mut lines = Lines::new(stream.open(&Progress::default())?);
     let mut found = Vec::new();
     while found.len() < SAMPLE_LINES {
         match lines.next() {
             Ok(Line::End) => break,
+            Ok(Line::Bad(TOO_LONG, _)) if found.is_empty() => return Ok(Sample::TooLong),
+            Ok(Line::Text | Line::Bad(..)) if lines.raw().trim_ascii().is_empty() => {}
             Ok(Line::Text | Line::Bad(..)) => found.push(lines.raw().to_vec()),
             // The reader reports damage after the first lines.
             Err(_) if !found.is_empty() => break,
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    Ok(Sample::Lines(found))
 }
 
 /// Returns the first arrays of a JSON document, as lines.
@@ -225,15 +255,26 @@ fn sample_json(stream: &Stream) -> io::Result<(Vec<Vec<u8>>, String)> {
 fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<Instrument>)>> {
     let label = stream.label();
     let broken = |error: io::Error| broken(&label, 0, error);
-    let mut lines = sample(&stream).map_err(broken)?;
-    if lines.iter().all(|line| line.trim_ascii().is_empty()) {
-        return Ok(None);
-    }
+    let mut lines = match sample(&stream, options).map_err(broken)? {
+        Sample::Lines(lines) if lines.is_empty() => return Ok(None),
+        Sample::Lines(lines) => lines,
+        Sample::Json => vec![b"{".to_vec()],
+        Sample::TooLong => {
+            let rule = "must have a first line of at most 65536 bytes, which ends with LF or CRLF";
+            return Err(Error::invalid("files.format", "input", &label, rule));
+        }
+    };
     let mut layout = match (&options.columns, Layout::recognise(&lines), options.format) {
         (Some(columns), ..) => columns.layout(&lines[0])?,
         // The hint decides ambiguous content, for example six numbers.
         (_, Some(layout), None) => layout,
-        (_, Some(layout), Some(format)) if layout.kind == format.kind() => layout,
+        (_, Some(layout), Some(format)) if layout.kind == format.kind() => {
+            let hinted = Layout::of_format(format);
+            let exchange = layout.exchange.or(hinted.exchange.filter(|_| layout.name == hinted.name));
+            Layout { exchange, ..layout }
+        }
+        // The kind of a JSON document follows from its arrays.
+        (_, Some(layout), Some(_)) if layout.is_json => layout,
         (_, _, Some(format)) => Layout::of_format(format),
         (_, None, None) => {
             let rule = "must have a known format: set --format or --columns time=0,price=1,quantity=2";

@@ -103,6 +103,11 @@ pub(crate) fn is_time(text: &str) -> bool {
     parse(text, ANY).is_ok()
 }
 
+/// Returns whether a text is a time of day without a date, such as `00:01:00`.
+pub(crate) fn is_clock(text: &str) -> bool {
+    matches!(text.as_bytes(), [b'0'..=b'9', b'0'..=b'9', b':', ..] | [b'0'..=b'9', b':', ..])
+}
+
 /// Parses `2022-01-01`, `2022-01-01 00:00`, `2022-01-01T00:00:00.123456789+02:00` and the like. The default offset is
 /// UTC. Digits after the microsecond are truncated.
 fn date(text: &str) -> Result<Timestamp> {

@@ -154,7 +154,13 @@ struct CountingReader<R> {
 
 impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
+        // The decoders cannot continue after an interrupted read, so it is repeated here.
+        let read = loop {
+            match self.inner.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => break outcome?,
+            }
+        };
         self.progress.read.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
@@ -214,6 +220,8 @@ impl Member for Gzip {
 struct Zstd {
     decoder: Box<FrameDecoder>,
     bytes: Bytes,
+    /// The number of bytes of the content that were read.
+    length: u64,
 }
 
 impl Read for Zstd {
@@ -222,7 +230,9 @@ impl Read for Zstd {
             let blocks = self.decoder.decode_blocks(&mut self.bytes, BlockDecodingStrategy::UptoBlocks(1));
             blocks.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
-        self.decoder.read(buffer)
+        let read = self.decoder.read(buffer)?;
+        self.length += read as u64;
+        Ok(read)
     }
 }
 
@@ -231,7 +241,7 @@ impl Member for Zstd {
         let mut decoder = FrameDecoder::new();
         decoder.set_max_window_size(MAX_WINDOW);
         match decoder.init(&mut bytes) {
-            Ok(()) => Ok(Ok(Self { decoder: Box::new(decoder), bytes })),
+            Ok(()) => Ok(Ok(Self { decoder: Box::new(decoder), bytes, length: 0 })),
             Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
                 length, ..
             })) => {
@@ -247,7 +257,11 @@ impl Member for Zstd {
     }
 
     fn end(self) -> io::Result<Bytes> {
-        let Self { decoder, bytes } = self;
+        let Self { decoder, bytes, length } = self;
+        // The decoder returns 0 if the frame does not declare its size.
+        if ![0, length].contains(&decoder.content_size()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the size of a Zstandard frame differs"));
+        }
         match decoder.get_checksum_from_data() {
             Some(wanted) if decoder.get_calculated_checksum() != Some(wanted) => {
                 Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum of a Zstandard frame differs"))
@@ -381,9 +395,11 @@ fn verify(path: &Path, file: &mut File) -> Result<bool> {
     let mut buffer = vec![0; BUFFER];
     let mut hash = || -> io::Result<()> {
         loop {
-            match file.read(&mut buffer)? {
-                0 => return file.rewind(),
-                read => digest.update(&buffer[..read]),
+            match file.read(&mut buffer) {
+                Ok(0) => return file.rewind(),
+                Ok(read) => digest.update(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     };
@@ -397,5 +413,58 @@ fn verify(path: &Path, file: &mut File) -> Result<bool> {
         Ok(true)
     } else {
         Err(fail("the file differs from the checksum beside it").with_context("sha256", found))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use super::*;
+
+    /// A reader that is interrupted after every read, and returns a few bytes.
+    struct Interrupted(io::Cursor<Vec<u8>>, bool);
+
+    impl Read for Interrupted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let length = buffer.len().min(100);
+            self.0.read(&mut buffer[..length])
+        }
+    }
+
+    #[test]
+    fn an_interrupted_read_loses_no_bytes() {
+        let content: Vec<u8> = (0..20_000u32).flat_map(|n| (n * 7_919).to_le_bytes()).collect();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        io::Write::write_all(&mut gzip, &content).unwrap();
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        let zstd = ruzstd::encoding::compress_to_vec(&content[..], level);
+        for packed in [content.clone(), gzip.finish().unwrap(), zstd] {
+            let inner = Interrupted(io::Cursor::new(packed), true);
+            let counted = CountingReader { inner, progress: Progress::default() };
+            let mut found = Vec::new();
+            unpack(Box::new(BufReader::new(counted))).unwrap().read_to_end(&mut found).unwrap();
+            assert!(found == content, "{} of {} bytes", found.len(), content.len());
+        }
+    }
+
+    #[test]
+    fn the_declared_size_of_a_zstandard_frame_is_verified() {
+        let content = b"1700000000,5,1\n";
+        let read = |declared: u8| {
+            // A frame with its size in one byte, no checksum, and one last block of raw bytes.
+            let block = u8::try_from(content.len()).unwrap() << 3 | 1;
+            let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, declared, block, 0, 0];
+            frame.extend(content);
+            let mut found = Vec::new();
+            unpack(Box::new(io::Cursor::new(frame)))?.read_to_end(&mut found)
+        };
+        assert_eq!(read(15).unwrap(), 15);
+        for declared in [14, 16, 200] {
+            assert_eq!(read(declared).unwrap_err().kind(), io::ErrorKind::InvalidData, "{declared}");
+        }
     }
 }

@@ -372,6 +372,197 @@ fn an_unknown_file_is_refused_or_read_as_the_given_format() {
     assert!(error.report().contains("--instrument"), "{}", error.report());
 }
 
+#[test]
+fn the_arrays_of_a_json_document_determine_the_kind_of_records() {
+    let path = [folder().join("samples/kraken-ohlc.json")];
+    let files = open(&path, &FileOptions::default().format(Format::Candles)).unwrap();
+    assert!(matches!(files.data, Data::Candles(..)), "{files:?}");
+    let error = open(&path, &FileOptions::default().format(Format::KrakenRest)).unwrap_err();
+    assert_eq!(error.code(), "files.kind");
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(content).unwrap();
+    gzip.finish().unwrap()
+}
+
+fn answer(pair: &str, trades: u32) -> String {
+    let trades: Vec<_> = (1..=trades)
+        .map(|n| {
+            format!(
+                r#"["30244.87000","0.97224000",{}.0000007,"s","m","",{}]"#,
+                1_735_689_600 + n,
+                61_000_000 + n
+            )
+        })
+        .collect();
+    format!(r#"{{"error":[],"result":{{"{pair}":[{}],"last":"1735689700000000000"}}}}"#, trades.join(","))
+}
+
+/// Writes a file with this name and opens it.
+fn open_named(
+    name: &str,
+    content: &[u8],
+    options: &FileOptions,
+) -> (tempfile::TempDir, Result<Files, Error>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    let files = open(&[path], options);
+    (folder, files)
+}
+
+#[test]
+fn a_json_document_in_one_long_line_is_read() {
+    let text = answer("XXBTZUSD", 1_000);
+    assert!(text.len() > 64 << 10);
+    let csv = file("1700000000,5,1\n");
+    let kraken = "kraken:XXBTZUSD".parse::<Instrument>().unwrap();
+    for content in
+        [text.clone().into_bytes(), gzip(text.as_bytes()), format!("\u{feff}\n\n{text}").into_bytes()]
+    {
+        let json = file(content);
+        let alone = open(&[json.path().to_owned()], &FileOptions::default()).unwrap();
+        assert_eq!(alone.instruments, std::slice::from_ref(&kraken));
+        let Data::Trades(source) = alone.data else { panic!("trades") };
+        let found = complete(source);
+        assert_eq!((found.len(), found[999].seq()), (1_000, 61_001_000));
+        assert!(found.iter().all(|trade| *trade.instrument() == kraken));
+        for paths in [[csv.path(), json.path()], [json.path(), csv.path()]] {
+            let files = open(&paths.map(Path::to_owned), &named()).unwrap();
+            let Data::Trades(source) = files.data else { panic!("trades") };
+            assert_eq!(complete(source).len(), 1_001);
+        }
+    }
+}
+
+#[test]
+fn a_file_with_a_long_first_line_is_refused() {
+    let rows = "1700000000,5,1\r".repeat(10_000);
+    for content in
+        [rows.clone(), format!("time,price,quantity\r{rows}"), format!("\n{rows}\n1700000000,5,1\n")]
+    {
+        for content in [content.as_bytes().to_vec(), gzip(content.as_bytes())] {
+            let file = file(content);
+            for columns in [None, Some("time=0,price=1"), Some("time=time,price=price")] {
+                let columns = columns.map(|columns| columns.parse::<qi_files::ColumnMap>().unwrap());
+                for format in [None, Some(Format::Kraken)] {
+                    let options = named().format(format).columns(columns.clone());
+                    let error = open(&[file.path().to_owned()], &options).unwrap_err();
+                    assert_eq!(error.code(), "files.format", "{}", error.report());
+                }
+            }
+        }
+    }
+    let blank = format!("{}1700000000,5,1\n", "\n".repeat(100));
+    assert_eq!(trades(blank, &named()).0.len(), 1, "lines after empty lines");
+}
+
+#[test]
+fn a_date_and_a_time_of_day_are_joined() {
+    let times = |content: &str| -> Vec<String> {
+        let file = file(content);
+        match open(&[file.path().to_owned()], &named().interval(Interval::M1)).unwrap().data {
+            Data::Trades(source) => complete(source).iter().map(|trade| trade.ts().to_string()).collect(),
+            Data::Candles(source, _) => {
+                complete(source).iter().map(|bar| bar.open_time().to_string()).collect()
+            }
+        }
+    };
+    let wanted = ["2025-01-02T00:01:00Z", "2025-01-02T13:02:00Z"]
+        .map(|t| t.parse::<qi_core::Timestamp>().unwrap().to_string());
+    for content in [
+        "date,time,open,high,low,close,volume\n2025-01-02,00:01,1,1,1,1,1\n2025-01-02,13:02:00,1,1,1,1,1\n",
+        "Time;Date;Open;High;Low;Close\n00:01:00;2025-01-02;1;1;1;1\n13:02:00;2025-01-02;1;1;1;1\n",
+        "date,time,price,quantity\n2025-01-02,00:01:00.000,5,1\n2025-01-02,13:02:00.000,5,1\n",
+        // A complete time does not need the date.
+        "unix,date,open,high,low,close\n1735776060,2025-01-02,1,1,1,1\n1735822920,2025-01-02,1,1,1,1\n",
+        "date,timestamp,price,quantity\n2025-01-02,1735776060,5,1\n2025-01-02,1735822920,5,1\n",
+        "date,time,price\n2025-01-02,2025-01-02 00:01:00,5\n2025-01-02,2025-01-02 13:02,5\n",
+        "date,price\n2025-01-02 00:01:00,5\n2025-01-02 13:02:00,5\n",
+    ] {
+        assert_eq!(times(content), wanted, "{content}");
+    }
+    let options = named().columns("date=0,time=1,price=2".parse::<qi_files::ColumnMap>().unwrap());
+    let (found, ..) = trades("2025-01-02,00:01,5\n", &options);
+    assert_eq!(found[0].ts().to_string(), wanted[0]);
+    let (found, bad, _) = trades("date,time,price\n2025-01-02,930,5\n2025-01-02 01:00,00:01,5\n", &named());
+    assert_eq!((found.len(), bad.len()), (0, 2), "other notations are bad lines");
+}
+
+#[test]
+fn answers_of_several_pairs_in_one_file_are_an_error() {
+    let text = answer("XXBTZUSD", 60) + &answer("XETHZUSD", 60);
+    for options in [FileOptions::default(), named()] {
+        let (found, bad, broken) = trades(&text, &options);
+        assert_eq!((found.len(), bad.len()), (60, 0));
+        assert!(broken.unwrap().report().contains("several pairs"));
+    }
+}
+
+#[test]
+fn only_a_complete_published_header_determines_the_exchange() {
+    let bitmex =
+        "timestamp,symbol,side,size,price,tickDirection,trdMatchID,grossValue,homeNotional,foreignNotional";
+    let rest = "XBTUSD,Buy,1,5,PlusTick,x,1,1,1";
+    for (content, is_known) in [
+        (format!("{bitmex}\n1735689600.0,{rest}\n"), true),
+        (format!("{bitmex},RPI\n1735689600.0,{rest},0\n"), true),
+        (format!("{bitmex}\n2025-01-01T00:00:00.000Z,{rest}\n"), false),
+        (format!("{bitmex},trdType\n2025-01-01T00:00:00.000Z,{rest},Regular\n"), false),
+        ("created_time,symbol,price\n1735689600000,XBTUSD,5\n".to_owned(), false),
+        ("time,symbol,price,order_type\n1735689600000,XBTUSD,5,limit\n".to_owned(), false),
+        ("id,timestamp,symbol,price,volume,side\n1,1735689600000,XBTUSD,5,1,buy\n".to_owned(), false),
+        (
+            "instrument_name,trade_id,side,price,size,created_time\nA-B,1,buy,5,1,1735689600000\n".to_owned(),
+            true,
+        ),
+        ("A-B,1,buy,5,1,1735689600000\n".to_owned(), false),
+    ] {
+        for name in ["x.csv", "BTCUSDT2025-01-01.csv"] {
+            match open_named(name, content.as_bytes(), &FileOptions::default()).1 {
+                Ok(files) => assert!(is_known, "{content} {:?}", files.instruments),
+                Err(error) => {
+                    assert!(!is_known && error.report().contains("--instrument"), "{content} {error:?}");
+                }
+            }
+        }
+        assert_eq!(trades(&content, &named()).0.len(), 1, "{content}");
+    }
+    let (found, ..) = trades("A-B,1,buy,5,1,1735689600000\n", &FileOptions::default().format(Format::Okx));
+    assert_eq!(found[0].instrument().to_string(), "okx:A-B", "the option determines the exchange");
+}
+
+#[test]
+fn an_index_of_row_numbers_is_not_the_time() {
+    let (found, bad, _) = trades(",timestamp,price\n0,1735689600,5\n1,1735689601,5\n", &named());
+    assert_eq!((found.len(), bad.len(), found[1].ts().as_micros()), (2, 0, 1_735_689_601_000_000));
+    let candles = ",date,open,high,low,close\n0,2025-01-01 00:00:00,1,1,1,1\n1,2025-01-01 00:01:00,1,1,1,1\n";
+    let (_folder, files) = open_named("x-1m.csv", candles.as_bytes(), &named());
+    let Data::Candles(source, _) = files.unwrap().data else { panic!("candles") };
+    assert_eq!(complete(source)[1].open_time().as_micros(), 1_735_689_660_000_000);
+}
+
+#[test]
+fn a_year_in_the_name_of_a_kraken_file_is_not_part_of_the_symbol() {
+    let content = gzip(b"1700000000,5,1\n");
+    let (_folder, files) = open_named("XBTEUR-2025.csv.gz", &content, &FileOptions::default());
+    assert_eq!(files.unwrap().instruments[0].to_string(), "kraken:XBTEUR");
+    for name in ["BTC-250328.csv.gz", "XBT-EUR.csv.gz"] {
+        assert!(open_named(name, &content, &FileOptions::default()).1.is_err(), "{name}");
+    }
+}
+
+#[test]
+fn columns_are_applied_to_the_first_line_with_text() {
+    for columns in ["time=when,price=last", "time=0,price=1"] {
+        let options = named().columns(columns.parse::<qi_files::ColumnMap>().unwrap());
+        let (found, bad, _) = trades("\r\n \nwhen;last\n1700000000;5\n", &options);
+        assert_eq!((found.len(), bad.len()), (1, 0), "{columns}");
+    }
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
 
