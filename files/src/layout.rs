@@ -178,14 +178,12 @@ impl Columns {
 
 /// The published headers, and their exchanges. A file with another header has no exchange, even if it has the same names
 /// in part. Bybit's header of derivatives is also the header of `BitMEX`.
-const PUBLISHED: [(&str, &str, &str); 9] = [
+const PUBLISHED: [(&str, &str, &str); 7] = [
     ("bybit", "bybit-spot", "id,timestamp,price,volume,side"),
-    ("bybit", "bybit-spot", "id,timestamp,price,volume,side,rpi"),
-    ("bybit", "bybit", BYBIT),
     (
         "bybit",
         "bybit",
-        "timestamp,symbol,side,size,price,tickdirection,trdmatchid,grossvalue,homenotional,foreignnotional,rpi",
+        "timestamp,symbol,side,size,price,tickdirection,trdmatchid,grossvalue,homenotional,foreignnotional",
     ),
     ("okx", "okx", "trade_id,side,size,price,created_time"),
     ("okx", "okx", "instrument_name,trade_id,side,price,size,created_time"),
@@ -197,8 +195,6 @@ const PUBLISHED: [(&str, &str, &str); 9] = [
         "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker",
     ),
 ];
-const BYBIT: &str =
-    "timestamp,symbol,side,size,price,tickdirection,trdmatchid,grossvalue,homenotional,foreignnotional";
 
 /// Returns the role of a column name that exchanges and pandas use.
 fn role_of(name: &str) -> Option<&'static str> {
@@ -341,7 +337,12 @@ impl Layout {
         };
         let bare: Vec<&str> = names.iter().map(|name| name.split('/').next().unwrap_or("").trim()).collect();
         let bare = bare.join(",").to_ascii_lowercase();
-        let published = PUBLISHED.into_iter().find(|(.., header)| *header == bare);
+        let published = PUBLISHED.into_iter().find(|(name, _, header)| match bare.strip_prefix(header) {
+            Some("") => true,
+            // Bybit has added columns at the end. Binance's header of futures begins its header of spot trades.
+            Some(more) => more.starts_with(',') && *name != "binance",
+            None => false,
+        });
         let name = if has("local_timestamp") && has("exchange") {
             "tardis"
         } else if let Some((name, ..)) = published {
