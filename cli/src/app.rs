@@ -34,7 +34,7 @@ use crate::arguments::{
 };
 use crate::exit::{FAILED, USAGE};
 use crate::output::{Format, Listing, printable, text};
-use crate::session::{MEMORY, RECORDS_LOST, Session, refuse_memory};
+use crate::session::{MEMORY, Session, warn_of_memory};
 use crate::{Series, check, copy, dlq, exit, groups, import, migrate, query, replay, tail, topics};
 
 /// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus. A slow statement is
@@ -300,8 +300,8 @@ async fn check(session: &Session<'_>, write: bool, format: Format) -> Result<boo
 
 async fn migrate(session: &Session<'_>, dry_run: bool, format: Format) -> Result<bool> {
     let (config, backend) = (session.config, session.backend.as_str());
-    if !dry_run && config.bus_backend() == MEMORY {
-        refuse_memory(backend, "its schema would be lost")?;
+    if !dry_run {
+        warn_of_memory(backend);
     }
     let mut listing = migrate::listing();
     let (store_name, store) = (format!("store {backend}"), session.store().await?);
@@ -316,11 +316,6 @@ async fn migrate(session: &Session<'_>, dry_run: bool, format: Format) -> Result
         migrate::bus(&bus_name, &*bus, &catalogue, &mut listing).await?
     };
     show(&listing, format)?;
-    if !dry_run && backend == MEMORY {
-        say(format_args!(
-            "the store is in the memory of this process, so its schema is lost; set store.backend"
-        ));
-    }
     Ok(well)
 }
 
@@ -497,7 +492,7 @@ async fn copy(session: &Session<'_>, arguments: CopyArguments, stop: &Stop, form
     let (range, instruments) = (times.range()?, instruments.into_iter().collect());
     let plan = copy::Plan { datasets, instruments, range, progress };
     if !verify_only {
-        refuse_memory(&to, RECORDS_LOST)?;
+        warn_of_memory(&to);
     }
     let (source, target) = (session.store_of(&from).await?, session.store_of(&to).await?);
     let mut copy = copy::Copy::new(source, target, plan);
@@ -822,7 +817,7 @@ fn show(listing: &Listing, format: Format) -> Result<()> {
     listing.write(format, &mut io::stdout().lock()).permanent("cli.output", "write")
 }
 
-fn say(what: std::fmt::Arguments<'_>) {
+pub(crate) fn say(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "qi: {what}");
 }
 

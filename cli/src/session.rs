@@ -4,14 +4,13 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use qi_adapters::Config;
-use qi_core::{Datasets, Error, ErrorKind, MessageBus, PriceStore, Result};
+use qi_core::{Datasets, Error, MessageBus, PriceStore, Result};
 
+use crate::app::say;
 use crate::migrate;
 
 /// The backends of this process, which are empty at its start and lost at its end.
 pub(crate) const MEMORY: &str = "memory";
-
-pub(crate) const RECORDS_LOST: &str = "the records would be lost";
 
 /// The configuration, and the backends that a command opened.
 pub(crate) struct Session<'a> {
@@ -54,12 +53,9 @@ impl<'a> Session<'a> {
         Ok(store)
     }
 
-    /// Opens a store for a command that writes records.
-    ///
-    /// # Errors
-    /// `Config` for the store in the memory of this process, where the records would be lost.
+    /// Opens a store for a command that writes records. Warns of the store in the memory of this process.
     pub(crate) async fn target(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
-        refuse_memory(backend, RECORDS_LOST)?;
+        warn_of_memory(backend);
         self.store_of(backend).await
     }
 
@@ -110,12 +106,11 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Returns an error for a store in the memory of this process.
-pub(crate) fn refuse_memory(backend: &str, consequence: &str) -> Result<()> {
-    if backend != MEMORY {
-        return Ok(());
+/// Warns of a store in the memory of this process.
+pub(crate) fn warn_of_memory(backend: &str) {
+    if backend == MEMORY {
+        say(format_args!(
+            "the store is in the memory of this process and is lost at its end; set store.backend"
+        ));
     }
-    Err(Error::new(ErrorKind::Config, "cli.store.memory", "open").with_message(format_args!(
-        "the store is in the memory of this process, so {consequence}; set store.backend"
-    )))
 }
