@@ -372,7 +372,7 @@ async fn check_with_failing_calls_leaves_no_data() {
     let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
     memory.ensure_schema().await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
-    for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::LostResponse)] {
+    for (operation, fault) in [(Operation::Range, Fault::Error), (Operation::Insert, Fault::LostResponse)] {
         chaos.inject_next(operation, fault);
         let mut findings = check::Findings::default();
         findings.check_write("store memory", &store).await;

@@ -988,7 +988,7 @@ mod tests {
             |error, _| Error::new(ErrorKind::Internal, "c", "op").with_source(error),
         );
         assert_eq!(short.report().matches("[c]").count(), 17, "the error and 16 sources");
-        assert_eq!(format!("{short:?}").matches("[c]").count(), 16);
+        assert_eq!(format!("{short:#?}").matches("[c]").count(), 16);
     }
 
     #[test]

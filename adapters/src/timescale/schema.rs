@@ -88,11 +88,6 @@ impl Step {
         }
     }
 
-    /// Returns the step as one that the schema can be used without.
-    pub(super) fn optional(self) -> Self {
-        Self { is_optional: true, ..self }
-    }
-
     /// Runs the step. Its statements contain only validated names and numbers.
     async fn run(&self, connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> Result<(), Cause> {
         if let StepKind::Migration(step) = &self.kind {
@@ -456,7 +451,10 @@ async fn steps(connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> R
         }
     }
     let catalogs = series::steps(connection, config, &tables).await?;
-    steps.extend(catalogs);
+    steps.extend(catalogs.into_iter().map(|step| {
+        let series::CatalogStep { label, statements, is_optional } = step;
+        Step { is_optional, ..Step::new(label, statements) }
+    }));
     if is_new {
         // No client sees an incomplete new schema.
         for step in &mut steps {

@@ -23,7 +23,6 @@ use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _, SqlStr};
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::PgConnection;
 use super::error::Cause;
-use super::schema::Step;
 use super::sql::{MARKER, RegisteredDataset};
 use super::table::Table;
 use super::types::Pg;
@@ -364,12 +363,20 @@ fn missing_state(dataset: &str) -> Cause {
     }
 }
 
+/// A step that creates or completes the catalog of a table.
+pub(super) struct CatalogStep {
+    pub(super) label: String,
+    pub(super) statements: Vec<String>,
+    /// True if the schema can be used without the step.
+    pub(super) is_optional: bool,
+}
+
 /// Returns the steps that create or complete the catalogs of these tables.
 pub(super) async fn steps(
     connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
     tables: &[Table],
-) -> Result<Vec<Step>, Cause> {
+) -> Result<Vec<CatalogStep>, Cause> {
     let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(format!("\"{}\".qi_series_state", config.schema))
         .fetch_one(&mut *connection)
@@ -395,7 +402,7 @@ pub(super) async fn steps(
                 );
                 // The epoch grows first, so that the rows are of the new epoch.
                 let label = format!("series catalog of {name} completed");
-                steps.push(Step::new(label, vec![lock, complete, fill]).optional());
+                steps.push(CatalogStep { label, statements: vec![lock, complete, fill], is_optional: true });
             }
             None => {
                 // A job of TimescaleDB has no current query. A statement of another trigger has the text of the
@@ -411,7 +418,9 @@ pub(super) async fn steps(
                 let state = format!(
                     "INSERT INTO \"{schema}\".qi_series_state (dataset, epoch, complete) VALUES ('{name}', 1, true)"
                 );
-                steps.push(Step::new(format!("series catalog of {name}"), vec![trigger, state, fill]));
+                let label = format!("series catalog of {name}");
+                let statements = vec![trigger, state, fill];
+                steps.push(CatalogStep { label, statements, is_optional: false });
             }
         }
     }
