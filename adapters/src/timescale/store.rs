@@ -156,8 +156,7 @@ impl TimescaleStore {
         if error.kind() != ErrorKind::Unavailable {
             return error;
         }
-        let options = self.pool().connect_options();
-        error.with_context("server", format_args!("{}:{}", options.get_host(), options.get_port()))
+        error.with_context("server", self.inner.connections.address())
     }
 
     /// Returns the entry of a registered dataset. Rejects other datasets, and any call after `close`.
