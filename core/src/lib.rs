@@ -84,6 +84,7 @@ pub mod error;
 pub mod health;
 mod ingest;
 pub mod layer;
+mod maintenance;
 mod operation;
 mod ready;
 pub mod record;
@@ -105,6 +106,7 @@ pub use domain::{
 };
 pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
 pub use ingest::{Ingest, IngestConfig, IngestProgress};
+pub use maintenance::Maintenance;
 pub use operation::{Operation, OperationClass, Port};
 pub use record::{Dataset, Record};
 pub use store::{PriceStore, PriceStoreExt};

@@ -88,6 +88,7 @@ operations! {
         Series "series" Read,
         DeleteRange "delete_range" Bulk,
         PurgeBefore "purge_before" Bulk,
+        Maintain "maintain" Bulk,
         StoreClose "close" Lifecycle,
     }
     Bus {

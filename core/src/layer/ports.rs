@@ -12,9 +12,9 @@ use crate::bus::{
 };
 use crate::record::{Dataset, Records};
 use crate::store::{
-    ArrowPage, BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest,
-    RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
-    StorePingReport,
+    ArrowPage, BarQuery, DeleteQuery, InsertReport, LatestRequest, MaintainRequest, MaintenanceReport, Page,
+    PriceStore, RangeRequest, RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery,
+    StoreInfo, StorePingReport,
 };
 use crate::{Bar, Operation, Result, Timestamp};
 
@@ -69,6 +69,7 @@ macro_rules! price_store {
             series(request: &SeriesRequest) -> Page<SeriesSummary> = Series[request.dataset];
             delete_range(query: &DeleteQuery) -> () = DeleteRange[query.dataset];
             purge_before(dataset: Dataset, cutoff: Timestamp) -> () = PurgeBefore[dataset];
+            maintain(request: &MaintainRequest) -> MaintenanceReport = Maintain;
             close() -> () = StoreClose;
         }
     };

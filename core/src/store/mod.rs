@@ -18,10 +18,10 @@ pub use ext::PriceStoreExt;
 pub use page::{ArrowPage, MAX_PAGE, Page, PageRequest, RecordPage};
 pub use port::PriceStore;
 pub use query::{
-    BarQuery, DeleteQuery, Derived, InstrumentQuery, LatestBarsQuery, LatestQuery, LatestRequest, Order,
-    Paged, RangeQuery, RangeRequest, SeriesRequest, SnapshotQuery, StatsQuery,
+    BarQuery, DeleteQuery, Derived, InstrumentQuery, LatestBarsQuery, LatestQuery, LatestRequest,
+    MaintainRequest, Order, Paged, RangeQuery, RangeRequest, SeriesRequest, SnapshotQuery, StatsQuery,
 };
 pub use report::{
-    InsertReport, InstrumentSummary, PricePoint, RangeStats, Retention, SchemaReport, SeriesSummary,
-    StoreInfo, StorePingReport,
+    InsertReport, InstrumentSummary, MaintenanceReport, PricePoint, RangeStats, Retention, SchemaReport,
+    SeriesSummary, StoreInfo, StorePingReport,
 };

@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use auto_impl::auto_impl;
 
 use super::{
-    ArrowPage, BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
+    ArrowPage, BarQuery, DeleteQuery, InsertReport, LatestRequest, MaintainRequest, MaintenanceReport, Page,
+    RangeRequest, RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
+    StorePingReport,
 };
 use crate::record::{Dataset, Records};
 use crate::{Bar, Result, Timestamp};
@@ -153,6 +154,19 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
 
     /// Removes the records of a dataset whose time is before `cutoff`, exact to the microsecond.
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()>;
+
+    /// Materializes bars up to a watermark, and rebuilds the materialized hours whose ticks have changed since. Results of
+    /// other calls do not depend on it: a store reads materialized bars only where they are the exact result of the
+    /// ticks. [`Maintenance`](crate::Maintenance) is an agent that calls this method.
+    ///
+    /// The call works in steps. It returns after [`MaintainRequest::budget`], and a further call continues. Two calls at
+    /// once, and a call that is killed at any point, are safe.
+    ///
+    /// Defaults to no work, for stores without materialized bars.
+    async fn maintain(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
+        let _ = request;
+        Ok(MaintenanceReport::default())
+    }
 
     /// Waits for calls in progress, then releases all resources. Idempotent.
     async fn close(&self) -> Result<()>;

@@ -8,6 +8,8 @@
 //! [`DeleteQuery`] do not, because a [`Dataset`] exists only in the program that declares it. To read the name of a
 //! dataset, use [`Datasets::get`](crate::Datasets::get).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::cursor::{Anchor, Cursor, QueryFingerprint};
@@ -297,6 +299,39 @@ impl StatsQuery {
     /// Creates a query of the figures of `instrument` in `range`.
     pub fn new(instrument: Instrument, range: TimeRange) -> Self {
         Self { instrument, range }
+    }
+}
+
+/// A request for [`PriceStore::maintain`](super::PriceStore::maintain).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MaintainRequest {
+    /// The time up to which bars are materialized, rounded down to a full hour. A watermark never moves back, so an
+    /// earlier time only rebuilds. Defaults to the configured delay before the clock of the server.
+    pub until: Option<Timestamp>,
+    /// The time after which the call starts no further step. Defaults to one minute. A step takes seconds.
+    pub budget: Duration,
+}
+
+impl Default for MaintainRequest {
+    fn default() -> Self {
+        Self { until: None, budget: Duration::from_mins(1) }
+    }
+}
+
+impl MaintainRequest {
+    /// Sets the time up to which bars are materialized.
+    #[must_use]
+    pub fn with_until(mut self, until: Timestamp) -> Self {
+        self.until = Some(until);
+        self
+    }
+
+    /// Sets the time after which the call starts no further step. At least one step runs.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Duration) -> Self {
+        self.budget = budget;
+        self
     }
 }
 

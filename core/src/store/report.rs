@@ -75,6 +75,29 @@ impl SchemaReport {
     }
 }
 
+/// The result of [`PriceStore::maintain`](super::PriceStore::maintain).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct MaintenanceReport {
+    /// The time before which bars are materialized, except for stale hours. None if the store materializes no bars.
+    pub watermark: Option<Timestamp>,
+    /// The time to which the announced watermark moves. Later than `watermark` while steps are left.
+    pub target: Option<Timestamp>,
+    /// The number of ticks from which this call materialized new hours.
+    pub ticks: u64,
+    /// The number of stale marks that this call removed by a rebuild of their hours.
+    pub rebuilt: u64,
+    /// The number of stale marks that are left.
+    pub stale: u64,
+}
+
+impl MaintenanceReport {
+    /// Returns whether no step is left: the watermark has reached the target, and no hour is stale.
+    pub fn is_complete(&self) -> bool {
+        self.watermark >= self.target && self.stale == 0
+    }
+}
+
 /// The result of `ping`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

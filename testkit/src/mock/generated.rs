@@ -15,8 +15,9 @@ use qi_core::bus::{
 };
 use qi_core::record::{Dataset, RecordVec, Records};
 use qi_core::store::{
-    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
+    BarQuery, DeleteQuery, InsertReport, LatestRequest, MaintainRequest, MaintenanceReport, Page, PriceStore,
+    RangeRequest, RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
+    StorePingReport,
 };
 use qi_core::{Bar, Result, Timestamp};
 
@@ -35,6 +36,7 @@ mock! {
         pub fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>>;
         pub fn delete_range(&self, query: &DeleteQuery) -> Result<()>;
         pub fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()>;
+        pub fn maintain(&self, request: &MaintainRequest) -> Result<MaintenanceReport>;
         pub fn close(&self) -> Result<()>;
     }
 }
@@ -79,6 +81,9 @@ impl PriceStore for MockStore {
     }
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         Self::purge_before(self, dataset, cutoff)
+    }
+    async fn maintain(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
+        Self::maintain(self, request)
     }
     async fn close(&self) -> Result<()> {
         Self::close(self)

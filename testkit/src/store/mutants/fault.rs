@@ -6,8 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Records};
 use qi_core::store::{
-    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
+    BarQuery, DeleteQuery, InsertReport, LatestRequest, MaintainRequest, MaintenanceReport, Page, PriceStore,
+    RangeRequest, RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
+    StorePingReport,
 };
 use qi_core::{Bar, Result, Timestamp};
 
@@ -52,6 +53,7 @@ fault_trait! {
     series(request: &SeriesRequest) -> Page<SeriesSummary>;
     delete_range(query: &DeleteQuery) -> ();
     purge_before(dataset: Dataset, cutoff: Timestamp) -> ();
+    maintain(request: &MaintainRequest) -> MaintenanceReport;
     close() -> ();
 }
 
