@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::connect::{PgConnection, PooledConnection};
 use super::error::{Cause, DUPLICATE_OBJECT, has_state};
+use super::marks::{MarkedSql, marked};
 use super::policy;
 use super::read::OwnerKeys;
 use super::sql::RegisteredDataset;
@@ -155,6 +156,11 @@ impl TimescaleStore {
         self.delete_parts(connection, registered, query.range, &sql, keys.as_ref()).await
     }
 
+    /// Returns the statements that add stale marks, if a change of this dataset can make materialized bars stale.
+    pub(super) fn marked_sql<'r>(&self, registered: &'r RegisteredDataset) -> Option<&'r MarkedSql> {
+        registered.marked.as_ref().filter(|_| self.inner.cache.has_materialized_bars())
+    }
+
     /// Runs a deletion over a range, a few chunks at a time. Each part is a separate transaction. Repeating a
     /// deletion is always safe.
     async fn delete_parts(
@@ -166,14 +172,17 @@ impl TimescaleStore {
         keys: Option<&OwnerKeys>,
     ) -> Result<(), Cause> {
         let chunks = &self.inner.cache.chunks;
+        let sql = match self.marked_sql(registered) {
+            Some(_) => marked(sql, &self.inner.config.schema),
+            None => sql.to_owned(),
+        };
         let mut rest = range;
         loop {
             let part =
                 chunks.part(connection, registered, rest, Order::Ascending, MAX_CHUNKS_PER_STATEMENT).await?;
             let mut transaction = connection.begin().await?;
             self.inner.connections.set_transaction_bulk_timeout(&mut transaction).await?;
-            let query =
-                sqlx::query(AssertSqlSafe(sql.to_owned())).bind(Pg(part.start())).bind(Pg(part.end()));
+            let query = sqlx::query(AssertSqlSafe(sql.clone())).bind(Pg(part.start())).bind(Pg(part.end()));
             let query = match keys {
                 None => query,
                 Some(keys) => keys.bind(query),
@@ -208,6 +217,9 @@ impl TimescaleStore {
                     .await?;
                 let mut transaction = connection.begin().await?;
                 self.inner.connections.set_transaction_bulk_timeout(&mut transaction).await?;
+                if let Some(marked) = self.marked_sql(registered) {
+                    marked.mark_before(&mut transaction, part.end()).await?;
+                }
                 let sql =
                     format!("SELECT {extension}.drop_chunks($1::regclass, older_than => $2::timestamptz)");
                 sqlx::query(AssertSqlSafe(sql))

@@ -1,11 +1,13 @@
 //! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::kit::BucketPlanner;
+use qi_core::store::kit::{BarPart, BucketPlanner};
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
 use qi_core::{Bar, BarValues, Error, ErrorKind, Interval, Operation, Price, Quantity, TimeRange, Timestamp};
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row, ValueRef};
+use sqlx::postgres::types::PgInterval;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Postgres, Row, ValueRef};
 
 use super::chunks::ChunkScan;
 use super::connect::{PgConnection, PooledConnection};
@@ -111,26 +113,12 @@ impl TimescaleStore {
         let mut planner = BucketPlanner::new(query)?;
         while let Some(window) = planner.window()? {
             let window = self.limit_to_chunks(connection, ticks, window, query).await?;
-            let statement = match (query.order, query.interval >= MIN_LONG_INTERVAL) {
-                (Order::Ascending, false) => OLDEST_SHORT_BUCKETS,
-                (Order::Descending, false) => NEWEST_SHORT_BUCKETS,
-                (Order::Ascending, true) => OLDEST_LONG_BUCKETS,
-                (Order::Descending, true) => NEWEST_LONG_BUCKETS,
-            };
-            let rows = sqlx::query(in_schema(statement, ticks))
-                .bind(id)
-                .bind(Pg(window.start()))
-                .bind(Pg(window.end()))
-                .bind(sqlx::postgres::types::PgInterval {
-                    months: 0,
-                    days: 0,
-                    microseconds: query.interval.as_micros(),
-                })
-                .bind(i64::try_from(planner.wanted()).unwrap_or(i64::MAX))
+            let rows = buckets_query(ticks, id, window, query, planner.wanted())
                 .fetch_all(&mut **connection)
                 .await?;
             for row in &rows {
-                planner.push(read_bar(row, query, planner.is_on_page())?);
+                let part = bar_part(row, planner.is_on_page())?;
+                planner.push(bar_of(&part, query, planner.is_on_page())?);
             }
             if let Some(rest) = planner.advance(window)? {
                 planner.skip_to(self.next_tick(connection, (ticks, id), rest, query.order).await?)?;
@@ -141,9 +129,9 @@ impl TimescaleStore {
 
     /// Returns the part of a window that lies in few chunks. The part ends between two buckets and contains
     /// at least one bucket.
-    async fn limit_to_chunks(
+    pub(super) async fn limit_to_chunks(
         &self,
-        connection: &mut PooledConnection,
+        connection: &mut PgConnection<'_>,
         ticks: &RegisteredDataset,
         window: TimeRange,
         query: &BarQuery,
@@ -173,9 +161,9 @@ impl TimescaleStore {
     }
 
     /// Returns the time of the first tick in a range, in the given order.
-    async fn next_tick(
+    pub(super) async fn next_tick(
         &self,
-        connection: &mut PooledConnection,
+        connection: &mut PgConnection<'_>,
         (ticks, id): (&RegisteredDataset, i32),
         range: TimeRange,
         order: Order,
@@ -187,7 +175,7 @@ impl TimescaleStore {
                 .bind(id)
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
-                .fetch_optional(&mut **connection)
+                .fetch_optional(&mut *connection)
                 .await?;
             if let Some(row) = row {
                 return Ok(Some(row.try_get::<Pg<Timestamp>, _>(0)?.0));
@@ -296,27 +284,60 @@ struct Aggregates {
     count: u64,
 }
 
-/// Reads a bar from a row. Reads the volumes only if `summed` is true.
-fn read_bar(row: &PgRow, query: &BarQuery, summed: bool) -> Result<Bar, Cause> {
-    let Pg(open_time) = row.try_get::<Pg<Timestamp>, _>(0)?;
+/// Returns the query for the bars of a window, in parts if the window cuts buckets. Returns at most `wanted` buckets.
+pub(super) fn buckets_query(
+    ticks: &RegisteredDataset,
+    id: i32,
+    window: TimeRange,
+    query: &BarQuery,
+    wanted: usize,
+) -> Query<'static, Postgres, PgArguments> {
+    let statement = match (query.order, query.interval >= MIN_LONG_INTERVAL) {
+        (Order::Ascending, false) => OLDEST_SHORT_BUCKETS,
+        (Order::Descending, false) => NEWEST_SHORT_BUCKETS,
+        (Order::Ascending, true) => OLDEST_LONG_BUCKETS,
+        (Order::Descending, true) => NEWEST_LONG_BUCKETS,
+    };
+    sqlx::query(in_schema(statement, ticks))
+        .bind(id)
+        .bind(Pg(window.start()))
+        .bind(Pg(window.end()))
+        .bind(PgInterval { months: 0, days: 0, microseconds: query.interval.as_micros() })
+        .bind(i64::try_from(wanted).unwrap_or(i64::MAX))
+}
+
+/// Reads the exact figures of a bar from a row. Reads the volumes only if `summed` is true.
+pub(super) fn bar_part(row: &PgRow, summed: bool) -> Result<BarPart, Cause> {
     let price = |at| row.try_get::<Pg<Price>, _>(at).map(|price| price.0);
-    let sums = if summed { read_sums(row, 6)? } else { None };
-    let (volume, quote_volume) = match sums {
+    Ok(BarPart {
+        ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
+        open: price(1)?,
+        high: price(2)?,
+        low: price(3)?,
+        close: price(4)?,
+        sums: if summed { read_sums(row, 6)? } else { None },
+        count: row.try_get::<Pg<u64>, _>(5)?.0,
+    })
+}
+
+/// Returns the bar of these figures. Rounds the volumes only if `is_on_page` is true.
+pub(super) fn bar_of(part: &BarPart, query: &BarQuery, is_on_page: bool) -> Result<Bar, Cause> {
+    let (volume, quote_volume) = match part.sums.filter(|_| is_on_page) {
         None => (None, None),
         Some((volume, turnover)) => {
             (Some(Quantity::new(volume.total()?)?), Some(Quantity::new(turnover.total()?)?))
         }
     };
     let values = BarValues {
-        open: price(1)?,
-        high: price(2)?,
-        low: price(3)?,
-        close: price(4)?,
+        open: part.open,
+        high: part.high,
+        low: part.low,
+        close: part.close,
         volume,
         quote_volume,
-        count: Some(row.try_get::<Pg<u64>, _>(5)?.0),
+        count: Some(part.count),
     };
-    Ok(Bar::new(query.instrument.clone(), query.interval, open_time, values)?)
+    Ok(Bar::new(query.instrument.clone(), query.interval, part.ts, values)?)
 }
 
 /// Reads the sums of quantity and of price times quantity. Returns None if no quantity is known.

@@ -14,6 +14,8 @@ pub(super) struct SchemaIdentity {
     pub(super) instruments_oid: i64,
     /// The start of the server, in microseconds.
     pub(super) server_start: i64,
+    /// True if the schema has materialized bars.
+    pub(super) has_materialized_bars: bool,
 }
 
 /// The cached ids, chunk times and series bounds of a store's schema.
@@ -36,11 +38,21 @@ impl SchemaCache {
         }
     }
 
+    /// Returns whether the schema had materialized bars when the last connection was borrowed.
+    pub(super) fn has_materialized_bars(&self) -> bool {
+        let identity = *self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        identity.is_some_and(|identity| identity.has_materialized_bars)
+    }
+
     /// Sets the identity of the schema. If it has changed, the schema was dropped, or another server has taken over,
     /// perhaps without the newest commits. The cache is then cleared.
     pub(super) fn set_identity(&self, identity: SchemaIdentity) {
         let previous = self.identity.lock().unwrap_or_else(PoisonError::into_inner).replace(identity);
-        if previous.is_some_and(|previous| previous != identity) {
+        let is_same = |previous: SchemaIdentity| {
+            (previous.instruments_oid, previous.server_start)
+                == (identity.instruments_oid, identity.server_start)
+        };
+        if previous.is_some_and(|previous| !is_same(previous)) {
             self.ids.clear();
             self.chunks.clear();
             self.series.clear();

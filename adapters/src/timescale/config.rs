@@ -85,6 +85,9 @@ pub struct TimescaleConfig {
     /// Defaults to none with hypertables, whose chunks serve the same purpose, and to the datasets with sequence numbers
     /// otherwise.
     pub time_index: Option<Vec<String>>,
+    /// Whether the schema has materialized bars, from which `derived_bars` reads. `qi migrate` changes an existing schema.
+    /// Without this key, the schema stays as it is.
+    pub materialized_bars: Option<bool>,
     /// The datasets of the store. Defaults to [`Datasets::standard`]; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
@@ -117,6 +120,7 @@ impl Default for TimescaleConfig {
             retention: DatasetDurations::default(),
             columnstore_layout: BTreeMap::new(),
             time_index: None,
+            materialized_bars: None,
             datasets: Datasets::standard(),
             section: "store.timescale",
         }
@@ -416,6 +420,11 @@ impl TimescaleConfig {
         }
         if !self.columnstore_layout.is_empty() && self.hypertables == Hypertables::Off {
             return Err(rules.refuse("columnstore_layout", "", "needs hypertables = \"on\""));
+        }
+        if self.materialized_bars == Some(true) && retention.get("ticks").is_some() {
+            let rule = "must have no entry for ticks with `materialized_bars`, because a job of the server marks no bars \
+                        as stale; use `purge_before`";
+            return Err(rules.refuse("retention", "ticks", rule));
         }
         self.check_datasets()
     }

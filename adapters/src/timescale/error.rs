@@ -28,6 +28,12 @@ pub(super) enum Cause {
     /// Another process held the lock of the schema for the entire bulk timeout.
     #[error("another process changes the schema; repeat the call when that process has finished")]
     SchemaLocked,
+    /// Transactions that began before the announcement of a watermark did not end within the bulk timeout.
+    #[error(
+        "{count} transactions that may change ticks did not end; end the sessions with long transactions on the table \
+         qi_bars_stale (pg_stat_activity.xact_start)"
+    )]
+    WritersRunning { count: usize },
     /// A setting that needs another edition of the server.
     #[error("{rule}")]
     Edition { rule: String },
@@ -96,6 +102,12 @@ const STARTUP_PARAMETER_MESSAGE: &str = "unsupported startup parameter";
 /// The code of a lock that was not granted within the lock timeout.
 pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
+/// The code of a statement on ticks that adds no stale marks although the schema has materialized bars.
+pub(super) const UNMARKED: &str = "QI001";
+
+/// The beginning of the names of the tables of materialized bars.
+const BARS_TABLES: &str = "qi_bars_";
+
 /// The code of an object that already exists.
 pub(super) const DUPLICATE_OBJECT: &str = "42710";
 
@@ -118,6 +130,13 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
             if has_state(error, "XX000") && e.message().contains(MISSING_RELATION_MESSAGE) =>
         {
             (ErrorKind::Conflict, "store.timescale.dropped_chunk")
+        }
+        // Materialized bars were switched on or off after the connection was borrowed. A retry sees the new state.
+        sqlx::Error::Database(e)
+            if has_state(error, UNMARKED)
+                || (has_state(error, "42P01") && e.message().contains(BARS_TABLES)) =>
+        {
+            (ErrorKind::Conflict, "store.timescale.bars_switched")
         }
         // PgBouncer's error for a startup parameter, which a retry would send again.
         sqlx::Error::Database(e)
@@ -188,6 +207,9 @@ impl Cause {
                 error.with_context("sqlstate", LOCK_NOT_AVAILABLE)
             }
             Self::SchemaLocked => new(ErrorKind::Timeout, "store.timescale.schema_locked").with_message(self),
+            Self::WritersRunning { .. } => {
+                new(ErrorKind::Timeout, "store.timescale.writers_running").with_message(self)
+            }
             Self::Edition { .. } => new(ErrorKind::Unsupported, "store.timescale.edition").with_message(self),
             Self::Sql(sqlx::Error::PoolClosed) => {
                 Error::closed("store.timescale.closed", operation).with_backend(BACKEND)

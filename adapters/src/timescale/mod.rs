@@ -28,6 +28,14 @@ mod from_row;
 #[cfg(feature = "timescale")]
 mod instrument_ids;
 #[cfg(feature = "timescale")]
+mod levels;
+#[cfg(feature = "timescale")]
+mod maintenance;
+#[cfg(feature = "timescale")]
+mod marks;
+#[cfg(feature = "timescale")]
+mod materialized;
+#[cfg(feature = "timescale")]
 mod pieces;
 #[cfg(feature = "timescale")]
 mod policy;

@@ -13,6 +13,15 @@ const MIN_GAP: i64 = 8;
 /// chunk of its span.
 const SOFT_MAX_RECORDS: usize = 5_000;
 
+/// The number of low bits that contain the interval in the number of a series.
+pub(super) const INTERVAL_BITS: u32 = 8;
+
+/// Returns the id of an entry's instrument, or the rank of its name.
+pub(super) fn owner_of(entry: &Entry) -> i32 {
+    // The bits above the interval contain the id or the rank.
+    u32::try_from(entry.series >> INTERVAL_BITS).unwrap_or(u32::MAX).cast_signed()
+}
+
 /// Splits the entries into pieces of at most `max_records` records, each of which spans few chunks.
 pub(super) fn split(entries: &[Entry], max_records: usize) -> Vec<&[Entry]> {
     let mut pieces = Vec::new();

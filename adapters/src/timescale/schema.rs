@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use qi_core::PriceTick;
 use qi_core::record::{self, SeriesType};
 use qi_core::store::SchemaReport;
 use sqlx::migrate::{Migration, MigrationType};
@@ -14,6 +15,7 @@ use super::checks::{self, MissingObject};
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::{Connections, PgConnection, ServerInfo};
 use super::error::{Cause, LOCK_NOT_AVAILABLE, has_state};
+use super::materialized;
 use super::policy;
 use super::series;
 use super::table::{Table, join, names};
@@ -393,6 +395,11 @@ async fn settings(
         checks::missing(connection, config, &of, are_new).await?
     {
         steps.push(Step { outside_transaction, ..Step::new(label, statements) });
+    }
+    if of(PriceTick::DATASET.name()) {
+        let extension = policy::extension(connection).await?;
+        let switch = materialized::step(connection, config, extension.as_deref()).await?;
+        steps.extend(switch.map(|(label, statements)| Step::new(label, statements)));
     }
     if config.hypertables == Hypertables::On {
         let policies = policy::steps(connection, config, &of).await?;

@@ -23,7 +23,8 @@ use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _, SqlStr};
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::PgConnection;
 use super::error::Cause;
-use super::sql::{MARKER, RegisteredDataset};
+use super::marks::MARKER;
+use super::sql::RegisteredDataset;
 use super::table::Table;
 use super::types::Pg;
 

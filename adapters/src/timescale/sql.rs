@@ -3,15 +3,13 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use qi_core::PriceTick;
 use qi_core::record::{Dataset, SeriesType};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
+use super::marks::{MARKER, MarkedSql};
 use super::repeats::SEGMENT_KEYS;
 use super::table::{Column, ColumnType, Table, join, names};
-
-/// The beginning of every statement that writes records of cataloged series. The trigger of the catalog ignores these
-/// statements.
-pub(super) const MARKER: &str = "/*qi:series*/ ";
 
 /// A registered dataset of a store.
 #[derive(Debug)]
@@ -20,12 +18,17 @@ pub(super) struct RegisteredDataset {
     pub(super) position: usize,
     pub(super) table: Table,
     pub(super) sql: Sql,
+    /// The statements with stale marks, for the ticks of materialized bars.
+    pub(super) marked: Option<MarkedSql>,
 }
 
 impl RegisteredDataset {
     pub(super) fn new(position: usize, dataset: Dataset, schema: &str) -> Self {
         let table = Table::of(dataset, schema);
-        Self { position, sql: Sql::of(&table), table }
+        let sql = Sql::of(&table);
+        let is_ticks = dataset == PriceTick::DATASET;
+        let marked = is_ticks.then(|| MarkedSql::of(schema, &sql.copy, &sql.merge, &sql.merge_converted));
+        Self { position, sql, marked, table }
     }
 }
 

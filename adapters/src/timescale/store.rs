@@ -6,9 +6,9 @@ use std::time::Instant;
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records, SeriesType};
 use qi_core::store::{
-    BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
-    RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
-    StorePingReport,
+    BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, MaintainRequest, MaintenanceReport, Page,
+    Paged, PriceStore, RangeRequest, RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest,
+    SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
 use qi_core::{Bar, Error, ErrorKind, Interval, Operation, PriceTick, Result, Selection};
 use sqlx::PgPool;
@@ -310,6 +310,9 @@ impl PriceStore for TimescaleStore {
             let Some(id) = self.inner.cache.ids.find(connection, &query.instrument).await? else {
                 return Ok(Derived(query).page_of(Vec::new())?);
             };
+            if self.inner.cache.has_materialized_bars() {
+                return self.materialized_page(connection, ticks, id, query).await;
+            }
             self.derived_page(connection, ticks, id, query).await
         })
         .await
@@ -342,6 +345,18 @@ impl PriceStore for TimescaleStore {
         const OPERATION: Operation = Operation::PurgeBefore;
         let registered = self.registered(OPERATION, dataset)?;
         self.run(OPERATION, async |connection| self.purge(connection, registered, cutoff).await).await
+    }
+
+    async fn maintain(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
+        const OPERATION: Operation = Operation::Maintain;
+        self.registered(OPERATION, PriceTick::DATASET)?;
+        self.run(OPERATION, async |connection| {
+            if self.inner.cache.has_materialized_bars() {
+                return self.maintain_on(connection, request).await;
+            }
+            Ok(MaintenanceReport::default())
+        })
+        .await
     }
 
     async fn close(&self) -> Result<()> {

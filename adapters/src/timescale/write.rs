@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 
 use super::connect::{PgConnection, PooledConnection};
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
-use super::pieces::split;
+use super::pieces::{INTERVAL_BITS, owner_of, split};
 use super::repeats::{ProbedRecords, divide, samples, segments};
 use super::series::TimeBounds;
 use super::sql::RegisteredDataset;
@@ -52,9 +52,6 @@ struct SeriesNumbers<'a> {
     /// The sorted names of the batch. Empty if the series are instruments.
     names: Vec<Cow<'a, str>>,
 }
-
-/// The number of low bits that contain the interval in the number of a series.
-const INTERVAL_BITS: u32 = 8;
 
 fn instrument(batch: &dyn Records, at: usize) -> Option<&Instrument> {
     match batch.series(at).owner {
@@ -154,10 +151,9 @@ impl TimescaleStore {
 
 /// Returns the ids of the instruments of sorted entries, with the bounds of their times. An id may occur repeatedly.
 fn instrument_bounds(entries: &[Entry]) -> impl Iterator<Item = (i32, TimeBounds)> {
-    entries.chunk_by(|a, b| (a.group, a.series) == (b.group, b.series)).filter_map(|run| {
-        let owner = u32::try_from(run.first()?.series >> INTERVAL_BITS).unwrap_or(u32::MAX);
-        Some((owner.cast_signed(), (run.first()?.sort_key.0, run.last()?.sort_key.0)))
-    })
+    entries
+        .chunk_by(|a, b| (a.group, a.series) == (b.group, b.series))
+        .filter_map(|run| Some((owner_of(run.first()?), (run.first()?.sort_key.0, run.last()?.sort_key.0))))
 }
 
 /// A batch that is being written.
@@ -237,12 +233,11 @@ impl<'a> BatchWrite<'a> {
     }
 
     fn encode_key<B: Buffers>(&self, entry: &Entry, out: &mut Encoder<B>) {
-        let Entry { group: _, series, sort_key, at } = *entry;
-        // The bits above the interval contain the id or the rank.
-        let owner = u32::try_from(series >> INTERVAL_BITS).unwrap_or(u32::MAX);
-        match self.names.get(owner as usize) {
+        let Entry { sort_key, at, .. } = *entry;
+        let owner = owner_of(entry);
+        match self.names.get(owner.cast_unsigned() as usize) {
             Some(name) => out.text(name),
-            None => out.int4(owner.cast_signed()),
+            None => out.int4(owner),
         }
         if self.registered.table.dataset.interval().is_some()
             && let Some(interval) = self.batch.series(at as usize).interval
@@ -266,23 +261,30 @@ impl<'a> BatchWrite<'a> {
 
     /// Writes all records or none, with one COPY in one transaction.
     async fn copy(&self, connection: &mut PooledConnection, records: &[Entry]) -> Result<(), sqlx::Error> {
-        if connection.needs_transaction() {
-            let mut transaction = connection.begin().await?;
-            self.copy_rows(&mut transaction, records).await?;
-            return transaction.commit().await;
+        let marked = self.store.marked_sql(self.registered);
+        if marked.is_none() && !connection.needs_transaction() {
+            return self.copy_rows(connection, &self.registered.sql.copy, records).await;
         }
-        self.copy_rows(connection, records).await
+        let mut transaction = connection.begin().await?;
+        let mut copy = &self.registered.sql.copy;
+        if let Some(marked) = marked {
+            marked.add_marks(&mut transaction, records).await?;
+            copy = &marked.copy;
+        }
+        self.copy_rows(&mut transaction, copy, records).await?;
+        transaction.commit().await
     }
 
     async fn copy_rows(
         &self,
         connection: &mut PgConnection<'_>,
+        sql: &str,
         records: &[Entry],
     ) -> Result<(), sqlx::Error> {
         /// The size of the buffer after which its rows are sent, in bytes.
         const BUFFER_BYTES: usize = 256 * 1024;
         let columns = i16::try_from(self.registered.table.columns().len()).unwrap_or(i16::MAX).to_be_bytes();
-        let mut copy = connection.copy_in_raw(&self.registered.sql.copy).await?;
+        let mut copy = connection.copy_in_raw(sql).await?;
         let mut rows = Encoder(CopyRows(Vec::with_capacity(BUFFER_BYTES + 1024)));
         rows.0.0.extend_from_slice(COPY_HEADER);
         let mut sent = false;
@@ -341,18 +343,22 @@ impl<'a> BatchWrite<'a> {
         /// The number of records from which the rows in the columnstore are read as a set, in a transaction.
         const MIN_SET_RECORDS: usize = 200;
         let RegisteredDataset { sql, table, .. } = self.registered;
+        let (merge, merge_converted) = match self.store.marked_sql(self.registered) {
+            Some(marked) => (&marked.merge, &marked.merge_converted),
+            None => (&sql.merge, &sql.merge_converted),
+        };
         let bind = |statement| {
             let query =
                 bind_arrays(statement, table.columns(), records, |entry, out| self.encode(entry, out));
             bind_times(query, records)
         };
         if records.len() < MIN_SET_RECORDS || !self.touches_columnstore(connection, records).await? {
-            bind(&sql.merge).execute(&mut **connection).await?;
+            bind(merge).execute(&mut **connection).await?;
             return Ok(());
         }
         let mut transaction = connection.begin().await?;
         sqlx::query("SELECT set_config('enable_nestloop', 'off', true)").execute(&mut *transaction).await?;
-        bind(&sql.merge_converted).execute(&mut *transaction).await?;
+        bind(merge_converted).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 

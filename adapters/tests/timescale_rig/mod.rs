@@ -30,6 +30,7 @@ pub(crate) struct Server {
     hypertables: Hypertables,
     pooler: Pooler,
     converts: bool,
+    materialized_bars: bool,
     /// The reason why the pooler is absent.
     no_pooler: Option<String>,
 }
@@ -45,6 +46,7 @@ impl Server {
             hypertables: Hypertables::On,
             pooler: Pooler::Session,
             no_pooler: None,
+            materialized_bars: false,
             converts: std::env::var("QI_TIMESCALE_CONVERT_CHUNKS").is_ok_and(|word| word == "1"),
         }
     }
@@ -59,6 +61,7 @@ impl Server {
             hypertables: Hypertables::Off,
             pooler: Pooler::Session,
             no_pooler: None,
+            materialized_bars: false,
             converts: false,
         }
     }
@@ -73,6 +76,11 @@ impl Server {
             Ok((pgbouncer, url)) => (Self { url: Some(url), pooler, ..self }, Some(pgbouncer)),
             Err(reason) => (Self { no_pooler: Some(reason), ..self }, None),
         }
+    }
+
+    /// Returns the server for stores with materialized bars.
+    pub(crate) fn with_materialized_bars(self) -> Self {
+        Self { materialized_bars: true, ..self }
     }
 
     /// Returns true if the tables are hypertables.
@@ -97,6 +105,7 @@ impl Server {
         config.hypertables = self.hypertables;
         config.pooler = self.pooler;
         config.max_batch = 30_000;
+        config.materialized_bars = self.materialized_bars.then_some(true);
         // In session mode, each idle connection holds a session of the pooler.
         config.pool.max_connections = if self.url == self.direct_url { 6 } else { 4 };
         // Some checks run concurrently on few connections of a shared server.

@@ -17,9 +17,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions, PgPool, Postgres, Row, SqlSafeStr as _
 use super::cache::{SchemaCache, SchemaIdentity};
 use super::config::{TimescaleConfig, TlsMode};
 use super::error::Cause;
+use super::materialized::STATE_TABLE;
 use crate::password_warning::warn_of_password;
-pub(super) use session::PgConnection;
 use session::SessionSettings;
+pub(super) use session::{PgConnection, Transaction};
 #[cfg(unix)]
 use tunnel::{Tunnel, TunnelConfig};
 
@@ -257,7 +258,11 @@ async fn schema_identity(
     sql: SqlStr,
 ) -> Result<SchemaIdentity, sqlx::Error> {
     let row = sqlx::raw_sql(sql).fetch_one(connection).await?;
-    Ok(SchemaIdentity { instruments_oid: row.try_get(0)?, server_start: row.try_get(1)? })
+    Ok(SchemaIdentity {
+        instruments_oid: row.try_get(0)?,
+        server_start: row.try_get(1)?,
+        has_materialized_bars: row.try_get(2)?,
+    })
 }
 
 fn identity_sql(schema: &str) -> SqlStr {
@@ -267,7 +272,9 @@ fn identity_sql(schema: &str) -> SqlStr {
     let sql = format!(
         "SELECT coalesce((SELECT c.oid::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE n.nspname = '{schema}' AND c.relname = 'instruments'), 0), \
-         (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8"
+         (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8, \
+         EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = '{schema}' AND c.relname = '{STATE_TABLE}')"
     );
     AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str()
 }

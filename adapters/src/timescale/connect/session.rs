@@ -158,8 +158,18 @@ impl PgConnection<'_> {
 
     /// Begins a transaction that reads one snapshot.
     pub(in crate::timescale) async fn begin_snapshot(&mut self) -> Result<Transaction<'_>, sqlx::Error> {
+        self.begin_as("ISOLATION LEVEL REPEATABLE READ, READ ONLY").await
+    }
+
+    /// Begins a transaction whose statements after the first `LOCK TABLE` share a snapshot.
+    pub(in crate::timescale) async fn begin_repeatable_read(
+        &mut self,
+    ) -> Result<Transaction<'_>, sqlx::Error> {
+        self.begin_as("ISOLATION LEVEL REPEATABLE READ").await
+    }
+
+    async fn begin_as(&mut self, mode: &str) -> Result<Transaction<'_>, sqlx::Error> {
         let settings = self.settings.clone();
-        let mode = "ISOLATION LEVEL REPEATABLE READ, READ ONLY";
         let begin = match &settings.begin {
             Some(begin) => format!("{};SET TRANSACTION {mode}", begin.as_str()),
             None => format!("BEGIN {mode}"),

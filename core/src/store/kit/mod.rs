@@ -3,6 +3,7 @@
 //! - [`entries`] sorts a batch by key and keeps the last record of each key.
 //! - [`latest`] drives the pages of a `latest` call over owners that may have a record.
 //! - [`BucketPlanner`] plans the windows over which derived bars are computed.
+//! - [`level_sources`] and [`BarMerger`] compute derived bars from materialized bars.
 //! - [`rest_of`] returns the part of a range that lies after a cursor.
 //! - [`evolution`] compares a stored dataset with its declaration.
 //!
@@ -12,9 +13,11 @@ mod batch;
 mod buckets;
 pub mod evolution;
 mod latest;
+mod levels;
 mod range;
 
 pub use batch::{Entry, SeriesRanks, entries};
 pub use buckets::{BucketPlanner, bucket_end};
 pub use latest::{LatestSource, latest};
+pub use levels::{BarMerger, BarPart, LEVELS, LevelSource, level_sources};
 pub use range::rest_of;

@@ -25,6 +25,7 @@ mod expect;
 mod factory;
 mod latest;
 mod layers;
+mod maintained;
 mod precision;
 mod read;
 mod runner;

@@ -1,0 +1,417 @@
+//! Maintenance of materialized bars. Each step is one transaction, so a call may be killed at any point.
+
+use std::time::{Duration, Instant};
+
+use qi_core::store::kit::LEVELS;
+use qi_core::store::{MaintainRequest, MaintenanceReport};
+use qi_core::{Interval, Timestamp};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::connect::{PgConnection, PooledConnection, Transaction};
+use super::error::Cause;
+use super::materialized::level_table;
+use super::store::TimescaleStore;
+use super::types::Pg;
+
+/// The time between the watermark and the clock of the server. Ticks that arrive within this time make no marks.
+const DELAY: &str = "10 minutes";
+
+/// The numbers of ticks below which the span of the next step is doubled, and above which it is halved.
+const SMALL_STEP: i64 = 500_000;
+const LARGE_STEP: i64 = 2_000_000;
+
+/// The longest span of a step, in hours.
+const MAX_SPAN: i64 = 24 * 32;
+
+/// The maximum number of stale hours that one step rebuilds. Together they lie within [`REBUILD_SPAN`], so that the
+/// statements open few chunks.
+const MAX_REBUILT: i64 = 64;
+const REBUILD_SPAN: &str = "7 days";
+
+// The table lock admits one maintainer at a time, and neither blocks readers nor writers. It is taken before the
+// snapshot, so the snapshot sees the steps of all earlier maintainers.
+const LOCK: &str = "LOCK TABLE {schema}.qi_bars_state IN SHARE UPDATE EXCLUSIVE MODE";
+
+const STATE: &str = "SELECT watermark, announced, date_bin('1 hour', coalesce($1, now() - interval '{delay}'), \
+    TIMESTAMPTZ '1970-01-05 00:00:00+00') FROM {schema}.qi_bars_state";
+
+const ANNOUNCE: &str = "UPDATE {schema}.qi_bars_state SET announced = $1 WHERE announced < $1";
+
+const WRITERS: &str = "SELECT DISTINCT virtualtransaction FROM pg_locks \
+    WHERE locktype = 'relation' AND relation = '{schema}.qi_bars_stale'::regclass AND mode = 'RowExclusiveLock' \
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+    AND granted AND pid IS DISTINCT FROM pg_backend_pid()";
+
+// The catalog of series may be too narrow until a writer has confirmed it, so each instrument is probed.
+const FIRST_TICK: &str = "SELECT date_bin('1 hour', min(f.ts), TIMESTAMPTZ '1970-01-05 00:00:00+00') \
+    FROM {schema}.instruments i CROSS JOIN LATERAL (SELECT t.ts FROM {schema}.ticks t \
+    WHERE t.instrument_id = i.id AND t.ts >= $1 AND t.ts < $2 ORDER BY t.ts LIMIT 1) f";
+
+/// The bars of a level below it, from the ticks of `{range}`. Reads the ticks of one instrument after the other.
+const MINUTES: &str = "INSERT INTO {schema}.qi_bars_1m SELECT x.id, b.* FROM {keys} CROSS JOIN LATERAL (\
+    SELECT date_bin('1 minute', t.ts, TIMESTAMPTZ '1970-01-05 00:00:00+00') AS bucket, \
+    (array_agg(t.price ORDER BY t.ts, t.seq))[1], max(t.price), min(t.price), \
+    (array_agg(t.price ORDER BY t.ts, t.seq))[count(*)], sum(t.quantity), sum(t.price * t.quantity), count(*) \
+    FROM {schema}.ticks t WHERE t.instrument_id = x.id AND {within} GROUP BY 1) b";
+
+const COARSER: &str = "INSERT INTO {schema}.{level} SELECT x.id, b.* FROM {keys} CROSS JOIN LATERAL (\
+    SELECT date_bin('{length}', t.bucket, TIMESTAMPTZ '1970-01-05 00:00:00+00') AS bucket, \
+    (array_agg(t.open ORDER BY t.bucket))[1], max(t.high), min(t.low), \
+    (array_agg(t.close ORDER BY t.bucket DESC))[1], sum(t.volume), sum(t.quote_volume), sum(t.count)::bigint \
+    FROM {schema}.{finer} t WHERE t.instrument_id = x.id AND {within} GROUP BY 1) b";
+
+const REMOVE: &str = "DELETE FROM {schema}.{level} WHERE bucket >= $1 AND bucket < $2";
+
+const REMOVE_KEYS: &str =
+    "DELETE FROM {schema}.{level} t USING {keys} WHERE t.instrument_id = x.id AND {within}";
+
+// Marks that begin before the watermark, oldest first.
+const OLDEST_MARK: &str = "SELECT instrument_id, first, until FROM {schema}.qi_bars_stale WHERE first < $1 \
+    ORDER BY instrument_id = 0 DESC, first LIMIT 1";
+
+const MARKS: &str = "SELECT DISTINCT instrument_id, first FROM {schema}.qi_bars_stale \
+    WHERE instrument_id > 0 AND first >= $1 AND first < least($2, $1 + interval '{span}') ORDER BY first LIMIT $3";
+
+const REMOVE_MARKS: &str = "DELETE FROM {schema}.qi_bars_stale m USING unnest($1::int[], $2::timestamptz[]) AS x(id, hour) \
+    WHERE m.instrument_id = x.id AND m.first = x.hour";
+
+// A mark that ends after the rebuilt hours is replaced by a mark for the rest.
+const CUT_MARKS: &str = "WITH m AS (DELETE FROM {schema}.qi_bars_stale WHERE first >= $1 AND first < $2 \
+    RETURNING instrument_id, until), rest AS (INSERT INTO {schema}.qi_bars_stale \
+    SELECT DISTINCT instrument_id, $2, until FROM m WHERE until > $2) SELECT count(*) FROM m";
+
+const STALE: &str =
+    "SELECT count(*) FROM {schema}.qi_bars_stale, {schema}.qi_bars_state WHERE first < watermark";
+
+/// The hours of all instruments.
+const ALL: (&str, &str, &str) = (
+    "(SELECT id FROM {schema}.instruments) x",
+    "t.ts >= $1 AND t.ts < $2",
+    "t.bucket >= $1 AND t.bucket < $2",
+);
+
+/// The hours of an array. The outer bounds exclude chunks when the statement is planned.
+const KEYS: (&str, &str, &str) = (
+    "unnest($1::int[], $2::timestamptz[]) AS x(id, hour)",
+    "t.ts >= x.hour AND t.ts < x.hour + interval '1 hour' AND t.ts >= $3 AND t.ts < $4",
+    "t.bucket >= x.hour AND t.bucket < x.hour + interval '{length}' AND t.bucket >= $3 AND t.bucket < $4",
+);
+
+const fn length(level: Interval) -> &'static str {
+    match level {
+        Interval::D1 => "1 day",
+        _ => "1 hour",
+    }
+}
+
+/// The state of the materialized bars in a snapshot.
+struct State {
+    watermark: Timestamp,
+    announced: Timestamp,
+    target: Timestamp,
+}
+
+impl TimescaleStore {
+    pub(super) async fn maintain_on(
+        &self,
+        connection: &mut PooledConnection,
+        request: &MaintainRequest,
+    ) -> Result<MaintenanceReport, Cause> {
+        let started = Instant::now();
+        let mut report = MaintenanceReport::default();
+        let is_over = |started: Instant| started.elapsed() >= request.budget;
+        let announced = self.announce(connection, request).await?;
+        let mut watermark = announced.watermark;
+        if watermark < announced.announced {
+            self.wait_for_writers(connection).await?;
+        }
+        let mut span = 1;
+        loop {
+            let rebuilt = self.rebuild_step(connection, &mut span).await?;
+            report.rebuilt += rebuilt;
+            if rebuilt == 0 || is_over(started) {
+                break;
+            }
+        }
+        while watermark < announced.announced && !is_over(started) {
+            let ticks;
+            (watermark, ticks) = self.advance_step(connection, announced.announced, &mut span).await?;
+            report.ticks += ticks;
+        }
+        report.stale = sqlx::query_scalar::<_, i64>(self.in_bars_schema(STALE))
+            .fetch_one(&mut **connection)
+            .await?
+            .cast_unsigned();
+        report.watermark = Some(watermark);
+        report.target = Some(announced.announced);
+        Ok(report)
+    }
+
+    /// Begins a step. Its snapshot sees the steps of all earlier maintainers.
+    async fn begin_step<'c>(&self, connection: &'c mut PooledConnection) -> Result<Transaction<'c>, Cause> {
+        let mut step = connection.begin_repeatable_read().await?;
+        sqlx::raw_sql(self.in_bars_schema(LOCK)).execute(&mut *step).await?;
+        self.inner.connections.set_transaction_bulk_timeout(&mut step).await?;
+        Ok(step)
+    }
+
+    async fn state(&self, step: &mut PgConnection<'_>, until: Option<Timestamp>) -> Result<State, Cause> {
+        let row = sqlx::query(self.in_bars_schema(&STATE.replace("{delay}", DELAY)))
+            .bind(until.map(Pg))
+            .fetch_one(step)
+            .await?;
+        let time = |at| row.try_get::<Pg<Timestamp>, _>(at).map(|time| time.0);
+        Ok(State { watermark: time(0)?, announced: time(1)?, target: time(2)? })
+    }
+
+    /// Announces the time up to which this call materializes. Never announces an earlier time.
+    async fn announce(
+        &self,
+        connection: &mut PooledConnection,
+        request: &MaintainRequest,
+    ) -> Result<State, Cause> {
+        let mut step = self.begin_step(connection).await?;
+        let mut state = self.state(&mut step, request.until).await?;
+        if state.announced < state.target {
+            sqlx::query(self.in_bars_schema(ANNOUNCE)).bind(Pg(state.target)).execute(&mut *step).await?;
+            state.announced = state.target;
+        }
+        step.commit().await?;
+        Ok(state)
+    }
+
+    /// Waits for the end of the transactions that may have read an earlier announced time.
+    async fn wait_for_writers(&self, connection: &mut PooledConnection) -> Result<(), Cause> {
+        const POLL_INTERVAL: Duration = Duration::from_millis(20);
+        let started = Instant::now();
+        let mut older: Option<Vec<String>> = None;
+        loop {
+            let mut running: Vec<String> =
+                sqlx::query_scalar(self.in_bars_schema(WRITERS)).fetch_all(&mut **connection).await?;
+            if let Some(older) = older {
+                running.retain(|transaction| older.contains(transaction));
+            }
+            if running.is_empty() {
+                return Ok(());
+            }
+            if started.elapsed() >= self.inner.config.server_limits.bulk_timeout {
+                return Err(Cause::WritersRunning { count: running.len() });
+            }
+            older = Some(running);
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Materializes the next hours of all instruments, and moves the watermark behind them. Returns the new watermark and
+    /// the number of ticks.
+    async fn advance_step(
+        &self,
+        connection: &mut PooledConnection,
+        announced: Timestamp,
+        span: &mut i64,
+    ) -> Result<(Timestamp, u64), Cause> {
+        let mut step = self.begin_step(connection).await?;
+        let State { watermark, .. } = self.state(&mut step, None).await?;
+        if watermark >= announced {
+            step.rollback().await?;
+            return Ok((watermark, 0));
+        }
+        let start = self.first_tick(&mut step, watermark, announced).await?;
+        let end = later(start, *span).min(announced);
+        let ticks = self.materialize(&mut step, (watermark, start, end), end).await?;
+        *span = next_span(*span, ticks);
+        self.cut_marks(&mut step, watermark, end).await?;
+        sqlx::query(self.in_bars_schema("UPDATE {schema}.qi_bars_state SET watermark = $1"))
+            .bind(Pg(end))
+            .execute(&mut *step)
+            .await?;
+        step.commit().await?;
+        Ok((end, ticks.cast_unsigned()))
+    }
+
+    /// Returns the hour of the first tick in a range, or the end of the range.
+    async fn first_tick(
+        &self,
+        step: &mut PgConnection<'_>,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Result<Timestamp, Cause> {
+        let first: Option<Pg<Timestamp>> = sqlx::query_scalar(self.in_bars_schema(FIRST_TICK))
+            .bind(Pg(start))
+            .bind(Pg(end))
+            .fetch_one(step)
+            .await?;
+        Ok(first.map_or(end, |Pg(hour)| hour.max(start)))
+    }
+
+    /// Adds the bars of the hours from `start` to `end` of all instruments, and the days before the watermark that these
+    /// hours, or the hours from `first` on, belong to. Returns the number of ticks.
+    async fn materialize(
+        &self,
+        step: &mut PgConnection<'_>,
+        (first, start, end): (Timestamp, Timestamp, Timestamp),
+        watermark: Timestamp,
+    ) -> Result<i64, Cause> {
+        let (keys, ticks_within, bars_within) = ALL;
+        let minutes = MINUTES.replace("{keys}", keys).replace("{within}", ticks_within);
+        let sql =
+            format!("WITH m AS ({minutes} RETURNING count) SELECT coalesce(sum(count), 0)::bigint FROM m");
+        let ticks: i64 = sqlx::query_scalar(self.in_bars_schema(&sql))
+            .bind(Pg(start))
+            .bind(Pg(end))
+            .fetch_one(&mut *step)
+            .await?;
+        for pair in LEVELS.windows(2) {
+            let (finer, level) = (pair[0], pair[1]);
+            let until = level.ceil(end).unwrap_or(end).min(level.floor(watermark));
+            sqlx::query(self.in_bars_schema(&coarser(level, finer, (keys, bars_within))))
+                .bind(Pg(level.floor(first)))
+                .bind(Pg(until))
+                .execute(&mut *step)
+                .await?;
+        }
+        Ok(ticks)
+    }
+
+    /// Rebuilds some stale hours before the watermark. Returns the number of removed marks.
+    async fn rebuild_step(&self, connection: &mut PooledConnection, span: &mut i64) -> Result<u64, Cause> {
+        let mut step = self.begin_step(connection).await?;
+        let State { watermark, .. } = self.state(&mut step, None).await?;
+        let oldest = sqlx::query(self.in_bars_schema(OLDEST_MARK))
+            .bind(Pg(watermark))
+            .fetch_optional(&mut *step)
+            .await?;
+        let Some(oldest) = oldest else {
+            step.rollback().await?;
+            return Ok(0);
+        };
+        let (Pg(first), Pg(until)) = (oldest.try_get(1)?, oldest.try_get(2)?);
+        let removed = match oldest.try_get::<i32, _>(0)? {
+            0 => self.rebuild_range(&mut step, (first, until), watermark, span).await?,
+            _ => self.rebuild_hours(&mut step, first, watermark).await?,
+        };
+        step.commit().await?;
+        Ok(removed)
+    }
+
+    /// Rebuilds the first hours of a range of all instruments.
+    async fn rebuild_range(
+        &self,
+        step: &mut PgConnection<'_>,
+        (first, until): (Timestamp, Timestamp),
+        watermark: Timestamp,
+        span: &mut i64,
+    ) -> Result<u64, Cause> {
+        let limit = until.min(watermark);
+        let start = self.first_tick(step, first, limit).await?;
+        let end = later(start, *span).min(limit);
+        for level in LEVELS {
+            sqlx::query(self.in_bars_schema(&REMOVE.replace("{level}", level_table(level))))
+                .bind(Pg(level.floor(first)))
+                .bind(Pg(level.ceil(end).unwrap_or(end)))
+                .execute(&mut *step)
+                .await?;
+        }
+        let ticks = self.materialize(step, (first, start, end), watermark).await?;
+        *span = next_span(*span, ticks);
+        self.cut_marks(step, first, end).await
+    }
+
+    /// Rebuilds the stale hours of instruments in the days after `first`.
+    async fn rebuild_hours(
+        &self,
+        step: &mut PgConnection<'_>,
+        first: Timestamp,
+        watermark: Timestamp,
+    ) -> Result<u64, Cause> {
+        let rows = sqlx::query(self.in_bars_schema(&MARKS.replace("{span}", REBUILD_SPAN)))
+            .bind(Pg(first))
+            .bind(Pg(watermark))
+            .bind(MAX_REBUILT)
+            .fetch_all(&mut *step)
+            .await?;
+        let key =
+            |row: &PgRow| Ok::<_, sqlx::Error>((row.try_get::<i32, _>(0)?, row.try_get::<Pg<_>, _>(1)?.0));
+        let hours = rows.iter().map(key).collect::<Result<Vec<(i32, Timestamp)>, _>>()?;
+        let mut finer = None;
+        for level in LEVELS {
+            // The minutes and the hours of a stale hour are built again, and the complete days with such an hour.
+            let unit = level.max(Interval::H1);
+            let mut keys: Vec<_> = hours.iter().map(|(id, hour)| (*id, unit.floor(*hour))).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            keys.retain(|(_, start)| end_of(unit, *start) <= watermark);
+            let (from, ticks_within, bars_within) = KEYS;
+            let bars_within = bars_within.replace("{length}", length(unit));
+            let remove = REMOVE_KEYS.replace("{level}", level_table(level));
+            let build = match finer {
+                None => MINUTES.replace("{keys}", from).replace("{within}", ticks_within),
+                Some(finer) => coarser(level, finer, (from, &bars_within)),
+            };
+            let remove = remove.replace("{keys}", from).replace("{within}", &bars_within);
+            for sql in [remove, build] {
+                sqlx::query(self.in_bars_schema(&sql))
+                    .bind(keys.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+                    .bind(keys.iter().map(|(_, start)| Pg(*start)).collect::<Vec<_>>())
+                    .bind(Pg(unit.floor(first)))
+                    .bind(Pg(keys.iter().map(|(_, start)| end_of(unit, *start)).max().unwrap_or(first)))
+                    .execute(&mut *step)
+                    .await?;
+            }
+            finer = Some(level);
+        }
+        let removed = sqlx::query(self.in_bars_schema(REMOVE_MARKS))
+            .bind(hours.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+            .bind(hours.iter().map(|(_, hour)| Pg(*hour)).collect::<Vec<_>>())
+            .execute(step)
+            .await?;
+        Ok(removed.rows_affected())
+    }
+
+    /// Removes the marks of some hours of all instruments that the snapshot sees. Returns their number.
+    async fn cut_marks(
+        &self,
+        step: &mut PgConnection<'_>,
+        first: Timestamp,
+        end: Timestamp,
+    ) -> Result<u64, Cause> {
+        let removed: i64 = sqlx::query_scalar(self.in_bars_schema(CUT_MARKS))
+            .bind(Pg(first))
+            .bind(Pg(end))
+            .fetch_one(step)
+            .await?;
+        Ok(removed.cast_unsigned())
+    }
+}
+
+/// Returns the statement that adds the bars of a level from the bars of a finer level.
+fn coarser(level: Interval, finer: Interval, (keys, within): (&str, &str)) -> String {
+    COARSER
+        .replace("{level}", level_table(level))
+        .replace("{finer}", level_table(finer))
+        .replace("{length}", length(level))
+        .replace("{keys}", keys)
+        .replace("{within}", within)
+}
+
+fn end_of(unit: Interval, start: Timestamp) -> Timestamp {
+    start.checked_add(unit.duration()).unwrap_or(Timestamp::MAX)
+}
+
+/// Returns the time `hours` after `start`, rounded down to a full hour.
+fn later(start: Timestamp, hours: i64) -> Timestamp {
+    let micros = start.as_micros().saturating_add(hours * Interval::H1.as_micros());
+    Interval::H1.floor(Timestamp::from_micros(micros).unwrap_or(Timestamp::MAX))
+}
+
+/// Returns the span of the next step, in hours, after a step with this number of ticks.
+fn next_span(span: i64, ticks: i64) -> i64 {
+    if ticks < SMALL_STEP {
+        (span * 2).min(MAX_SPAN)
+    } else if ticks > LARGE_STEP {
+        (span / 2).max(1)
+    } else {
+        span
+    }
+}

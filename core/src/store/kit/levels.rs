@@ -1,0 +1,307 @@
+//! Reads of materialized bars: the sources of a window, and the merge of their parts.
+
+use crate::domain::{Sum18, Sum36};
+use crate::store::Order;
+use crate::{Interval, Price, Result, TimeRange, Timestamp};
+
+/// The intervals of the materialized bars, shortest first.
+pub const LEVELS: [Interval; 3] = [Interval::M1, Interval::H1, Interval::D1];
+
+/// The unit in which materialized bars become stale.
+const STALE_UNIT: Interval = Interval::H1;
+
+/// The maximum number of separate stale ranges in a window. Closer ranges are joined, and the clean hours between them
+/// are computed from the ticks.
+const MAX_STALE_RANGES: usize = 8;
+
+/// A part of a window, and the records from which its bars are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LevelSource {
+    /// The part of the window.
+    pub range: TimeRange,
+    /// The level of the materialized bars. None for ticks.
+    pub level: Option<Interval>,
+}
+
+/// Returns the sources of the bars of `interval` in a window of complete buckets, in this order. Hours before
+/// `watermark` are materialized, except for those that a range of `stale` touches.
+///
+/// # Errors
+/// Never in practice, because all ranges lie in the window.
+///
+/// # Example
+/// ```
+/// use qi_core::store::{Order, kit};
+/// use qi_core::{Interval, TimeRange, Timestamp};
+///
+/// # fn main() -> qi_core::Result<()> {
+/// let hour = |n| Timestamp::from_secs(1_700_006_400 + 3_600 * n);
+/// let window = TimeRange::new(hour(0)?, hour(6)?)?;
+/// let stale = [TimeRange::new(hour(2)?, hour(3)?)?];
+/// let sources = kit::level_sources(window, Interval::M5, hour(5)?, &stale, Order::Ascending)?;
+/// let levels: Vec<_> = sources.iter().map(|source| source.level).collect();
+/// assert_eq!(levels, [Some(Interval::M1), None, Some(Interval::M1), None]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn level_sources(
+    window: TimeRange,
+    interval: Interval,
+    watermark: Timestamp,
+    stale: &[TimeRange],
+    order: Order,
+) -> Result<Vec<LevelSource>> {
+    let mut sources = Vec::new();
+    let mut push = |start: Timestamp, end: Timestamp, level| -> Result<()> {
+        let (start, end) = (start.max(window.start()), end.min(window.end()));
+        if start < end {
+            sources.push(LevelSource { range: TimeRange::new(start, end)?, level });
+        }
+        Ok(())
+    };
+    let Some(level) = LEVELS.into_iter().rev().find(|level| divides(*level, interval)) else {
+        return Ok(vec![LevelSource { range: window, level: None }]);
+    };
+    let mut clean_from = window.start();
+    for (start, end) in joined(window, watermark, stale) {
+        push_clean(clean_from, start, level, &mut push)?;
+        push(start, end, None)?;
+        clean_from = end;
+    }
+    push_clean(clean_from, window.end(), level, &mut push)?;
+    if order == Order::Descending {
+        sources.reverse();
+    }
+    Ok(sources)
+}
+
+/// Adds the sources of a clean range. A day that is not complete is read from the hours.
+fn push_clean(
+    start: Timestamp,
+    end: Timestamp,
+    level: Interval,
+    push: &mut impl FnMut(Timestamp, Timestamp, Option<Interval>) -> Result<()>,
+) -> Result<()> {
+    if level != Interval::D1 {
+        return push(start, end, Some(level));
+    }
+    let (first, last) = (level.ceil(start).unwrap_or(end).min(end), level.floor(end));
+    if first >= last {
+        return push(start, end, Some(STALE_UNIT));
+    }
+    push(start, first, Some(STALE_UNIT))?;
+    push(first, last, Some(level))?;
+    push(last, end, Some(STALE_UNIT))
+}
+
+const fn divides(level: Interval, interval: Interval) -> bool {
+    interval.as_micros() % level.as_micros() == 0
+}
+
+/// Returns the ranges of a window that are not materialized, in order and without overlaps: few stale ranges, and the
+/// time from the watermark on.
+fn joined(window: TimeRange, watermark: Timestamp, stale: &[TimeRange]) -> Vec<(Timestamp, Timestamp)> {
+    let round = |range: &TimeRange| {
+        (STALE_UNIT.floor(range.start()), STALE_UNIT.ceil(range.end()).unwrap_or(Timestamp::MAX))
+    };
+    let mut ranges: Vec<_> = stale.iter().map(round).chain([(watermark, window.end())]).collect();
+    ranges.retain(|(start, end)| start < end && *start < window.end() && *end > window.start());
+    ranges.sort_unstable();
+    let mut distinct: Vec<(Timestamp, Timestamp)> = Vec::new();
+    for (start, end) in ranges {
+        match distinct.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => distinct.push((start, end)),
+        }
+    }
+    if distinct.len() <= MAX_STALE_RANGES {
+        return distinct;
+    }
+    // The widest gaps between stale ranges stay clean.
+    let gap = |at: usize| distinct[at].0.as_micros() - distinct[at - 1].1.as_micros();
+    let mut gaps: Vec<_> = (1..distinct.len()).collect();
+    gaps.sort_unstable_by_key(|at| std::cmp::Reverse(gap(*at)));
+    gaps.truncate(MAX_STALE_RANGES - 1);
+    gaps.sort_unstable();
+    let starts = std::iter::once(0).chain(gaps.iter().copied());
+    let ends = gaps.iter().copied().chain([distinct.len()]);
+    starts.zip(ends).map(|(from, to)| (distinct[from].0, distinct[to - 1].1)).collect()
+}
+
+/// A part of a bar: the exact figures of some of its ticks, without rounding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BarPart {
+    /// A time in the bucket of the bar.
+    pub ts: Timestamp,
+    /// The price of the first tick.
+    pub open: Price,
+    /// The highest price.
+    pub high: Price,
+    /// The lowest price.
+    pub low: Price,
+    /// The price of the last tick.
+    pub close: Price,
+    /// The sums of quantity and of price times quantity. None if no quantity is known.
+    pub sums: Option<(Sum18, Sum36)>,
+    /// The number of ticks.
+    pub count: u64,
+}
+
+impl BarPart {
+    /// Adds a part whose ticks all follow the ticks of this part.
+    fn append(&mut self, later: &Self) -> Result<()> {
+        self.high = self.high.max(later.high);
+        self.low = self.low.min(later.low);
+        self.close = later.close;
+        self.sums = match (self.sums, later.sums) {
+            (Some((volume, turnover)), Some((more, turned))) => {
+                Some((volume.plus_sum(more)?, turnover.plus_sum(turned)?))
+            }
+            (known, None) | (None, known) => known,
+        };
+        self.count += later.count;
+        Ok(())
+    }
+}
+
+/// Merges parts of bars into one part for each bucket.
+#[derive(Debug)]
+pub struct BarMerger {
+    interval: Interval,
+    order: Order,
+    buckets: Vec<BarPart>,
+}
+
+impl BarMerger {
+    /// Creates a merger for parts that arrive in this order of time.
+    pub fn new(interval: Interval, order: Order) -> Self {
+        Self { interval, order, buckets: Vec::new() }
+    }
+
+    /// Adds the next part.
+    ///
+    /// # Errors
+    /// `OutOfRange` if a sum exceeds the range of [`Sum18`] or [`Sum36`].
+    pub fn push(&mut self, mut part: BarPart) -> Result<()> {
+        part.ts = self.interval.floor(part.ts);
+        match self.buckets.last_mut() {
+            Some(last) if last.ts == part.ts => match self.order {
+                Order::Ascending => last.append(&part)?,
+                Order::Descending => {
+                    part.append(last)?;
+                    *last = part;
+                }
+            },
+            _ => self.buckets.push(part),
+        }
+        Ok(())
+    }
+
+    /// Returns the number of buckets.
+    pub fn len(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// Returns whether no part was added.
+    pub fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
+    /// Returns the merged parts in the order of arrival. Their times are the open times of the bars.
+    pub fn into_parts(self) -> Vec<BarPart> {
+        self.buckets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The number of the first hour, a Monday.
+    const BASE: i64 = 1_699_833_600 / 3_600;
+
+    fn hour(n: i64) -> Timestamp {
+        Timestamp::from_secs((BASE + n) * 3_600).unwrap()
+    }
+
+    fn hours(start: i64, end: i64) -> TimeRange {
+        TimeRange::new(hour(start), hour(end)).unwrap()
+    }
+
+    proptest! {
+        /// The sources cover the window once, in order. No level is read for a stale hour or from the watermark on.
+        #[test]
+        fn sources_cover_the_window(
+            stale in prop::collection::vec((0..400_i64, 1..5_i64), 0..30),
+            watermark in 0..500_i64,
+            interval in prop::sample::select(vec![Interval::S1, Interval::M1, Interval::M5, Interval::H1, Interval::H4, Interval::D1, Interval::W1]),
+            newest_first: bool,
+        ) {
+            let order = if newest_first { Order::Descending } else { Order::Ascending };
+            let window = hours(0, 3 * 168);
+            let stale: Vec<_> = stale.iter().map(|(start, len)| hours(*start, start + len)).collect();
+            let mut sources = level_sources(window, interval, hour(watermark), &stale, order).unwrap();
+            if newest_first { sources.reverse(); }
+            let mut at = window.start();
+            for source in &sources {
+                prop_assert_eq!(source.range.start(), at);
+                at = source.range.end();
+                let Some(level) = source.level else { continue };
+                prop_assert!(source.range.end() <= hour(watermark));
+                prop_assert!(stale.iter().all(|s| s.end() <= source.range.start() || source.range.end() <= s.start()));
+                prop_assert!(level.floor(source.range.start()) == source.range.start());
+                prop_assert!(level.floor(source.range.end()) == source.range.end());
+                prop_assert!(interval.as_micros() >= level.as_micros());
+            }
+            prop_assert_eq!(at, window.end());
+            prop_assert!(sources.len() <= 4 * MAX_STALE_RANGES + 3);
+            if stale.is_empty() && interval >= Interval::M1 {
+                prop_assert_eq!(sources[0].level.is_some(), watermark > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_a_bucket_are_merged_in_both_orders() {
+        let part = |n: i64, price: &str, quantity: Option<&str>| {
+            let price: Price = price.parse().unwrap();
+            let quantity = quantity.map(|text| text.parse::<crate::Decimal>().unwrap());
+            let sums = quantity.map(|quantity| {
+                let turnover = Sum36::ZERO.plus_product(price.decimal(), quantity).unwrap();
+                (Sum18::ZERO.plus(quantity).unwrap(), turnover)
+            });
+            BarPart { ts: hour(n), open: price, high: price, low: price, close: price, sums, count: 1 }
+        };
+        let parts =
+            [part(0, "5", Some("1")), part(1, "7", None), part(23, "3", Some("2")), part(24, "4", None)];
+        for order in [Order::Ascending, Order::Descending] {
+            let mut merger = BarMerger::new(Interval::D1, order);
+            let mut input = parts.to_vec();
+            if order == Order::Descending {
+                input.reverse();
+            }
+            for part in input {
+                merger.push(part).unwrap();
+            }
+            let mut days = merger.into_parts();
+            if order == Order::Descending {
+                days.reverse();
+            }
+            let text = |price: Price| price.to_string();
+            let day = days[0];
+            assert_eq!(
+                [text(day.open), text(day.high), text(day.low), text(day.close)],
+                ["5", "7", "3", "3"]
+            );
+            assert_eq!((day.ts, day.count, days.len()), (hour(0), 3, 2));
+            let (volume, turnover) = day.sums.unwrap();
+            assert_eq!(
+                (volume.total().unwrap().to_string(), turnover.total().unwrap().to_string()),
+                ("3".into(), "11".into())
+            );
+            assert_eq!(days[1].sums, None);
+        }
+    }
+}
