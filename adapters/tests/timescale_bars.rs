@@ -1,11 +1,14 @@
 //! Materialized bars on real servers: the contract and the model with maintenance before each call, statements without
 //! stale marks, and concurrent writers, maintainers and readers.
 
+mod bars_rig;
 mod servers;
 mod timescale_rig;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bars_rig::Plan;
 use libtest_mimic::{Completion, Trial};
 use qi_adapters::timescale::TimescaleStore;
 use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _};
@@ -13,7 +16,7 @@ use qi_core::{ErrorKind, Instrument, Interval, PriceStore, PriceTick, TimeRange,
 use qi_testkit::presence;
 use qi_testkit::store::contract::{StoreFactory, Suite, Wrapper};
 use qi_testkit::store::model::{cases, check_histories};
-use servers::{runs_long_tests, trial};
+use servers::{Spare, runs_long_tests, spare_trial, trial};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use timescale_rig::{Server, drop_schema};
 
@@ -24,12 +27,14 @@ fn main() {
         suite = if runs_long_tests() {
             suite.on(server.clone(), [Wrapper::MAINTAINED, Wrapper::FULL_STACK_OVER_MAINTAINED])
         } else {
-            suite.on_representative(server.clone(), [Wrapper::FULL_STACK_OVER_MAINTAINED])
+            suite.on_datasets(server.clone(), [Wrapper::FULL_STACK_OVER_MAINTAINED], &["ticks"])
         };
         suite = suite
             .with_trial(histories(&server))
             .with_trial(trial(&server, "a_statement_without_marks_is_rejected", unmarked))
             .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
+            .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
+            .with_trial(spare_trial(&server, "killed_servers_leave_no_wrong_bar", killed))
             .with_trial(trial(&server, "bars_are_switched_on_and_off_beside_a_writer", switched));
     }
     suite.main();
@@ -119,6 +124,51 @@ async fn manual_change(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
+/// The seed of the histories, from the clock. A failure prints it.
+fn seed() -> u64 {
+    let seed = std::env::var("QI_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| Timestamp::now().as_micros().cast_unsigned());
+    println!("QI_SEED={seed}");
+    seed
+}
+
+async fn concurrent(server: Server) {
+    let (store, schema) = open(&server).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let name = schema.clone();
+    // Ends the session of a maintainer or a writer, as if its process had died.
+    let kills = async move {
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM (SELECT DISTINCT pid FROM pg_locks \
+             WHERE relation IN ('{name}.qi_bars_state'::regclass, '{name}.qi_bars_stale'::regclass) \
+             AND pid <> pg_backend_pid()) x WHERE random() < 0.2"
+        );
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.unwrap();
+        }
+    };
+    let histories = if runs_long_tests() { 2_000 } else { 120 };
+    let plan = Plan { histories, at_once: 4, seed: seed() };
+    bars_rig::run(Arc::new(store), plan, kills).await;
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+async fn killed(server: Server, spare: Spare) {
+    let (store, _) = open(&server).await;
+    let kills = async move {
+        let mut spare = spare;
+        loop {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            spare = spare.run_action("kill").await;
+            spare = spare.run_action("start").await;
+        }
+    };
+    let histories = if runs_long_tests() { 400 } else { 60 };
+    let plan = Plan { histories, at_once: 4, seed: seed() };
+    bars_rig::run(Arc::new(store), plan, kills).await;
+}
+
 async fn switched(server: Server) {
     let (store, schema) = open(&server).await;
     let mut off = server.config(&schema);
@@ -140,7 +190,7 @@ async fn switched(server: Server) {
         assert_eq!(off.migrate_schema().await.unwrap().applied, ["materialized bars off"]);
         assert_eq!(off.maintain(&MaintainRequest::default()).await.unwrap().watermark, None);
         assert_eq!(on.migrate_schema().await.unwrap().applied, ["materialized bars on"]);
-        maintain_all(&on).await;
+        on.maintain(&MaintainRequest::default().with_until(Timestamp::MAX)).await.unwrap();
     }
     let (store, _conflicts) = writing.await.unwrap();
     maintain_all(&on).await;

@@ -105,7 +105,11 @@ impl Server {
         config.hypertables = self.hypertables;
         config.pooler = self.pooler;
         config.max_batch = 30_000;
-        config.materialized_bars = self.materialized_bars.then_some(true);
+        if self.materialized_bars {
+            config.materialized_bars = Some(true);
+            // Small batches of the tests use COPY and merges.
+            config.write.copy_from = 8;
+        }
         // In session mode, each idle connection holds a session of the pooler.
         config.pool.max_connections = if self.url == self.direct_url { 6 } else { 4 };
         // Some checks run concurrently on few connections of a shared server.

@@ -45,7 +45,7 @@ const REPRESENTATIVE: [&str; 4] = ["ticks", "bars", "everything", "named_signals
 #[derive(Debug, Clone, Copy)]
 enum DatasetSelection {
     All,
-    Representative,
+    Only(&'static [&'static str]),
 }
 
 /// The trials of the complete contract, by implementation.
@@ -84,7 +84,19 @@ impl Suite {
         factory: impl StoreFactory,
         wrappers: impl IntoIterator<Item = Wrapper>,
     ) -> Self {
-        self.add(factory, wrappers, DatasetSelection::Representative)
+        self.on_datasets(factory, wrappers, &REPRESENTATIVE)
+    }
+
+    /// Adds every check as [`on`](Self::on), but runs a check of all datasets only on the datasets of these names. Omits
+    /// the checks that run on none of them.
+    #[must_use]
+    pub fn on_datasets(
+        self,
+        factory: impl StoreFactory,
+        wrappers: impl IntoIterator<Item = Wrapper>,
+        datasets: &'static [&'static str],
+    ) -> Self {
+        self.add(factory, wrappers, DatasetSelection::Only(datasets))
     }
 
     fn add(
@@ -132,9 +144,12 @@ impl Suite {
                 let name = format!("{}/{}/{}", factory.name(), wrapper.name, check.name);
                 let check = match selection {
                     DatasetSelection::All => check.clone(),
-                    DatasetSelection::Representative => check.on(&REPRESENTATIVE),
+                    DatasetSelection::Only(datasets) => check.on(datasets),
                 };
                 let (run, datasets) = (factory.clone(), self.checks.datasets().clone());
+                if check.runs.is_empty() {
+                    continue;
+                }
                 trials.push(presence::trial(name, factory.name(), absent.clone(), move || {
                     run_trial(&check, run, wrapper, &datasets)
                 }));

@@ -1,0 +1,220 @@
+//! Concurrent histories over a store with materialized bars. Each history has an instrument of its own, so every read of
+//! its bars has one correct result, whatever the other histories and the maintainers do at the same time.
+
+#![allow(clippy::unwrap_used, reason = "test support")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use qi_core::record::SortKey;
+use qi_core::store::{BarQuery, DeleteQuery, MaintainRequest, StatsQuery};
+use qi_core::{
+    Dataset, Decimal, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, Record as _, Rng,
+    Selection, TimeRange, Timestamp,
+};
+use qi_testkit::store::model::reference_bars;
+use tokio::sync::RwLock;
+
+/// A Monday, 00:00.
+const BASE: i64 = 1_699_833_600;
+
+/// The hours in which the ticks lie.
+const HOURS: i64 = 60;
+
+const TICKS: Dataset = PriceTick::DATASET;
+
+/// The settings of a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) histories: u64,
+    /// The number of histories that run at the same time.
+    pub(crate) at_once: u64,
+    pub(crate) seed: u64,
+}
+
+fn hour(n: i64) -> Timestamp {
+    Timestamp::from_secs(BASE + n * 3_600).unwrap()
+}
+
+fn hours(start: i64, end: i64) -> TimeRange {
+    TimeRange::new(hour(start), hour(end)).unwrap()
+}
+
+/// Runs histories, two maintainers whose calls are dropped at random moments, and `disturb` until all histories have
+/// ended. Panics at the first wrong bar.
+pub(crate) async fn run<D: Future<Output = ()>>(store: Arc<dyn PriceStore>, plan: Plan, disturb: D) {
+    let over = AtomicBool::new(false);
+    // The cutoffs of all purges. A purge concerns all instruments, so it excludes the steps of all histories.
+    let purges = RwLock::new(Vec::new());
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let histories = futures::future::join_all((0..plan.at_once).map(|_| async {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= plan.histories {
+                return;
+            }
+            History::new(number, plan.seed).run(&*store, &purges).await;
+        }
+    }));
+    let maintainers = futures::future::join_all(
+        (0..2).map(|number| maintain(&*store, Rng::with_seed(plan.seed + number), &over)),
+    );
+    let work = async {
+        histories.await;
+        over.store(true, Ordering::Relaxed);
+    };
+    tokio::select! {
+        _ = futures::future::join(work, maintainers) => {}
+        () = disturb => unreachable!("the disturbance runs until it is dropped"),
+    }
+}
+
+/// Calls `maintain` with later and later times. Drops some calls.
+async fn maintain(store: &dyn PriceStore, mut rng: Rng, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        let request = MaintainRequest::default().with_until(hour(rng.i64(-2..HOURS)));
+        let request = request.with_budget(Duration::from_secs(rng.u64(0..2)));
+        let call = store.maintain(&request);
+        let limit = if rng.u8(0..4) == 0 { rng.u64(1..40) } else { 60_000 };
+        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_millis(limit), call).await {
+            assert!(error.retry().is_retryable(), "{}", error.report());
+        }
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..30))).await;
+    }
+}
+
+/// A random history of one instrument, with the ticks that its store must have.
+struct History {
+    rng: Rng,
+    instrument: Instrument,
+    ticks: BTreeMap<SortKey, PriceTick>,
+    /// The number of purges that `ticks` contains.
+    purges: usize,
+}
+
+impl History {
+    fn new(number: u64, seed: u64) -> Self {
+        Self {
+            rng: Rng::with_seed(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            instrument: format!("x:H{number}").parse().unwrap(),
+            ticks: BTreeMap::new(),
+            purges: 0,
+        }
+    }
+
+    async fn run(mut self, store: &dyn PriceStore, purges: &RwLock<Vec<Timestamp>>) {
+        const STEPS: usize = 10;
+        for _ in 0..STEPS {
+            if self.rng.u8(0..100) == 0 {
+                let cutoff = hour(self.rng.i64(0..HOURS / 2));
+                let mut purges = purges.write().await;
+                retried(|| store.purge_before(TICKS, cutoff)).await;
+                purges.push(cutoff);
+            }
+            let purges = purges.read().await;
+            for cutoff in &purges[self.purges..] {
+                self.ticks.retain(|(ts, _), _| ts >= cutoff);
+            }
+            self.purges = purges.len();
+            self.step(store).await;
+            self.check(store).await;
+        }
+    }
+
+    async fn step(&mut self, store: &dyn PriceStore) {
+        match self.rng.u8(0..10) {
+            0..=5 => {
+                let batch = self.new_ticks();
+                retried(|| store.insert_ticks(&batch)).await;
+                self.ticks.extend(batch.into_iter().map(|tick| (tick.sort_key(), tick)));
+            }
+            6 | 7 => {
+                // Corrections of some ticks, and the same records again.
+                let mut batch: Vec<_> = self.ticks.values().filter(|_| self.rng.bool()).cloned().collect();
+                batch.truncate(20);
+                let price = self.price();
+                for tick in batch.iter_mut().step_by(2) {
+                    *tick = self.tick(tick.sort_key(), price);
+                }
+                retried(|| store.insert_ticks(&batch)).await;
+                self.ticks.extend(batch.into_iter().map(|tick| (tick.sort_key(), tick)));
+            }
+            _ => {
+                let start = self.rng.i64(0..HOURS);
+                let range = hours(start, start + self.rng.i64(1..20));
+                let own = Selection::only([self.instrument.clone()]).unwrap();
+                let query = DeleteQuery::ticks(own, range);
+                retried(|| store.delete_range(&query)).await;
+                self.ticks.retain(|(ts, _), _| !range.contains(*ts));
+            }
+        }
+    }
+
+    fn price(&mut self) -> i64 {
+        self.rng.i64(1..1_000)
+    }
+
+    fn tick(&mut self, (ts, seq): SortKey, price: i64) -> PriceTick {
+        let price = Decimal::from_int(price).to_string().parse().unwrap();
+        let quantity = self.rng.bool().then(|| "0.000000000000000007".parse().unwrap());
+        PriceTick::new(self.instrument.clone(), ts, seq, price).unwrap().with_quantity(quantity)
+    }
+
+    /// Returns ticks of a few neighbouring hours.
+    fn new_ticks(&mut self) -> Vec<PriceTick> {
+        let (start, count) = (self.rng.i64(0..HOURS - 6), self.rng.usize(1..40));
+        let tick = |_| {
+            let seconds = start * 3_600 + self.rng.i64(0..6 * 3_600);
+            let key = (Timestamp::from_secs(BASE + seconds).unwrap(), self.rng.u64(0..2));
+            let price = self.price();
+            self.tick(key, price)
+        };
+        (0..count).map(tick).collect()
+    }
+
+    /// Compares the bars of several intervals, and the statistics, with the ticks.
+    async fn check(&mut self, store: &dyn PriceStore) {
+        let interval = self.rng.choice([
+            Interval::M1,
+            Interval::M15,
+            Interval::H1,
+            Interval::H4,
+            Interval::D1,
+            Interval::W1,
+        ]);
+        let interval = interval.unwrap();
+        let mut query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
+        let newest_first = self.rng.bool();
+        if newest_first {
+            query = query.descending();
+        }
+        let page = retried(|| store.derived_bars(&query)).await;
+        let ticks: Vec<_> = self.ticks.values().cloned().collect();
+        let mut expected = reference_bars(&ticks, interval);
+        if newest_first {
+            expected.reverse();
+        }
+        expected.truncate(page.items.len().max(1_000));
+        assert_eq!(page.items, expected, "{} {interval}", self.instrument);
+        let start = self.rng.i64(0..HOURS);
+        let range = hours(start, start + self.rng.i64(1..40));
+        let query = StatsQuery::new(self.instrument.clone(), range);
+        let stats = retried(|| store.stats(&query)).await;
+        let count = ticks.iter().filter(|tick| range.contains(tick.ts())).count() as u64;
+        assert_eq!(stats.map_or(0, |stats| stats.count()), count, "{} {range:?}", self.instrument);
+    }
+}
+
+/// Repeats a call as the layer `Retry` does.
+async fn retried<T, F: Future<Output = qi_core::Result<T>>>(mut call: impl FnMut() -> F) -> T {
+    for _ in 0..2_000 {
+        match call().await {
+            Ok(result) => return result,
+            Err(error) => assert!(error.retry().is_retryable(), "{}", error.report()),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the call does not succeed");
+}
