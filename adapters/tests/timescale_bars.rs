@@ -33,6 +33,7 @@ fn main() {
             .with_trial(histories(&server))
             .with_trial(trial(&server, "a_statement_without_marks_is_rejected", unmarked))
             .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
+            .with_trial(trial(&server, "maintenance_waits_for_older_writers", older_writer))
             .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
             .with_trial(spare_trial(&server, "killed_servers_leave_no_wrong_bar", killed))
             .with_trial(trial(&server, "bars_are_switched_on_and_off_beside_a_writer", switched));
@@ -121,6 +122,35 @@ async fn manual_change(server: Server) {
     // The permission ends with the transaction.
     let error = execute(&mut connection, format!("DELETE FROM {schema}.ticks")).await.unwrap_err();
     assert!(error.to_string().contains("materialized bars"), "{error}");
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// A writer reads the announced watermark before it moves, and commits after the announcement.
+async fn older_writer(server: Server) {
+    let (store, schema) = open(&server).await;
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    // The form of the library's own statements.
+    let insert = format!(
+        "BEGIN; \
+         INSERT INTO {schema}.qi_bars_stale SELECT 1, to_timestamp({BASE}), to_timestamp({BASE} + 3600) \
+         FROM {schema}.qi_bars_state WHERE to_timestamp({BASE}) < announced"
+    );
+    execute(&mut connection, insert).await.unwrap();
+    let maintaining = tokio::spawn({
+        let store = store.clone();
+        async move { maintain_all(&store).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!maintaining.is_finished(), "maintenance does not wait");
+    let ts = Timestamp::from_secs(BASE).unwrap();
+    let insert = format!(
+        "/*qi:series*/ /*qi:bars*/ INSERT INTO {schema}.ticks (instrument_id, ts, seq, price) VALUES (1, '{ts}', 1, 7)"
+    );
+    execute(&mut connection, insert).await.unwrap();
+    execute(&mut connection, "COMMIT".to_owned()).await.unwrap();
+    maintaining.await.unwrap();
+    assert_eq!(highs(&store, Interval::M1).await, ["7"]);
     drop_schema(server.direct_url(), &schema).await;
 }
 
