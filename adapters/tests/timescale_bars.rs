@@ -8,7 +8,7 @@ mod timescale_rig;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bars_rig::Plan;
+use bars_rig::{Plan, seed};
 use libtest_mimic::{Completion, Trial};
 use qi_adapters::timescale::TimescaleStore;
 use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _};
@@ -152,14 +152,6 @@ async fn older_writer(server: Server) {
     maintaining.await.unwrap();
     assert_eq!(highs(&store, Interval::M1).await, ["7"]);
     drop_schema(server.direct_url(), &schema).await;
-}
-
-/// The seed of the histories, from the clock. A failure prints it.
-fn seed() -> u64 {
-    let seed = std::env::var("QI_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| Timestamp::now().as_micros().cast_unsigned());
-    println!("QI_SEED={seed}");
-    seed
 }
 
 async fn concurrent(server: Server) {

@@ -1,13 +1,15 @@
 //! Administration: the list of series, deletions and purges.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use qi_core::record::SeriesType;
+use qi_core::record::{Owner, SeriesType};
 use qi_core::store::{Anchor, DeleteQuery, Page, Paged, SeriesRequest, SeriesSummary};
-use qi_core::{Selection, TimeRange, Timestamp};
+use qi_core::{PriceTick, Selection, TimeRange, Timestamp};
 
 use super::connect::{execute, rows};
 use super::error::Cause;
+use super::materialized::StaleRange;
 use super::read::{range_condition, time_literal};
 use super::store::ClickHouseStore;
 use super::table::{Table, TableLocation, literal, read_time};
@@ -52,6 +54,43 @@ impl ClickHouseStore {
     }
 
     pub(super) async fn delete(&self, table: &Table, query: &DeleteQuery) -> Result<(), Cause> {
+        let owners = match &query.selection {
+            Selection::All => None,
+            Selection::Only(owners) => Some(&owners[..]),
+        };
+        self.marked(table, owners, query.range, self.delete_selected(table, query)).await
+    }
+
+    /// Runs a deletion. If it can make materialized bars stale, marks their hours before and after it: the marks of the
+    /// first kind cover a deletion that continues on the server.
+    async fn marked(
+        &self,
+        table: &Table,
+        owners: Option<&[Owner]>,
+        range: TimeRange,
+        deletion: impl Future<Output = Result<(), Cause>>,
+    ) -> Result<(), Cause> {
+        let config = &self.inner.config;
+        if table.dataset != PriceTick::DATASET
+            || range.is_empty()
+            || self.bars_state(false).await?.announced.is_none()
+        {
+            return deletion.await;
+        }
+        let ranges: Vec<StaleRange> = match owners {
+            None => vec![(None, range)],
+            Some(owners) => owners.iter().map(|owner| (owner.instrument().cloned(), range)).collect(),
+        };
+        let outcome = async {
+            let ids = self.add_marks(&ranges, config.server_limits.bulk_timeout + config.bars_settle).await?;
+            deletion.await?;
+            self.add_marks(&ranges, Duration::ZERO).await?;
+            self.remove_marks(&ids).await
+        };
+        self.check_bars_state(outcome.await)
+    }
+
+    async fn delete_selected(&self, table: &Table, query: &DeleteQuery) -> Result<(), Cause> {
         let condition = format!(
             "{}{}",
             range_condition(table.time(), query.range),
@@ -77,8 +116,12 @@ impl ClickHouseStore {
         execute(&self.inner.connections.bulk_client, &sql).await
     }
 
-    /// Drops the partitions that lie entirely before the cutoff. Then deletes the remaining rows before the cutoff.
     pub(super) async fn purge(&self, table: &Table, cutoff: Timestamp) -> Result<(), Cause> {
+        self.marked(table, None, TimeRange::before(cutoff), self.purge_marked(table, cutoff)).await
+    }
+
+    /// Drops the partitions that lie entirely before the cutoff. Then deletes the remaining rows before the cutoff.
+    async fn purge_marked(&self, table: &Table, cutoff: Timestamp) -> Result<(), Cause> {
         let client = &self.inner.connections.bulk_client;
         let location = TableLocation::of(&self.inner.config);
         let name = &table.local;

@@ -13,7 +13,7 @@ use super::table::{instrument_condition, read_price, read_time};
 use super::wire::Reader;
 
 /// The origin of all buckets in microseconds: Monday 1970-01-05, the earliest time of a record.
-const BUCKET_ORIGIN: i64 = 345_600_000_000;
+pub(super) const BUCKET_ORIGIN: i64 = 345_600_000_000;
 
 /// The threshold above which a sum is certainly out of range. The domain ends at 1e20. The exact sums are correct up to
 /// 5e40 and wrap silently above that.
@@ -27,9 +27,9 @@ const AGGREGATES: &str = "argMin(price, (ts, seq)), max(price), min(price), argM
     sum(toFloat64(ifNull(quantity, 0))), sum(toFloat64(price) * toFloat64(ifNull(quantity, 0)))";
 
 /// The sums of [`AGGREGATES`], or None if no tick has a quantity.
-type Sums = Option<Result<(Sum18, Sum36), Error>>;
+pub(super) type Sums = Option<Result<(Sum18, Sum36), Error>>;
 
-fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> {
+pub(super) fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> {
     let quantity_count = row.u64()?;
     let (volume, turnover) = (row.bytes32()?, row.bytes32()?);
     let (approximate_volume, approximate_turnover) = (row.f64()?, row.f64()?);
@@ -69,17 +69,7 @@ impl ClickHouseStore {
         planner: &mut BucketPlanner<'_>,
     ) -> Result<(), Cause> {
         let interval = query.interval;
-        let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
-        // Integer arithmetic, because `toStartOfInterval` breaks after 2106 and returns a Date for weeks.
-        let sql = format!(
-            "SELECT intDiv(toUnixTimestamp64Micro(ts) - {BUCKET_ORIGIN}, {length}) * {length} + {BUCKET_ORIGIN} AS bucket, {AGGREGATES} \
-             FROM {name} FINAL WHERE {series} AND {range} GROUP BY bucket ORDER BY bucket {direction} LIMIT {wanted} {FINAL_SETTINGS}",
-            wanted = planner.wanted(),
-            length = interval.as_micros(),
-            name = self.ticks_table(),
-            series = instrument_condition(&query.instrument),
-            range = range_condition("ts", window),
-        );
+        let sql = self.buckets_sql(query, window, planner.wanted());
         let bars = rows(&self.inner.connections.read_client, &sql, |row| {
             let open_time = read_time(row)?;
             let (open, high, low, close) =
@@ -108,8 +98,26 @@ impl ClickHouseStore {
         Ok(())
     }
 
+    /// Returns the query for the bars of a window, in parts if the window cuts buckets. Returns at most `wanted` buckets.
+    pub(super) fn buckets_sql(&self, query: &BarQuery, window: TimeRange, wanted: usize) -> String {
+        let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
+        // Integer arithmetic, because `toStartOfInterval` breaks after 2106 and returns a Date for weeks.
+        format!(
+            "SELECT intDiv(toUnixTimestamp64Micro(ts) - {BUCKET_ORIGIN}, {length}) * {length} + {BUCKET_ORIGIN} AS bucket, {AGGREGATES} \
+             FROM {name} FINAL WHERE {series} AND {range} GROUP BY bucket ORDER BY bucket {direction} LIMIT {wanted} {FINAL_SETTINGS}",
+            length = query.interval.as_micros(),
+            name = self.ticks_table(),
+            series = instrument_condition(&query.instrument),
+            range = range_condition("ts", window),
+        )
+    }
+
     /// Returns the time of the first tick in a range, in the order of the query.
-    async fn next_tick(&self, query: &BarQuery, range: TimeRange) -> Result<Option<Timestamp>, Cause> {
+    pub(super) async fn next_tick(
+        &self,
+        query: &BarQuery,
+        range: TimeRange,
+    ) -> Result<Option<Timestamp>, Cause> {
         let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
         let sql = format!(
             "SELECT ts FROM {} WHERE {} AND {} ORDER BY ts {direction} LIMIT 1",

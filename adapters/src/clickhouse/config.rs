@@ -63,6 +63,13 @@ pub struct ClickHouseConfig {
     /// `[store.clickhouse.retention]`: the age at which the server removes the rows of a dataset, as a table TTL.
     /// Without an entry, no rows of the dataset are removed.
     pub retention: DatasetDurations,
+    /// Whether the tables have materialized bars, from which `derived_bars` reads. `qi migrate` changes existing tables.
+    /// Without this key, the tables stay as they are. Not supported with `cluster`.
+    pub materialized_bars: Option<bool>,
+    /// The time within which a write ends: stale hours are built again after it. A write that takes longer adds its
+    /// marks once more. Defaults to 2 minutes.
+    #[serde(with = "duration")]
+    pub bars_settle: Duration,
     /// Server settings for every request, as in the `SET` statement.
     #[serde(deserialize_with = "crate::scalars::texts")]
     pub settings: BTreeMap<String, String>,
@@ -88,6 +95,8 @@ impl Default for ClickHouseConfig {
             server_limits: ServerLimitsSection::default(),
             write: WriteSection::default(),
             retention: DatasetDurations::default(),
+            materialized_bars: None,
+            bars_settle: Duration::from_mins(2),
             settings: BTreeMap::new(),
             datasets: Datasets::standard(),
         }
@@ -243,6 +252,16 @@ impl ClickHouseConfig {
         )?;
         RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         self.retention.check(&RULES, "retention", &self.datasets)?;
+        if self.materialized_bars == Some(true) {
+            if self.cluster.is_some() {
+                return Err(RULES.refuse("materialized_bars", true, "is not supported with `cluster`"));
+            }
+            if self.retention.get("ticks").is_some() {
+                let rule = "must have no entry for ticks with `materialized_bars`, because a TTL marks no bars as stale; \
+                            use `purge_before`";
+                return Err(RULES.refuse("retention", "ticks", rule));
+            }
+        }
         for name in settings.keys() {
             let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !valid {

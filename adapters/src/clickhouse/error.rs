@@ -53,6 +53,7 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (60, "UNKNOWN_TABLE", ErrorKind::SchemaMismatch, "store.clickhouse.no_table"),
     (16, "NO_SUCH_COLUMN_IN_TABLE", ErrorKind::SchemaMismatch, "store.clickhouse.no_column"),
     (47, "UNKNOWN_IDENTIFIER", ErrorKind::SchemaMismatch, "store.clickhouse.no_identifier"),
+    (469, "VIOLATED_CONSTRAINT", ErrorKind::InvalidInput, "store.clickhouse.constraint"),
     (53, "TYPE_MISMATCH", ErrorKind::SchemaMismatch, "store.clickhouse.column_type"),
     (117, "INCORRECT_DATA", ErrorKind::SchemaMismatch, "store.clickhouse.incorrect_data"),
     (218, "TABLE_IS_DROPPED", ErrorKind::SchemaMismatch, "store.clickhouse.table_dropped"),
@@ -87,6 +88,12 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (517, "CANNOT_ASSIGN_ALTER", ErrorKind::Conflict, "store.clickhouse.alter"),
     (40, "CHECKSUM_DOESNT_MATCH", ErrorKind::CorruptData, "store.clickhouse.checksum"),
 ];
+
+/// The code of a table that does not exist.
+pub(super) const NO_TABLE: u16 = 60;
+
+/// The code of a row that violates a constraint of its table.
+pub(super) const VIOLATED_CONSTRAINT: u16 = 469;
 
 /// The maximum length of the server's text in an error, in bytes.
 const MAX_TEXT_BYTES: usize = 4 * 1024;

@@ -16,6 +16,12 @@ mod connect;
 #[cfg(feature = "clickhouse")]
 mod error;
 #[cfg(feature = "clickhouse")]
+mod levels;
+#[cfg(feature = "clickhouse")]
+mod maintenance;
+#[cfg(feature = "clickhouse")]
+mod materialized;
+#[cfg(feature = "clickhouse")]
 mod read;
 #[cfg(feature = "clickhouse")]
 mod schema;

@@ -6,12 +6,14 @@
 
 use std::collections::{HashMap, HashSet};
 
+use qi_core::PriceTick;
 use qi_core::store::SchemaReport;
 use qi_core::store::kit::evolution;
 
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, execute, rows};
-use super::error::Cause;
+use super::error::{Cause, NO_TABLE};
+use super::materialized;
 use super::table::{FIRST_DATASETS, StoredColumn, Table, TableLocation, is_wider, literal};
 use super::wire::Reader;
 use crate::legacy_datasets;
@@ -109,9 +111,8 @@ const TTL_SETTINGS: &str = "ttl_only_drop_parts = 1, materialize_ttl_recalculate
 /// The number of rows between two marks of the primary index. A lookup of one row reads this many rows.
 const INDEX_GRANULARITY: usize = 2048;
 
-/// The error codes for a database or a table that does not exist.
+/// The error code for a database that does not exist.
 const NO_DATABASE: u16 = 81;
-const NO_TABLE: u16 = 60;
 
 /// The error code for a missing right.
 const ACCESS_DENIED: u16 = 497;
@@ -219,6 +220,7 @@ pub(super) async fn plan(
     for table in tables {
         changes.extend(retention_change(connections, config, table, &current).await?);
     }
+    changes.extend(bars_changes(connections, config, &current).await?);
     if !declarations.is_empty() {
         let columns = "dataset String, columns String, checksum UInt64";
         let create = location.bookkeeping_table(DATASETS_TABLE, columns, "(dataset, columns)");
@@ -458,6 +460,33 @@ fn ttl_expression(table: &Table, hours: u32) -> String {
         table.time(),
         u32::MAX
     )
+}
+
+/// Returns the statements that switch materialized bars on or off, if their state differs from the configuration.
+async fn bars_changes(
+    connections: &Connections,
+    config: &ClickHouseConfig,
+    current: &CurrentSchema,
+) -> Result<Vec<Change>, Cause> {
+    let ticks = config.datasets.iter().any(|dataset| dataset == PriceTick::DATASET);
+    let Some(wanted) = config.materialized_bars.filter(|_| ticks) else { return Ok(Vec::new()) };
+    let location = TableLocation::of(config);
+    let sql = format!(
+        "SELECT count() FROM system.tables WHERE database = {} AND name = {}",
+        literal(&config.database),
+        literal(&location.table_name(materialized::STATE_TABLE))
+    );
+    let exists = current.database && rows(&connections.bulk_client, &sql, |row| Ok(row.u64()?)).await? != [0];
+    if exists == wanted {
+        return Ok(Vec::new());
+    }
+    let is_setting = current.columns.contains_key(&location.local_name(PriceTick::DATASET.name()));
+    let mut statements = materialized::switch(config, wanted);
+    let last = statements.pop();
+    let state = if wanted { "on" } else { "off" };
+    let mut changes: Vec<_> = statements.into_iter().map(|sql| Change::new(None, sql)).collect();
+    changes.extend(last.map(|sql| Change::new(format!("materialized bars {state}"), sql)));
+    Ok(changes.into_iter().map(|change| Change { is_setting, ..change }).collect())
 }
 
 /// Returns the statements that set the configured TTL of a table. Keeps a TTL that was set manually if the

@@ -1,23 +1,24 @@
 //! The price store: checks each request before any I/O, and limits the concurrent calls.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records};
 use qi_core::store::{
-    ArrowPage, BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Order, Page, Paged, PriceStore,
-    RangeRequest, RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery,
-    StoreInfo, StorePingReport,
+    ArrowPage, BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, MaintainRequest,
+    MaintenanceReport, Order, Page, Paged, PriceStore, RangeRequest, RangeStats, RecordPage, Retention,
+    SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
 use qi_core::{Bar, ErrorKind, Operation, PriceTick, Result, Selection, Timestamp};
 
 use super::BACKEND;
 use super::config::ClickHouseConfig;
 use super::connect::{self, Connections};
-use super::error::{self, Cause};
+use super::error::{self, Cause, NO_TABLE};
+use super::materialized::BarsState;
 use super::schema;
 use super::table::{self, Table, TableLocation};
 
@@ -48,6 +49,8 @@ pub(super) struct Inner {
     pub(super) connections: Connections,
     /// The tables, in the order of the registered datasets.
     pub(super) tables: Vec<Table>,
+    /// The state of the materialized bars, as the last query returned it.
+    pub(super) bars_state: Mutex<Option<BarsState>>,
     /// True after the first warning about settings that differ.
     warned_of_differences: AtomicBool,
 }
@@ -64,7 +67,15 @@ impl ClickHouseStore {
         let tables =
             config.datasets.iter().map(|dataset| Table::new(dataset, &TableLocation::of(&config))).collect();
         let warned_of_differences = AtomicBool::new(false);
-        Ok(Self { inner: Arc::new(Inner { config, connections, tables, warned_of_differences }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                connections,
+                tables,
+                bars_state: Mutex::default(),
+                warned_of_differences,
+            }),
+        })
     }
 
     /// Returns the underlying client for custom SQL. The client uses the configured database and the limits of reads.
@@ -286,7 +297,17 @@ impl PriceStore for ClickHouseStore {
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         self.table_of(PriceTick::DATASET, Operation::DerivedBars)?;
         validate_request(Operation::DerivedBars, || Ok(Derived(query).anchor().map(drop)?))?;
-        self.with_permit(Operation::DerivedBars, self.derived_page(query)).await
+        self.with_permit(Operation::DerivedBars, async {
+            if self.bars_state(false).await?.announced.is_none() {
+                return self.derived_page(query).await;
+            }
+            match self.materialized_page(query).await {
+                // Materialized bars were switched off.
+                Err(cause) if cause.has_code(NO_TABLE) => self.derived_page(query).await,
+                page => page,
+            }
+        })
+        .await
     }
 
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
@@ -312,6 +333,11 @@ impl PriceStore for ClickHouseStore {
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         let table = self.table_of(dataset, Operation::PurgeBefore)?;
         self.with_permit(Operation::PurgeBefore, self.purge(table, cutoff)).await
+    }
+
+    async fn maintain(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
+        self.table_of(PriceTick::DATASET, Operation::Maintain)?;
+        self.with_permit(Operation::Maintain, self.maintain_all(request)).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use qi_core::Operation;
 use qi_core::record::{Records, SeriesKey};
 use qi_core::store::InsertReport;
 use qi_core::store::kit::{Entry, SeriesRanks, entries};
+use qi_core::{Interval, Operation, PriceTick, TimeRange, Timestamp};
 
 use super::error::Cause;
+use super::materialized::{BarsState, MARKED_COMMENT, StaleRange};
 use super::schema;
 use super::store::{ClickHouseStore, Inner};
 use super::table::{Table, write_record};
@@ -57,11 +58,53 @@ impl ClickHouseStore {
             Table::write_series(&mut out, &key.owner.as_ref(), key.interval);
             out.0
         };
-        let series: Vec<Vec<u8>> = series.iter().map(encoded).collect();
-        for piece in split(&entries, self.inner.config.write.piece) {
-            self.send(table, &InsertRequest { batch: Some(batch), series: &series, entries: piece }).await?;
+        let encoded: Vec<Vec<u8>> = series.iter().map(encoded).collect();
+        let is_ticks = table.dataset == PriceTick::DATASET;
+        let state = if is_ticks { Some(self.bars_state(false).await?) } else { None };
+        let marked = state.filter(|state| state.announced.is_some());
+        let outcome = async {
+            if let Some(state) = marked {
+                self.mark(&entries, &series, state).await?;
+            }
+            for piece in split(&entries, self.inner.config.write.piece) {
+                let request = InsertRequest {
+                    batch: Some(batch),
+                    series: &encoded,
+                    entries: piece,
+                    is_marked: marked.is_some(),
+                };
+                self.send(table, &request).await?;
+            }
+            // Maintenance may have built these hours during the write.
+            if marked.is_some_and(|state| state.read_at.elapsed() >= self.inner.config.bars_settle) {
+                let state = self.bars_state(true).await?;
+                self.mark(&entries, &series, state).await?;
+            }
+            Ok(report)
+        };
+        let outcome = outcome.await;
+        if is_ticks { self.check_bars_state(outcome) } else { outcome }
+    }
+
+    /// Adds marks for the hours of sorted ticks before the announced watermark.
+    async fn mark(&self, entries: &[Entry], series: &[SeriesKey], state: BarsState) -> Result<(), Cause> {
+        let announced = state.announced.unwrap_or(Timestamp::MIN);
+        let mut ranges: Vec<StaleRange> = Vec::new();
+        let mut last = None;
+        for entry in entries {
+            let hour = Interval::H1.floor(entry.sort_key.0);
+            if hour >= announced || last == Some((entry.series, hour)) {
+                continue;
+            }
+            let end = hour.checked_add(Interval::H1.duration()).unwrap_or(Timestamp::MAX);
+            let series = &series[usize::try_from(entry.series).unwrap_or(usize::MAX)];
+            ranges.push((series.owner.instrument().cloned(), TimeRange::new(hour, end)?));
+            last = Some((entry.series, hour));
         }
-        Ok(report)
+        if !ranges.is_empty() {
+            self.add_marks(&ranges, self.inner.config.bars_settle).await?;
+        }
+        Ok(())
     }
 
     /// Sends one request. If the future is dropped early, the request is aborted and the server discards its rows.
@@ -127,11 +170,11 @@ impl ClickHouseStore {
         request: &InsertRequest<'_>,
         knows_deduplicate_insert: bool,
     ) -> Result<(), Cause> {
-        let mut insert = self
-            .inner
-            .connections
-            .insert_client(knows_deduplicate_insert)
-            .insert_formatted_with(&table.insert_sql);
+        let mut client = self.inner.connections.insert_client(knows_deduplicate_insert);
+        if request.is_marked {
+            client = client.with_setting("log_comment", MARKED_COMMENT);
+        }
+        let mut insert = client.insert_formatted_with(&table.insert_sql);
         let mut out = Writer(Vec::with_capacity(BUFFER_BYTES + 1024));
         table.write_header(&mut out);
         for entry in request.entries {
@@ -169,6 +212,8 @@ struct InsertRequest<'a> {
     batch: Option<&'a dyn Records>,
     series: &'a [Vec<u8>],
     entries: &'a [Entry],
+    /// True if the marks of these records were added.
+    is_marked: bool,
 }
 
 #[cfg(test)]

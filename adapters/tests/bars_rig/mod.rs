@@ -34,6 +34,14 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
 }
 
+/// The seed of the histories, from the clock. A failure prints it.
+pub(crate) fn seed() -> u64 {
+    let seed = std::env::var("QI_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| Timestamp::now().as_micros().cast_unsigned());
+    println!("QI_SEED={seed}");
+    seed
+}
+
 fn hour(n: i64) -> Timestamp {
     Timestamp::from_secs(BASE + n * 3_600).unwrap()
 }

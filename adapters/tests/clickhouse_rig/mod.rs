@@ -18,12 +18,19 @@ use crate::servers::{TestServer, namespace};
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     url: Option<String>,
+    materialized_bars: bool,
 }
 
 impl Server {
     /// Returns the server of `QI_CLICKHOUSE_URL`.
     pub(crate) fn clickhouse() -> Self {
-        Self { url: std::env::var("QI_CLICKHOUSE_URL").ok().filter(|url| !url.is_empty()) }
+        let url = std::env::var("QI_CLICKHOUSE_URL").ok().filter(|url| !url.is_empty());
+        Self { url, materialized_bars: false }
+    }
+
+    /// Returns the server for stores with materialized bars.
+    pub(crate) fn with_materialized_bars(self) -> Self {
+        Self { materialized_bars: true, ..self }
     }
 
     /// Returns the address. The suites check `absent` first.
@@ -36,6 +43,10 @@ impl Server {
         let mut config = ClickHouseConfig::from_url(self.url());
         prefix.clone_into(&mut config.table_prefix);
         config.max_batch = 30_000;
+        if self.materialized_bars {
+            config.materialized_bars = Some(true);
+            config.bars_settle = std::time::Duration::ZERO;
+        }
         // Some checks run concurrently.
         config.pool.acquire_timeout = std::time::Duration::from_secs(20);
         config
@@ -92,7 +103,7 @@ impl TestServer for Server {
     }
 
     fn with_address(self, url: String) -> Self {
-        Self { url: Some(url) }
+        Self { url: Some(url), ..self }
     }
 }
 

@@ -1,0 +1,202 @@
+//! The schema of materialized bars, and their state.
+//!
+//! ClickHouse has no transactions, so the order of the requests replaces them. A writer reads the announced watermark,
+//! adds stale marks for its hours before this time, and then sends its records. Maintenance uses an announced watermark,
+//! or a mark, only after a time in which every write that began earlier has ended ([`ClickHouseConfig::bars_settle`]).
+//! A write that takes longer adds its marks again, before it is acknowledged.
+//!
+//! A constraint of the table of ticks rejects inserts without the comment of this version: earlier versions of the
+//! library, and custom SQL. It does not see deletions.
+
+use std::time::{Duration, Instant};
+
+use qi_core::store::kit::LEVELS;
+use qi_core::{Instrument, Interval, PriceTick, TimeRange, Timestamp};
+
+use super::config::ClickHouseConfig;
+use super::connect::{execute, rows};
+use super::error::{Cause, NO_TABLE, VIOLATED_CONSTRAINT};
+use super::store::ClickHouseStore;
+use super::table::{TableLocation, literal};
+
+/// The name of the table of the watermarks. The database has materialized bars if and only if it exists.
+pub(super) const STATE_TABLE: &str = "qi_bars_state";
+const STALE_TABLE: &str = "qi_bars_stale";
+
+/// The comment of inserts that add marks. The constraint of the ticks requires it.
+pub(super) const MARKED_COMMENT: &str = "qi:bars";
+
+/// The age after which a writer reads the announced watermark again.
+const STATE_TTL: Duration = Duration::from_secs(5);
+
+/// The maximum number of marks in one request.
+const MAX_MARKS: usize = 5_000;
+
+/// The state of the materialized bars, as a writer read it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BarsState {
+    /// The announced watermark. None if the database has no materialized bars.
+    pub(super) announced: Option<Timestamp>,
+    /// The time before the state was read.
+    pub(super) read_at: Instant,
+}
+
+/// Hours whose bars are stale. Without an instrument, the hours of all instruments.
+pub(super) type StaleRange = (Option<Instrument>, TimeRange);
+
+impl ClickHouseStore {
+    pub(super) fn bars_table(&self, name: &str) -> String {
+        TableLocation::of(&self.inner.config).quoted_name(name)
+    }
+
+    /// Returns the state of the materialized bars. It may be as old as [`STATE_TTL`], unless `is_new` is true.
+    pub(super) async fn bars_state(&self, is_new: bool) -> Result<BarsState, Cause> {
+        let cache = &self.inner.bars_state;
+        let cached = *cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(state) = cached.filter(|state| !is_new && state.read_at.elapsed() < STATE_TTL) {
+            return Ok(state);
+        }
+        let read_at = Instant::now();
+        let sql = format!("SELECT max(announced) FROM {}", self.bars_table(STATE_TABLE));
+        let announced = match rows(&self.inner.connections.read_client, &sql, |row| Ok(row.i64()?)).await {
+            Err(cause) if cause.has_code(NO_TABLE) => None,
+            found => Some(time(found?.first().copied().unwrap_or(0))),
+        };
+        let state = BarsState { announced, read_at };
+        *cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(state);
+        Ok(state)
+    }
+
+    /// Replaces the error of a change that shows that materialized bars were switched on or off. A retry of the call
+    /// reads the state again.
+    pub(super) fn check_bars_state<T>(&self, outcome: Result<T, Cause>) -> Result<T, Cause> {
+        let is_outdated = |cause: &Cause| cause.has_code(NO_TABLE) || cause.has_code(VIOLATED_CONSTRAINT);
+        if !outcome.as_ref().is_err_and(is_outdated) {
+            return outcome;
+        }
+        let known = self.inner.bars_state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        match (outcome, known) {
+            // Without materialized bars, only the table of the ticks can be missing.
+            (Err(cause), Some(BarsState { announced: None, .. })) if cause.has_code(NO_TABLE) => Err(cause),
+            _ => Err(Cause::ConcurrentChange),
+        }
+    }
+
+    /// Adds marks. They settle after `wait`. Returns their ids.
+    pub(super) async fn add_marks(&self, ranges: &[StaleRange], wait: Duration) -> Result<Vec<u64>, Cause> {
+        let wait = wait.as_micros();
+        let mut rng = qi_core::Rng::new();
+        let mut ids = Vec::with_capacity(ranges.len());
+        for part in ranges.chunks(MAX_MARKS) {
+            let mut values = Vec::with_capacity(part.len());
+            for (instrument, range) in part {
+                let id = rng.u64(..);
+                ids.push(id);
+                let (exchange, symbol) = match instrument {
+                    Some(instrument) => {
+                        (literal(instrument.exchange().as_str()), literal(instrument.symbol().as_str()))
+                    }
+                    None => ("''".to_owned(), "''".to_owned()),
+                };
+                let (first, until) = full_hours(*range);
+                values.push(format!("({id},{exchange},{symbol},{first},{until},{wait})"));
+            }
+            self.insert_marks(&format!(
+                "(id, exchange, symbol, first, until, wait) VALUES {}",
+                values.join(",")
+            ))
+            .await?;
+        }
+        Ok(ids)
+    }
+
+    /// Removes marks. Two removals of a mark are one removal.
+    pub(super) async fn remove_marks(&self, ids: &[u64]) -> Result<(), Cause> {
+        for part in ids.chunks(MAX_MARKS) {
+            let values: Vec<_> = part.iter().map(|id| format!("({id},-1)")).collect();
+            self.insert_marks(&format!("(id, sign) VALUES {}", values.join(","))).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert_marks(&self, values: &str) -> Result<(), Cause> {
+        let sql = format!("INSERT INTO {} {values}", self.bars_table(STALE_TABLE));
+        execute(&self.inner.connections.bulk_client, &sql).await
+    }
+
+    /// Returns the query for the marks that were not removed, with these columns and conditions.
+    pub(super) fn marks_query(&self, columns: &str, conditions: &str, having: &str) -> String {
+        // The row of a removal has only the id, so a mark is complete only in its first row.
+        format!(
+            "SELECT {columns} FROM (SELECT id, anyIf(exchange, sign = 1) AS e, anyIf(symbol, sign = 1) AS s, \
+             anyIf(first, sign = 1) AS f, anyIf(until, sign = 1) AS u, \
+             anyIf(toUnixTimestamp64Micro(marked) + wait, sign = 1) AS settled FROM {} \
+             GROUP BY id HAVING min(sign) = 1{having}) WHERE {conditions}",
+            self.bars_table(STALE_TABLE)
+        )
+    }
+}
+
+/// Returns the full hours that a range touches, in microseconds.
+fn full_hours(range: TimeRange) -> (i64, i64) {
+    let until = Interval::H1.ceil(range.end()).unwrap_or(Timestamp::MAX);
+    (Interval::H1.floor(range.start()).as_micros(), until.as_micros())
+}
+
+/// Returns a time of the state. A value outside the domain is the earliest time.
+pub(super) fn time(micros: i64) -> Timestamp {
+    Timestamp::from_micros(micros).unwrap_or(Timestamp::MIN)
+}
+
+/// Returns the table of a level.
+pub(super) const fn level_table(level: Interval) -> &'static str {
+    match level {
+        Interval::D1 => "qi_bars_1d",
+        Interval::H1 => "qi_bars_1h",
+        _ => "qi_bars_1m",
+    }
+}
+
+/// Returns the statements that switch materialized bars on or off. The table of the state is created last and dropped
+/// first. While it does not exist, writers add no marks, and the constraint rejects their ticks.
+pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
+    let location = TableLocation::of(config);
+    let table = |name: &str| location.quoted_name(name);
+    let ticks = location.quoted_local_name(PriceTick::DATASET.name());
+    let (state, stale) = (table(STATE_TABLE), table(STALE_TABLE));
+    if !on {
+        let levels = LEVELS.map(|level| table(level_table(level)));
+        let dropped = [state].into_iter().chain(levels).chain([stale]);
+        let mut statements: Vec<_> =
+            dropped.map(|name| format!("DROP TABLE IF EXISTS {name} SYNC")).collect();
+        statements.push(format!("ALTER TABLE {ticks} DROP CONSTRAINT IF EXISTS qi_bars"));
+        return statements;
+    }
+    let level = |level: Interval| {
+        format!(
+            "CREATE TABLE IF NOT EXISTS {} (exchange LowCardinality(String), symbol LowCardinality(String), \
+             bucket DateTime64(6, 'UTC'), open Decimal(38, 18), high Decimal(38, 18), low Decimal(38, 18), \
+             close Decimal(38, 18), count UInt64, quantities UInt64, volume Decimal(76, 18), \
+             quote_volume Decimal(76, 36), volume_f Float64, quote_volume_f Float64, built DateTime64(9, 'UTC')) \
+             ENGINE = ReplacingMergeTree(built) PARTITION BY toYYYYMM(bucket) ORDER BY (exchange, symbol, bucket)",
+            table(level_table(level))
+        )
+    };
+    let mut statements = Vec::from(LEVELS.map(level));
+    statements.push(format!(
+        "CREATE TABLE IF NOT EXISTS {stale} (id UInt64, exchange String, symbol String, first Int64, until Int64, \
+         wait Int64, marked DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC'), sign Int8 DEFAULT 1) \
+         ENGINE = CollapsingMergeTree(sign) ORDER BY id"
+    ));
+    statements.push(format!(
+        "ALTER TABLE {ticks} ADD CONSTRAINT IF NOT EXISTS qi_bars \
+         CHECK getSetting('log_comment') = '{MARKED_COMMENT}'"
+    ));
+    // One row for each announced time: the time of its announcement, and the latest watermark that belongs to it.
+    statements.push(format!(
+        "CREATE TABLE IF NOT EXISTS {state} (announced Int64, \
+         announced_at SimpleAggregateFunction(min, DateTime64(6, 'UTC')), \
+         watermark SimpleAggregateFunction(max, Int64)) ENGINE = AggregatingMergeTree ORDER BY announced"
+    ));
+    statements
+}

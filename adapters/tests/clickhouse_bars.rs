@@ -1,0 +1,132 @@
+//! Materialized bars on a real server: the contract and the model with maintenance before each call, inserts without
+//! stale marks, and concurrent writers, maintainers and readers.
+
+mod bars_rig;
+mod clickhouse_rig;
+mod servers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bars_rig::{Plan, seed};
+use clickhouse_rig::Server;
+use libtest_mimic::{Completion, Trial};
+use qi_adapters::clickhouse::ClickHouseStore;
+use qi_core::store::{BarQuery, MaintainRequest};
+use qi_core::{
+    Datasets, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, TimeRange,
+    Timestamp,
+};
+use qi_testkit::presence;
+use qi_testkit::store::contract::{StoreFactory, Suite, Wrapper};
+use qi_testkit::store::model::{cases, check_histories};
+use servers::{Spare, runs_long_tests, spare_trial, trial};
+
+fn main() {
+    let server = Server::clickhouse().with_materialized_bars();
+    let suite = Suite::new().at_once(4);
+    let suite = if runs_long_tests() {
+        suite.on(server.clone(), [Wrapper::MAINTAINED, Wrapper::FULL_STACK_OVER_MAINTAINED])
+    } else {
+        suite.on_datasets(server.clone(), [Wrapper::FULL_STACK_OVER_MAINTAINED], &["ticks"])
+    };
+    suite
+        .with_trial(histories(&server))
+        .with_trial(trial(&server, "an_insert_without_marks_is_rejected", unmarked))
+        .with_trial(trial(&server, "bars_are_switched_on_and_off_while_a_writer_runs", switched))
+        .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
+        .with_trial(spare_trial(&server, "killed_servers_leave_no_wrong_bar", killed))
+        .main();
+}
+
+fn histories(server: &Server) -> Trial {
+    let (backend, absent) = (server.name().to_owned(), server.absent());
+    let factory: Arc<dyn StoreFactory> = Arc::new(server.clone());
+    presence::trial(format!("{backend}/equals_the_model_with_maintenance"), &backend, absent, move || {
+        check_histories(&factory, Wrapper::MAINTAINED, cases(16)).map_err(|failure| failure.to_string())?;
+        Ok(Completion::Completed)
+    })
+}
+
+fn tick(seconds: i64) -> PriceTick {
+    let ts = Timestamp::from_secs(1_699_833_600 + seconds).unwrap();
+    PriceTick::new(Instrument::from_static("x:Y"), ts, 0, "1".parse().unwrap()).unwrap()
+}
+
+async fn open(server: &Server) -> (ClickHouseStore, String) {
+    let (store, prefix) = server.open(&Datasets::none().with::<PriceTick>().unwrap()).unwrap();
+    store.ensure_schema().await.unwrap();
+    (store, prefix)
+}
+
+/// The insert of an earlier version, or of another program.
+async fn unmarked(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let insert = format!(
+        "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) VALUES ('x', 'Y', '2024-01-01 00:00:00', 0, 1)"
+    );
+    let error = store.client().query_raw(&insert).execute().await.unwrap_err();
+    assert!(error.to_string().contains("Constraint `qi_bars`"), "{error}");
+    server.drop_tables(&prefix).await;
+}
+
+async fn switched(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let config = |on| {
+        let mut config = server.config(&prefix).with_datasets(Datasets::none().with::<PriceTick>().unwrap());
+        config.materialized_bars = Some(on);
+        ClickHouseStore::open(config).unwrap()
+    };
+    let (off, on) = (config(false), config(true));
+    let writing = tokio::spawn(async move {
+        for n in 0..60 {
+            while let Err(error) = store.insert_ticks(&[tick(n)]).await {
+                assert_eq!(error.kind(), ErrorKind::Conflict, "{}", error.report());
+                assert!(error.retry().is_retryable());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        store
+    });
+    let everything = MaintainRequest::default().with_until(Timestamp::MAX);
+    for _ in 0..2 {
+        assert_eq!(off.migrate_schema().await.unwrap().applied, ["materialized bars off"]);
+        assert_eq!(off.maintain(&everything).await.unwrap().watermark, None);
+        assert_eq!(on.migrate_schema().await.unwrap().applied, ["materialized bars on"]);
+        on.maintain(&everything).await.unwrap();
+    }
+    let store = writing.await.unwrap();
+    assert!(on.maintain(&everything).await.unwrap().is_complete());
+    let query = BarQuery::new(Instrument::from_static("x:Y"), Interval::D1, TimeRange::ALL);
+    assert_eq!(store.derived_bars(&query).await.unwrap().items[0].values().count, Some(60));
+    server.drop_tables(&prefix).await;
+}
+
+/// Runs with marks that settle at once, which adds the marks of each write twice, and with marks that settle later.
+async fn concurrent(server: Server) {
+    for settle in [Duration::ZERO, Duration::from_secs(2)] {
+        let prefix = format!("{}_", servers::namespace());
+        let mut config = server.config(&prefix).with_datasets(Datasets::none().with::<PriceTick>().unwrap());
+        config.bars_settle = settle;
+        let store = ClickHouseStore::open(config).unwrap();
+        store.ensure_schema().await.unwrap();
+        let histories = if runs_long_tests() { 1_000 } else { 25 };
+        let plan = Plan { histories, at_once: 4, seed: seed() };
+        bars_rig::run(Arc::new(store), plan, std::future::pending()).await;
+        server.drop_tables(&prefix).await;
+    }
+}
+
+async fn killed(server: Server, spare: Spare) {
+    let (store, _) = open(&server).await;
+    let kills = async move {
+        let mut spare = spare;
+        loop {
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            spare = spare.run_action("kill").await;
+            spare = spare.run_action("start").await;
+        }
+    };
+    let plan = Plan { histories: if runs_long_tests() { 200 } else { 12 }, at_once: 4, seed: seed() };
+    bars_rig::run(Arc::new(store), plan, kills).await;
+}
