@@ -1,7 +1,7 @@
 //! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::kit::{BarPart, BucketPlanner};
+use qi_core::store::kit::{BarPart, BucketPlanner, LevelSource, bucket_end};
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
 use qi_core::{Bar, BarValues, Error, ErrorKind, Interval, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::types::PgInterval;
@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Postgres, Row, ValueRef};
 use super::chunks::ChunkScan;
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
+use super::materialized::level_table;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
@@ -86,6 +87,8 @@ const LAST_TICK: &str = "SELECT ts FROM {ticks} WHERE instrument_id = $1 AND ts 
 
 const STATS: &str = "SELECT count(*), min(price), max(price), sum(quantity), sum(price * quantity) \
     FROM {ticks} WHERE instrument_id = $1 AND ts >= $2 AND ts < $3";
+const LEVEL_STATS: &str = "SELECT coalesce(sum(count), 0)::bigint, min(low), max(high), sum(volume), sum(quote_volume), \
+    min(bucket), max(bucket) FROM {schema}.{level} WHERE instrument_id = $1 AND bucket >= $2 AND bucket < $3";
 const FIRST_POINT: &str = "SELECT ts, seq, price FROM {ticks} \
     WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 1";
 const LAST_POINT: &str = "SELECT ts, seq, price FROM {ticks} \
@@ -208,43 +211,83 @@ impl TimescaleStore {
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Aggregates> = None;
-        let mut scan = ChunkScan::new(query.range, Order::Ascending);
-        while let Some(part) = scan.next(connection, &self.inner.cache.chunks, ticks).await? {
-            let row = sqlx::query(in_schema(STATS, ticks))
-                .bind(id)
-                .bind(Pg(part.start()))
-                .bind(Pg(part.end()))
-                .fetch_one(&mut *connection)
-                .await?;
-            let count = row.try_get::<i64, _>(0)?.cast_unsigned();
-            if count == 0 {
-                continue;
-            }
-            let (min, max) = (row.try_get::<Pg<Price>, _>(1)?.0, row.try_get::<Pg<Price>, _>(2)?.0);
-            let sums = read_sums(&row, 3)?;
-            sum = Some(match sum {
-                None => {
-                    let first = self.price_point(connection, FIRST_POINT, (ticks, id), part).await?;
-                    Aggregates { first, part, min, max, sums, count }
+        for LevelSource { range, level } in self.stats_sources(connection, id, query).await? {
+            let mut scan = ChunkScan::new(range, Order::Ascending);
+            let mut rest = level.map(|_| range);
+            loop {
+                // A level has few rows, so it is one part.
+                let part = match level {
+                    Some(_) => rest.take(),
+                    None => scan.next(connection, &self.inner.cache.chunks, ticks).await?,
+                };
+                let Some(part) = part else { break };
+                let sql = match level {
+                    Some(level) => self.in_bars_schema(&LEVEL_STATS.replace("{level}", level_table(level))),
+                    None => in_schema(STATS, ticks),
+                };
+                let row = sqlx::query(sql)
+                    .bind(id)
+                    .bind(Pg(part.start()))
+                    .bind(Pg(part.end()))
+                    .fetch_one(&mut *connection)
+                    .await?;
+                let count = row.try_get::<i64, _>(0)?.cast_unsigned();
+                if count == 0 {
+                    continue;
                 }
-                Some(so_far) => Aggregates {
-                    first: so_far.first,
-                    part,
-                    min: so_far.min.min(min),
-                    max: so_far.max.max(max),
-                    sums: match (so_far.sums, sums) {
-                        (Some((volume, turnover)), Some((more, turned))) => {
-                            Some((volume.plus_sum(more)?, turnover.plus_sum(turned)?))
-                        }
-                        (known, None) | (None, known) => known,
+                let (first, part) = match level {
+                    None => (part, part),
+                    Some(level) => {
+                        let bucket = |at| -> Result<TimeRange, Cause> {
+                            let Pg(start): Pg<Timestamp> = row.try_get(at)?;
+                            Ok(TimeRange::new(start, bucket_end(level, start))?)
+                        };
+                        (bucket(5)?, bucket(6)?)
+                    }
+                };
+                let (min, max) = (row.try_get::<Pg<Price>, _>(1)?.0, row.try_get::<Pg<Price>, _>(2)?.0);
+                let sums = read_sums(&row, 3)?;
+                sum = Some(match sum {
+                    None => {
+                        let first = self.price_point(connection, FIRST_POINT, (ticks, id), first).await?;
+                        Aggregates { first, part, min, max, sums, count }
+                    }
+                    Some(so_far) => Aggregates {
+                        first: so_far.first,
+                        part,
+                        min: so_far.min.min(min),
+                        max: so_far.max.max(max),
+                        sums: add_sums(so_far.sums, sums)?,
+                        count: so_far.count + count,
                     },
-                    count: so_far.count + count,
-                },
-            });
+                });
+            }
         }
         let Some(Aggregates { first, part, min, max, sums, count }) = sum else { return Ok(None) };
         let last = self.price_point(connection, LAST_POINT, (ticks, id), part).await?;
         Ok(Some(RangeStats::new(first, last, (min, max), sums, count)?))
+    }
+
+    /// Returns the sources of the statistics: the materialized hours of the range, and ticks for the rest.
+    async fn stats_sources(
+        &self,
+        connection: &mut PgConnection<'_>,
+        id: i32,
+        query: &StatsQuery,
+    ) -> Result<Vec<LevelSource>, Cause> {
+        let StatsQuery { range, .. } = query;
+        let of_ticks = |range| LevelSource { range, level: None };
+        let start = Interval::H1.ceil(range.start()).unwrap_or(range.end());
+        let end = Interval::H1.floor(range.end());
+        if start >= end || !self.inner.cache.has_materialized_bars() {
+            return Ok(vec![of_ticks(*range)]);
+        }
+        let hours = TimeRange::new(start, end)?;
+        let mut sources = vec![of_ticks(TimeRange::new(range.start(), start)?)];
+        sources.extend(self.sources(connection, id, hours, (Interval::D1, Order::Ascending)).await?);
+        sources.push(of_ticks(TimeRange::new(end, range.end())?));
+        sources.retain(|source| !source.range.is_empty());
+        Ok(sources)
     }
 
     async fn price_point(
@@ -271,6 +314,19 @@ impl TimescaleStore {
 /// Returns a statement with the name of the table.
 fn in_schema(statement: &str, ticks: &RegisteredDataset) -> AssertSqlSafe<String> {
     AssertSqlSafe(statement.replace("{ticks}", ticks.table.relation()))
+}
+
+/// Adds the sums of two parts. None if no quantity of either part is known.
+fn add_sums(
+    one: Option<(Sum18, Sum36)>,
+    other: Option<(Sum18, Sum36)>,
+) -> Result<Option<(Sum18, Sum36)>, Cause> {
+    Ok(match (one, other) {
+        (Some((volume, turnover)), Some((more, turned))) => {
+            Some((volume.plus_sum(more)?, turnover.plus_sum(turned)?))
+        }
+        (known, None) | (None, known) => known,
+    })
 }
 
 /// The statistics of the parts read so far.

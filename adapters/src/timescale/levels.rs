@@ -1,10 +1,10 @@
-//! Derived bars and statistics from materialized bars, and from ticks where no materialized bar is exact.
+//! Derived bars from materialized bars, and from ticks where no materialized bar is exact.
 //!
 //! A read is one snapshot over the watermark, the stale marks, the levels and the ticks.
 
 use qi_core::store::kit::{BarMerger, BucketPlanner, LevelSource, level_sources};
 use qi_core::store::{BarQuery, Order, Page};
-use qi_core::{Bar, TimeRange, Timestamp};
+use qi_core::{Bar, Interval, TimeRange, Timestamp};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::bars::{bar_of, bar_part, buckets_query};
@@ -39,7 +39,7 @@ impl TimescaleStore {
         let mut planner = BucketPlanner::new(query)?;
         while let Some(window) = planner.window()? {
             let mut merger = BarMerger::new(query.interval, query.order);
-            for source in self.sources(&mut snapshot, id, window, query).await? {
+            for source in self.sources(&mut snapshot, id, window, (query.interval, query.order)).await? {
                 if merger.len() > planner.wanted() {
                     break;
                 }
@@ -59,12 +59,12 @@ impl TimescaleStore {
     }
 
     /// Returns the sources of a window, from the watermark and the marks of the snapshot.
-    async fn sources(
+    pub(super) async fn sources(
         &self,
         snapshot: &mut PgConnection<'_>,
         id: i32,
         window: TimeRange,
-        query: &BarQuery,
+        (interval, order): (Interval, Order),
     ) -> Result<Vec<LevelSource>, Cause> {
         let rows = sqlx::query(self.in_bars_schema(STATE))
             .bind(id)
@@ -80,7 +80,7 @@ impl TimescaleStore {
                 stale.push(TimeRange::new(first, until)?);
             }
         }
-        Ok(level_sources(window, query.interval, watermark, &stale, query.order)?)
+        Ok(level_sources(window, interval, watermark, &stale, order)?)
     }
 
     /// Reads the parts of a source. Reads at least the first `wanted` buckets of it.

@@ -14,6 +14,7 @@
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
 mod baselines;
+mod materialized;
 mod read;
 mod repeats;
 mod replay;
@@ -26,13 +27,14 @@ use qi_benches::Section;
 use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Setup>; 8] = [
+const SECTIONS: [Section<Setup>; 9] = [
     ("write", write::run),
     ("replay", replay::run),
     ("repeats", repeats::run),
     ("page", read::page),
     ("latest", read::latest),
     ("bars", read::bars),
+    ("materialized", materialized::run),
     ("break-even", tuning::break_even),
     ("memory", tuning::memory),
 ];

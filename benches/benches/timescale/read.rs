@@ -96,9 +96,9 @@ fn port_bars(setup: &Setup, target: &TargetStore<'_>, instrument: usize) -> Vec<
     page.items
 }
 
-type BareBar = (Pg<Timestamp>, Pg<Price>, Pg<Price>, Pg<Price>, Pg<Price>, i64, String, String);
+pub(crate) type BareBar = (Pg<Timestamp>, Pg<Price>, Pg<Price>, Pg<Price>, Pg<Price>, i64, String, String);
 
-fn bare_bars(setup: &Setup, target: &TargetStore<'_>, id: i32) -> Vec<BareBar> {
+pub(crate) fn bare_bars(setup: &Setup, target: &TargetStore<'_>, id: i32) -> Vec<BareBar> {
     const BARE: &str = "SELECT public.time_bucket($4, ts) AS bucket, public.first(price, ts), max(price), \
         min(price), public.last(price, ts), count(*), sum(quantity)::text, sum(price * quantity)::text \
         FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 GROUP BY bucket ORDER BY bucket";
