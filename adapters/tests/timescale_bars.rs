@@ -45,7 +45,7 @@ fn histories(server: &Server) -> Trial {
     let (backend, absent) = (server.name().to_owned(), server.absent());
     let factory: Arc<dyn StoreFactory> = Arc::new(server.clone());
     presence::trial(format!("{backend}/equals_the_model_with_maintenance"), &backend, absent, move || {
-        check_histories(&factory, Wrapper::MAINTAINED, cases(48)).map_err(|failure| failure.to_string())?;
+        check_histories(&factory, Wrapper::MAINTAINED, cases(24)).map_err(|failure| failure.to_string())?;
         Ok(Completion::Completed)
     })
 }
@@ -170,7 +170,7 @@ async fn concurrent(server: Server) {
             sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.unwrap();
         }
     };
-    let histories = if runs_long_tests() { 2_000 } else { 120 };
+    let histories = if runs_long_tests() { 2_000 } else { 60 };
     let plan = Plan { histories, at_once: 4, seed: seed() };
     bars_rig::run(Arc::new(store), plan, kills).await;
     drop_schema(server.direct_url(), &schema).await;
@@ -186,7 +186,7 @@ async fn killed(server: Server, spare: Spare) {
             spare = spare.run_action("start").await;
         }
     };
-    let histories = if runs_long_tests() { 400 } else { 60 };
+    let histories = if runs_long_tests() { 400 } else { 24 };
     let plan = Plan { histories, at_once: 4, seed: seed() };
     bars_rig::run(Arc::new(store), plan, kills).await;
 }

@@ -138,6 +138,13 @@ macro_rules! lists {
 type Runs = Vec<Option<Run>>;
 
 impl Checks {
+    /// Keeps only the checks with matching names.
+    #[must_use]
+    pub fn filtered(mut self, matches: impl Fn(&str) -> bool) -> Self {
+        self.checks.retain(|check| matches(check.name));
+        self
+    }
+
     /// Returns all checks in the order of the contract page, on the datasets of this library and of the suite.
     pub fn standard() -> Self {
         let checks = lists!(once).into_iter().flatten().collect();

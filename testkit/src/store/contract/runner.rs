@@ -120,6 +120,12 @@ impl Suite {
         Self { checks: self.checks.with::<D>(), ..self }
     }
 
+    /// Keeps only the checks with matching names, such as `bars::empty_bucket_has_no_bar`.
+    #[must_use]
+    pub fn filtered(self, matches: impl Fn(&str) -> bool) -> Self {
+        Self { checks: self.checks.filtered(matches), ..self }
+    }
+
     /// Adds a trial to the suite.
     #[must_use]
     pub fn with_trial(mut self, trial: Trial) -> Self {
