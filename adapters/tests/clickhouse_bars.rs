@@ -128,6 +128,6 @@ async fn killed(server: Server, spare: Spare) {
         let _spare = spare.run_action("kill").await.run_action("start").await;
         std::future::pending().await
     };
-    let plan = Plan { histories: if runs_long_tests() { 200 } else { 6 }, at_once: 4, seed: seed() };
+    let plan = Plan { histories: if runs_long_tests() { 200 } else { 3 }, at_once: 3, seed: seed() };
     bars_rig::run(Arc::new(store), plan, kill).await;
 }
