@@ -527,7 +527,7 @@ async fn persist(
     let compared = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = compared.clone();
     let bar = spinner("bars compared", move || counter.load(Ordering::Relaxed));
-    let outcome = bars::persist(&*store, plan, &stop.graceful, compared).await;
+    let outcome = bars::persist(&*store, plan, &stop.graceful, &compared).await;
     bar.finish_and_clear();
     let outcome = outcome?;
     show(&outcome.listing(), format)?;

@@ -1,6 +1,5 @@
 //! `qi bars persist`: writes closed derived bars as stored bars.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt as _;
@@ -68,7 +67,7 @@ pub async fn persist(
     store: &dyn PriceStore,
     plan: Plan,
     stop: &CancellationToken,
-    compared: Arc<AtomicU64>,
+    compared: &AtomicU64,
 ) -> Result<Outcome> {
     let Plan { mut instruments, interval, since, until, overwrite } = plan;
     if instruments.is_empty() {

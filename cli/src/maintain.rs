@@ -53,9 +53,9 @@ pub async fn run(
     let remaining = || budget.map(|budget| budget.saturating_sub(began.elapsed()));
     let mut total = MaintenanceReport::default();
     loop {
-        let mut request = MaintainRequest::default();
-        request.until = until;
-        request.budget = remaining().map_or(request.budget, |remaining| remaining.min(request.budget));
+        let request = MaintainRequest::default();
+        let budget = remaining().map_or(request.budget, |remaining| remaining.min(request.budget));
+        let request = until.into_iter().fold(request.with_budget(budget), MaintainRequest::with_until);
         let mut report = store.maintain(&request).await?;
         let made_progress = report.made_progress(total.watermark);
         report.ticks += total.ticks;

@@ -199,8 +199,8 @@ fn bars_are_persisted_before_a_purge() {
     let file = store.file("XBTEUR.csv", &trades.concat());
     store.expect(&["import", "--instrument", "x:Y", &file], 0, &[]);
     let persist = ["bars", "persist", "--interval", "1m"];
-    let one = [&persist[..], &["--instrument", "x:Y", "--until", "2023-11-14T22:15:59Z"]].concat();
-    store.expect(&one, 0, &["x:Y 1m 2 2 0 2023-11-14T22:15:00Z"]);
+    let one = [&persist[..], &["--instrument", "x:Y", "--until", "2023-11-14T22:16:59Z"]].concat();
+    store.expect(&one, 0, &["x:Y 1m 2 2 0 2023-11-14T22:16:00Z"]);
     // The next run begins with the latest stored bar.
     let all = [&persist[..], &["--all", "--format", "csv"]].concat();
     let out = text(&store.run(&all).stdout);
@@ -213,7 +213,7 @@ fn bars_are_persisted_before_a_purge() {
     assert_eq!((derived.lines().count(), &text(&store.run(&stored).stdout)), (4, &derived));
     store.expect(&[&persist[..], &["--instrument", "x:Z"]].concat(), 0, &["x:Z 1m 0 0 0"]);
 
-    // A stored bar of another program counts more trades.
+    // A stored bar of another program counts more ticks.
     let candles = "time,open,high,low,close,volume,count\n1700000040,1,2,1,2,5,9\n";
     let candles = store.file("candles.csv", candles);
     let import =

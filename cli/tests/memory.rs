@@ -5,6 +5,7 @@ mod bus_rig;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
@@ -988,18 +989,18 @@ async fn a_stopped_persist_continues() {
     let query = BarQuery::new(name, Interval::M1, TimeRange::ALL);
     let stop = CancellationToken::new();
     stop.cancel();
-    let stopped = bars::persist(&*store, persist_plan(), &stop, Arc::default()).await.unwrap();
+    let stopped = bars::persist(&*store, persist_plan(), &stop, &AtomicU64::default()).await.unwrap();
     assert!(stopped.interrupted && stopped.listing().rows().is_empty());
-    let compared = Arc::default();
+    let compared = AtomicU64::default();
     let stop = CancellationToken::new();
     // The other stored bars of this instrument are later than its ticks or earlier.
     let plan = bars::Plan { since: Some(Timestamp::MIN), ..persist_plan() };
-    let done = bars::persist(&*store, plan, &stop, Arc::clone(&compared)).await.unwrap();
+    let done = bars::persist(&*store, plan, &stop, &compared).await.unwrap();
     assert_eq!((done.interrupted, done.kept(), done.listing().rows().len()), (false, 0, 2));
     let stored: Vec<Bar> = store.bar_stream(query.clone(), BarSource::Stored).try_collect().await.unwrap();
     let derived: Vec<Bar> = store.bar_stream(query, BarSource::Derived).try_collect().await.unwrap();
     assert!(!derived.is_empty() && derived.iter().all(|bar| stored.contains(bar)));
-    assert!(compared.load(std::sync::atomic::Ordering::Relaxed) >= derived.len() as u64);
+    assert!(compared.load(Ordering::Relaxed) >= derived.len() as u64);
 }
 
 /// Every table of the tool fits the width, with long names and numbers.
@@ -1043,7 +1044,7 @@ async fn every_table_fits_80_and_120_columns() {
     let redriven = dlq::redrive(&*bus, &redrive, &stop, |_| {}).await.unwrap();
     let counted = dlq::list(&*bus, None, &selection, &stop).await.unwrap();
     let maintained = maintain::run(&maintained_store(vec![(5, 5, 10_000_000, 0)]), None, None).await.unwrap();
-    let persisted = bars::persist(&*store, persist_plan(), &stop, Arc::default()).await.unwrap();
+    let persisted = bars::persist(&*store, persist_plan(), &stop, &AtomicU64::default()).await.unwrap();
     let mut listings = vec![
         ("check", findings.listing()),
         ("migrate", migrated),
