@@ -50,6 +50,52 @@ async fn open_creates_the_schema_only_with_auto_schema() {
     assert!(ready.instruments(&query).await.unwrap().items.is_empty());
 }
 
+#[tokio::test]
+async fn a_purge_of_ticks_requires_stored_bars_if_configured() {
+    use qi_core::store::{PersistRequest, PriceStoreExt as _};
+    use qi_core::{Interval, PriceTick, Timestamp};
+    let file = "[store]\nauto_schema = true\npurge_requires_bars = \"1m\"";
+    let config = build(file, NONE).unwrap();
+    let shown = config.settings().unwrap();
+    assert!(
+        shown.iter().any(|s| (s.key.as_str(), s.value.as_str()) == ("store.purge_requires_bars", "1m")),
+        "{shown:?}"
+    );
+    for store in [config.open_store().await.unwrap(), config.connect_store("memory").await.unwrap()] {
+        store.ensure_schema().await.unwrap();
+        assert!(store.to_string().starts_with("PurgeGuard(Traced("), "{store}");
+        let tick = PriceTick::new(
+            "x:Y".parse().unwrap(),
+            Timestamp::from_secs(60).unwrap(),
+            1,
+            "1".parse().unwrap(),
+        );
+        let tick = tick.unwrap();
+        store.insert_tick(&tick).await.unwrap();
+        let cutoff = Timestamp::from_secs(120).unwrap();
+        let error = store.purge_before(PriceTick::DATASET, cutoff).await.unwrap_err();
+        assert_eq!(error.code(), "layer.purge_guard.bars");
+        let request = PersistRequest::new(tick.instrument().clone(), Interval::M1, cutoff);
+        assert_eq!(store.persist_bars(request).await.unwrap().written, 1);
+        store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
+    }
+    let unset = build(file, [("QI__STORE__PURGE_REQUIRES_BARS", "")]).unwrap();
+    assert!(unset.open_store().await.unwrap().to_string().starts_with("Traced("));
+    let error = refused("[store]\npurge_requires_bars = \"7m\"", NONE);
+    assert_eq!(error.context_value("key"), Some("store.purge_requires_bars"), "{error}");
+
+    // A retention of the store would remove ticks without the guard.
+    let retention = format!("{file}\n[store.memory.retention.ticks]\nmax_age = \"1d\"");
+    let error = build(&retention, NONE).unwrap().open_store().await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.context_value("key"), error.context_value("origin")),
+        (ErrorKind::Config, Some("store.purge_requires_bars"), Some("toml")),
+        "{error}"
+    );
+    let other = format!("{file}\n[store.memory.retention.quotes]\nmax_age = \"1d\"");
+    build(&other, NONE).unwrap().open_store().await.unwrap();
+}
+
 #[test]
 fn one_key_selects_among_all_backends_of_a_file() {
     let file = "

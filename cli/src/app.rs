@@ -19,7 +19,7 @@ use qi_core::record::{Owner, SeriesKey};
 use qi_core::store::{BarQuery, BarSource, StatsQuery};
 use qi_core::{
     Bar, BookSnapshot, Error, FundingRate, Liquidation, MarkPrice, MarketSnapshot, OpenInterest, PriceStore,
-    PriceStoreExt as _, PriceTick, Quote, Result, ResultExt as _,
+    PriceStoreExt as _, PriceTick, Quote, Result, ResultExt as _, Timestamp,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -29,13 +29,15 @@ use crate::archive;
 #[cfg(feature = "archive")]
 use crate::arguments::ExportArguments;
 use crate::arguments::{
-    self, Command, CopyArguments, Dlq, Groups, ImportArguments, InstrumentRange, Options, Part, Query,
-    RedriveArguments, ReplayArguments, TailArguments, Topics,
+    self, Bars, Command, CopyArguments, Dlq, Groups, ImportArguments, InstrumentRange, Options, Part,
+    PersistArguments, Query, RedriveArguments, ReplayArguments, TailArguments, Topics,
 };
 use crate::exit::{FAILED, USAGE};
 use crate::output::{Format, Listing, printable, text};
 use crate::session::{MEMORY, Session, warn_of_memory};
-use crate::{Series, check, copy, dlq, exit, groups, import, migrate, query, replay, tail, topics};
+use crate::{
+    Series, bars, check, copy, dlq, exit, groups, import, maintain, migrate, query, replay, tail, topics,
+};
 
 /// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus. A slow statement is
 /// normal for a tool that reads complete stores.
@@ -253,6 +255,11 @@ async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result
                 None => Ok(false),
             }
         }
+        Command::Maintain { until, budget } => {
+            let work = maintain(session, until, budget, format);
+            stop.graceful.run_until_cancelled(work).await.unwrap_or(Ok(false))
+        }
+        Command::Bars(Bars::Persist(arguments)) => persist(session, arguments, stop, format).await,
         Command::Copy(arguments) => copy(session, arguments, stop, format).await,
         Command::Replay(arguments) => replay(session, arguments, stop).await,
         #[cfg(feature = "archive")]
@@ -480,6 +487,60 @@ async fn ask(session: &Session<'_>, query: Query, format: Format) -> Result<bool
     arguments::check_interval(dataset, interval)?;
     let (store, series) = (session.store().await?, Series { dataset, key: SeriesKey { owner, interval } });
     show_part(query::records(&*store, series, range, newest, more(limit)).await?, limit, format)
+}
+
+async fn maintain(
+    session: &Session<'_>,
+    until: Option<Timestamp>,
+    budget: Option<Duration>,
+    format: Format,
+) -> Result<bool> {
+    let (store, backend) = (session.store().await?, session.backend.as_str());
+    let outcome = maintain::run(&*store, until, budget).await?;
+    show(&outcome.listing(backend), format)?;
+    if !outcome.is_enabled() {
+        say(format_args!("the store materializes no bars"));
+        if ["timescale", "postgres", "clickhouse"].contains(&backend) {
+            say(format_args!(
+                "`materialized_bars = true` in [store.{backend}] and `{}` enable them",
+                session.migrate_command(backend)
+            ));
+        }
+    } else if !outcome.is_complete() {
+        say(format_args!("steps are left; the same command continues"));
+    }
+    Ok(outcome.is_complete())
+}
+
+async fn persist(
+    session: &Session<'_>,
+    arguments: PersistArguments,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let PersistArguments { instruments, interval, since, until, overwrite } = arguments;
+    arguments::range(since, until)?;
+    let now = Timestamp::now();
+    let until = until.map_or(now, |until| until.min(now));
+    let plan = bars::Plan { instruments: instruments.instruments, interval, since, until, overwrite };
+    let store = session.target(&session.backend).await?;
+    let compared = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = compared.clone();
+    let bar = spinner("bars compared", move || counter.load(Ordering::Relaxed));
+    let outcome = bars::persist(&*store, plan, &stop.graceful, &compared).await;
+    bar.finish_and_clear();
+    let outcome = outcome?;
+    show(&outcome.listing(), format)?;
+    let kept = outcome.kept();
+    if kept > 0 {
+        say(format_args!(
+            "{kept} stored bars count more ticks than the store has and were kept; --overwrite replaces them"
+        ));
+    }
+    if outcome.interrupted {
+        say(format_args!("stopped before the end; the same command continues"));
+    }
+    Ok(kept == 0 && !outcome.interrupted)
 }
 
 async fn copy(session: &Session<'_>, arguments: CopyArguments, stop: &Stop, format: Format) -> Result<bool> {

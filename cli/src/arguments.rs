@@ -94,6 +94,20 @@ pub(crate) enum Command {
     /// data. Exit code 1 without data.
     #[cfg(feature = "chart")]
     Chart(ChartArguments),
+    /// Materializes bars up to a watermark and rebuilds stale hours, until no step is left. Exit code 1 if steps are left,
+    /// or if the store materializes no bars.
+    Maintain {
+        /// The end of the materialized bars, rounded down to a full hour. Defaults to the configured delay before the
+        /// clock of the server.
+        #[arg(long, value_name = "TIME")]
+        until: Option<Timestamp>,
+        /// Starts no further step after this time, for example 30s or 5m. Defaults to no limit.
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        budget: Option<Duration>,
+    },
+    /// Writes bars.
+    #[command(subcommand)]
+    Bars(Bars),
     /// Copies records from one store of the configuration to another, and compares both by counts and checksums. Can
     /// be interrupted and continued. `--until` defaults to now. Exit code 1 if a series differs.
     Copy(CopyArguments),
@@ -129,6 +143,44 @@ pub(crate) enum Topics {
         #[arg(long)]
         settings: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bars {
+    /// Writes closed bars, derived from ticks, into the stored dataset, so that they outlast their ticks. Writes only
+    /// missing and different bars. Can be interrupted and continued. Exit code 1 if a stored bar was kept that counts
+    /// more ticks than the store has.
+    Persist(PersistArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PersistArguments {
+    #[command(flatten)]
+    pub(crate) instruments: PersistedInstruments,
+    /// The interval: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
+    #[arg(long)]
+    pub(crate) interval: Interval,
+    /// The earliest open time, inclusive, for example 2024-01-31T12:00:00Z. Defaults to the latest stored bar of each
+    /// instrument. To persist late and corrected ticks of earlier bars, set it before them.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Timestamp>,
+    /// The latest close time, inclusive. Defaults to now. A later time counts as now.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<Timestamp>,
+    /// Also replaces stored bars that count more ticks than the store has.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct PersistedInstruments {
+    /// An instrument. Can be repeated.
+    #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
+    pub(crate) instruments: Vec<Instrument>,
+    /// All instruments that have ticks.
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,6 +9,8 @@
 //! - [`tail`]: shows messages as they arrive.
 //! - [`query`]: shows latest records, ranges, bars and instruments.
 //! - `chart`: draws candles, volume and gaps (feature `chart`).
+//! - [`maintain`]: materializes bars.
+//! - [`bars`]: writes closed derived bars as stored bars.
 //! - [`copy`]: copies from one store to another, with resume and a comparison.
 //! - [`replay`]: stores the records of a topic, by time.
 //! - [`import`]: writes market data files into a store.
@@ -23,6 +25,7 @@ mod app;
 #[cfg(feature = "archive")]
 pub mod archive;
 mod arguments;
+pub mod bars;
 #[cfg(feature = "chart")]
 pub mod chart;
 pub mod check;
@@ -31,6 +34,7 @@ pub mod dlq;
 mod exit;
 pub mod groups;
 pub mod import;
+pub mod maintain;
 pub mod migrate;
 pub mod output;
 mod progress;

@@ -191,6 +191,48 @@ fn a_limit_that_hides_rows_is_reported() {
     store.expect(&["instruments", "--limit", "1"], 0, &["x:Y"]);
 }
 
+#[cfg(feature = "sqlite")]
+#[test]
+fn bars_are_persisted_before_a_purge() {
+    let store = Sqlite::new();
+    let trades = ["1700000040,100,1\n", "1700000099,101,1\n", "1700000100,102,1\n", "1700000160,103,1\n"];
+    let file = store.file("XBTEUR.csv", &trades.concat());
+    store.expect(&["import", "--instrument", "x:Y", &file], 0, &[]);
+    let persist = ["bars", "persist", "--interval", "1m"];
+    let one = [&persist[..], &["--instrument", "x:Y", "--until", "2023-11-14T22:16:59Z"]].concat();
+    store.expect(&one, 0, &["x:Y 1m 2 2 0 2023-11-14T22:16:00Z"]);
+    // The next run begins with the latest stored bar.
+    let all = [&persist[..], &["--all", "--format", "csv"]].concat();
+    let out = text(&store.run(&all).stdout);
+    assert!(
+        out.starts_with("instrument,interval,compared,written,kept,complete until\nx:Y,1m,2,1,0,"),
+        "{out}"
+    );
+    let stored = ["query", "bars", "x:Y", "--stored", "--format", "csv"];
+    let derived = text(&store.run(&["query", "bars", "x:Y", "--format", "csv"]).stdout);
+    assert_eq!((derived.lines().count(), &text(&store.run(&stored).stdout)), (4, &derived));
+    store.expect(&[&persist[..], &["--instrument", "x:Z"]].concat(), 0, &["x:Z 1m 0 0 0"]);
+
+    // A stored bar of another program counts more ticks.
+    let candles = "time,open,high,low,close,volume,count\n1700000040,1,2,1,2,5,9\n";
+    let candles = store.file("candles.csv", candles);
+    let import =
+        ["import", "--instrument", "x:Y", "--input-interval", "1m", "--input-format", "candles", &candles];
+    store.expect(&import, 0, &[]);
+    let since = [&persist[..], &["--all", "--since", "2023-11-14T00:00:00Z"]].concat();
+    store.expect(&since, 1, &["x:Y 1m 3 0 1", "1 stored bars count more ticks", "--overwrite"]);
+    store.expect(&[&since[..], &["--overwrite"]].concat(), 0, &["x:Y 1m 3 1 0"]);
+    assert_eq!(text(&store.run(&stored).stdout), derived);
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn maintain_says_that_a_store_materializes_no_bars() {
+    let store = Sqlite::migrated();
+    let said = store.expect(&["maintain"], 1, &["sqlite - - 0 0 0", "the store materializes no bars"]);
+    assert!(!said.contains("materialized_bars"), "{said}");
+}
+
 #[cfg(all(feature = "sqlite", feature = "chart"))]
 #[test]
 fn stored_bars_are_named_if_there_are_no_ticks() {
@@ -261,7 +303,7 @@ fn a_broken_link_is_not_an_absent_configuration() {
 #[test]
 fn help_fits_100_columns() {
     for arguments in
-        [&["--help"][..], &["import", "--help"], &["export", "--help"], &["query", "bars", "--help"]]
+        [&["--help"][..], &["import", "--help"], &["export", "--help"], &["bars", "persist", "--help"]]
     {
         let out = run_with(arguments, &[("COLUMNS", "250")]);
         let shown = text(&out.stdout);
@@ -339,6 +381,10 @@ fn invalid_usage_and_configuration_exit_with_code_2() {
         (vec!["query", "latest", "nonsense"], "EXCHANGE:SYMBOL"),
         (vec!["instruments", "--dataset", "snapshots", "--exchange", "x"], "--exchange must not be set"),
         (vec!["import", "/does/not/exist.csv"], "/does/not/exist.csv"),
+        (vec!["bars", "persist", "--all"], "--interval"),
+        (vec!["bars", "persist", "--interval", "1m"], "--all"),
+        (vec!["bars", "persist", "--interval", "1m", "--all", "--instrument", "x:Y"], "--instrument"),
+        (vec!["maintain", "--budget", "5"], "--budget"),
         (vec!["chart", "x:Y", "--out", "a.jpg", "--store", "timescale"], "must end with .svg or .png"),
     ] {
         if arguments[0] == "chart" && cfg!(not(feature = "chart")) {
@@ -361,6 +407,7 @@ fn an_empty_range_exits_with_code_2() {
         &["query", "bars", "x:Y", "--stored"],
         &["copy", "--from", "memory", "--to", "sqlite"],
         &["replay", "--topic", "t"],
+        &["bars", "persist", "--all", "--interval", "1m"],
         &["dlq", "list"],
         &["dlq", "show", "a.dlq"],
         &["dlq", "redrive", "a.dlq"],
@@ -530,6 +577,8 @@ fn an_unreachable_server_exits_with_code_1_in_every_command() {
         vec!["chart", "x:Y", "--out", &out],
         vec!["copy", "--from", "timescale", "--to", "clickhouse"],
         vec!["import", "--instrument", "x:Y", &file],
+        vec!["maintain"],
+        vec!["bars", "persist", "--all", "--interval", "1m"],
         vec!["topics"],
         vec!["topics", "describe", "t"],
         vec!["lag", "--max", "5"],

@@ -5,13 +5,15 @@ mod bus_rig;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus_rig::{BusWithoutLeader, LeaderLoss, TransactionMarkers};
+use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
-use qi_cli::{Series, check, dlq, groups, import, migrate, query, replay, tail, topics};
+use qi_cli::{Series, bars, check, dlq, groups, import, maintain, migrate, query, replay, tail, topics};
 use qi_core::bus::{
     Batch, BusPingReport, GroupId, GroupInfo, GroupState, Message, MessageBusExt, PartitionInfo,
     PublishOptions, SeekTo, SubscribeRequest, Subscription, TopicCatalogue, TopicInfo, TopicName,
@@ -19,7 +21,7 @@ use qi_core::bus::{
 };
 use qi_core::layer::{Call, Layer, Layered};
 use qi_core::record::{Level, Owner, SeriesKey};
-use qi_core::store::{BarQuery, StatsQuery};
+use qi_core::store::{BarQuery, BarSource, MaintenanceReport, StatsQuery};
 use qi_core::{
     Bar, BarValues, BookSnapshot, Datasets, ErrorKind, Instrument, Interval, MarketSnapshot, MessageBus,
     Operation, PriceStore, PriceStoreExt as _, PriceTick, Quote, QuoteValues, Result, Scope, SnapshotValues,
@@ -28,7 +30,7 @@ use qi_core::{
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
-use qi_testkit::mock::MockBus;
+use qi_testkit::mock::{MockBus, MockStore};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig, RetentionConfig, RetentionRule};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -940,6 +942,67 @@ async fn figures_and_series_are_shown() {
     assert_eq!(list(MarketSnapshot::DATASET, None, 10).await.len(), 2);
 }
 
+/// Returns a store with these reports: watermark, target, ticks, stale marks. The last one repeats.
+fn maintained_store(reports: Vec<(i64, i64, u64, u64)>) -> MockStore {
+    let (mut store, mut call) = (MockStore::new(), 0);
+    store.expect_maintain().returning(move |_| {
+        let (watermark, target, ticks, stale) = reports[call.min(reports.len() - 1)];
+        call += 1;
+        let time =
+            |hour: i64| Some(Timestamp::from_secs(1_700_000_000 / 3_600 * 3_600 + hour * 3_600).unwrap());
+        let mut report = MaintenanceReport::default();
+        (report.watermark, report.target) = (time(watermark), time(target));
+        (report.ticks, report.rebuilt, report.stale) = (ticks, 0, stale);
+        Ok(report)
+    });
+    store
+}
+
+#[tokio::test(start_paused = true)]
+async fn maintain_ends_without_steps_progress_or_budget() {
+    let run = async |reports: Vec<_>, budget| {
+        maintain::run(&maintained_store(reports), None, budget).await.unwrap()
+    };
+    let complete = run(vec![(1, 3, 10, 0), (2, 3, 0, 0), (3, 3, 5, 0), (9, 9, 9, 9)], None).await;
+    assert!(complete.is_complete() && complete.is_enabled());
+    let listing = complete.listing("timescale");
+    assert_eq!((&listing.rows()[0][3], &listing.rows()[0][5]), (&Value::from(15), &Value::from(0)));
+    let without_progress = run(vec![(1, 3, 10, 0), (1, 3, 0, 2), (3, 3, 0, 0)], None).await;
+    assert!(!without_progress.is_complete() && without_progress.is_enabled());
+    assert_eq!(without_progress.listing("timescale").rows()[0][5], Value::from(2));
+    let out_of_time = run(vec![(1, 9, 10, 0), (9, 9, 10, 0)], Some(Duration::ZERO)).await;
+    assert!(!out_of_time.is_complete());
+    let none = maintain::run(&MemoryStore::default(), None, None).await.unwrap();
+    assert!(!none.is_complete() && !none.is_enabled());
+}
+
+/// Returns a plan for the bars of all instruments.
+fn persist_plan() -> bars::Plan {
+    let (interval, until) = (Interval::M1, Timestamp::MAX);
+    bars::Plan { instruments: Vec::new(), interval, since: None, until, overwrite: false }
+}
+
+#[tokio::test]
+async fn a_stopped_persist_continues() {
+    let store = full().await;
+    let name: Instrument = "sim:A0000-USDT".parse().unwrap();
+    let query = BarQuery::new(name, Interval::M1, TimeRange::ALL);
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let stopped = bars::persist(&*store, persist_plan(), &stop, &AtomicU64::default()).await.unwrap();
+    assert!(stopped.interrupted && stopped.listing().rows().is_empty());
+    let compared = AtomicU64::default();
+    let stop = CancellationToken::new();
+    // The other stored bars of this instrument are later than its ticks or earlier.
+    let plan = bars::Plan { since: Some(Timestamp::MIN), ..persist_plan() };
+    let done = bars::persist(&*store, plan, &stop, &compared).await.unwrap();
+    assert_eq!((done.interrupted, done.kept(), done.listing().rows().len()), (false, 0, 2));
+    let stored: Vec<Bar> = store.bar_stream(query.clone(), BarSource::Stored).try_collect().await.unwrap();
+    let derived: Vec<Bar> = store.bar_stream(query, BarSource::Derived).try_collect().await.unwrap();
+    assert!(!derived.is_empty() && derived.iter().all(|bar| stored.contains(bar)));
+    assert!(compared.load(Ordering::Relaxed) >= derived.len() as u64);
+}
+
 /// Every table of the tool fits the width, with long names and numbers.
 #[tokio::test]
 async fn every_table_fits_80_and_120_columns() {
@@ -980,6 +1043,8 @@ async fn every_table_fits_80_and_120_columns() {
     };
     let redriven = dlq::redrive(&*bus, &redrive, &stop, |_| {}).await.unwrap();
     let counted = dlq::list(&*bus, None, &selection, &stop).await.unwrap();
+    let maintained = maintain::run(&maintained_store(vec![(5, 5, 10_000_000, 0)]), None, None).await.unwrap();
+    let persisted = bars::persist(&*store, persist_plan(), &stop, &AtomicU64::default()).await.unwrap();
     let mut listings = vec![
         ("check", findings.listing()),
         ("migrate", migrated),
@@ -997,6 +1062,8 @@ async fn every_table_fits_80_and_120_columns() {
         ("dlq show", dead.listing(Format::Table)),
         ("dlq redrive", redriven.listing()),
         ("import", import::ImportReport::default().listing()),
+        ("maintain", maintained.listing("timescale")),
+        ("bars persist", persisted.listing()),
     ];
     for dataset in Datasets::standard().iter() {
         let interval = dataset.interval().map(|_| Interval::D1);

@@ -1,32 +1,154 @@
-//! The agent that materializes bars.
+//! [`Maintenance`]: an agent that materializes bars.
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::agent::{Agent, AgentContext};
-use crate::store::MaintainRequest;
-use crate::{PriceStore, Result, async_trait};
+use crate::store::{MaintainRequest, MaintenanceReport};
+use crate::telemetry::{
+    MAINTENANCE_AGE, MAINTENANCE_DURATION, MAINTENANCE_REBUILT, MAINTENANCE_STALE, MAINTENANCE_TICKS,
+};
+use crate::{Backoff, Error, PriceStore, Result, RetryAdvice, Timestamp, async_trait};
+
+/// The shortest time between two calls that leave no step.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An agent that calls [`PriceStore::maintain`] on a schedule. One agent for each store is enough; further agents are
 /// safe.
+///
+/// - While steps are left and the last call made progress, the next call follows at once. Otherwise, it follows after
+///   the interval.
+/// - A retryable error is retried with backoff, without a limit. Meanwhile the agent is degraded, and the log has one
+///   warning for each outage. Another error ends the agent with this error.
+/// - A stop drops the call in progress. [`PriceStore::maintain`] is safe to kill at any point.
+/// - A store that materializes no bars is called too, because `qi migrate` may switch materialization on later.
+///
+/// The agent sends a heartbeat after each call. A watchdog must therefore wait longer than the
+/// [budget](Maintenance::with_budget) and one step: at least two minutes with the default budget.
+/// [`guide::materialized_bars`](crate::guide::materialized_bars) describes the steps, and the metrics of the agent are
+/// in [`guide::observability`](crate::guide::observability).
+///
+/// ```
+/// use std::sync::Arc;
+/// use qi_core::agent::{AgentRuntime, AgentSpec};
+/// use qi_core::{Maintenance, PriceStore, Result};
+///
+/// async fn maintain(store: Arc<dyn PriceStore>) -> Result<()> {
+///     let spec = AgentSpec::new("maintenance", move || Maintenance::new(store.clone()));
+///     let runtime = AgentRuntime::builder().agent(spec).build()?;
+///     runtime.run_until(async { drop(tokio::signal::ctrl_c().await) }).await.result()
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Maintenance<S> {
     store: S,
     interval: Duration,
+    request: MaintainRequest,
+    backoff: Backoff,
+    /// The watermark of the last report.
+    watermark: Option<Timestamp>,
 }
 
 impl<S: PriceStore> Maintenance<S> {
-    /// Creates an agent that maintains `store` every minute.
+    /// Creates an agent that maintains `store` every minute. The delays after retryable errors are 100 ms, doubling up
+    /// to 10 s, with a jitter of 0.5.
     pub fn new(store: S) -> Self {
-        Self { store, interval: Duration::from_mins(1) }
+        Self {
+            store,
+            interval: Duration::from_mins(1),
+            request: MaintainRequest::default(),
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)).with_jitter(0.5),
+            watermark: None,
+        }
+    }
+
+    /// Sets the time between a call that leaves no step, or makes no progress, and the next call. Defaults to one
+    /// minute. A value below one second counts as one second.
+    #[must_use]
+    pub fn with_interval(mut self, interval: Duration) -> Self {
+        self.interval = interval.max(MIN_INTERVAL);
+        self
+    }
+
+    /// Sets the time after which a call starts no further step; see [`MaintainRequest::budget`]. Defaults to one
+    /// minute.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Duration) -> Self {
+        self.request = self.request.with_budget(budget);
+        self
+    }
+
+    /// Sets the delays after retryable errors.
+    #[must_use]
+    pub fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Records the metrics of a call. After an error, the age of the known watermark grows.
+    fn measure(&self, backend: &'static str, began: Instant, now: Timestamp, report: &MaintenanceReport) {
+        metrics::histogram!(MAINTENANCE_DURATION.name, "backend" => backend)
+            .record(began.elapsed().as_secs_f64());
+        metrics::counter!(MAINTENANCE_TICKS.name, "backend" => backend).increment(report.ticks);
+        metrics::counter!(MAINTENANCE_REBUILT.name, "backend" => backend).increment(report.rebuilt);
+        if let Some(watermark) = self.watermark {
+            metrics::gauge!(MAINTENANCE_AGE.name, "backend" => backend)
+                .set(now.duration_since(watermark).as_secs_f64());
+        }
+    }
+
+    fn retry_delay(&self, failures: u32, error: &Error) -> Duration {
+        let delay = self.backoff.delay(failures, fastrand::f64());
+        if let RetryAdvice::After(min) = error.retry() { delay.max(min) } else { delay }
     }
 }
 
 #[async_trait]
 impl<S: PriceStore> Agent for Maintenance<S> {
     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+        let backend = self.store.info().backend;
+        let mut failures = 0;
+        let mut is_first_report = true;
         loop {
-            self.store.maintain(&MaintainRequest::default()).await?;
-            if cx.sleep(self.interval).await.is_none() {
+            let began = Instant::now();
+            let Some(result) = cx.until_cancelled(self.store.maintain(&self.request)).await else {
+                return Ok(());
+            };
+            cx.heartbeat();
+            let delay = match result {
+                Ok(report) => {
+                    let made_progress = report.made_progress(self.watermark);
+                    self.watermark = report.watermark;
+                    self.measure(backend, began, cx.now(), &report);
+                    if report.watermark.is_some() {
+                        #[expect(clippy::cast_precision_loss, reason = "far below 2^52 marks")]
+                        metrics::gauge!(MAINTENANCE_STALE.name, "backend" => backend)
+                            .set(report.stale as f64);
+                    } else if is_first_report {
+                        tracing::info!(backend, "the store materializes no bars");
+                    }
+                    is_first_report = false;
+                    if std::mem::take(&mut failures) > 0 {
+                        cx.healthy();
+                    }
+                    if made_progress && !report.is_complete() {
+                        continue;
+                    }
+                    self.interval
+                }
+                Err(error) if error.retry().is_retryable() => {
+                    self.measure(backend, began, cx.now(), &MaintenanceReport::default());
+                    if failures == 0 {
+                        tracing::warn!(backend, error = %error.report(), "maintenance failed and is retried");
+                    }
+                    failures += 1;
+                    cx.degraded(format_args!("maintain: {}", error.code()));
+                    self.retry_delay(failures, &error)
+                }
+                Err(error) => return Err(error),
+            };
+            if cx.sleep(delay).await.is_none() {
                 return Ok(());
             }
         }

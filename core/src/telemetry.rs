@@ -108,6 +108,16 @@ metrics_table! {
         "Time of a stage for a batch, with retries: decode, store, dead_letters, commit.";
     INGEST_RETRIES: Counter "qi_ingest_retries_total" in Count by ["dataset", "stage", "kind"],
         "Failed calls that an ingest repeats: receive, store, dead_letters, commit.";
+    MAINTENANCE_AGE: Gauge "qi_maintenance_watermark_age_seconds" in Seconds by ["backend"],
+        "Time from the watermark of the materialized bars to the last call of maintain.";
+    MAINTENANCE_STALE: Gauge "qi_maintenance_stale_marks" in Count by ["backend"],
+        "Stale marks after the last call of maintain.";
+    MAINTENANCE_REBUILT: Counter "qi_maintenance_rebuilt_marks_total" in Count by ["backend"],
+        "Stale marks that were removed by a rebuild of their hours.";
+    MAINTENANCE_TICKS: Counter "qi_maintenance_ticks_total" in Count by ["backend"],
+        "Ticks from which new hours were materialized.";
+    MAINTENANCE_DURATION: Histogram "qi_maintenance_duration_seconds" in Seconds by ["backend"],
+        "Duration of the calls of maintain, also of failed calls.";
     RETRIES: Counter "qi_retries_total" in Count by ["port", "backend", "operation", "kind"],
         "Attempts after the first, by the error of the previous attempt.";
     CIRCUIT_STATE: Gauge "qi_circuit_state" in Count by ["port", "backend"],

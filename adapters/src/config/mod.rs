@@ -49,7 +49,7 @@ use std::sync::Arc;
 
 use qi_core::Datasets;
 use qi_core::bus::TopicCatalogue;
-use qi_core::layer::{NoPropagator, Propagator};
+use qi_core::layer::{NoPropagator, Propagator, PurgeGuard};
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use crate::clickhouse::ClickHouseConfig;
@@ -153,7 +153,8 @@ impl Config {
     /// `Config`, as for [`Config::open_store`].
     pub fn open_store_without_schema(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.open_bare_store(backend)?;
-        Ok(self.store.layers()?.with_propagator(self.propagator.clone()).wrap_store(store))
+        let layers = self.store.layers()?.with_propagator(self.propagator.clone());
+        Ok(self.guard_purges(layers.wrap_store(store)))
     }
 
     /// Opens a store of the file without `auto_schema`, and pings it once. The layer `Retry` does not repeat this ping, so
@@ -169,12 +170,25 @@ impl Config {
         once.retry = None;
         match once.wrap_store(store.clone()).ping().await {
             Err(error) if error.retry().is_retryable() => Err(error),
-            _ => Ok(layers.wrap_store(store)),
+            _ => Ok(self.guard_purges(layers.wrap_store(store))),
         }
     }
 
     fn open_bare_store(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
-        self.backends.open_store(backend, &self.store).map_err(|error| self.root.with_origin(error))
+        let store = self.backends.open_store(backend, &self.store);
+        let checked = store.and_then(|store| {
+            self.store.known.check_retention(&store.info())?;
+            Ok(store)
+        });
+        checked.map_err(|error| self.root.with_origin(error))
+    }
+
+    /// Wraps a store in the guard of `purge_requires_bars`.
+    fn guard_purges(&self, store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
+        match self.store.known.purge_requires_bars {
+            Some(interval) => Arc::new(PurgeGuard::new(store, interval)),
+            None => store,
+        }
     }
 
     /// Opens the configured bus and wraps it in its layers. Performs no I/O.

@@ -8,7 +8,8 @@ use qi_core::Datasets;
 use qi_core::bus::{Encoding, TopicCatalogue, TopicName, TopicSpec};
 use qi_core::domain::duration;
 use qi_core::layer::LayerStack;
-use qi_core::{Error, ErrorKind, Result, ResultExt as _};
+use qi_core::store::{Retention, StoreInfo};
+use qi_core::{Error, ErrorKind, Interval, PriceTick, Result, ResultExt as _};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -114,10 +115,35 @@ impl<K: PortKeys> Port<K> {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct StoreSection {
     pub(super) auto_schema: bool,
+    /// The interval whose stored bars a purge of ticks requires.
+    pub(super) purge_requires_bars: Option<Interval>,
+}
+
+impl StoreSection {
+    /// Checks that the guard of purges is not bypassed by an automatic removal of ticks.
+    ///
+    /// # Errors
+    /// `Config` if the store removes ticks automatically and `purge_requires_bars` is set.
+    pub(super) fn check_retention(&self, info: &StoreInfo) -> Result<()> {
+        let Some(interval) = self.purge_requires_bars else { return Ok(()) };
+        let is_of_ticks = |retention: &Retention| match retention {
+            Retention::Age(dataset, _) | Retention::RowsPerSeries(dataset, _) => {
+                *dataset == PriceTick::DATASET
+            }
+            _ => false,
+        };
+        if !info.retention.iter().any(is_of_ticks) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Config, "config.value", "open")
+            .with_message("must not be set together with a retention of ticks, which checks no bars")
+            .with_context("key", "store.purge_requires_bars")
+            .with_context("value", interval))
+    }
 }
 
 impl PortKeys for StoreSection {
-    const KEYS: &'static [&'static str] = &["auto_schema"];
+    const KEYS: &'static [&'static str] = &["auto_schema", "purge_requires_bars"];
 
     fn check(name: &str, section: &Section) -> Result<bool> {
         match name {

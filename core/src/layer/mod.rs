@@ -6,8 +6,8 @@
 //!
 //! [`guide::layers`](crate::guide::layers) describes each layer and shows how to write one.
 //!
-//! [`Retry`] implements the ports directly, because only a retry repeats a call. [`LayerStack`] composes all layers of
-//! this module in a fixed order.
+//! [`Retry`] implements the ports directly, because only a retry repeats a call. [`LayerStack`] composes all layers in a
+//! fixed order. [`PurgeGuard`] is outside the stack.
 //!
 //! ```
 //! use qi_core::layer::{Layered, Retry, RetryConfig, Timeout, TimeoutConfig};
@@ -24,6 +24,7 @@ mod limit;
 mod metered;
 mod ports;
 mod propagator;
+mod purge_guard;
 mod retry;
 mod stack;
 mod timeout;
@@ -34,6 +35,7 @@ pub use layered::{Call, Layer, Layered};
 pub use limit::{Limit, LimitConfig};
 pub use metered::Metered;
 pub use propagator::{NoPropagator, Propagator};
+pub use purge_guard::PurgeGuard;
 pub use retry::{Retry, RetryConfig};
 pub use stack::LayerStack;
 pub use timeout::{Timeout, TimeoutConfig};

@@ -1,10 +1,10 @@
-//! The three ports, implemented for [`Layered`] and [`Retry`]. Macros list each method once.
+//! The three ports, implemented for [`Layered`], [`Retry`] and [`PurgeGuard`]. Macros list each method once.
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use super::{Call, Layer, Layered, Retry};
+use super::{Call, Layer, Layered, PurgeGuard, Retry};
 use crate::bus::{
     Assignment, Batch, BusInfo, BusPingReport, CloseReport, Committed, GroupInfo, GroupQuery, Message,
     MessageBus, Offsets, PublishOptions, PublishReport, ReaderRequest, SeekTo, SubscribeRequest,
@@ -157,6 +157,14 @@ macro_rules! retried {
     };
 }
 
+/// Passes every call to the inner store, and guards purges.
+macro_rules! guarded {
+    ($self:ident, $call:expr, purge_before($dataset:ident, $cutoff:ident)) => {
+        Box::pin($self.purge($dataset, $cutoff))
+    };
+    ($self:ident, $call:expr, $method:ident($($argument:ident),*)) => { $self.inner.$method($($argument),*) };
+}
+
 #[deny(clippy::missing_trait_methods)]
 impl<S: PriceStore, L: Layer> PriceStore for Layered<S, L> {
     price_store!(layered);
@@ -165,6 +173,11 @@ impl<S: PriceStore, L: Layer> PriceStore for Layered<S, L> {
 #[deny(clippy::missing_trait_methods)]
 impl<S: PriceStore> PriceStore for Retry<S> {
     price_store!(retried);
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<S: PriceStore> PriceStore for PurgeGuard<S> {
+    price_store!(guarded);
 }
 
 #[deny(clippy::missing_trait_methods)]

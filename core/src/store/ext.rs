@@ -10,8 +10,8 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use super::analytics::{self, BarSource, Change, FilledBar, Movers, MoversQuery};
 use super::{
     BarQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery, LatestRequest,
-    MAX_PAGE, Page, PriceStore, RangeQuery, RangeRequest, RecordPage, SeriesRequest, SeriesSummary,
-    SnapshotQuery, StatsQuery, StorePingReport,
+    MAX_PAGE, Page, PersistReport, PersistRequest, PriceStore, RangeQuery, RangeRequest, RecordPage,
+    SeriesRequest, SeriesSummary, SnapshotQuery, StatsQuery, StorePingReport, persist,
 };
 use crate::record::{Dataset, Record, Series, SeriesKey, Slice};
 use crate::{
@@ -346,6 +346,45 @@ pub trait PriceStoreExt: PriceStore {
     ) -> impl Future<Output = Result<Option<Bar>>> + Send {
         let query = LatestBarsQuery::new(interval, Selection::one(instrument.clone()));
         async move { Ok(self.latest_bars(&query).await?.items.pop()) }
+    }
+
+    /// Writes the closed derived bars of an instrument and interval as stored bars, so that they outlast their ticks.
+    /// The method compares derived and stored bars page by page, and writes only bars that are missing or different.
+    /// Stored bars without ticks are unchanged.
+    ///
+    /// The call can be repeated, and several calls may run at once. After an error or a kill, the same request continues
+    /// with the first page that is not complete, at the cost of reading the complete pages again. To skip them, use
+    /// [`persist_bar_pages`](Self::persist_bar_pages) and [`PersistReport::resume`]. A tick that is written, corrected or
+    /// deleted later changes the derived bar and not the stored bar, until a request that includes this bar runs again.
+    ///
+    /// A stored bar that counts more ticks than the derived bar is kept, because a purge has probably removed ticks of its
+    /// bucket. [`PersistRequest::overwrite`] replaces such bars too.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use qi_core::store::{PersistRequest, PriceStoreExt};
+    /// use qi_core::{Instrument, Interval, PriceStore, Result, Timestamp};
+    ///
+    /// /// Persists the bars of the last day. Ticks that are up to ten minutes late are part of their bars.
+    /// async fn persist_day(store: &dyn PriceStore, instrument: Instrument) -> Result<u64> {
+    ///     let until = Timestamp::now().checked_sub(Duration::from_mins(10)).unwrap_or(Timestamp::MIN);
+    ///     let since = until.checked_sub(Duration::from_hours(24)).unwrap_or(Timestamp::MIN);
+    ///     let request = PersistRequest::new(instrument, Interval::M1, until).with_since(since);
+    ///     Ok(store.persist_bars(request).await?.written)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`PriceStore::derived_bars`], [`PriceStore::range`] and [`PriceStore::insert`]. Bars before the
+    /// error are stored.
+    fn persist_bars(&self, request: PersistRequest) -> impl Future<Output = Result<PersistReport>> + Send {
+        persist::persist(self, request)
+    }
+
+    /// Does what [`persist_bars`](Self::persist_bars) does, and returns a report after each written page. Dropping the
+    /// stream stops between two pages, and `since` = [`PersistReport::resume`] continues.
+    fn persist_bar_pages(&self, request: PersistRequest) -> BoxStream<'_, Result<PersistReport>> {
+        persist::persist_pages(self, request)
     }
 
     /// Writes snapshots.

@@ -8,6 +8,7 @@ mod cursor;
 mod ext;
 pub mod kit;
 mod page;
+mod persist;
 mod port;
 mod query;
 mod report;
@@ -16,6 +17,8 @@ pub use analytics::{BarSource, Change, FilledBar, Movers, MoversQuery};
 pub use cursor::{Anchor, Cursor, QueryFingerprint};
 pub use ext::PriceStoreExt;
 pub use page::{ArrowPage, MAX_PAGE, Page, PageRequest, RecordPage};
+pub use persist::{PersistReport, PersistRequest};
+pub(crate) use persist::{closed_bars, compare_page, has_lost_ticks};
 pub use port::PriceStore;
 pub use query::{
     BarQuery, DeleteQuery, Derived, InstrumentQuery, LatestBarsQuery, LatestQuery, LatestRequest,

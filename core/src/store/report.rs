@@ -96,6 +96,12 @@ impl MaintenanceReport {
     pub fn is_complete(&self) -> bool {
         self.watermark >= self.target && self.stale == 0
     }
+
+    /// Returns whether the call did work: it materialized ticks, rebuilt hours, or moved the watermark beyond `earlier`, the
+    /// watermark of the previous report.
+    pub fn made_progress(&self, earlier: Option<Timestamp>) -> bool {
+        self.ticks > 0 || self.rebuilt > 0 || self.watermark > earlier
+    }
 }
 
 /// The result of `ping`.
