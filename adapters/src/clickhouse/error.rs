@@ -89,6 +89,9 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (40, "CHECKSUM_DOESNT_MATCH", ErrorKind::CorruptData, "store.clickhouse.checksum"),
 ];
 
+/// The code of a missing right.
+pub(super) const ACCESS_DENIED: u16 = 497;
+
 /// The code of a table that does not exist.
 pub(super) const NO_TABLE: u16 = 60;
 

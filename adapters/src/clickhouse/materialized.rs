@@ -15,7 +15,7 @@ use qi_core::{Instrument, Interval, PriceTick, TimeRange, Timestamp};
 
 use super::config::ClickHouseConfig;
 use super::connect::{execute, rows};
-use super::error::{Cause, NO_TABLE, VIOLATED_CONSTRAINT};
+use super::error::{ACCESS_DENIED, Cause, NO_TABLE, VIOLATED_CONSTRAINT};
 use super::store::ClickHouseStore;
 use super::table::{TableLocation, literal};
 
@@ -59,7 +59,8 @@ impl ClickHouseStore {
         let read_at = Instant::now();
         let sql = format!("SELECT max(announced) FROM {}", self.bars_table(STATE_TABLE));
         let announced = match rows(&self.inner.connections.read_client, &sql, |row| Ok(row.i64()?)).await {
-            Err(cause) if cause.has_code(NO_TABLE) => None,
+            // Without the right to read the table, ticks are read, and the constraint rejects writes.
+            Err(cause) if cause.has_code(NO_TABLE) || cause.has_code(ACCESS_DENIED) => None,
             found => Some(time(found?.first().copied().unwrap_or(0))),
         };
         let state = BarsState { announced, read_at };

@@ -12,7 +12,7 @@ use qi_core::store::kit::evolution;
 
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, execute, rows};
-use super::error::{Cause, NO_TABLE};
+use super::error::{ACCESS_DENIED, Cause, NO_TABLE};
 use super::materialized;
 use super::table::{FIRST_DATASETS, StoredColumn, Table, TableLocation, is_wider, literal};
 use super::wire::Reader;
@@ -113,9 +113,6 @@ const INDEX_GRANULARITY: usize = 2048;
 
 /// The error code for a database that does not exist.
 const NO_DATABASE: u16 = 81;
-
-/// The error code for a missing right.
-const ACCESS_DENIED: u16 = 497;
 
 /// The table that records the migration steps.
 const MIGRATIONS_TABLE: &str = "qi_migrations";
