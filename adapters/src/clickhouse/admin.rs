@@ -87,7 +87,7 @@ impl ClickHouseStore {
             self.add_marks(&ranges, Duration::ZERO).await?;
             self.remove_marks(&ids).await
         };
-        self.check_bars_state(outcome.await)
+        self.check_bars_state(outcome.await, true).await
     }
 
     async fn delete_selected(&self, table: &Table, query: &DeleteQuery) -> Result<(), Cause> {

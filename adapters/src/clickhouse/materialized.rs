@@ -68,19 +68,21 @@ impl ClickHouseStore {
         Ok(state)
     }
 
-    /// Replaces the error of a change that shows that materialized bars were switched on or off. A retry of the call
-    /// reads the state again.
-    pub(super) fn check_bars_state<T>(&self, outcome: Result<T, Cause>) -> Result<T, Cause> {
-        let is_outdated = |cause: &Cause| cause.has_code(NO_TABLE) || cause.has_code(VIOLATED_CONSTRAINT);
-        if !outcome.as_ref().is_err_and(is_outdated) {
-            return outcome;
+    /// Replaces the error of a change that failed because materialized bars were switched on or off. `is_marked` is true
+    /// if the change added marks.
+    pub(super) async fn check_bars_state<T>(
+        &self,
+        outcome: Result<T, Cause>,
+        is_marked: bool,
+    ) -> Result<T, Cause> {
+        let is_outdated =
+            |cause: &Cause| cause.has_code(VIOLATED_CONSTRAINT) || (is_marked && cause.has_code(NO_TABLE));
+        if outcome.as_ref().is_err_and(is_outdated)
+            && self.bars_state(true).await?.announced.is_some() != is_marked
+        {
+            return Err(Cause::ConcurrentChange);
         }
-        let known = self.inner.bars_state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        match (outcome, known) {
-            // Without materialized bars, only the table of the ticks can be missing.
-            (Err(cause), Some(BarsState { announced: None, .. })) if cause.has_code(NO_TABLE) => Err(cause),
-            _ => Err(Cause::ConcurrentChange),
-        }
+        outcome
     }
 
     /// Adds marks. They settle after `wait`. Returns their ids.

@@ -83,7 +83,7 @@ impl ClickHouseStore {
             Ok(report)
         };
         let outcome = outcome.await;
-        if is_ticks { self.check_bars_state(outcome) } else { outcome }
+        if is_ticks { self.check_bars_state(outcome, marked.is_some()).await } else { outcome }
     }
 
     /// Adds marks for the hours of sorted ticks before the announced watermark.
