@@ -66,13 +66,13 @@ async fn a_purge_of_ticks_requires_stored_bars_if_configured() {
         assert!(store.to_string().starts_with("PurgeGuard(Traced("), "{store}");
         let tick = PriceTick::new(
             "x:Y".parse().unwrap(),
-            Timestamp::from_secs(60).unwrap(),
+            Timestamp::from_secs(1_700_000_040).unwrap(),
             1,
             "1".parse().unwrap(),
         );
         let tick = tick.unwrap();
         store.insert_tick(&tick).await.unwrap();
-        let cutoff = Timestamp::from_secs(120).unwrap();
+        let cutoff = Timestamp::from_secs(1_700_000_100).unwrap();
         let error = store.purge_before(PriceTick::DATASET, cutoff).await.unwrap_err();
         assert_eq!(error.code(), "layer.purge_guard.bars");
         let request = PersistRequest::new(tick.instrument().clone(), Interval::M1, cutoff);

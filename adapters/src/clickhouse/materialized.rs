@@ -16,7 +16,7 @@ use qi_core::{Instrument, Interval, PriceTick, TimeRange, Timestamp};
 use super::config::ClickHouseConfig;
 use super::connect::{execute, rows};
 use super::error::{ACCESS_DENIED, Cause, NO_TABLE, VIOLATED_CONSTRAINT};
-use super::store::ClickHouseStore;
+use super::store::{BarsState, ClickHouseStore};
 use super::table::{TableLocation, literal};
 
 /// The name of the table of the watermarks. The database has materialized bars if and only if it exists.
@@ -31,15 +31,6 @@ const STATE_TTL: Duration = Duration::from_secs(5);
 
 /// The maximum number of marks in one request.
 const MAX_MARKS: usize = 5_000;
-
-/// The state of the materialized bars, as a writer read it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BarsState {
-    /// The announced watermark. None if the database has no materialized bars.
-    pub(super) announced: Option<Timestamp>,
-    /// The time before the state was read.
-    pub(super) read_at: Instant,
-}
 
 /// Hours whose bars are stale. Without an instrument, the hours of all instruments.
 pub(super) type StaleRange = (Option<Instrument>, TimeRange);
@@ -61,7 +52,7 @@ impl ClickHouseStore {
         let announced = match rows(&self.inner.connections.read_client, &sql, |row| Ok(row.i64()?)).await {
             // Without the right to read the table, ticks are read, and the constraint rejects writes.
             Err(cause) if cause.has_code(NO_TABLE) || cause.has_code(ACCESS_DENIED) => None,
-            found => Some(time(found?.first().copied().unwrap_or(0))),
+            found => found?.first().copied().map(time),
         };
         let state = BarsState { announced, read_at };
         *cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(state);

@@ -18,7 +18,6 @@ use super::BACKEND;
 use super::config::ClickHouseConfig;
 use super::connect::{self, Connections};
 use super::error::{self, Cause, NO_TABLE};
-use super::materialized::BarsState;
 use super::schema;
 use super::table::{self, Table, TableLocation};
 
@@ -53,6 +52,15 @@ pub(super) struct Inner {
     pub(super) bars_state: Mutex<Option<BarsState>>,
     /// True after the first warning about settings that differ.
     warned_of_differences: AtomicBool,
+}
+
+/// The state of the materialized bars, as a writer read it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BarsState {
+    /// The announced watermark. None if the database has no materialized bars.
+    pub(super) announced: Option<Timestamp>,
+    /// The time before the state was read.
+    pub(super) read_at: Instant,
 }
 
 impl ClickHouseStore {

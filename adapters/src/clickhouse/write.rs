@@ -9,9 +9,9 @@ use qi_core::store::kit::{Entry, SeriesRanks, entries};
 use qi_core::{Interval, Operation, PriceTick, TimeRange, Timestamp};
 
 use super::error::Cause;
-use super::materialized::{BarsState, MARKED_COMMENT, StaleRange};
+use super::materialized::{MARKED_COMMENT, StaleRange};
 use super::schema;
-use super::store::{ClickHouseStore, Inner};
+use super::store::{BarsState, ClickHouseStore, Inner};
 use super::table::{Table, write_record};
 use super::wire::Writer;
 
