@@ -251,7 +251,8 @@ async fn an_insert_rejected_early_returns_the_server_error() {
     let refusal = response("404 Not Found", "X-ClickHouse-Exception-Code: 60\r\n", text);
     for count in [1, 300_000] {
         let probe = Reaction::Respond(response("200 OK", "", &1_u64.to_le_bytes()));
-        let store = server(vec![probe, Reaction::RespondEarly(refusal.clone())]).await;
+        let no_bars = Reaction::Respond(refusal.clone());
+        let store = server(vec![no_bars, probe, Reaction::RespondEarly(refusal.clone())]).await;
         let error = store.insert_ticks(&ticks(count)).await.unwrap_err();
         assert_eq!(
             kind_code_retry(&error),

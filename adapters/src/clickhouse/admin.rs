@@ -9,7 +9,7 @@ use qi_core::{PriceTick, Selection, TimeRange, Timestamp};
 
 use super::connect::{execute, rows};
 use super::error::Cause;
-use super::materialized::StaleRange;
+use super::marks::StaleRange;
 use super::read::{range_condition, time_literal};
 use super::store::ClickHouseStore;
 use super::table::{Table, TableLocation, literal, read_time};

@@ -20,6 +20,8 @@ mod levels;
 #[cfg(feature = "clickhouse")]
 mod maintenance;
 #[cfg(feature = "clickhouse")]
+mod marks;
+#[cfg(feature = "clickhouse")]
 mod materialized;
 #[cfg(feature = "clickhouse")]
 mod read;

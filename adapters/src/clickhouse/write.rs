@@ -9,7 +9,8 @@ use qi_core::store::kit::{Entry, SeriesRanks, entries};
 use qi_core::{Interval, Operation, PriceTick, TimeRange, Timestamp};
 
 use super::error::Cause;
-use super::materialized::{MARKED_COMMENT, StaleRange};
+use super::marks::StaleRange;
+use super::materialized::MARKED_COMMENT;
 use super::schema;
 use super::store::{BarsState, ClickHouseStore, Inner};
 use super::table::{Table, write_record};
