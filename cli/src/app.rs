@@ -35,7 +35,7 @@ use crate::arguments::{
 use crate::exit::{FAILED, USAGE};
 use crate::output::{Format, Listing, printable, text};
 use crate::session::{MEMORY, Session, warn_of_memory};
-use crate::{Series, check, copy, dlq, exit, groups, import, migrate, query, replay, tail, topics};
+use crate::{Series, check, copy, coverage, dlq, exit, groups, import, migrate, query, replay, tail, topics};
 
 /// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus. A slow statement is
 /// normal for a tool that reads complete stores.
@@ -246,6 +246,17 @@ async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result
             Ok(true)
         }
         Command::Query(query) => ask(session, query, format).await,
+        Command::Coverage { instruments, unknown, max_unknown, limit } => {
+            let named = instruments.clone();
+            let report = coverage::read(&*session.store().await?, instruments, unknown).await?;
+            show_part(report.listing.clone(), limit, format)?;
+            let Some(max) = max_unknown else { return Ok(true) };
+            let problems = report.above(&named, max);
+            for problem in &problems {
+                say(format_args!("{problem}"));
+            }
+            Ok(problems.is_empty())
+        }
         #[cfg(feature = "chart")]
         Command::Chart(arguments) => {
             match stop.graceful.run_until_cancelled(draw(session, arguments)).await {

@@ -161,6 +161,7 @@ pub mod guide {
         hardening "docs/hardening.md",
         ingest "docs/ingest.md",
         layers "docs/layers.md",
+        live "docs/live.md",
         observability "docs/observability.md",
         operations "docs/operations.md",
         performance "docs/performance.md",
