@@ -36,7 +36,8 @@ use crate::exit::{FAILED, USAGE};
 use crate::output::{Format, Listing, printable, text};
 use crate::session::{MEMORY, Session, warn_of_memory};
 use crate::{
-    Series, bars, check, copy, dlq, exit, groups, import, maintain, migrate, query, replay, tail, topics,
+    Series, bars, check, copy, coverage, dlq, exit, groups, import, maintain, migrate, query, replay, tail,
+    topics,
 };
 
 /// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus. A slow statement is
@@ -248,6 +249,17 @@ async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result
             Ok(true)
         }
         Command::Query(query) => ask(session, query, format).await,
+        Command::Coverage { instruments, unknown, max_unknown, limit } => {
+            let named = instruments.clone();
+            let report = coverage::read(&*session.store().await?, instruments, unknown).await?;
+            show_part(report.listing.clone(), limit, format)?;
+            let Some(max) = max_unknown else { return Ok(true) };
+            let problems = report.above(&named, max);
+            for problem in &problems {
+                say(format_args!("{problem}"));
+            }
+            Ok(problems.is_empty())
+        }
         #[cfg(feature = "chart")]
         Command::Chart(arguments) => {
             match stop.graceful.run_until_cancelled(draw(session, arguments)).await {

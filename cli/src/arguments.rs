@@ -9,6 +9,7 @@ use qi_core::Datasets;
 use qi_core::bus::{DeadLetters, GroupId, SeekTo, TopicName};
 use qi_core::record::{Dataset, SeriesType};
 use qi_core::{Error, ErrorKind, Exchange, Instrument, Interval, Result, TimeRange, Timestamp};
+use qi_files::coverage::Coverage;
 
 use crate::dlq::Selection;
 use crate::output::Format;
@@ -90,6 +91,22 @@ pub(crate) enum Command {
     /// Shows records of the store. Creates nothing, also with `auto_schema`.
     #[command(subcommand)]
     Query(Query),
+    /// Shows the coverage of trades: the ranges of trade ids that the store has, that the exchange does not have, and
+    /// that are unknown.
+    Coverage {
+        /// Only these instruments. Defaults to all instruments with coverage.
+        #[arg(value_name = "EXCHANGE:SYMBOL")]
+        instruments: Vec<Instrument>,
+        /// Shows only unknown ranges.
+        #[arg(long)]
+        unknown: bool,
+        /// For probes: exit code 1 if an instrument has more unknown ids, or if a named instrument has no coverage.
+        #[arg(long, value_name = "N")]
+        max_unknown: Option<u64>,
+        /// The maximum number of rows.
+        #[arg(long, default_value_t = 1_000)]
+        limit: usize,
+    },
     /// Draws the candles and the volume of an instrument to an SVG or PNG file, and marks the gaps: intervals without
     /// data. Exit code 1 without data.
     #[cfg(feature = "chart")]
@@ -312,7 +329,8 @@ impl Options {
                 | Query::Liquidations { .. }
                 | Query::MarkPrices { .. }
                 | Query::BookSnapshots { .. },
-            ) => return all(program),
+            )
+            | Command::Coverage { .. } => return all(program),
             Command::Copy(arguments) => &arguments.datasets,
             Command::Import(arguments) => &arguments.datasets,
             #[cfg(feature = "archive")]
@@ -324,13 +342,16 @@ impl Options {
     }
 }
 
-/// Returns the datasets of a program and of the library.
+/// Returns the datasets of a program and of the library, with the ledger of coverage.
 fn all(program: &Datasets) -> Datasets {
     let missing = |dataset: &Dataset| program.get(dataset.name()).is_none();
-    Datasets::built_in().iter().filter(missing).fold(program.clone(), |all, dataset| {
-        // A dataset whose tables another dataset has is left out.
-        all.clone().with_dataset(dataset).unwrap_or(all)
-    })
+    Datasets::built_in().iter().chain([Coverage::DATASET]).filter(missing).fold(
+        program.clone(),
+        |all, dataset| {
+            // A dataset whose tables another dataset has is left out.
+            all.clone().with_dataset(dataset).unwrap_or(all)
+        },
+    )
 }
 
 /// Lets the options with datasets accept the datasets of a program.

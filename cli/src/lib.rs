@@ -7,6 +7,7 @@
 //! - [`topics`]: shows topics, and the lag of groups.
 //! - [`groups`]: resets the offsets of groups.
 //! - [`tail`]: shows messages as they arrive.
+//! - [`coverage`]: shows the ranges of trades that the store has, and those that are unknown.
 //! - [`query`]: shows latest records, ranges, bars and instruments.
 //! - `chart`: draws candles, volume and gaps (feature `chart`).
 //! - [`maintain`]: materializes bars.
@@ -30,6 +31,7 @@ pub mod bars;
 pub mod chart;
 pub mod check;
 pub mod copy;
+pub mod coverage;
 pub mod dlq;
 mod exit;
 pub mod groups;

@@ -163,6 +163,7 @@ pub mod guide {
         hardening "docs/hardening.md",
         ingest "docs/ingest.md",
         layers "docs/layers.md",
+        live "docs/live.md",
         materialized_bars "docs/materialized-bars.md",
         observability "docs/observability.md",
         operations "docs/operations.md",

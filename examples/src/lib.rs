@@ -1,11 +1,13 @@
 //! Layer 2 programs, written over the ports only.
 //!
+//! - [`exchanges`]: live trades of exchanges with their coverage, as agents.
 //! - [`pipeline`]: market data through a bus topic and a writer agent into a store, and bars read back.
 //! - [`probes`]: health and metrics over HTTP, for Kubernetes and Prometheus.
 //! - [`market`]: the reading and writing operations of a market data layer, each a few lines.
 
 #![allow(missing_debug_implementations, reason = "agents and jobs are run, not printed")]
 
+pub mod exchanges;
 pub mod market;
 pub mod pipeline;
 pub mod probes;
@@ -37,6 +39,8 @@ mod guides {
     struct IngestPage;
     #[doc = include_str!("../../docs/files.md")]
     struct Files;
+    #[doc = include_str!("../../docs/live.md")]
+    struct LivePage;
     #[doc = include_str!("../../docs/observability.md")]
     struct Observability;
     #[doc = include_str!("../../docs/testing-your-layer-2.md")]

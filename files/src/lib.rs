@@ -32,6 +32,8 @@
 //! of 65,536 timestamps.
 
 mod batch;
+pub mod coverage;
+pub mod fields;
 mod interval;
 mod json;
 mod layout;

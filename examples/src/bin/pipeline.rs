@@ -17,9 +17,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
 use qi_core::bus::GroupInstanceId;
 use qi_core::health::Health;
-use qi_core::{Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
-use qi_examples::pipeline::{Data, Job, JobCounters, Stop, Summary};
+use qi_core::{Datasets, Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
+use qi_examples::pipeline::{Data, Job, JobCounters, Live, Stop, Summary};
 use qi_examples::probes;
+use qi_files::coverage::Coverage;
 use qi_files::{ColumnMap, FileOptions, Format, Progress};
 use qi_testkit::market::{Market, MarketConfig};
 use tokio::net::TcpListener;
@@ -50,6 +51,15 @@ struct Options {
     /// The interval of the candles in the files, if neither file names nor rows contain it.
     #[arg(long, value_name = "INTERVAL", requires = "input")]
     input_interval: Option<Interval>,
+    /// Instruments whose live trades are stored until a stop, instead of the simulated market:
+    /// binance:BTC-USDT,kraken:BTC-USD. The coverage of the store is recorded; `qi coverage` shows it.
+    #[arg(
+        long,
+        value_name = "EXCHANGE:SYMBOL,...",
+        value_delimiter = ',',
+        conflicts_with_all = ["input", "export", "instrument"]
+    )]
+    live: Vec<Instrument>,
     /// The instrument of the files, if they do not contain it; or the simulated instrument to export.
     #[arg(long, value_name = "EXCHANGE:SYMBOL")]
     instrument: Option<Instrument>,
@@ -72,13 +82,13 @@ struct Options {
     #[arg(long, value_name = "NAME")]
     member: Option<GroupInstanceId>,
     /// The number of ticks in the simulated market.
-    #[arg(long, default_value_t = 200_000, conflicts_with = "input")]
+    #[arg(long, default_value_t = 200_000, conflicts_with_all = ["input", "live"])]
     ticks: usize,
     /// The number of instruments in the simulated market.
-    #[arg(long, default_value_t = 10, conflicts_with = "input")]
+    #[arg(long, default_value_t = 10, conflicts_with_all = ["input", "live"])]
     instruments: usize,
     /// The seed of the simulated market.
-    #[arg(long, default_value_t = 1, conflicts_with = "input")]
+    #[arg(long, default_value_t = 1, conflicts_with_all = ["input", "live"])]
     seed: u64,
 }
 
@@ -196,11 +206,18 @@ async fn prepare(
     counters: &Arc<JobCounters>,
 ) -> Result<(Job, Option<Progress>)> {
     let config = match &options.config {
-        Some(path) => Config::load(path)?,
-        None => Config::builder().environment().build()?,
+        Some(path) => Config::builder().file(path),
+        None => Config::builder(),
     };
+    let is_live = !options.live.is_empty();
+    let datasets = if is_live { Datasets::standard().with::<Coverage>()? } else { Datasets::standard() };
+    let config = config.environment().datasets(datasets).build()?;
     let instrument = options.instrument;
-    let (data, known, progress) = if options.input.is_empty() {
+    let (data, known, progress) = if is_live {
+        let live = Live::new(options.live);
+        live.check()?;
+        (Data::Live(Box::new(live)), Vec::new(), None)
+    } else if options.input.is_empty() {
         let market = MarketConfig::new(options.seed, options.instruments)?;
         let known = market.instruments.clone();
         (Data::Ticks(Box::new(Market::new(market)?.take(options.ticks).map(Ok))), known, None)

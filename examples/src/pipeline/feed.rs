@@ -156,16 +156,16 @@ async fn wait_delivered(in_progress: Option<AbortOnDropHandle<Result<bool>>>) ->
 }
 
 /// A publish in progress.
-struct PublishTask {
-    cx: AgentContext,
-    bus: Arc<dyn MessageBus>,
-    counters: Arc<JobCounters>,
-    instruments: Vec<Instrument>,
+pub(crate) struct PublishTask {
+    pub(crate) cx: AgentContext,
+    pub(crate) bus: Arc<dyn MessageBus>,
+    pub(crate) counters: Arc<JobCounters>,
+    pub(crate) instruments: Vec<Instrument>,
 }
 
 impl PublishTask {
     /// Publishes until every message is acknowledged. Returns false if the feed must stop before.
-    async fn publish(self, mut batch: Vec<Message>) -> Result<bool> {
+    pub(crate) async fn publish(self, mut batch: Vec<Message>) -> Result<bool> {
         let cx = &self.cx;
         loop {
             let Some(report) = cx.until_cancelled(self.bus.publish(&batch, PublishOptions::NONE)).await

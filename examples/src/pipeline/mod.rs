@@ -6,6 +6,7 @@
 mod counters;
 mod export;
 mod feed;
+mod live;
 mod read_back;
 mod record;
 pub mod report;
@@ -32,8 +33,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use counters::JobCounters;
 pub use feed::Feed;
+pub use live::{Addresses, Live};
 pub use record::Record;
 pub use report::{InstrumentRow, Summary};
+
+pub(crate) use feed::PublishTask;
 
 use export::Export;
 use feed::NumberedFeed;
@@ -44,6 +48,8 @@ pub enum Data {
     Ticks(Source<PriceTick>),
     /// Bars of this interval. They are stored unchanged and merged into coarser bars.
     Bars(Source<Bar>, Interval),
+    /// Live trades of exchanges, until a stop. The store has the dataset of [`qi_files::coverage::Coverage`].
+    Live(Box<Live>),
 }
 
 impl From<qi_files::Data> for Data {
@@ -162,7 +168,7 @@ impl Job {
     }
 
     /// Runs the job until the feed has ended, the writer's lag is 0, and the results were read back. After a stop, the
-    /// job shuts down in order, and its summary is marked as interrupted and has no rows.
+    /// job shuts down in order, and its summary is marked as interrupted and has no rows. Live feeds end only by a stop.
     ///
     /// # Errors
     /// Errors of an agent that failed permanently, and errors of a backend.
@@ -181,13 +187,18 @@ impl Job {
         };
         outcomes?;
         let input = match &self.data {
-            Data::Ticks(_) => None,
+            Data::Ticks(_) | Data::Live(_) => None,
             Data::Bars(_, interval) => Some(*interval),
         };
         let empty = Data::Ticks(Box::new(std::iter::empty()));
         match std::mem::replace(&mut self.data, empty) {
-            Data::Ticks(source) => self.run_agents(source).await?,
-            Data::Bars(source, _) => self.run_agents(source).await?,
+            Data::Ticks(source) => self.run_source(source).await?,
+            Data::Bars(source, _) => self.run_source(source).await?,
+            Data::Live(live) => {
+                let query = writer_query::<PriceTick>()?;
+                let feeds = live.agents(&self, &query)?;
+                self.run_agents::<PriceTick>(feeds, query, false).await?;
+            }
         }
         let elapsed = since.elapsed();
         let export = export.filter(|_| self.counters.bad_lines() <= self.counters.published());
@@ -198,8 +209,27 @@ impl Job {
         }
     }
 
-    /// Runs feed and writer until every published record is stored, or until a stop.
-    async fn run_agents<T: Record>(&mut self, source: Source<T>) -> Result<()> {
+    /// Runs the feed of a source and the writer until every published record is stored, or until a stop.
+    async fn run_source<T: Record>(&mut self, source: Source<T>) -> Result<()> {
+        let topic = TopicName::new(T::DATASET.topic())?;
+        let (bus, counters, strict) = (self.bus.clone(), self.counters.clone(), self.strict);
+        let (numbering, query) = (Numbering::new(self.store.clone()), writer_query::<T>()?);
+        let feed = NumberedFeed {
+            feed: Feed { bus, topic, source, counters, strict },
+            numbering,
+            query: query.clone(),
+        };
+        let feed = AgentSpec::once("feed", feed).depends_on(["writer"]).run_to_completion();
+        self.run_agents::<T>(vec![feed], query, true).await
+    }
+
+    /// Runs feeds and their writer until a stop. If the feeds are finite, also until every published record is stored.
+    async fn run_agents<T: Record>(
+        &mut self,
+        feeds: Vec<AgentSpec>,
+        query: GroupQuery,
+        is_finite: bool,
+    ) -> Result<()> {
         let (topic, group) = (TopicName::new(T::DATASET.topic())?, GroupId::new(GROUP)?);
         let writer = {
             let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.counters.ingest.clone());
@@ -207,7 +237,7 @@ impl Job {
             let dead_letters = config.dead_letters.topic_for(&topic)?;
             let specs = self.catalogue.specs()?;
             config.dead_letter_topic = specs.into_iter().find(|spec| spec.name == dead_letters);
-            let mut request = SubscribeRequest::new(group.clone(), [topic.clone()])?;
+            let mut request = SubscribeRequest::new(group, [topic])?;
             // After a kill, the next writer with this name continues without waiting for the session timeout.
             request.group_instance_id.clone_from(&self.member);
             move |_cx| {
@@ -217,17 +247,9 @@ impl Job {
                 async move { Ok(ingest.await?.with_progress(progress)) }
             }
         };
-        let (bus, counters, strict) = (self.bus.clone(), self.counters.clone(), self.strict);
-        let query = GroupQuery::one(group).with_topics(Selection::one(topic.clone()));
-        let numbering = Numbering::new(self.store.clone());
-        let feed = NumberedFeed {
-            feed: Feed { bus, topic, source, counters, strict },
-            numbering,
-            query: query.clone(),
-        };
         let mut runtime = AgentRuntime::builder()
             .agent(AgentSpec::new_async("writer", writer))
-            .agent(AgentSpec::once("feed", feed).depends_on(["writer"]).run_to_completion())
+            .agents(feeds)
             .observer(MetricsObserver::default());
         if let Some(observer) = self.observer.take() {
             runtime = runtime.observer(observer);
@@ -252,13 +274,19 @@ impl Job {
             .run_until(async {
                 tokio::select! {
                     () = self.stop.graceful.cancelled() => {}
-                    () = drained(&handle, &*self.bus, &query, &self.counters) => {}
+                    () = drained(&handle, &*self.bus, &query, &self.counters), if is_finite => {}
                 }
             })
             .await;
         force.abort();
         report.result()
     }
+}
+
+/// Returns the query for the writer's offsets on the topic of its records.
+fn writer_query<T: Record>() -> Result<GroupQuery> {
+    let topic = TopicName::new(T::DATASET.topic())?;
+    Ok(GroupQuery::one(GroupId::new(GROUP)?).with_topics(Selection::one(topic)))
 }
 
 /// Waits until the feed has ended and the writer's lag on its topic is 0. Commits of the group in other topics do not
@@ -275,7 +303,7 @@ async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuer
 /// Waits until the group has committed all messages that the topics of the query had at the first successful request.
 /// Later messages of other producers do not count. The group cannot receive messages after the start of an open
 /// transaction, so they count only up to the last message that the feed published.
-async fn wait_until_caught_up(bus: &dyn MessageBus, query: &GroupQuery, counters: &JobCounters) {
+pub(crate) async fn wait_until_caught_up(bus: &dyn MessageBus, query: &GroupQuery, counters: &JobCounters) {
     let backoff = Backoff::new(LAG_CHECK_DELAYS[0], LAG_CHECK_DELAYS[1]);
     let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
     for checks in 1.. {

@@ -1,0 +1,103 @@
+//! `qi coverage`, in memory and over a file.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use qi_cli::coverage;
+use qi_cli::output::Format;
+use qi_core::{Datasets, Instrument, PriceStore, Timestamp};
+use qi_files::coverage::{Coverage, CoverageState, Ledger, Proof};
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
+
+fn claim(instrument: &str, ids: RangeInclusive<u64>, state: CoverageState) -> Coverage {
+    let at = |id: u64| Timestamp::from_secs(1_700_000_000 + i64::try_from(id).unwrap()).unwrap();
+    let proof = if state == CoverageState::Complete { Proof::Ids } else { Proof::History };
+    let times = (at(*ids.start()), at(*ids.end()));
+    Coverage::new(instrument.parse().unwrap(), ids, times, state, proof)
+}
+
+async fn store() -> Arc<dyn PriceStore> {
+    let datasets = Datasets::standard().with::<Coverage>().unwrap();
+    let store = MemoryStore::new(MemoryStoreConfig::default().with_datasets(datasets)).unwrap();
+    store.ensure_schema().await.unwrap();
+    for (instrument, claims) in [
+        (
+            "binance:BTC-USDT",
+            vec![
+                claim("binance:BTC-USDT", 1..=100, CoverageState::Complete),
+                claim("binance:BTC-USDT", 101..=101, CoverageState::Absent),
+                claim("binance:BTC-USDT", 111..=200, CoverageState::Complete),
+            ],
+        ),
+        ("kraken:BTC-USD", vec![claim("kraken:BTC-USD", 7..=9, CoverageState::Complete)]),
+    ] {
+        let mut ledger = Ledger::load(&store, &instrument.parse().unwrap()).await.unwrap();
+        ledger.record(&store, claims).await.unwrap();
+    }
+    Arc::new(store)
+}
+
+#[tokio::test]
+async fn coverage_shows_complete_absent_and_unknown_ranges() {
+    let store = store().await;
+    let report = coverage::read(&*store, Vec::new(), false).await.unwrap();
+    let csv = report.listing.render(Format::Csv);
+    assert_eq!(
+        csv,
+        "instrument,state,first id,last id,ids,from,until,proof\n\
+         binance:BTC-USDT,complete,1,100,100,2023-11-14T22:13:21Z,2023-11-14T22:15:00Z,ids\n\
+         binance:BTC-USDT,absent,101,101,1,2023-11-14T22:15:01Z,2023-11-14T22:15:01Z,history\n\
+         binance:BTC-USDT,unknown,102,110,9,2023-11-14T22:15:01Z,2023-11-14T22:15:11Z,\n\
+         binance:BTC-USDT,complete,111,200,90,2023-11-14T22:15:11Z,2023-11-14T22:16:40Z,ids\n\
+         kraken:BTC-USD,complete,7,9,3,2023-11-14T22:13:27Z,2023-11-14T22:13:29Z,ids\n"
+    );
+    let binance: Instrument = "binance:BTC-USDT".parse().unwrap();
+    let report = coverage::read(&*store, vec![binance], true).await.unwrap();
+    assert_eq!(report.listing.rows().len(), 1);
+}
+
+#[tokio::test]
+async fn a_probe_names_unknown_ids_and_instruments_without_coverage() {
+    let store = store().await;
+    let named: Vec<Instrument> =
+        ["binance:BTC-USDT", "kraken:BTC-USD", "kraken:ETH-USD"].map(|name| name.parse().unwrap()).into();
+    let report = coverage::read(&*store, named.clone(), false).await.unwrap();
+    assert_eq!(report.above(&named, 9), ["kraken:ETH-USD has no coverage"]);
+    assert_eq!(report.above(&named, 8)[0], "binance:BTC-USDT has 9 unknown ids");
+    let all = coverage::read(&*store, Vec::new(), false).await.unwrap();
+    assert_eq!(all.above(&[], 9), Vec::<String>::new());
+}
+
+/// Runs the program on a new SQLite file, first with the commands that must succeed. Returns the exit code and the
+/// output of the last command.
+#[cfg(feature = "sqlite")]
+fn run(commands: &[&[&str]]) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut last = (None, String::new());
+    for arguments in commands {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_qi"))
+            .env_remove("QI_CONFIG")
+            .env("QI__STORE__BACKEND", "sqlite")
+            .env("QI__STORE__SQLITE__PATH", folder.path().join("prices.db"))
+            .args(*arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
+        last = (out.status.code(), said);
+    }
+    last
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn the_command_has_the_exit_codes_of_a_probe() {
+    let (code, said) = run(&[&["migrate"], &["coverage"]]);
+    assert!(code == Some(1) && said.contains("qi migrate --all-datasets"), "{said}");
+    let migrate: &[&str] = &["migrate", "--all-datasets"];
+    let (code, said) = run(&[migrate, &["coverage", "--format", "json"]]);
+    assert_eq!((code, said.as_str()), (Some(0), "[]\n"));
+    let (code, said) = run(&[migrate, &["coverage", "x:Y", "--max-unknown", "0"]]);
+    assert!(code == Some(1) && said.contains("x:Y has no coverage"), "{said}");
+    assert_eq!(run(&[&["coverage", "not an instrument"]]).0, Some(2));
+}

@@ -1,0 +1,139 @@
+//! The agent of one instrument.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use qi_core::agent::{Agent, AgentContext};
+use qi_core::bus::{GroupQuery, MessageBus, TopicName, encode_records};
+use qi_core::record::Slice;
+use qi_core::{Error, Instrument, PriceStore, PriceTick, Result};
+use tokio::sync::mpsc;
+
+use super::audit::Audit;
+use super::config::{LiveConfig, LiveCounters};
+use super::published::Published;
+use super::rest::Rest;
+use super::wire::{Trade, Wire};
+use crate::pipeline::{JobCounters, PublishTask, wait_until_caught_up};
+
+/// The largest number of ticks that wait for the bus. A full queue delays the reading of the stream.
+const QUEUE: usize = 8_192;
+/// The largest number of ticks in one publish.
+const BATCH: usize = 4_096;
+
+/// An agent that publishes the trades of one instrument of an exchange, without gaps.
+///
+/// - Every id is published once, in any order. The order of new trades is the order of the stream; trades of a gap follow
+///   later.
+/// - Missing ids are fetched from the exchange's history.
+/// - The ledger of the store states which ids are complete. The agent derives it from the trades in the store.
+/// - A restart continues from the ledger.
+pub struct LiveFeed {
+    /// The instrument.
+    pub instrument: Instrument,
+    /// The protocol of the exchange.
+    pub wire: Arc<dyn Wire>,
+    /// The address of the stream.
+    pub stream_url: String,
+    /// The history of the exchange.
+    pub rest: Arc<Rest>,
+    /// The store that the writer moves the ticks to. It knows the dataset of [`qi_files::coverage::Coverage`].
+    pub store: Arc<dyn PriceStore>,
+    /// The bus.
+    pub bus: Arc<dyn MessageBus>,
+    /// The topic.
+    pub topic: TopicName,
+    /// The group of the writer. The agent waits at its start until the group has stored the messages of earlier runs.
+    pub writer: Option<GroupQuery>,
+    /// The settings.
+    pub config: LiveConfig,
+    /// The counters of the job.
+    pub counters: Arc<JobCounters>,
+    /// The counters of the feed.
+    pub live: Arc<LiveCounters>,
+}
+
+/// The values that the parts of a running agent share.
+pub(super) struct Channel<'a> {
+    /// The exchange's symbol.
+    pub(super) symbol: &'a str,
+    published: &'a Mutex<Published>,
+    queue: mpsc::Sender<PriceTick>,
+}
+
+impl Channel<'_> {
+    pub(super) fn published(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Agent for LiveFeed {
+    async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+        let symbol = self.wire.symbol(&self.instrument)?;
+        if let Some(writer) = &self.writer
+            && cx.until_cancelled(wait_until_caught_up(&*self.bus, writer, &self.counters)).await.is_none()
+        {
+            return Ok(());
+        }
+        let Some(audit) = cx.until_cancelled(Audit::begin(self, &symbol)).await else { return Ok(()) };
+        let audit = audit?;
+        let published = Mutex::new(Published::new(audit.ledger()));
+        let (queue, ticks) = mpsc::channel(QUEUE);
+        let channel = Channel { symbol: &symbol, published: &published, queue };
+        tokio::try_join!(
+            self.read_stream(cx, &channel),
+            self.fill_gaps(cx, &channel),
+            audit.run(cx, &channel),
+            self.send(cx, ticks),
+        )
+        .map(drop)
+    }
+}
+
+impl LiveFeed {
+    /// Queues the trades that were not published before, and returns their number.
+    pub(super) async fn publish(
+        &self,
+        channel: &Channel<'_>,
+        trades: impl IntoIterator<Item = Trade>,
+    ) -> Result<u64> {
+        let mut count = 0;
+        for trade in trades {
+            let Ok(tick) = trade.tick(&self.instrument) else {
+                self.live.bad_frame();
+                continue;
+            };
+            if !channel.published().insert(trade.id, trade.time) {
+                self.live.duplicate();
+                continue;
+            }
+            let closed = |_| Error::closed("live.queue", "publish");
+            channel.queue.send(tick).await.map_err(closed)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Publishes the queued ticks to the bus, one batch at a time and in their order.
+    async fn send(&self, cx: &AgentContext, mut ticks: mpsc::Receiver<PriceTick>) -> Result<()> {
+        let mut batch = Vec::new();
+        loop {
+            if cx.until_cancelled(ticks.recv_many(&mut batch, BATCH)).await.is_none_or(|count| count == 0) {
+                return Ok(());
+            }
+            let encoding = self.bus.info().encoding;
+            let messages = encode_records(&encoding, &Slice::new(&batch)?, Some(&self.topic))?;
+            let task = PublishTask {
+                cx: cx.clone(),
+                bus: self.bus.clone(),
+                counters: self.counters.clone(),
+                instruments: batch.iter().map(|tick| tick.instrument().clone()).collect(),
+            };
+            if !task.publish(messages).await? {
+                return Ok(());
+            }
+            batch.clear();
+        }
+    }
+}

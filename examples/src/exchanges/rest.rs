@@ -1,0 +1,123 @@
+//! Requests to REST interfaces, within their limits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper::{Request, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use qi_core::{Error, ErrorKind, Result, RetryAdvice};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::wire::{HistoryPage, Position, Wire, temporary};
+
+/// The longest response in bytes. A page of 1,000 trades has about 150,000 bytes.
+const MAX_RESPONSE: usize = 4 * 1_024 * 1_024;
+/// The time limit of a request.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The pause after HTTP status 429, 418 or 403 without the header `Retry-After`.
+const DEFAULT_PAUSE: Duration = Duration::from_mins(1);
+/// The longest pause. A ban can last three days.
+const MAX_PAUSE: Duration = Duration::from_hours(24 * 3);
+
+/// Returns the TLS settings of all connections to exchanges.
+///
+/// # Errors
+/// None in practice.
+pub(super) fn tls() -> Result<ClientConfig> {
+    let roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(ErrorKind::Internal, "live.tls", "open").with_source(error))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// The REST interface of one exchange. All agents of a program that read from the exchange share one value, because the
+/// exchange counts the requests of an address.
+pub struct Rest {
+    wire: Arc<dyn Wire>,
+    base: String,
+    interval: Duration,
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    /// The time of the next request. The lock is held while a request is in progress, so requests are sequential.
+    next: Mutex<Instant>,
+}
+
+impl Rest {
+    /// Creates a client. Opens no connection.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn new(wire: Arc<dyn Wire>, base: &str, interval: Duration) -> Result<Self> {
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls()?).https_or_http().enable_http1().build();
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let base = base.trim_end_matches('/').to_owned();
+        Ok(Self { wire, base, interval, client, next: Mutex::new(Instant::now()) })
+    }
+
+    /// Returns a page of the history from a position on, or a page with the latest trade.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the symbol if the exchange rejects the request; else a retryable error.
+    pub async fn history(&self, symbol: &str, from: Option<Position>) -> Result<HistoryPage> {
+        let mut next = self.next.lock().await;
+        sleep_until(*next).await;
+        *next = Instant::now() + self.interval;
+        let address = format!("{}{}", self.base, self.wire.history_path(symbol, from));
+        let (status, headers, body) = match timeout(TIMEOUT, self.get(&address)).await {
+            Ok(response) => response?,
+            Err(_) => return Err(temporary(self.wire.exchange(), "the request took too long", None)),
+        };
+        let is_limited = matches!(status.as_u16(), 403 | 418 | 429);
+        let pause = if is_limited { Some(retry_after(&headers).unwrap_or(DEFAULT_PAUSE)) } else { None };
+        let page = match pause {
+            Some(pause) => {
+                Err(temporary(self.wire.exchange(), format_args!("HTTP status {status}"), Some(pause)))
+            }
+            None => self.wire.history(symbol, from, status, &body),
+        };
+        if let Err(error) = &page
+            && let RetryAdvice::After(pause) = error.retry()
+        {
+            *next = (*next).max(Instant::now() + pause);
+            tracing::warn!(exchange = self.wire.exchange(), ?pause, "the exchange limits requests");
+        }
+        page.map_err(|error| error.with_context("address", address))
+    }
+
+    async fn get(&self, address: &str) -> Result<(StatusCode, HeaderMap, String)> {
+        let exchange = self.wire.exchange();
+        let request = Request::get(address)
+            .header("user-agent", concat!("qi/", env!("CARGO_PKG_VERSION")))
+            // Only Binance knows this header.
+            .header("x-mbx-time-unit", "MICROSECOND")
+            .body(Empty::new())
+            .map_err(|error| Error::invalid("live.address", "address", address, error))?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| temporary(exchange, "the request failed", None).with_source(error))?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_RESPONSE)
+            .collect()
+            .await
+            .map_err(|error| temporary(exchange, format_args!("the response ended early: {error}"), None))?;
+        Ok((parts.status, parts.headers, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+    }
+}
+
+/// Returns the pause that a server requires, in seconds.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_PAUSE))
+}

@@ -1,0 +1,156 @@
+//! Messages and responses of the exchanges, valid and damaged.
+
+use fastrand::Rng;
+use hyper::StatusCode;
+use qi_core::{Instrument, RetryAdvice, Side, Timestamp};
+
+use super::wire::{Frame, Position, Trade, Wire};
+use super::{Binance, Kraken};
+
+const BINANCE: &[&str] = &[
+    r#"{"e":"trade","E":1672515782136123,"s":"BTCUSDT","t":12345,"p":"16500.10","q":"0.00100000","b":88,"a":50,"T":1672515782136001,"m":true,"M":true}"#,
+    r#"{"result":null,"id":1}"#,
+    r#"{"error":{"code":2,"msg":"Invalid request: unknown variant"},"id":1}"#,
+    r#"{"error":{"code":-1003,"msg":"Too many requests"}}"#,
+    r#"{"e":"serverShutdown","E":1770123456789}"#,
+];
+const KRAKEN: &[&str] = &[
+    r#"{"channel":"status","type":"update","data":[{"api_version":"v2","connection_id":13834774380200032777,"system":"online","version":"2.0.0"}]}"#,
+    r#"{"channel":"status","type":"update","data":[{"system":"cancel_only"}]}"#,
+    r#"{"method":"subscribe","result":{"channel":"trade","snapshot":true,"symbol":"BTC/USD"},"success":true,"time_in":"2023-09-25T09:04:31.742599Z"}"#,
+    r#"{"error":"Currency pair not supported FOO/BAR","method":"subscribe","success":false,"symbol":"FOO/BAR"}"#,
+    r#"{"error":"Exceeded msg rate","method":"subscribe","success":false}"#,
+    r#"{"channel":"heartbeat"}"#,
+    r#"{"channel":"trade","type":"update","data":[{"symbol":"BTC/USD","side":"sell","price":26500.10,"qty":1e-05,"ord_type":"limit","trade_id":4665906,"timestamp":"2023-09-25T07:49:37.708706Z"}]}"#,
+];
+const BINANCE_PAGE: &str = r#"[{"id":28457,"price":"4.00000100","qty":"12.00000000","quoteQty":"48.000012","time":1735689600000123,"isBuyerMaker":true,"isBestMatch":true}]"#;
+const KRAKEN_PAGE: &str = r#"{"error":[],"result":{"XXBTZUSD":[["30243.40000","0.34507674",1688669597.8277369,"b","m","",61044952],["30243.30000","0.00376960",1688669598.2804112,"s","l","",61044953],["30243.30000","0.01235716",1688669602.698379,"s","m","",61044956]],"last":"1688671969993150842"}}"#;
+
+fn trade(id: u64, micros: i64, price: &str, quantity: &str, side: Side) -> Trade {
+    let (price, quantity) = (price.parse().unwrap(), quantity.parse().unwrap());
+    Trade { id, time: Timestamp::from_micros(micros).unwrap(), price, quantity, side }
+}
+
+#[test]
+fn published_messages_of_binance_are_read() {
+    let frames: Vec<Frame> = BINANCE.iter().map(|text| Binance.frame("BTCUSDT", text).unwrap()).collect();
+    let sold = trade(12_345, 1_672_515_782_136_001, "16500.1", "0.001", Side::Sell);
+    assert_eq!(frames[0], Frame::Trades(vec![sold]));
+    assert_eq!(frames[1], Frame::Subscribed);
+    assert!(matches!(frames[2], Frame::Rejected { is_permanent: true, .. }));
+    assert!(matches!(frames[3], Frame::Rejected { is_permanent: false, .. }));
+    assert_eq!(frames[4], Frame::Closing);
+    assert!(Binance.frame("ETHUSDT", BINANCE[0]).is_err(), "a trade of another symbol");
+    // Milliseconds are recognised by their size.
+    let millis = BINANCE[0].replace("1672515782136001", "1672515782136");
+    let Frame::Trades(trades) = Binance.frame("BTCUSDT", &millis).unwrap() else { panic!("{millis}") };
+    assert_eq!(trades[0].time.as_micros(), 1_672_515_782_136_000);
+}
+
+#[test]
+fn published_messages_of_kraken_are_read() {
+    let frames: Vec<Frame> = KRAKEN.iter().map(|text| Kraken.frame("BTC/USD", text).unwrap()).collect();
+    assert_eq!(frames[0], Frame::Status(None));
+    assert_eq!(frames[1], Frame::Status(Some("cancel_only".to_owned())));
+    assert_eq!(frames[2], Frame::Subscribed);
+    assert!(matches!(frames[3], Frame::Rejected { is_permanent: true, .. }));
+    assert!(matches!(frames[4], Frame::Rejected { is_permanent: false, .. }));
+    assert_eq!(frames[5], Frame::Other);
+    let sold = trade(4_665_906, 1_695_628_177_708_706, "26500.1", "0.00001", Side::Sell);
+    assert_eq!(frames[6], Frame::Trades(vec![sold]));
+}
+
+#[test]
+fn pages_of_history_name_the_ids_that_they_cover() {
+    let from = Position { id: 28_400, after: Timestamp::from_secs(1_735_689_599).unwrap() };
+    let page = Binance.history("BTCUSDT", Some(from), StatusCode::OK, BINANCE_PAGE).unwrap();
+    assert_eq!(page.trades, [trade(28_457, 1_735_689_600_000_123, "4.000001", "12", Side::Sell)]);
+    assert_eq!(page.covers, Some(28_400..=28_457));
+    assert_eq!(Binance.history("BTCUSDT", Some(from), StatusCode::OK, "[]").unwrap().covers, None);
+    assert!(Binance.history_path("BTCUSDT", Some(from)).ends_with("symbol=BTCUSDT&fromId=28400&limit=1000"));
+
+    let page = Kraken.history("BTC/USD", Some(from), StatusCode::OK, KRAKEN_PAGE).unwrap();
+    assert_eq!(page.trades[0], trade(61_044_952, 1_688_669_597_827_736, "30243.4", "0.34507674", Side::Buy));
+    assert_eq!((page.trades.len(), page.covers), (3, Some(61_044_952..=61_044_956)));
+    let path = Kraken.history_path("BTC/USD", Some(from));
+    assert!(path.contains("pair=XBTUSD&since=1735689598999998000"), "{path}");
+}
+
+#[test]
+fn only_a_fault_of_the_request_is_permanent() {
+    let binance = |status: u16, body| {
+        let status = StatusCode::from_u16(status).unwrap();
+        Binance.history("FOOBAR", None, status, body).unwrap_err()
+    };
+    let invalid = binance(400, r#"{"code":-1121,"msg":"Invalid symbol."}"#);
+    assert!(!invalid.retry().is_retryable() && invalid.report().contains("FOOBAR"), "{}", invalid.report());
+    for status in [500, 502, 503] {
+        assert!(binance(status, "<html>").retry().is_retryable());
+    }
+    let kraken = |error: &str| {
+        let body = format!(r#"{{"error":["{error}"]}}"#);
+        Kraken.history("FOO/BAR", None, StatusCode::OK, &body).unwrap_err()
+    };
+    let unknown = kraken("EQuery:Unknown asset pair");
+    assert!(!unknown.retry().is_retryable() && unknown.report().contains("FOO/BAR"));
+    assert!(matches!(kraken("EAPI:Rate limit exceeded").retry(), RetryAdvice::After(_)));
+    assert!(kraken("EService:Unavailable").retry().is_retryable());
+}
+
+#[test]
+fn symbols_of_instruments_follow_the_exchange() {
+    let of = |wire: &dyn Wire, text: &str| wire.symbol(&text.parse::<Instrument>().unwrap()).ok();
+    assert_eq!(of(&Binance, "binance:BTC-USDT").as_deref(), Some("BTCUSDT"));
+    assert_eq!(of(&Binance, "binance:BTCUSDT").as_deref(), Some("BTCUSDT"));
+    assert_eq!(of(&Binance, "binance:a&b"), None);
+    assert_eq!(of(&Kraken, "kraken:XBT-USD").as_deref(), Some("BTC/USD"));
+    assert_eq!(of(&Kraken, "kraken:ETH/EUR").as_deref(), Some("ETH/EUR"));
+    assert_eq!(of(&Kraken, "kraken:XBTUSD"), None);
+    assert_eq!(of(&Kraken, "kraken:A-B-C"), None);
+}
+
+/// Returns a text with random bytes in place of some of its own.
+fn damaged(rng: &mut Rng, text: &str) -> String {
+    let mut bytes = text.as_bytes().to_vec();
+    for _ in 0..rng.usize(1..6) {
+        let at = rng.usize(..bytes.len());
+        match rng.u8(..4) {
+            0 => bytes[at] = rng.u8(..),
+            1 => bytes.truncate(at.max(1)),
+            2 => bytes.insert(at, b"{}[]\",:0e-\\"[rng.usize(..11)]),
+            _ => {
+                let piece = bytes[at..].to_vec();
+                bytes.extend(piece);
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn damaged_messages_and_responses_never_panic() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut rng = Rng::with_seed(seed);
+    let from = Position { id: 1, after: Timestamp::MIN };
+    for round in 0..20_000 {
+        let (wire, symbol, frames, page): (&dyn Wire, _, _, _) = if rng.bool() {
+            (&Binance, "BTCUSDT", BINANCE, BINANCE_PAGE)
+        } else {
+            (&Kraken, "BTC/USD", KRAKEN, KRAKEN_PAGE)
+        };
+        let frame = match round % 4 {
+            0 => (0..rng.usize(..100)).map(|_| rng.char(..)).collect(),
+            1 => ["[", "{\"data\":", "{\"e\":", "9"][rng.usize(..4)].repeat(rng.usize(..2_000)),
+            _ => damaged(&mut rng, frames[rng.usize(..frames.len())]),
+        };
+        if let Ok(Frame::Trades(trades)) = wire.frame(symbol, &frame) {
+            for trade in trades {
+                let _ = trade.tick(&"x:Y".parse().unwrap());
+            }
+        }
+        let page = damaged(&mut rng, page);
+        let position = rng.bool().then_some(from);
+        let _ = wire.history(symbol, position, StatusCode::from_u16(rng.u16(100..600)).unwrap(), &page);
+    }
+}
