@@ -12,7 +12,7 @@ use arrow_array::{
     StringArray, TimestampMicrosecondArray, UInt64Array,
 };
 use arrow_cast::{CastOptions, cast_with_options};
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Metadata, TimeUnit};
 use qi_core::record::{ColumnType, Dataset, FieldReader, Level, Owner, RecordVec, SeriesKey, SeriesType};
 use qi_core::{Decimal, Error, Exchange, Instrument, Interval, Price, Quantity, Result, Symbol, Timestamp};
 
@@ -31,8 +31,8 @@ use crate::schema::{self, Decimals};
 ///
 /// # Errors
 /// `SchemaMismatch` for a missing column, a column that the dataset does not have, two columns of one name, a column of
-/// another type, or the metadata of another dataset. `CorruptData` for a null in a required column or a value outside its domain. The error
-/// names the column and, for a value, the row.
+/// another type, or the metadata of another dataset or version. `CorruptData` for a null in a required column or a value
+/// outside its domain. The error names the column and, for a value, the row.
 pub fn decode(dataset: Dataset, batch: &RecordBatch) -> Result<RecordVec> {
     let mut columns = Columns::of(dataset, batch)?;
     let mut records = dataset.new_vec();
@@ -59,6 +59,26 @@ fn bad_value(column: &str, row: usize, reason: impl Display) -> Error {
     corrupt("arrow.value", format_args!("column {column}: {reason}")).with_context("row", row)
 }
 
+/// Compares the dataset and the version in the metadata of a schema, if they are present, with a dataset.
+pub(crate) fn check_metadata(dataset: Dataset, metadata: &Metadata) -> Result<()> {
+    let is_same = |key: &str, wanted: &str| metadata.get(key).is_none_or(|found| found == wanted);
+    if is_same(schema::DATASET_KEY, dataset.name())
+        && is_same(schema::VERSION_KEY, &dataset.version().to_string())
+    {
+        return Ok(());
+    }
+    let found = |key| metadata.get(key).map_or("?", String::as_str);
+    Err(mismatch(
+        "arrow.dataset",
+        format_args!(
+            "the data is of the dataset {} version {}, expected {dataset} version {}",
+            found(schema::DATASET_KEY),
+            found(schema::VERSION_KEY),
+            dataset.version()
+        ),
+    ))
+}
+
 /// The columns of a batch in the types of the schema.
 struct Columns {
     series: SeriesReader,
@@ -72,21 +92,7 @@ type Names = DictionaryArray<Int32Type>;
 impl Columns {
     fn of(dataset: Dataset, batch: &RecordBatch) -> Result<Self> {
         let found = batch.schema();
-        let is_same = |key: &str, wanted: &str| found.metadata().get(key).is_none_or(|found| found == wanted);
-        if !is_same(schema::DATASET_KEY, dataset.name())
-            || !is_same(schema::VERSION_KEY, &dataset.version().to_string())
-        {
-            let metadata = |key| found.metadata().get(key).map_or("?", String::as_str);
-            return Err(mismatch(
-                "arrow.dataset",
-                format_args!(
-                    "the data is of the dataset {} version {}, expected {dataset} version {}",
-                    metadata(schema::DATASET_KEY),
-                    metadata(schema::VERSION_KEY),
-                    dataset.version()
-                ),
-            ));
-        }
+        check_metadata(dataset, found.metadata())?;
         let wanted = schema::schema(dataset, Decimals::Exact);
         for (at, field) in found.fields().iter().enumerate() {
             if found.fields()[..at].iter().any(|other| other.name() == field.name()) {

@@ -14,6 +14,8 @@ use parquet::schema::types::ColumnPath;
 use qi_core::record::{Dataset, RecordVec, Records};
 use qi_core::{Error, ErrorKind, Result};
 
+use crate::decode::check_metadata;
+use crate::error::corrupt;
 use crate::schema::Decimals;
 use crate::{Content, ContentDigest, Encoder, decode};
 
@@ -187,6 +189,8 @@ pub(crate) fn stated(metadata: &ParquetMetaData) -> Option<(Content, String)> {
 /// printed, unless the program is built with `panic = "abort"`.
 pub struct ParquetReader {
     dataset: Dataset,
+    #[cfg_attr(not(feature = "archive"), allow(dead_code, reason = "archives need the number"))]
+    rows: u64,
     content: Option<Content>,
     batches: ParquetRecordBatchReader,
     failed: bool,
@@ -202,15 +206,30 @@ impl ParquetReader {
     /// Opens a file of records of a dataset. Files of other programs may have the types that [`decode`] accepts.
     ///
     /// # Errors
-    /// `CorruptData` for a damaged file, `Unsupported` for a compression other than none, Snappy, gzip, LZ4 and
-    /// Zstandard, `Unavailable` if the file cannot be read.
+    /// `SchemaMismatch` for a file whose metadata names another dataset or version, `CorruptData` for a damaged file,
+    /// `Unsupported` for a compression other than none, Snappy, gzip, LZ4 and Zstandard, `Unavailable` if the file
+    /// cannot be read.
     pub fn new<F: ChunkReader + 'static>(dataset: Dataset, file: F) -> Result<Self> {
         catch(|| {
             let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(read_failed)?;
+            // The batches of the reader have no metadata.
+            check_metadata(dataset, builder.schema().metadata())?;
             let content = stated(builder.metadata()).map(|(content, _)| content);
+            let rows = builder
+                .metadata()
+                .row_groups()
+                .iter()
+                .try_fold(0_u64, |rows, group| rows.checked_add(u64::try_from(group.num_rows()).ok()?));
+            let rows = rows.ok_or_else(|| corrupt("parquet.read", "the number of rows is out of range"))?;
             let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(read_failed)?;
-            Ok(Self { dataset, content, batches, failed: false })
+            Ok(Self { dataset, rows, content, batches, failed: false })
         })
+    }
+
+    /// Returns the number of rows in the row groups, which the reader returns.
+    #[cfg(feature = "archive")]
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows
     }
 
     /// Returns the content that the writer of the file stated. None in files of other programs.

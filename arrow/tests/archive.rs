@@ -3,15 +3,20 @@
 
 mod rig;
 
+use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
+use arrow_array::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
 use qi_arrow::{
     Archive, Decimals, ExportOptions, ExportReport, ImportOptions, ImportReport, Manifest, ParquetReader,
-    PeriodLength, export, import,
+    ParquetWriter, PeriodLength, encode, export, import,
 };
-use qi_core::record::{Row, Value};
+use qi_core::record::{Row, Slice, Value};
 use qi_core::store::{DeleteQuery, PriceStore};
-use qi_core::{Bar, Datasets, ErrorKind, PriceTick, Result, Selection, TimeRange};
+use qi_core::{Bar, Datasets, ErrorKind, MarketSnapshot, PriceTick, Result, Selection, TimeRange};
 use qi_testkit::store::MemoryStore;
 use rig::{DAY, DAY_MICROS, time};
 use sha2::{Digest as _, Sha256};
@@ -324,10 +329,22 @@ async fn import_reports_data_files_and_manifests_without_each_other() {
 async fn import_reports_unknown_datasets_and_ignores_other_folders() {
     let (_, folder) = exported().await;
     std::fs::create_dir(folder.path().join("lost+found")).unwrap();
-    std::fs::create_dir(folder.path().join("rates")).unwrap();
+    std::fs::create_dir(folder.path().join("scripts")).unwrap();
+    std::fs::write(folder.path().join("scripts/2024-01-31.parquet"), "").unwrap();
+    std::fs::create_dir_all(folder.path().join("rates/BTC")).unwrap();
+    std::fs::write(folder.path().join("rates/BTC/_2024-01-31.json"), "{}").unwrap();
     let report = import_all(&rig::store().await, folder.path()).await.unwrap();
     assert_eq!((report.failed, report.records()), (1, 30));
-    assert_eq!((report.failures[0].0.as_str(), report.failures[0].1.code()), ("rates", "archive.dataset"));
+    let (name, error) = &report.failures[0];
+    assert_eq!((name.as_str(), error.code()), ("rates", "archive.dataset"));
+    assert_eq!(error.context_value("dataset"), Some("rates"));
+
+    // A selection of datasets does not select the unknown dataset.
+    let mut options = ImportOptions::new(Datasets::standard());
+    options.datasets = vec![PriceTick::DATASET];
+    let archive = Archive::folder(&folder).unwrap();
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 30));
 }
 
 /// The Parquet crate panics for some damaged files. Their manifests are right, so only the reader can detect the damage.
@@ -423,15 +440,321 @@ async fn archive_that_does_not_exist_is_not_found() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("none");
     assert_eq!(Archive::folder(&missing).unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(Archive::open("s4://bucket/x").unwrap_err().kind(), ErrorKind::Config);
     assert_eq!(Archive::open("").unwrap_err().kind(), ErrorKind::Config);
     std::fs::write(folder.path().join("file"), "").unwrap();
     assert_eq!(Archive::folder(folder.path().join("file")).unwrap_err().kind(), ErrorKind::Config);
     let address = format!("FILE://{}", missing.display());
-    Archive::create(&address).unwrap();
-    assert!(missing.is_dir());
+    let archive = Archive::create(&address).unwrap();
+    export(&rig::store().await, &archive, &ExportOptions::new([PriceTick::DATASET])).await.unwrap();
     let report = import_all(&rig::store().await, &missing).await.unwrap();
     assert_eq!((report.records(), report.is_good()), (0, true));
+}
+
+#[test]
+fn addresses_have_a_known_scheme_and_no_credentials() {
+    let error = |address: &str| Archive::open(address).unwrap_err();
+    for scheme in ["s4", "memory", "http", "https", "ftp"] {
+        for error in [error(&format!("{scheme}:///x")), error(&format!("{scheme}://host.example/x"))] {
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "archive.address"));
+            assert!(
+                error.message().unwrap().contains("the known schemes are s3, gs, az and file"),
+                "{error}"
+            );
+        }
+    }
+    for address in [
+        "s3://secret:secret@bucket/x",
+        "s3://secret@bucket/x",
+        "s3://:secret@bucket/x",
+        "gs://secret@bucket/x",
+        "abfss://container:secret@account.dfs.core.windows.net/x",
+        "az://container/x?sig=secret",
+        "s3://bucket/x#secret",
+    ] {
+        let error = error(address);
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "archive.address"), "{address}");
+        assert!(!error.report().contains("secret") && !format!("{error:?}").contains("secret"), "{error:?}");
+    }
+    #[cfg(feature = "cloud")]
+    Archive::open("abfss://container@account.dfs.core.windows.net/x").unwrap();
+}
+
+#[tokio::test]
+async fn refused_export_creates_no_folder() {
+    let (store, folder) = exported().await;
+    let missing = folder.path().join("a/b");
+    let archive = Archive::create(&missing.to_string_lossy()).unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.range = TimeRange::since(time(DAY + 1));
+    assert_eq!(export(&store, &archive, &options).await.unwrap_err().code(), "archive.range");
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.instruments.insert("binance:NONE".parse().unwrap());
+    assert_eq!(export(&store, &archive, &options).await.unwrap_err().code(), "archive.instrument");
+    assert!(!folder.path().join("a").exists());
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    assert_eq!(export(&store, &archive, &options).await.unwrap().series[0].written, 3);
+    assert!(missing.join(FOLDER).is_dir());
+}
+
+#[tokio::test]
+async fn archive_without_its_settings_is_not_extended() {
+    let (store, folder) = exported().await;
+    let settings = std::fs::read(folder.path().join("_archive.json")).unwrap();
+    std::fs::remove_file(folder.path().join("_archive.json")).unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    for (period, removed) in [
+        (PeriodLength::Month, ""),
+        (PeriodLength::Day, ""),
+        (PeriodLength::Day, "_"),
+        (PeriodLength::Day, "2"),
+    ] {
+        if !removed.is_empty() {
+            for name in ["2024-01-31", "2024-02-01", "2024-02-02"] {
+                let name = if removed == "_" { format!("_{name}.json") } else { format!("{name}.parquet") };
+                std::fs::remove_file(folder.path().join(FOLDER).join(name)).unwrap();
+            }
+        }
+        let mut options = ExportOptions::new([PriceTick::DATASET]);
+        options.period = period;
+        let refused = removed != "2";
+        match export(&store, &archive, &options).await {
+            Ok(report) => assert!(!refused && report.series[0].written == 3, "{period:?} {removed}"),
+            Err(error) => {
+                assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "archive.settings"));
+                assert!(refused && error.report().contains("2024-01-31"), "{}", error.report());
+            }
+        }
+    }
+    // An archive without data files gets the settings of the export.
+    assert_eq!(std::fs::read(folder.path().join("_archive.json")).unwrap(), settings);
+}
+
+/// Names that no archive has, beside its files: they are ignored at every level.
+#[tokio::test]
+async fn foreign_names_and_links_are_ignored() {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::symlink;
+    let (store, folder) = exported().await;
+    for level in ["", "ticks", "ticks/binance", FOLDER] {
+        let at = folder.path().join(level);
+        for name in [&b"Icon\r"[..], b"new\nline", b"a?b#c%", b"\xff\xfe.txt", b"2024-01-31 copy.parquet"] {
+            std::fs::write(at.join(std::ffi::OsStr::from_bytes(name)), "x").unwrap();
+        }
+        for name in [&b"folder\r"[..], b"\xff\xfe", b".hidden"] {
+            std::fs::create_dir(at.join(std::ffi::OsStr::from_bytes(name))).unwrap();
+        }
+        symlink("..", at.join("loop")).unwrap();
+        symlink(".", at.join("here")).unwrap();
+        symlink("itself", at.join("itself")).unwrap();
+        symlink("/does/not/exist", at.join("2024-03-01.parquet")).unwrap();
+    }
+    let report = export_ticks(&store, folder.path()).await.unwrap();
+    assert_eq!((report.series[0].unchanged, report.series[0].surplus, report.orphaned), (3, 0, 0));
+    let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+    assert_eq!((report.records(), report.is_good()), (30, true), "{:?}", report.failures);
+    // A file in a folder with such a name fails, and no other file.
+    let foreign = folder.path().join("ticks/binance/folder\r");
+    for name in ["2024-01-31.parquet", "_2024-01-31.json"] {
+        std::fs::copy(folder.path().join(FOLDER).join(name), foreign.join(name)).unwrap();
+    }
+    let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+    assert_eq!((report.records(), report.failed), (30, 1), "{:?}", report.failures);
+    assert_eq!(report.failures[0].1.code(), "archive.manifest.path");
+}
+
+/// The folders of an archive can be links, for example to another disk.
+#[tokio::test]
+async fn linked_folders_are_read() {
+    let (store, folder) = exported().await;
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::rename(folder.path().join("ticks"), outside.path().join("ticks")).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("ticks"), folder.path().join("ticks")).unwrap();
+    let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+    assert_eq!((report.records(), report.is_good()), (30, true));
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap().series[0].unchanged, 3);
+}
+
+/// Opening a FIFO waits for a writer. A test that waits too long fails, and its thread ends with the process.
+#[test]
+fn fifos_and_folders_in_place_of_files_fail_one_by_one() {
+    let (sender, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for name in ["2024-01-31.parquet", "_2024-01-31.json"] {
+                for is_fifo in [true, false] {
+                    let (store, folder) = exported().await;
+                    let path = folder.path().join(FOLDER).join(name);
+                    std::fs::remove_file(&path).unwrap();
+                    if is_fifo {
+                        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+                        assert!(made.success());
+                    } else {
+                        std::fs::create_dir(&path).unwrap();
+                    }
+                    let target = rig::store().await;
+                    let report = import_all(&target, folder.path()).await.unwrap();
+                    assert_eq!((report.failed, report.records(), target.rows()), (1, 20, 20));
+                    let error = &report.failures[0].1;
+                    assert_eq!(error.code(), "archive.file.type", "{}", error.report());
+                    if is_fifo {
+                        let report = export_ticks(&store, folder.path()).await.unwrap();
+                        assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 2));
+                        assert!(path.is_file());
+                    }
+                }
+            }
+            for name in ["_lock", "_archive.json"] {
+                let (store, folder) = exported().await;
+                std::fs::remove_file(folder.path().join(name)).unwrap();
+                let path = folder.path().join(name);
+                assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+                let error = export_ticks(&store, folder.path()).await.unwrap_err();
+                assert_eq!(error.code(), "archive.file.type", "{}", error.report());
+            }
+        });
+        sender.send(()).unwrap();
+    });
+    done.recv_timeout(std::time::Duration::from_mins(1)).expect("the thread is done within 60 s");
+}
+
+/// Replaces the file of the first day. The manifest states the size and the SHA-256 of the new file.
+fn replace_file(folder: &Path, file: &[u8]) {
+    let at = |name: &str| folder.join(FOLDER).join(name);
+    let mut manifest = Manifest::parse(&std::fs::read(at("_2024-01-31.json")).unwrap()).unwrap();
+    manifest.bytes = file.len() as u64;
+    manifest.sha256 = hex(&Sha256::digest(file));
+    std::fs::write(at("2024-01-31.parquet"), file).unwrap();
+    std::fs::write(at("_2024-01-31.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
+/// Writes a file as another program does, with these pairs in the metadata of its schema.
+fn foreign_file(batches: &[RecordBatch], metadata: &[(&str, &str)]) -> Vec<u8> {
+    let pairs = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let schema =
+        batches[0].schema().as_ref().clone().with_metadata(pairs.collect::<arrow_schema::Metadata>());
+    let schema = Arc::new(schema);
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), None).unwrap();
+    for batch in batches {
+        writer.write(&RecordBatch::try_new(schema.clone(), batch.columns().to_vec()).unwrap()).unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
+/// Changes the number of rows that the only row group states.
+fn with_stated_rows(file: &[u8], rows: i64) -> Vec<u8> {
+    let mut copy = tempfile::tempfile().unwrap();
+    copy.write_all(file).unwrap();
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&copy).unwrap();
+    let group = metadata.row_group(0).clone().into_builder().set_num_rows(rows).build().unwrap();
+    let metadata = metadata.into_builder().set_row_groups(vec![group]).build();
+    let (rest, end) = file.split_at(file.len() - 8);
+    let footer = u32::from_le_bytes(end[..4].try_into().unwrap());
+    let mut changed = rest[..rest.len() - footer as usize].to_vec();
+    ParquetMetaDataWriter::new(&mut changed, &metadata).finish().unwrap();
+    changed
+}
+
+/// Returns the ticks of the first day.
+fn first_day() -> RecordBatch {
+    encode(&Slice::new(&rig::ticks("binance:BTC-USDT", 3, 10)[..10]).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn import_refuses_a_file_whose_metadata_names_another_dataset_or_version() {
+    let (_, folder) = exported().await;
+    for (metadata, good) in [
+        (&[][..], true),
+        (&[("qi.dataset", "ticks"), ("qi.version", "1")][..], true),
+        (&[("qi.dataset", "quotes"), ("qi.version", "1")][..], false),
+        (&[("qi.dataset", "ticks"), ("qi.version", "7")][..], false),
+    ] {
+        let file = foreign_file(&[first_day()], metadata);
+        replace_file(folder.path(), &file);
+        let target = rig::store().await;
+        let report = import_all(&target, folder.path()).await.unwrap();
+        assert_eq!((report.is_good(), target.rows()), (good, if good { 30 } else { 20 }), "{metadata:?}");
+        let path = folder.path().join(FOLDER).join("2024-01-31.parquet");
+        let opened = ParquetReader::new(PriceTick::DATASET, std::fs::File::open(path).unwrap());
+        if !good {
+            assert_eq!(report.failures[0].1.code(), "arrow.dataset");
+            assert_eq!(opened.unwrap_err().kind(), ErrorKind::SchemaMismatch);
+        }
+    }
+}
+
+#[tokio::test]
+async fn import_refuses_a_file_with_other_records_than_its_manifest_before_the_first_insert() {
+    let (_, folder) = exported().await;
+    let refused = async |file: &[u8], code: &str| {
+        replace_file(folder.path(), file);
+        let target = rig::store().await;
+        let report = import_all(&target, folder.path()).await.unwrap();
+        assert_eq!((report.failed, target.rows()), (1, 20));
+        let error = &report.failures[0].1;
+        assert_eq!(error.code(), code, "{}", error.report());
+    };
+    // A store removes the duplicates, so the comparison with the store does not detect them.
+    refused(&foreign_file(&[first_day(), first_day()], &[]), "archive.file.records").await;
+    refused(&foreign_file(&[first_day().slice(0, 9)], &[]), "archive.file.records").await;
+    // The pages have more rows than the row group states.
+    let file = foreign_file(&[first_day(), first_day()], &[]);
+    refused(&with_stated_rows(&file, 10), "archive.file.records").await;
+    // Equal in number, with another price.
+    let mut ticks = rig::ticks("binance:BTC-USDT", 3, 10);
+    ticks.truncate(10);
+    let last = &ticks[9];
+    ticks[9] =
+        PriceTick::new(last.instrument().clone(), last.ts(), last.seq(), "5".parse().unwrap()).unwrap();
+    let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, Vec::new()).unwrap();
+    writer.write(&Slice::new(&ticks).unwrap()).unwrap();
+    refused(&writer.finish().unwrap().0, "archive.file.content").await;
+}
+
+/// The rule of the dataset's names is checked before the name reaches a store: PostgreSQL refuses a NUL.
+#[tokio::test]
+async fn manifest_with_an_invalid_name_fails_by_itself() {
+    let store = rig::store().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 1, 10)).await;
+    let draws: Vec<rig::Draw> = vec![(0, 0, 0, 1)];
+    rig::insert(
+        &store,
+        qi_core::record::RecordVec::from_vec(rig::records::<MarketSnapshot>(&draws)).as_records(),
+    )
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let options = ExportOptions::new([PriceTick::DATASET, MarketSnapshot::DATASET]);
+    let report = export(&store, &Archive::folder(&folder).unwrap(), &options).await.unwrap();
+    assert_eq!(report.series.len(), 2);
+    let file = rig::files(folder.path()).into_iter().find(|file| {
+        file.starts_with("snapshots") && file.extension().is_some_and(|ending| ending == "json")
+    });
+    let file = folder.path().join(file.unwrap());
+    let good = Manifest::parse(&std::fs::read(&file).unwrap()).unwrap();
+    for name in ["asset:a\0b", "nonsense", &format!("asset:{}", "a".repeat(5_000))] {
+        let mut manifest = good.clone();
+        manifest.name = Some(name.to_owned());
+        assert_eq!(manifest.series(MarketSnapshot::DATASET).unwrap_err().kind(), ErrorKind::InvalidInput);
+        std::fs::write(&file, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+        assert_eq!((report.failed, report.records(), report.series.len()), (1, 10, 1), "{name:?}");
+        assert!(report.failures[0].1.code().starts_with("domain."), "{}", report.failures[0].1.report());
+    }
+}
+
+#[tokio::test]
+async fn changed_file_is_reported_with_both_sizes() {
+    let (_, folder) = exported().await;
+    let path = folder.path().join(FOLDER).join("2024-01-31.parquet");
+    let data = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &data[..200]).unwrap();
+    let error = failure(folder.path()).await;
+    let expected = data.len().to_string();
+    assert_eq!(
+        (error.context_value("bytes"), error.context_value("expected")),
+        (Some("200"), Some(&*expected))
+    );
+    assert_eq!(error.code(), "archive.file.changed");
 }
 
 #[tokio::test]

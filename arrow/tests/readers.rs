@@ -188,10 +188,33 @@ fn ticks_of_the_page() -> Result<RecordVec, Failed> {
     Ok(RecordVec::from_vec(ticks))
 }
 
+/// Compares the manifest of the page with that of the example. The size depends on the version of the compression.
+fn manifest_of_the_page(archive: &Path) -> Result<(), Failed> {
+    let (_, page) = PAGE.split_once("```json\n").ok_or("no manifest")?;
+    let (page, _) = page.split_once("```").ok_or("a block without an end")?;
+    let page: Map<String, Value> = serde_json::from_str(page)?;
+    let manifest = std::fs::read(archive.join("ticks/binance/BTC-USDT/_2024-01-31.json"))?;
+    let manifest: Map<String, Value> = serde_json::from_slice(&manifest)?;
+    for (key, found) in &manifest {
+        let shown = page.get(key).ok_or_else(|| format!("the page has no {key}"))?;
+        let is_same = match key.as_str() {
+            "digest" | "sha256" => true,
+            "bytes" => found.as_u64().zip(shown.as_u64()).is_some_and(|(a, b)| a.abs_diff(b) < 200),
+            _ => found == shown,
+        };
+        if !is_same {
+            return Err(format!("the page has the {key} {shown}, expected {found}").into());
+        }
+    }
+    if page.len() == manifest.len() { Ok(()) } else { Err("the page has another key".into()) }
+}
+
 /// Runs every Python block of the page, and compares its output with the text block after it.
 fn examples_of_the_page() -> Result<Completion, Failed> {
     let folder = tempfile::tempdir()?;
-    exported(&[ticks_of_the_page()?], &folder.path().join("archive"))?;
+    let archive = folder.path().join("archive");
+    exported(&[ticks_of_the_page()?], &archive)?;
+    manifest_of_the_page(&archive)?;
     let mut blocks = 0;
     let mut rest = PAGE;
     while let Some((_, after)) = rest.split_once("```python\n") {

@@ -628,7 +628,10 @@ fn is_of_other_dataset(error: &Error, datasets: &Datasets) -> bool {
 #[cfg(feature = "archive")]
 fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
     let mut addresses = arguments.files.iter().filter_map(|path| path.to_str());
-    let Some(address) = addresses.find(|address| archive::is_archive(address)) else { return Ok(None) };
+    let Some(address) = addresses.find(|address| archive::is_archive(address)) else {
+        archive::refuse_parquet(&arguments.files)?;
+        return Ok(None);
+    };
     let usage = |message: &str| {
         Err(Error::new(qi_core::ErrorKind::Config, "import.archive", "import").with_message(message))
     };
@@ -669,10 +672,10 @@ async fn export(
     options.verify_existing = verify;
     options.concurrency = concurrency.into();
     options.stop = stop.graceful.clone();
-    let store = session.store().await?;
-    // A store that cannot be read leaves no folder.
-    check::read_access(&*store, options.datasets.iter().copied()).await?;
+    // An error in the address needs no server.
     let archive = qi_arrow::Archive::create(&archive)?;
+    let store = session.store().await?;
+    check::read_access(&*store, options.datasets.iter().copied()).await?;
     let counter = options.progress.clone();
     let bar = spinner("read", move || counter.load(Ordering::Relaxed));
     let report = qi_arrow::export(&*store, &archive, &options).await;
@@ -707,6 +710,7 @@ async fn import_archive(
     options.range = times.range()?;
     options.stop = stop.graceful.clone();
     let counter = options.progress.clone();
+    archive::check_folder(&address, &session.datasets)?;
     let archive = qi_arrow::Archive::open(&address)?;
     let store = session.target(&session.backend).await?;
     store.ensure_schema().await?;
@@ -721,7 +725,11 @@ async fn import_archive(
     if more > 0 {
         say(format_args!("... and {more} more failures"));
     }
-    if report.failures.iter().any(|(_, error)| error.code() == "archive.dataset") {
+    let is_closed =
+        |name: &str| Datasets::built_in().get(name).is_some() && session.datasets.get(name).is_none();
+    if report.failures.iter().any(|(_, error)| {
+        error.code() == "archive.dataset" && error.context_value("dataset").is_some_and(is_closed)
+    }) {
         say(format_args!("{}", migrate::ALL_DATASETS));
     }
     show(&archive::imported(&report), format)?;

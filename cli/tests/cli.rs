@@ -436,7 +436,7 @@ fn files_that_need_an_option_exit_with_code_2() {
     let unknown = store.file("unknown.csv", "a,b\nc,d\n");
     store.expect(&["import", &trades], 2, &["--instrument"]);
     store.expect(&["import", &candles, "--instrument", "x:Y"], 2, &["--input-interval"]);
-    store.expect(&["import", &unknown, "--instrument", "x:Y"], 2, &["known format"]);
+    store.expect(&["import", &unknown, "--instrument", "x:Y"], 2, &["known format", "--input-format"]);
     store.expect(&["import", &store.path("absent.csv")], 2, &["absent.csv"]);
 }
 
@@ -519,13 +519,27 @@ fn archives_have_exit_codes_and_usage_errors() {
     assert!(text(&out.stderr).contains("no records"), "{}", text(&out.stderr));
     std::fs::create_dir(folder.path().join("empty")).unwrap();
     let empty = folder.path().join("empty").display().to_string();
+    std::fs::create_dir_all(folder.path().join("archive/ticks/kraken")).unwrap();
+    let part = format!("{archive}/ticks/kraken");
+    let missing = folder.path().join("missing").display().to_string();
+    let parquet = folder.path().join("2024-01-31.parquet").display().to_string();
+    std::fs::write(&parquet, "PAR1").unwrap();
     for (arguments, code, says) in [
-        (vec!["import", &empty], 1, "no file that the options select"),
+        (vec!["import", &archive], 1, "no file that the options select"),
+        (vec!["import", &empty], 2, "is not an archive of `qi export`"),
+        (vec!["import", &part], 2, "is a part of an archive"),
+        (vec!["import", &parquet], 2, "name the folder or the URL of the archive"),
         (vec!["import", &archive, &empty], 2, "must be the only argument"),
         (vec!["import", &archive, "--strict"], 2, "files of exchanges"),
         (vec!["import", "no-such-file.csv", "--dataset", "ticks"], 2, "are for archives"),
-        (vec!["import", "s4://bucket/x"], 2, "known object store"),
-        (vec!["export", "s4://bucket/x"], 2, "known object store"),
+        (vec!["import", "s4://bucket/x"], 2, "the known schemes are s3, gs, az and file"),
+        (vec!["export", "s4://bucket/x"], 2, "the known schemes are s3, gs, az and file"),
+        (vec!["export", "memory:///x"], 2, "the known schemes are s3, gs, az and file"),
+        (vec!["export", "https://server.example/x"], 2, "the known schemes are s3, gs, az and file"),
+        (vec!["export", "s3://name:secret@bucket/x"], 2, "must not contain credentials"),
+        (vec!["import", "s3://name@bucket/x"], 2, "must not contain credentials"),
+        (vec!["export", &missing, "--since", "2024-01-31T00:00:01Z"], 2, "start of a day"),
+        (vec!["export", &missing, "--instrument", "x:NONE"], 1, "no records of the instrument"),
         (vec!["export", &archive, "--since", "2024-01-31T00:00:01Z"], 2, "start of a day"),
         (vec!["export", &archive, "--period", "month"], 2, "settings of the archive"),
         (vec!["export", &archive, "--instrument", "x:NONE"], 1, "no records of the instrument"),
@@ -538,6 +552,32 @@ fn archives_have_exit_codes_and_usage_errors() {
             "{arguments:?}: {:?} {said}",
             out.status
         );
+        assert!(!said.contains("secret"), "{said}");
+    }
+    assert!(!std::path::Path::new(&missing).exists(), "a refused export leaves no folder");
+}
+
+#[cfg(all(feature = "archive", feature = "sqlite"))]
+#[test]
+fn the_import_of_one_dataset_ignores_the_other_folders_of_an_archive() {
+    let store = Sqlite::new();
+    let trades = store.file("XBTEUR.csv", "1700000000,100,1\n1700000001,101,2\n");
+    store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+    let archive = store.path("archive");
+    store.expect(&["export", &archive], 0, &[]);
+    let folder = std::path::Path::new(&archive);
+    std::fs::create_dir(folder.join("scripts")).unwrap();
+    store.expect(&["import", &archive], 0, &[]);
+    // The folders of a dataset that needs --all-datasets, and of a dataset that no option opens.
+    for (name, hint) in [("mark_prices", true), ("rates", false)] {
+        std::fs::create_dir_all(folder.join(name).join("x")).unwrap();
+        std::fs::write(folder.join(name).join("x/_2024-01-31.json"), "{}").unwrap();
+        let said = store.expect(&["import", &archive], 1, &[&format!("dataset={name}")]);
+        assert_eq!(said.contains("--all-datasets"), hint, "{said}");
+        let said = store.expect(&["--all-datasets", "import", &archive], 1, &[]);
+        assert!(!said.contains("--all-datasets"), "{said}");
+        store.expect(&["import", &archive, "--dataset", "ticks"], 0, &[]);
+        std::fs::remove_dir_all(folder.join(name)).unwrap();
     }
 }
 

@@ -277,7 +277,8 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
         (_, Some(layout), Some(_)) if layout.is_json => layout,
         (_, _, Some(format)) => Layout::of_format(format),
         (_, None, None) => {
-            let rule = "must have a known format: set --format or --columns time=0,price=1,quantity=2";
+            let rule = "must have a known format: set the format (`qi import --input-format`) or \
+                        the columns (`--columns time=0,price=1,quantity=2`)";
             return Err(Error::invalid("files.format", "input", &label, rule));
         }
     };

@@ -25,9 +25,24 @@ pub fn trial(
 /// # Errors
 /// If `QI_REQUIRE_BACKENDS` names the backend.
 pub fn absent(backend: &str, reason: String) -> Result<Completion, Failed> {
-    let list = std::env::var(REQUIRED).unwrap_or_default();
+    absent_of(&std::env::var(REQUIRED).unwrap_or_default(), backend, reason)
+}
+
+fn absent_of(list: &str, backend: &str, reason: String) -> Result<Completion, Failed> {
     if list.split(',').any(|word| word.trim() == backend) {
         return Err(format!("{REQUIRED} names {backend}, which is absent: {reason}").into());
     }
     Ok(Completion::ignored_with(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_required_backend_must_be_present() {
+        let is_error = |list: &str| absent_of(list, "python", "no module".to_owned()).is_err();
+        assert!(is_error("python") && is_error("timescale, python"));
+        assert!(!is_error("") && !is_error("timescale") && !is_error("python3"));
+    }
 }

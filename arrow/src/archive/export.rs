@@ -101,8 +101,8 @@ pub struct ExportReport {
 /// folder `_partial` of the archive, or for an object store in the temporary folder of the machine.
 ///
 /// # Errors
-/// `InvalidInput` for a range that cuts a period, and for an archive with another period or other decimals. `NotFound`
-/// for an instrument without records. `Conflict` if another export writes into the same folder. Errors of the store and
+/// `InvalidInput` for a range that cuts a period, for an archive with another period or other decimals, and for an
+/// archive with files but without its settings. `NotFound` for an instrument without records. `Conflict` if another export writes into the same folder. Errors of the store and
 /// of the archive.
 ///
 /// ```

@@ -11,7 +11,7 @@ use qi_core::store::{PageRequest, PriceStore, RangeRequest};
 use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
-use super::location::{Entry, scratch_failed};
+use super::location::{Entry, Fetched, scratch_failed};
 use super::{Archive, Manifest, blocking, layout};
 use crate::error::{corrupt, mismatch};
 use crate::records::{insert_records, range_records};
@@ -101,8 +101,8 @@ impl ImportReport {
 
 /// Writes the files of an archive to a store.
 ///
-/// A file is compared with its manifest before the first record is written: its size, its SHA-256, its dataset and its
-/// version. Every record is validated. After a file, its period is read from the store and compared with the manifest by
+/// A file is compared with its manifest before the first record is written: its size, its SHA-256, its dataset, its
+/// version, its number of records and the content that it states. Every record is validated. After a file, its period is read from the store and compared with the manifest by
 /// count and digest. If the period is already equal, the file is not read. An import can therefore be repeated, and
 /// continues after an interruption.
 ///
@@ -123,10 +123,9 @@ pub async fn import<S: PriceStore + ?Sized>(
             if options.datasets.is_empty() || options.datasets.contains(&dataset) {
                 folders.push(name);
             }
-        } else if name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
-            // The name of a dataset. Other folders do not belong to the archive.
-            let message = format_args!("the dataset {name} is not among the datasets of the program");
-            report.fail(name.clone(), mismatch("archive.dataset", message));
+        } else if options.datasets.is_empty() && has_manifest(archive, &name).await? {
+            let error = mismatch("archive.dataset", "the dataset is not among the datasets of the program");
+            report.fail(name.clone(), error.with_context("dataset", name));
         }
     }
     for folder in folders {
@@ -156,6 +155,20 @@ pub async fn import<S: PriceStore + ?Sized>(
         }
     }
     Ok(report)
+}
+
+/// Returns true for the folder of a dataset. Other folders do not belong to the archive.
+async fn has_manifest(archive: &Archive, folder: &str) -> Result<bool> {
+    if !layout::is_dataset_name(folder) {
+        return Ok(false);
+    }
+    let mut entries = archive.entries(folder)?;
+    while let Some(entry) = entries.try_next().await? {
+        if entry.data.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 type Key = (Dataset, SeriesKey);
@@ -241,7 +254,8 @@ async fn read_manifest(
     let path = format!("{folder}/{}", layout::manifest_name(*period));
     let manifest = archive.manifest(&path).await?.ok_or_else(|| absent("manifest"))?;
     let dataset = options.known.get(&manifest.dataset).ok_or_else(|| {
-        corrupt("archive.dataset", format_args!("the dataset {} is not known", manifest.dataset))
+        corrupt("archive.dataset", "the dataset of the manifest is not among the datasets of the program")
+            .with_context("dataset", &manifest.dataset)
     })?;
     let series = manifest.series(dataset)?;
     if path != format!("{}/{}", layout::folder(dataset, &series), layout::manifest_name(manifest.period)) {
@@ -283,9 +297,10 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         }
         let dataset = self.key.0;
         let data = format!("{}/{}", self.folder, layout::data_name(self.manifest.period));
-        let (mut file, bytes, sha256) = self.archive.fetch(&data, self.manifest.bytes).await?;
+        let Fetched { mut file, bytes, sha256 } = self.archive.fetch(&data, self.manifest.bytes).await?;
         if (bytes, &sha256) != (self.manifest.bytes, &self.manifest.sha256) {
-            return Err(corrupt("archive.file.changed", "the file differs from its manifest")
+            return Err(corrupt("archive.file.changed", "the SHA-256 of the file differs from its manifest")
+                .with_context("bytes", bytes)
                 .with_context("sha256", sha256)
                 .with_context("expected", &self.manifest.sha256));
         }
@@ -294,10 +309,23 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
             ParquetReader::new(dataset, file)
         })
         .await?;
+        self.check_count(reader.rows())?;
+        if reader.content().is_some_and(|content| *content != self.manifest.content) {
+            return Err(corrupt(
+                "archive.file.content",
+                "the content that the file states differs from its manifest",
+            ));
+        }
         let (mut reader, mut batch) = next(reader).await?;
+        let mut read = 0;
         while let Some(records) = batch {
             if self.options.stop.is_cancelled() {
                 return Ok(None);
+            }
+            read += records.len() as u64;
+            if read > self.manifest.content.records {
+                // The pages of a damaged file can have more rows than its row groups state.
+                self.check_count(read)?;
             }
             self.check(&records)?;
             // The next batch is decoded while this batch is written.
@@ -309,6 +337,16 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         }
         Err(corrupt("archive.different", "the store differs from the file after the import")
             .with_context("records", stored.records)
+            .with_context("expected", self.manifest.content.records))
+    }
+
+    /// Checks that the file has the number of records of the manifest.
+    fn check_count(&self, records: u64) -> Result<()> {
+        if records == self.manifest.content.records {
+            return Ok(());
+        }
+        Err(corrupt("archive.file.records", "the number of records of the file differs from its manifest")
+            .with_context("records", records)
             .with_context("expected", self.manifest.content.records))
     }
 

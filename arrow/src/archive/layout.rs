@@ -175,6 +175,11 @@ pub(super) fn folder(dataset: Dataset, series: &SeriesKey) -> String {
     }
 }
 
+/// Returns true for a text that can be the name of a dataset.
+pub(super) fn is_dataset_name(name: &str) -> bool {
+    name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
 /// Returns the name of a data file.
 pub(super) fn data_name(period: Period) -> String {
     format!("{period}.parquet")

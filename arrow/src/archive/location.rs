@@ -6,9 +6,8 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use object_store::buffered::BufWriter;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use parquet::errors::ParquetError;
@@ -36,13 +35,33 @@ const SETTINGS: &str = "_archive.json";
 const LOCK: &str = "_lock";
 const PARTIAL: &str = "_partial";
 
+/// The schemes of the URLs of object stores: S3, Google Cloud Storage and Azure, each with its aliases.
+const SCHEMES: [&str; 8] = ["s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"];
+/// The largest number of folders in the path of a data file: dataset, exchange, symbol and interval.
+const MAX_DEPTH: usize = 4;
+
 /// The location of an archive: a folder, or a prefix of an object store.
 #[derive(Debug, Clone)]
 pub struct Archive {
-    store: Arc<dyn ObjectStore>,
-    root: Path,
-    /// The folder, if the archive is in the local file system.
-    folder: Option<PathBuf>,
+    location: Location,
+}
+
+#[derive(Debug, Clone)]
+enum Location {
+    /// A folder of the local file system. Its files are opened directly, because the paths of `object_store` cannot
+    /// represent every name.
+    Folder(PathBuf),
+    Objects {
+        store: Arc<dyn ObjectStore>,
+        root: Path,
+    },
+}
+
+/// A file that was opened to be imported.
+pub(super) struct Fetched {
+    pub(super) file: File,
+    pub(super) bytes: u64,
+    pub(super) sha256: String,
 }
 
 fn failed(error: object_store::Error) -> Error {
@@ -53,6 +72,8 @@ fn failed(error: object_store::Error) -> Error {
         E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => ErrorKind::Config,
         E::NotSupported { .. } | E::NotImplemented { .. } => ErrorKind::Unsupported,
         E::AlreadyExists { .. } | E::Precondition { .. } => ErrorKind::Conflict,
+        // The listing of a bucket that does not exist has no variant.
+        E::Generic { source, .. } if source.to_string().contains("status code: 404") => ErrorKind::NotFound,
         _ => ErrorKind::Unavailable,
     };
     Error::new(kind, "archive.object_store", "archive")
@@ -75,6 +96,24 @@ fn io_failed(path: &FilePath, error: io::Error) -> Error {
         .with_source(error)
 }
 
+fn not_regular(path: &FilePath) -> Error {
+    corrupt("archive.file.type", "the path is not a regular file").with_context("file", path.display())
+}
+
+fn other_size(found: u64, expected: u64) -> Error {
+    corrupt("archive.file.changed", "the size of the file differs from its manifest")
+        .with_context("bytes", found)
+        .with_context("expected", expected)
+}
+
+/// Opens a regular file. Opening a FIFO would wait for a writer.
+fn open_regular(path: &FilePath) -> Result<File> {
+    if !path.metadata().map_err(|e| io_failed(path, e))?.is_file() {
+        return Err(not_regular(path));
+    }
+    File::open(path).map_err(|e| io_failed(path, e))
+}
+
 /// The error of a temporary file.
 pub(super) fn scratch_failed(error: io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, "archive.file.temporary", "archive")
@@ -89,7 +128,7 @@ fn upload_failed(error: io::Error) -> Error {
     }
 }
 
-fn bad_address(message: &str) -> Error {
+fn bad_address(message: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Config, "archive.address", "open").with_message(message)
 }
 
@@ -109,6 +148,23 @@ fn parse_address(address: &str) -> Result<Address> {
     }
     let url = url::Url::parse(address).map_err(|e| bad_address("the address is not a URL").with_source(e))?;
     if url.scheme() != "file" {
+        if !SCHEMES.contains(&url.scheme()) {
+            let message = format_args!(
+                "the address has the scheme {}; the known schemes are s3, gs, az and file",
+                url.scheme()
+            );
+            return Err(bad_address(message));
+        }
+        // An address of Azure may have the container in this place.
+        let is_container = url.scheme().starts_with('a');
+        if url.password().is_some() || !(url.username().is_empty() || is_container) {
+            let message =
+                "the address must not contain credentials; set the environment variables of the vendor";
+            return Err(bad_address(message));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(bad_address("the address must not have a query or a fragment (`?` or `#`)"));
+        }
         return Ok(Address::Url(url));
     }
     let path = url.to_file_path();
@@ -133,21 +189,23 @@ impl Archive {
         }
     }
 
-    /// Opens an archive at an address as [`Archive::open`] does, and creates the folder if it is missing.
+    /// Opens an archive at an address as [`Archive::open`] does, for an export. If the folder is missing, the export
+    /// creates it after the check of its options.
     ///
     /// # Errors
-    /// `Config` for an address that is not known or not enabled; `Unauthorized` or `Unavailable` if the folder cannot
-    /// be created.
+    /// `Config` for an address that is not known or not enabled, and for a path that is not a folder.
     pub fn create(address: &str) -> Result<Self> {
-        if let Address::Folder(path) = parse_address(address)? {
-            std::fs::create_dir_all(&path).map_err(|e| io_failed(&path, e))?;
-            let parent = path.canonicalize().ok().and_then(|path| path.parent().map(FilePath::to_owned));
-            if let Some(parent) = parent {
-                // The name of the folder becomes durable. Some users may not open the parent.
-                let _ = File::open(parent).and_then(|parent| parent.sync_all());
+        let path = match parse_address(address)? {
+            Address::Folder(path) => path,
+            Address::Url(url) => return Self::remote(&url),
+        };
+        match path.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let path = std::path::absolute(&path).map_err(|e| io_failed(&path, e))?;
+                Ok(Self { location: Location::Folder(path) })
             }
+            _ => Self::folder(path),
         }
-        Self::open(address)
     }
 
     /// Opens the archive in a folder.
@@ -160,8 +218,7 @@ impl Archive {
         if !folder.is_dir() {
             return Err(io_failed(path, io::ErrorKind::NotADirectory.into()));
         }
-        let store = LocalFileSystem::new_with_prefix(&folder).map_err(failed)?;
-        Ok(Self { store: Arc::new(store), root: Path::default(), folder: Some(folder) })
+        Ok(Self { location: Location::Folder(folder) })
     }
 
     #[cfg(feature = "cloud")]
@@ -175,8 +232,8 @@ impl Archive {
             is_option.then_some((key, value.into_string().ok()?))
         });
         let (store, root) = object_store::parse_url_opts(url, options)
-            .map_err(|e| bad_address("the address is not that of a known object store").with_source(e))?;
-        Ok(Self { store: store.into(), root, folder: None })
+            .map_err(|e| bad_address("the object store of the address cannot be opened").with_source(e))?;
+        Ok(Self { location: Location::Objects { store: store.into(), root } })
     }
 
     #[cfg(not(feature = "cloud"))]
@@ -190,23 +247,15 @@ impl Archive {
     /// `Config` for a prefix with a part that object stores do not allow.
     pub fn in_store(store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Self> {
         let root = Path::parse(prefix).map_err(|e| failed(e.into()))?;
-        Ok(Self { store, root, folder: None })
-    }
-
-    fn path(&self, relative: &str) -> Result<Path> {
-        let joined = if self.root.as_ref().is_empty() {
-            relative.to_owned()
-        } else {
-            format!("{}/{relative}", self.root)
-        };
-        Path::parse(joined).map_err(|e| failed(e.into()))
+        Ok(Self { location: Location::Objects { store, root } })
     }
 
     /// Locks the folder of the archive and removes the incomplete files of earlier exports. The lock ends with the
     /// returned file. An object store has neither.
     pub(super) async fn lock(&self) -> Result<Option<File>> {
-        let Some(folder) = self.folder.clone() else { return Ok(None) };
+        let Location::Folder(folder) = self.location.clone() else { return Ok(None) };
         blocking(move || {
+            create_root(&folder)?;
             let partial = folder.join(PARTIAL);
             std::fs::create_dir_all(&partial).map_err(|e| io_failed(&partial, e))?;
             if partial.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
@@ -215,6 +264,9 @@ impl Archive {
                     .with_context("folder", partial.display()));
             }
             let path = folder.join(LOCK);
+            if path.metadata().is_ok_and(|found| !found.is_file()) {
+                return Err(not_regular(&path));
+            }
             let file = File::options().create(true).truncate(false).write(true).open(&path);
             let file = file.map_err(|e| io_failed(&path, e))?;
             match file.try_lock() {
@@ -240,7 +292,10 @@ impl Archive {
 
     /// Creates a file in progress.
     pub(super) fn scratch(&self) -> Result<Scratch> {
-        let partial = self.folder.as_ref().map(|folder| folder.join(PARTIAL));
+        let partial = match &self.location {
+            Location::Folder(folder) => Some(folder.join(PARTIAL)),
+            Location::Objects { .. } => None,
+        };
         let at = partial.clone().unwrap_or_else(std::env::temp_dir);
         Scratch::new(partial.as_deref()).map_err(|e| io_failed(&at, e))
     }
@@ -249,35 +304,40 @@ impl Archive {
     /// was read back. Returns its size and its SHA-256.
     pub(super) async fn publish(&self, scratch: Scratch, relative: &str) -> Result<(u64, String)> {
         let (mut file, temporary, bytes, sha256) = scratch.finish();
-        if let (Some(temporary), Some(folder)) = (temporary, &self.folder) {
-            let (folder, path) = (folder.clone(), folder.join(relative));
-            blocking(move || {
-                let failed = |e| io_failed(&path, e);
-                let parent = path.parent().unwrap_or(&folder);
-                file.sync_all().map_err(failed)?;
-                create_folders(&folder, parent).map_err(failed)?;
-                temporary.persist(&path).map_err(|e| io_failed(&path, e.error))?;
-                File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
-            })
-            .await?;
-        } else {
-            let mut upload = BufWriter::with_capacity(self.store.clone(), self.path(relative)?, PART)
-                .with_max_concurrency(PARTS_IN_FLIGHT);
-            file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
-            loop {
-                let (back, part) = blocking(move || {
-                    let mut part = Vec::new();
-                    (&mut file).take(PART as u64).read_to_end(&mut part).map_err(scratch_failed)?;
-                    Ok((file, part))
+        match &self.location {
+            Location::Folder(folder) => {
+                let (folder, path) = (folder.clone(), folder.join(relative));
+                blocking(move || {
+                    let failed = |e| io_failed(&path, e);
+                    let parent = path.parent().unwrap_or(&folder);
+                    file.sync_all().map_err(failed)?;
+                    create_folders(&folder, parent).map_err(failed)?;
+                    if let Some(temporary) = temporary {
+                        temporary.persist(&path).map_err(|e| io_failed(&path, e.error))?;
+                    }
+                    File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
                 })
                 .await?;
-                file = back;
-                if part.is_empty() {
-                    break;
-                }
-                upload.put(part.into()).await.map_err(failed)?;
             }
-            tokio::io::AsyncWriteExt::shutdown(&mut upload).await.map_err(upload_failed)?;
+            Location::Objects { store, root } => {
+                let mut upload = BufWriter::with_capacity(store.clone(), below(root, relative)?, PART)
+                    .with_max_concurrency(PARTS_IN_FLIGHT);
+                file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
+                loop {
+                    let (back, part) = blocking(move || {
+                        let mut part = Vec::new();
+                        (&mut file).take(PART as u64).read_to_end(&mut part).map_err(scratch_failed)?;
+                        Ok((file, part))
+                    })
+                    .await?;
+                    file = back;
+                    if part.is_empty() {
+                        break;
+                    }
+                    upload.put(part.into()).await.map_err(failed)?;
+                }
+                tokio::io::AsyncWriteExt::shutdown(&mut upload).await.map_err(upload_failed)?;
+            }
         }
         if self.hash(relative).await? != (bytes, sha256.clone()) {
             return Err(corrupt(
@@ -291,16 +351,18 @@ impl Archive {
 
     /// Returns the size and the SHA-256 of a file.
     pub(super) async fn hash(&self, relative: &str) -> Result<(u64, String)> {
-        if let Some(folder) = &self.folder {
-            let path = folder.join(relative);
-            return blocking(move || {
-                let file = File::open(&path).map_err(|e| io_failed(&path, e))?;
-                hash_file(&file, u64::MAX).map_err(|e| io_failed(&path, e))
-            })
-            .await;
-        }
+        let (store, root) = match &self.location {
+            Location::Objects { store, root } => (store, root),
+            Location::Folder(folder) => {
+                let path = folder.join(relative);
+                return blocking(move || {
+                    hash_file(&open_regular(&path)?, u64::MAX).map_err(|e| io_failed(&path, e))
+                })
+                .await;
+            }
+        };
         let (mut hash, mut bytes) = (Sha256::new(), 0);
-        let mut parts = self.store.get(&self.path(relative)?).await.map_err(failed)?.into_stream();
+        let mut parts = store.get(&below(root, relative)?).await.map_err(failed)?.into_stream();
         while let Some(part) = parts.next().await {
             let part = part.map_err(failed)?;
             bytes += part.len() as u64;
@@ -309,53 +371,96 @@ impl Archive {
         Ok((bytes, hex(&hash.finalize())))
     }
 
-    /// Opens a data file. A file of an object store is copied to an unnamed temporary file. Returns the file, its size
-    /// and its SHA-256. Reads at most one part more than `at_most` bytes.
-    pub(super) async fn fetch(&self, relative: &str, at_most: u64) -> Result<(File, u64, String)> {
-        if let Some(folder) = &self.folder {
-            let path = folder.join(relative);
-            return blocking(move || {
-                let file = File::open(&path).map_err(|e| io_failed(&path, e))?;
-                let (bytes, sha256) =
-                    hash_file(&file, at_most.saturating_add(1)).map_err(|e| io_failed(&path, e))?;
-                Ok((file, bytes, sha256))
-            })
-            .await;
-        }
+    /// Opens a data file of the expected size. A file of an object store is copied to an unnamed temporary file. Reads
+    /// at most one part more than the expected size.
+    pub(super) async fn fetch(&self, relative: &str, expected: u64) -> Result<Fetched> {
+        let (store, root) = match &self.location {
+            Location::Objects { store, root } => (store, root),
+            Location::Folder(folder) => {
+                let path = folder.join(relative);
+                return blocking(move || {
+                    let file = open_regular(&path)?;
+                    let bytes = file.metadata().map_err(|e| io_failed(&path, e))?.len();
+                    if bytes != expected {
+                        return Err(other_size(bytes, expected));
+                    }
+                    let hashed = hash_file(&file, expected.saturating_add(1));
+                    let (bytes, sha256) = hashed.map_err(|e| io_failed(&path, e))?;
+                    Ok(Fetched { file, bytes, sha256 })
+                })
+                .await;
+            }
+        };
         let mut scratch = Scratch::new(None).map_err(scratch_failed)?;
-        let mut parts = self.store.get(&self.path(relative)?).await.map_err(failed)?.into_stream();
-        let mut bytes = 0;
+        let found = store.get(&below(root, relative)?).await.map_err(failed)?;
+        if found.meta.size != expected {
+            return Err(other_size(found.meta.size, expected));
+        }
+        let (mut parts, mut bytes) = (found.into_stream(), 0);
         while let Some(part) = parts.next().await {
             let part = part.map_err(failed)?;
             bytes += part.len() as u64;
-            if bytes > at_most {
+            if bytes > expected {
                 break;
             }
             scratch =
                 blocking(move || scratch.write_all(&part).map(|()| scratch).map_err(scratch_failed)).await?;
         }
         let (file, _, _, sha256) = scratch.finish();
-        Ok((file, bytes, sha256))
+        Ok(Fetched { file, bytes, sha256 })
     }
 
     /// Returns whether a file exists.
+    ///
+    /// # Errors
+    /// `CorruptData` for a path that is not a regular file.
     pub(super) async fn exists(&self, relative: &str) -> Result<bool> {
-        match self.store.head(&self.path(relative)?).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(failed(error)),
+        match &self.location {
+            Location::Folder(folder) => {
+                let path = folder.join(relative);
+                blocking(move || match path.metadata() {
+                    Ok(found) if found.is_file() => Ok(true),
+                    Ok(_) => Err(not_regular(&path)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                    Err(error) => Err(io_failed(&path, error)),
+                })
+                .await
+            }
+            Location::Objects { store, root } => match store.head(&below(root, relative)?).await {
+                Ok(_) => Ok(true),
+                Err(object_store::Error::NotFound { .. }) => Ok(false),
+                Err(error) => Err(failed(error)),
+            },
         }
     }
 
     async fn small(&self, relative: &str) -> Result<Option<Vec<u8>>> {
-        match self.store.get(&self.path(relative)?).await {
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(failed(error)),
-            Ok(found) if found.meta.size > MAX_MANIFEST => {
-                Err(corrupt("archive.manifest", "the manifest is larger than 64 KiB")
-                    .with_context("file", relative))
+        let too_large = || {
+            corrupt("archive.manifest", "the manifest is larger than 64 KiB").with_context("file", relative)
+        };
+        match &self.location {
+            Location::Folder(folder) => {
+                let path = folder.join(relative);
+                let found = blocking(move || {
+                    let file = match open_regular(&path) {
+                        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                        file => file?,
+                    };
+                    let mut bytes = Vec::new();
+                    file.take(MAX_MANIFEST + 1).read_to_end(&mut bytes).map_err(|e| io_failed(&path, e))?;
+                    Ok(Some(bytes))
+                });
+                match found.await? {
+                    Some(bytes) if bytes.len() as u64 > MAX_MANIFEST => Err(too_large()),
+                    found => Ok(found),
+                }
             }
-            Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?.to_vec())),
+            Location::Objects { store, root } => match store.get(&below(root, relative)?).await {
+                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(failed(error)),
+                Ok(found) if found.meta.size > MAX_MANIFEST => Err(too_large()),
+                Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?.to_vec())),
+            },
         }
     }
 
@@ -377,8 +482,29 @@ impl Archive {
                 })?;
                 found.check(wanted)
             }
-            None => self.put_small(SETTINGS, wanted).await,
+            None => match self.any_file().await? {
+                Some(file) => Err(Error::invalid(
+                    "archive.settings",
+                    "settings",
+                    SETTINGS,
+                    "must exist in an archive with data files; restore it, or export into another folder",
+                )
+                .with_context("file", file)),
+                None => self.put_small(SETTINGS, wanted).await,
+            },
         }
+    }
+
+    /// Returns the path of a data file or of a manifest, if the archive has one.
+    async fn any_file(&self) -> Result<Option<String>> {
+        for name in self.folders().await?.iter().filter(|name| layout::is_dataset_name(name)) {
+            if let Some(Entry { folder, period, data }) = self.entries(name)?.try_next().await? {
+                let name =
+                    if data.is_some() { layout::data_name(period) } else { layout::manifest_name(period) };
+                return Ok(Some(format!("{folder}/{name}")));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) async fn put_manifest(&self, folder: &str, manifest: &Manifest) -> Result<()> {
@@ -395,13 +521,27 @@ impl Archive {
 
     /// Returns the content and the writer that a data file states in its metadata. None if the file states none.
     pub(super) async fn stated(&self, relative: &str, size: u64) -> Result<Option<(Content, String)>> {
-        let path = self.path(relative)?;
         if size == 0 {
             return Ok(None);
         }
+        let (store, root) = match &self.location {
+            Location::Objects { store, root } => (store, root),
+            Location::Folder(folder) => {
+                let path = folder.join(relative);
+                return blocking(move || {
+                    let file = open_regular(&path)?;
+                    let parsed =
+                        parquet_file::catch(|| Ok(ParquetMetaDataReader::new().parse_and_finish(&file)));
+                    // Other results are those of a file that is not complete.
+                    Ok(parsed.ok().and_then(|parsed| parquet_file::stated(&parsed.ok()?)))
+                })
+                .await;
+            }
+        };
+        let path = below(root, relative)?;
         let mut wanted = FOOTER.min(size);
         loop {
-            let bytes = self.store.get_range(&path, size - wanted..size).await.map_err(failed)?;
+            let bytes = store.get_range(&path, size - wanted..size).await.map_err(failed)?;
             let parsed = parquet_file::catch(|| Ok(ParquetMetaDataReader::new().parse_and_finish(&bytes)));
             match parsed {
                 Ok(Ok(metadata)) => return Ok(parquet_file::stated(&metadata)),
@@ -417,7 +557,14 @@ impl Archive {
     /// Lists the files of a series.
     pub(super) async fn files(&self, folder: &str) -> Result<Files> {
         let mut files = Files::new();
-        let mut entries = self.entries(folder)?;
+        let mut entries = match &self.location {
+            Location::Folder(root) => {
+                let (root, folder) = (root.clone(), folder.to_owned());
+                let found = blocking(move || read_folder(&root, &folder)).await?;
+                stream::iter(found.entries.into_iter().map(Ok)).boxed()
+            }
+            Location::Objects { .. } => self.entries(folder)?,
+        };
         while let Some(entry) = entries.try_next().await? {
             if entry.folder == folder {
                 let (size, has_manifest) = files.entry(entry.period).or_default();
@@ -428,10 +575,23 @@ impl Archive {
         Ok(files)
     }
 
-    /// Lists the data files and manifests below a folder, with paths relative to the archive.
+    /// Lists the data files and manifests below a folder, with paths relative to the archive. Ignores all other files.
     pub(super) fn entries(&self, folder: &str) -> Result<BoxStream<'_, Result<Entry>>> {
-        let root = self.root.clone();
-        let listed = self.store.list(Some(&self.path(folder)?)).filter_map(move |meta| {
+        let (store, root) = match &self.location {
+            Location::Objects { store, root } => (store, root.clone()),
+            Location::Folder(root) => {
+                let folders = vec![folder.to_owned()];
+                let listed = stream::try_unfold(folders, move |mut folders| async move {
+                    let Some(folder) = folders.pop() else { return Ok::<_, Error>(None) };
+                    let root = root.clone();
+                    let found = blocking(move || read_folder(&root, &folder)).await?;
+                    folders.extend(found.folders.into_iter().rev());
+                    Ok(Some((stream::iter(found.entries.into_iter().map(Ok)), folders)))
+                });
+                return Ok(listed.try_flatten().boxed());
+            }
+        };
+        let listed = store.list(Some(&below(&root, folder)?)).filter_map(move |meta| {
             let entry = match meta {
                 Ok(meta) => {
                     let relative = meta.location.as_ref().strip_prefix(root.as_ref()).unwrap_or_default();
@@ -452,11 +612,77 @@ impl Archive {
 
     /// Lists the names of the folders at the top of the archive.
     pub(super) async fn folders(&self) -> Result<Vec<String>> {
-        let root = Some(&self.root).filter(|root| !root.as_ref().is_empty());
-        let found = self.store.list_with_delimiter(root).await.map_err(failed)?;
+        let (store, root) = match &self.location {
+            Location::Objects { store, root } => (store, root),
+            Location::Folder(root) => {
+                let root = root.clone();
+                let found = blocking(move || read_folder(&root, "")).await?;
+                return Ok(found.folders.into_iter().filter(|name| !name.starts_with('_')).collect());
+            }
+        };
+        let root = Some(root).filter(|root| !root.as_ref().is_empty());
+        let found = store.list_with_delimiter(root).await.map_err(failed)?;
         let name = |path: &Path| path.filename().map(str::to_owned);
         Ok(found.common_prefixes.iter().filter_map(name).filter(|name| !name.starts_with('_')).collect())
     }
+}
+
+/// Returns the path of an object below a prefix.
+fn below(root: &Path, relative: &str) -> Result<Path> {
+    let joined = if root.as_ref().is_empty() { relative.to_owned() } else { format!("{root}/{relative}") };
+    Path::parse(joined).map_err(|e| failed(e.into()))
+}
+
+/// The content of one folder, in the order of the names.
+#[derive(Debug, Default)]
+struct FolderContent {
+    entries: Vec<Entry>,
+    /// The paths of the folders in it, relative to the archive.
+    folders: Vec<String>,
+}
+
+/// Reads one folder of an archive. Follows symbolic links, except broken links and links to a parent folder. Ignores
+/// names that are not UTF-8, because no name of an archive is.
+fn read_folder(root: &FilePath, folder: &str) -> Result<FolderContent> {
+    let path = root.join(folder);
+    let mut content = FolderContent::default();
+    let found = match std::fs::read_dir(&path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(content);
+        }
+        found => found.map_err(|e| io_failed(&path, e))?,
+    };
+    let depth = if folder.is_empty() { 0 } else { folder.split('/').count() };
+    for entry in found {
+        let entry = entry.map_err(|e| io_failed(&path, e))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let (at, mut kind) = (entry.path(), entry.file_type().map_err(|e| io_failed(&path, e))?);
+        let is_link = kind.is_symlink();
+        if is_link {
+            // A link can be broken, or a link to itself.
+            let Ok(target) = at.metadata() else { continue };
+            kind = target.file_type();
+        }
+        if kind.is_dir() && depth < MAX_DEPTH {
+            let leads_back = || {
+                at.canonicalize()
+                    .is_ok_and(|target| path.canonicalize().is_ok_and(|at| at.starts_with(target)))
+            };
+            if !is_link || !leads_back() {
+                content.folders.push(if folder.is_empty() { name } else { format!("{folder}/{name}") });
+            }
+        } else if let (true, Some((period, is_data))) = (kind.is_file(), file_of(&name)) {
+            let size = match at.metadata() {
+                // The file was removed meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                found => found.map_err(|e| io_failed(&at, e))?.len(),
+            };
+            content.entries.push(Entry { folder: folder.to_owned(), period, data: is_data.then_some(size) });
+        }
+    }
+    content.folders.sort_unstable();
+    content.entries.sort_unstable_by_key(|entry| (entry.period, entry.data.is_some()));
+    Ok(content)
 }
 
 /// A file of an archive.
@@ -492,6 +718,16 @@ fn hash_file(mut file: &File, at_most: u64) -> io::Result<(u64, String)> {
         hash.update(&buffer[..count]);
     }
     Ok((bytes, hex(&hash.finalize())))
+}
+
+/// Creates the folder of an archive if it is missing, and makes its name durable.
+fn create_root(folder: &FilePath) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| io_failed(folder, e))?;
+    if let Some(parent) = folder.parent() {
+        // Some users may not open the parent.
+        let _ = File::open(parent).and_then(|parent| parent.sync_all());
+    }
+    Ok(())
 }
 
 /// Creates the folders from `root` to `folder`, and makes their names durable. A folder that exists may come from an

@@ -97,7 +97,7 @@ impl Manifest {
     /// Returns the series of the data file.
     ///
     /// # Errors
-    /// `CorruptData` for a series that the dataset cannot have.
+    /// `CorruptData` or `InvalidInput` for a series that the dataset cannot have.
     pub fn series(&self, dataset: Dataset) -> Result<SeriesKey> {
         let owner = match (dataset.series(), &self.exchange, &self.symbol, &self.name) {
             (SeriesType::Instrument, Some(exchange), Some(symbol), None) => {
@@ -118,7 +118,9 @@ impl Manifest {
                 "the manifest has another type of series than its dataset",
             ));
         }
-        Ok(SeriesKey { owner, interval })
+        let series = SeriesKey { owner, interval };
+        dataset.check_series(&series)?;
+        Ok(series)
     }
 }
 

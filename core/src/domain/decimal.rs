@@ -94,13 +94,19 @@ impl Decimal {
         Self::from_wide(div_half_away(product, I256::from(Self::UNITS_PER_ONE))?)
     }
 
-    /// Returns the value as an `f64`, which may lose precision. Use it for display and statistics
+    /// Returns the nearest `f64`, which may lose precision. Use it for display and statistics
     /// only, never to compute prices.
-    #[expect(clippy::cast_precision_loss, reason = "the loss is what the name says")]
+    #[expect(clippy::cast_precision_loss, reason = "both casts are exact")]
     pub fn to_f64_lossy(self) -> f64 {
-        // The integer part and the fraction are converted separately, to keep the rounding error small.
-        let (whole, part) = (self.0 / Self::UNITS_PER_ONE, self.0 % Self::UNITS_PER_ONE);
-        whole as f64 + part as f64 / Self::UNITS_PER_ONE as f64
+        const EXACT: u128 = 1 << f64::MANTISSA_DIGITS;
+        let (digits, places) = self.normalized();
+        if digits.unsigned_abs() <= EXACT {
+            // A power of ten up to 10^22 is exact, so the division rounds once.
+            return digits as f64 / POWERS_OF_TEN[places as usize] as f64;
+        }
+        // The text is a number, so parsing succeeds. It rounds to the nearest value.
+        let mut text: DecimalText = [0; 40];
+        self.write_text(&mut text).parse().unwrap_or(f64::NAN)
     }
 
     fn from_wide(units: I256) -> Option<Self> {
@@ -655,6 +661,13 @@ mod tests {
     }
 
     #[test]
+    fn doubles_are_rounded_once() {
+        for text in ["1.14", "-1.14", "0.1", "39432.48", "0", "0.000000000000000001", "9007199254740993"] {
+            assert_eq!(d(text).to_f64_lossy().to_bits(), text.parse::<f64>().unwrap().to_bits(), "{text}");
+        }
+    }
+
+    #[test]
     fn serde_is_a_string_and_checks() {
         assert_eq!(serde_json::to_string(&d("1.50")).unwrap(), "\"1.5\"");
         assert_eq!(serde_json::from_str::<Price>("\"1.5\"").unwrap().to_string(), "1.5");
@@ -667,6 +680,19 @@ mod tests {
         fn text_round_trip(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS) {
             let value = Decimal::from_units(units).unwrap();
             proptest::prop_assert_eq!(value.to_string().parse::<Decimal>().unwrap(), value);
+        }
+
+        #[test]
+        fn doubles_are_the_nearest_to_the_text(
+            units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS,
+            digits in 0_i128..1 << 56,
+            places in 0_u32..=18,
+        ) {
+            for units in [units, units % (10 * Decimal::UNITS_PER_ONE), digits * 10_i128.pow(18 - places)] {
+                let value = Decimal::from_units(units).unwrap();
+                let nearest: f64 = value.to_string().parse().unwrap();
+                proptest::prop_assert_eq!(value.to_f64_lossy().to_bits(), nearest.to_bits(), "{}", value);
+            }
         }
 
         #[test]

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use self::records::RecordVec;
 use self::row::RowVec;
+use crate::record::SeriesKey;
 use crate::{Error, Interval, Result, Timestamp};
 
 pub(super) mod records;
@@ -272,6 +273,14 @@ impl Dataset {
     /// Returns an empty vector for records of this dataset.
     pub fn new_vec(self) -> RecordVec {
         (self.0.new_vec)(self)
+    }
+
+    /// Checks that records of this dataset can have a series.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a series of another type, or a name that is not valid in this dataset.
+    pub fn check_series(self, series: &SeriesKey) -> Result<()> {
+        self.new_vec().check_series(series)
     }
 
     /// Returns the time from which an `as_of` query returns a record: its time, or its close time if

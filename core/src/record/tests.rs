@@ -332,6 +332,42 @@ fn other_description() -> Description {
 }
 
 #[test]
+fn a_dataset_checks_its_series() {
+    let instrument = "a:B".parse::<Instrument>().unwrap();
+    let bars = (instrument.clone(), Interval::M1).key();
+    let name = |name: &str| SeriesKey { owner: Owner::Name(name.into()), interval: None };
+    let with_interval =
+        |name: &str| SeriesKey { owner: Owner::Name(name.into()), interval: Some(Interval::M1) };
+    let named = SeriesType::Name { column: "coin", max: 5 };
+    let rows = Dataset::declare(Description { name: "rows", series: named, ..other_description() }).unwrap();
+    let snapshots = crate::MarketSnapshot::DATASET;
+    for (dataset, series, valid) in [
+        (PriceTick::DATASET, instrument.key(), true),
+        (PriceTick::DATASET, bars.clone(), false),
+        (PriceTick::DATASET, name("a:B"), false),
+        (crate::Bar::DATASET, bars, true),
+        (crate::Bar::DATASET, instrument.key(), false),
+        (snapshots, name(""), true),
+        (snapshots, name("asset:BTC"), true),
+        (snapshots, name("asset:a\0b"), false),
+        (snapshots, name("nonsense"), false),
+        (snapshots, instrument.key(), false),
+        (Everything::DATASET, with_interval("carry"), true),
+        (Everything::DATASET, with_interval(&"x".repeat(21)), false),
+        (rows, name("BTC"), true),
+        (rows, name("B\0C"), false),
+        (rows, name("BTCUSD"), false),
+        (rows, with_interval("BTC"), false),
+    ] {
+        let checked = dataset.check_series(&series);
+        assert_eq!(checked.is_ok(), valid, "{dataset} {series:?}");
+        assert!(
+            checked.map_err(|error| error.kind()).is_err_and(|kind| kind == ErrorKind::InvalidInput) != valid
+        );
+    }
+}
+
+#[test]
 fn series_are_keys_and_back() {
     let bars = ("a:B".parse::<Instrument>().unwrap(), Interval::M1);
     assert_eq!(<(Instrument, Interval)>::from_key(&bars.key()).unwrap(), bars);

@@ -166,6 +166,7 @@ pub struct RecordVec(Box<dyn ErasedVec>);
 
 /// The methods of a vector besides [`Records`].
 pub(super) trait ErasedVec: Records + Any {
+    fn check_series(&self, series: &SeriesKey) -> Result<()>;
     fn push(&mut self, series: &SeriesKey, sort_key: SortKey, fields: &mut dyn FieldReader) -> Result<()>;
     fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()>;
     fn reserve(&mut self, additional: usize);
@@ -181,6 +182,9 @@ struct Typed<R>(Vec<R>);
 as_records!(impl<R: Record> Records for Typed<R>);
 
 impl<R: Record> ErasedVec for Typed<R> {
+    fn check_series(&self, series: &SeriesKey) -> Result<()> {
+        R::Series::from_key(series).map(drop)
+    }
     fn push(&mut self, series: &SeriesKey, sort_key: SortKey, fields: &mut dyn FieldReader) -> Result<()> {
         self.0.push(R::read(R::Series::from_key(series)?, sort_key, fields)?);
         Ok(())
@@ -212,6 +216,10 @@ impl RecordVec {
 
     pub(super) fn new(records: Box<dyn ErasedVec>) -> Self {
         Self(records)
+    }
+
+    pub(super) fn check_series(&self, series: &SeriesKey) -> Result<()> {
+        self.0.check_series(series)
     }
 
     pub(super) fn erased_mut<T: 'static>(&mut self, dataset: Dataset) -> Result<&mut T> {

@@ -102,18 +102,8 @@ impl Row {
     /// # Errors
     /// `InvalidInput` for a series, a sort key or a value that does not fit the dataset.
     pub fn new(dataset: Dataset, series: SeriesKey, sort_key: SortKey, values: Vec<Value>) -> Result<Self> {
-        let refuse = |field: &'static str, value: &dyn std::fmt::Debug| {
-            let error = Error::invalid("record.row", field, format_args!("{value:?}"), "must fit its column");
-            Err(error.with_context("dataset", dataset))
-        };
-        let owner_fits = match (&series.owner, dataset.series()) {
-            (Owner::Instrument(_), SeriesType::Instrument) => true,
-            (Owner::Name(name), SeriesType::Name { max, .. }) => name.len() <= max && !name.contains('\0'),
-            _ => false,
-        };
-        if !owner_fits || series.interval.is_some() != dataset.interval().is_some() {
-            return refuse("series", &series);
-        }
+        let refuse = |field, value: &dyn std::fmt::Debug| Err(misfit(dataset, field, value));
+        check_series(dataset, &series)?;
         if dataset.seq().is_none() && sort_key.1 != 0 {
             return refuse("seq", &sort_key.1);
         }
@@ -399,7 +389,28 @@ impl Records for RowVec {
     }
 }
 
+/// Returns the error of a value that does not fit its column.
+fn misfit(dataset: Dataset, field: &'static str, value: &dyn std::fmt::Debug) -> Error {
+    let error = Error::invalid("record.row", field, format_args!("{value:?}"), "must fit its column");
+    error.with_context("dataset", dataset)
+}
+
+fn check_series(dataset: Dataset, series: &SeriesKey) -> Result<()> {
+    let owner_fits = match (&series.owner, dataset.series()) {
+        (Owner::Instrument(_), SeriesType::Instrument) => true,
+        (Owner::Name(name), SeriesType::Name { max, .. }) => name.len() <= max && !name.contains('\0'),
+        _ => false,
+    };
+    if owner_fits && series.interval.is_some() == dataset.interval().is_some() {
+        return Ok(());
+    }
+    Err(misfit(dataset, "series", series))
+}
+
 impl ErasedVec for RowVec {
+    fn check_series(&self, series: &SeriesKey) -> Result<()> {
+        check_series(self.dataset, series)
+    }
     fn push(&mut self, series: &SeriesKey, sort_key: SortKey, fields: &mut dyn FieldReader) -> Result<()> {
         let columns = self.dataset.values();
         let values = columns.iter().map(|column| Value::read(column, fields)).collect::<Result<_>>()?;
