@@ -57,12 +57,15 @@ impl ClickHouseStore {
         outcome: Result<T, Cause>,
         is_marked: bool,
     ) -> Result<T, Cause> {
-        let is_outdated =
-            |cause: &Cause| cause.has_code(VIOLATED_CONSTRAINT) || (is_marked && cause.has_code(NO_TABLE));
-        if outcome.as_ref().is_err_and(is_outdated)
-            && self.bars_state(true).await?.announced.is_some() != is_marked
-        {
-            return Err(Cause::ConcurrentChange);
+        let Err(cause) = &outcome else { return outcome };
+        let is_unmarked = cause.has_code(VIOLATED_CONSTRAINT) && cause.to_string().contains("`qi_bars`");
+        let has_no_marks = is_marked && cause.has_code(NO_TABLE);
+        if is_unmarked || has_no_marks {
+            let is_on = self.bars_state(true).await?.announced.is_some();
+            // While materialized bars are switched, the constraint exists without the state.
+            if is_unmarked || !is_on {
+                return Err(Cause::ConcurrentChange);
+            }
         }
         outcome
     }
