@@ -708,7 +708,7 @@ async fn no_broker_reachable(brokers: Brokers, spare: Spare) {
     let began = asked("subscribe", began);
     let place = (TopicPartition::new(topic.clone(), 0), SeekTo::Earliest);
     expect(bus.open_reader(ReaderRequest::new([place]).unwrap()).await, ErrorKind::Unavailable);
-    let began = asked("read", began);
+    let began = asked("open_reader", began);
     expect(bus.topics().await, ErrorKind::Unavailable);
     let began = asked("topics", began);
     expect(bus.groups(&GroupQuery::new(Selection::All)).await, ErrorKind::Unavailable);

@@ -93,7 +93,7 @@ operations! {
     Bus {
         Publish "publish" Write,
         Subscribe "subscribe" Lifecycle,
-        OpenReader "read" Lifecycle,
+        OpenReader "open_reader" Lifecycle,
         CreateTopics "create_topics" Write,
         DeleteTopics "delete_topics" Write,
         Topics "topics" Read,

@@ -329,6 +329,20 @@ mod tests {
     }
 
     #[test]
+    fn errors_page_lists_every_server_code_under_its_kind() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
+        let page = std::fs::read_to_string(page).expect("docs/errors.md");
+        for (number, name, kind, _) in CODES {
+            let row = format!("| `{kind:?}` |");
+            let mut cells = page.lines().filter(|l| l.starts_with(&row)).filter_map(|l| l.split('|').nth(5));
+            let listed = cells.any(|cell| {
+                cell.split(|c: char| !c.is_ascii_digit()).any(|code| code.parse() == Ok(*number))
+            });
+            assert!(listed, "docs/errors.md does not list {number} {name} as {kind:?}");
+        }
+    }
+
+    #[test]
     fn codes_are_unique() {
         let numbers: std::collections::BTreeSet<_> = CODES.iter().map(|(number, ..)| number).collect();
         let codes: std::collections::BTreeSet<_> = CODES.iter().map(|(.., code)| code).collect();

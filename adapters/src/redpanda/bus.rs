@@ -320,8 +320,8 @@ impl MessageBus for RedpandaBus {
     }
 
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
-        self.check_open("read").await?;
-        let admin = self.admin_client("read")?;
+        self.check_open("open_reader").await?;
+        let admin = self.admin_client("open_reader")?;
         let mut topics: Vec<TopicName> = Vec::new();
         for (partition, _) in &request.from {
             if topics.last() != Some(&partition.topic) {
@@ -329,16 +329,16 @@ impl MessageBus for RedpandaBus {
             }
         }
         for topic in &topics {
-            let count = self.partitions(&admin, topic, "read").await?;
+            let count = self.partitions(&admin, topic, "open_reader").await?;
             let unknown = |(p, _): &&(TopicPartition, _)| p.topic == *topic && p.partition >= count;
             if let Some((partition, _)) = request.from.iter().find(unknown) {
-                return Err(error::unknown_partition(topic, partition.partition, "read"));
+                return Err(error::unknown_partition(topic, partition.partition, "open_reader"));
             }
         }
         let buffer = request.max_buffered_bytes;
         let client_config = client_config::reader(&self.config, buffer);
         let settings = ConsumerSettings { topics, ..self.settings(buffer) };
-        self.consume(settings, client_config, "", Start::Assign(request.from), "read").await
+        self.consume(settings, client_config, "", Start::Assign(request.from), "open_reader").await
     }
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {

@@ -293,6 +293,19 @@ mod tests {
     }
 
     #[test]
+    fn errors_page_lists_every_sqlstate_under_its_kind() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
+        let page = std::fs::read_to_string(page).expect("docs/errors.md");
+        for (state, kind, _) in SQLSTATES {
+            let row = format!("| `{kind:?}` |");
+            let shown = if state.len() == 2 { format!("{state}*") } else { (*state).to_owned() };
+            let mut cells = page.lines().filter(|l| l.starts_with(&row)).filter_map(|l| l.split('|').nth(4));
+            let listed = cells.any(|cell| cell.split([' ', ',', '.', ';']).any(|code| code == shown));
+            assert!(listed, "docs/errors.md does not list {shown} as {kind:?}");
+        }
+    }
+
+    #[test]
     fn every_driver_error_has_a_kind() {
         use sqlx::Error as Sql;
         let of = |error: Sql| {

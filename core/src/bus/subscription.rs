@@ -263,7 +263,7 @@ impl ReaderRequest {
         let from: BTreeMap<_, _> = from.into_iter().collect();
         if from.is_empty() {
             return Err(Error::invalid(
-                "bus.read.partitions",
+                "bus.open_reader.partitions",
                 "from",
                 "[]",
                 "must name at least one partition",

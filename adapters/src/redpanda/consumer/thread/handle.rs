@@ -108,7 +108,7 @@ pub(in crate::redpanda) fn start(
     context: KafkaContext,
     start: Start,
 ) -> Result<(ConsumerHandle, oneshot::Receiver<Result<()>>)> {
-    let operation = if settings.has_group() { "subscribe" } else { "read" };
+    let operation = if settings.has_group() { "subscribe" } else { "open_reader" };
     let failed = |e| error::from_kafka(e, operation);
     let mut thread =
         ConsumerThread::new(Arc::new(settings), admin, client_config, context).map_err(failed)?;
