@@ -363,7 +363,8 @@ pub struct GroupPartition {
     /// The last stable offset: a reader receives the message at this offset, and later ones, after the first open
     /// transaction has ended. Equal to `end` without an open transaction. None while it is unknown.
     pub last_stable: Option<u64>,
-    /// The end minus the commit; None without a commit or a known end.
+    /// The high watermark minus the commit, including messages of open transactions. None without a commit or a known
+    /// high watermark.
     pub lag: Option<u64>,
 }
 

@@ -42,14 +42,14 @@ impl PublishOptions {
 /// - **Order.** Messages of a partition are in the order of publishing, within a batch and across consecutive batches.
 ///   Keys map to partitions by murmur2, as in Kafka's Java client.
 /// - **Groups.** Every group receives all messages. Within a group each partition has one owner. When a member leaves
-///   or dies, other members continue from the last commit, so uncommitted messages are redelivered.
+///   or fails, other members continue from the last commit, so uncommitted messages are redelivered.
 /// - **No accidental topics.** An unknown topic is `NotFound`.
 /// - **Bounded memory.** A full buffer makes `publish` wait, up to the delivery timeout. Messages that still have no
 ///   space are not sent.
-/// - **Outages.** `publish` ends within a bounded time. A message that never left the client is reported as not sent,
+/// - **Outages.** `publish` ends within [`BusInfo::delivery_timeout`]; the layer `Retry` adds its `max_elapsed`. A message that never left the client is reported as not sent,
 ///   and any other message without an outcome as unknown. `recv` returns `Unavailable` after its wait and keeps its
 ///   position, so the caller repeats it. [`crate::Ingest`] does this without a limit.
-/// - **After [`MessageBus::close`]** every call is `Closed`, also on its subscriptions.
+/// - **After [`MessageBus::close`]** every call is `Closed`, including the calls of its subscriptions.
 ///
 /// # Differences between buses
 /// The partition of a message without a key, the boundaries of batches, and gaps between offsets.
@@ -105,7 +105,7 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     /// # Errors
     /// - `NotFound` for an unknown topic.
     /// - `Unavailable` if the brokers cannot be reached, or `Timeout` if the outage begins during the join. Both are
-    ///   retryable. [`guide::operations`](crate::guide::operations) lists the longest wait.
+    ///   retryable. [`guide::operations`](crate::guide::operations#outages) lists the longest wait.
     async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>>;
 
     /// Reads partitions without a group, from any offset, for example for a replay. Such a reader cannot commit.
@@ -148,7 +148,7 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     async fn close(&self) -> Result<CloseReport>;
 }
 
-/// A reader: a member of a consumer group, or a reader without a group.
+/// A subscription: a member of a consumer group, or a reader without a group.
 ///
 /// - A rebalance takes effect only inside [`Subscription::recv`], or when the maximum poll interval or the session
 ///   timeout expires. The member keeps the partitions of a batch until its next `recv`.
@@ -195,7 +195,7 @@ pub trait Subscription: Debug + Send {
     ///
     /// # Errors
     /// `InvalidInput` above the position of `recv` (below is allowed), `Unsupported` without a group.
-    async fn commit(&mut self, upto: &Offsets) -> Result<Committed>;
+    async fn commit(&mut self, offsets: &Offsets) -> Result<Committed>;
 
     /// Moves the position of owned partitions. Commits nothing.
     ///
