@@ -4,13 +4,19 @@
 //! conversion therefore needs no rounding, and the records that come back are equal to the records that went out. The
 //! conversion works for every dataset, because the schema follows from the declaration of the dataset.
 //!
-//! # Layers
-//! | module or feature | content |
-//! | --- | --- |
-//! | always | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
-//! | `parquet` | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
-//! | `archive` | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
-//! | `cloud` | archives in S3, Google Cloud Storage and Azure Blob Storage |
+//! # Concepts
+//! - A **record batch** holds records of one dataset, one Arrow column for each column of the dataset.
+//! - A **file** is a Parquet file of records of one dataset.
+//! - An **archive** is a folder of immutable Parquet files, each with the records of one series and period, and
+//!   manifests with their digests.
+//!
+//! # Features
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | none | | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
+//! | `parquet` | no | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
+//! | `archive` | no | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
+//! | `cloud` | no | archives in S3, Google Cloud Storage and Azure Blob Storage |
 //!
 //! # Schema
 //! | column of the record | Arrow type |
@@ -31,6 +37,7 @@
 //! is nullable, and an absent value is null. No other column is nullable. The metadata of the schema has the name and
 //! the version of the dataset as `qi.dataset` and `qi.version`.
 //!
+//! # A first program
 //! ```
 //! use qi_core::record::{Record as _, RecordVec, Slice};
 //! use qi_core::{PriceTick, Timestamp};
@@ -74,3 +81,12 @@ pub use encode::{Encoder, encode};
 pub use parquet_file::{ParquetReader, ParquetWriter};
 pub use schema::{DATASET_KEY, Decimals, VERSION_KEY, schema};
 pub use stream::{insert_batch, range_batches};
+
+// The types of other crates in public signatures, so that callers need not depend on these crates.
+#[doc(no_inline)]
+pub use arrow_array::RecordBatch;
+#[doc(no_inline)]
+pub use arrow_schema::SchemaRef;
+#[cfg(feature = "archive")]
+#[doc(no_inline)]
+pub use object_store;

@@ -16,7 +16,8 @@
 //! assert!(METRICS.iter().all(|metric| metric.name.starts_with("qi_")));
 //! ```
 
-use metrics::Unit;
+#[doc(no_inline)]
+pub use metrics::Unit;
 
 /// The description of one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

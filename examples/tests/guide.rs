@@ -47,7 +47,8 @@ fn anchors_exist_and_link_labels_stand_at_the_end_of_each_page() {
     for page in pages() {
         let text = std::fs::read_to_string(&page).unwrap();
         let outside_code = text.split("```").step_by(2).collect::<String>();
-        for target in outside_code.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(t, _)| t) {
+        for target in outside_code.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(t, _)| t)
+        {
             if target.starts_with('#') && !has_anchor(&text, target) {
                 faults.push(format!("{} has no anchor {target}", page.display()));
             }
@@ -61,7 +62,8 @@ fn anchors_exist_and_link_labels_stand_at_the_end_of_each_page() {
             if outside_code.matches(&format!("[{name}]")).count() < 2 {
                 faults.push(format!("{} does not use the link label [{name}]", page.display()));
             }
-            let Some((file, anchor)) = target.split_once('#').filter(|(file, _)| file.ends_with(".md")) else {
+            let Some((file, anchor)) = target.split_once('#').filter(|(file, _)| file.ends_with(".md"))
+            else {
                 continue;
             };
             let other = std::fs::read_to_string(page.with_file_name(file));

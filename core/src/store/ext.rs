@@ -430,7 +430,12 @@ pub trait PriceStoreExt: PriceStore {
     fn gaps(&self, query: BarQuery, source: BarSource) -> Result<BoxStream<'_, Result<TimeRange>>> {
         analytics::ascending_only(query.order)?;
         if let Some(cursor) = query.page.cursor() {
-            return Err(Error::invalid("store.gaps.cursor", "cursor", cursor, "must be absent: `gaps` reads the complete range"));
+            return Err(Error::invalid(
+                "store.gaps.cursor",
+                "cursor",
+                cursor,
+                "must be absent: `gaps` reads the complete range",
+            ));
         }
         let (interval, range) = (query.interval, query.range);
         Ok(analytics::gaps(self.bar_stream(query, source), interval, range))

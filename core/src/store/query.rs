@@ -88,7 +88,7 @@ pub struct RangeQuery<S = Instrument> {
     /// The sort order: oldest or newest first, by (ts, seq).
     #[serde(default)]
     pub order: Order,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -121,6 +121,16 @@ setters!(ordered RangeQuery<S>, S);
 
 /// A query of the bars of one instrument and interval whose open time lies in a range. The bars are
 /// stored, or derived from ticks.
+///
+/// ```
+/// use qi_core::prelude::*;
+///
+/// async fn closes(store: &dyn PriceStore, day: TimeRange) -> Result<Vec<Price>> {
+///     let query = BarQuery::new("binance:BTC-USDT".parse()?, Interval::M1, day).with_limit(1_440)?;
+///     let page = store.derived_bars(&query).await?; // `store.bars(&query)` reads stored bars
+///     Ok(page.items.iter().map(|bar| bar.close()).collect())
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -134,7 +144,7 @@ pub struct BarQuery {
     /// The sort order: oldest or newest first.
     #[serde(default)]
     pub order: Order,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -170,7 +180,7 @@ pub struct LatestQuery<K = Instrument> {
     /// time. None sets no limit.
     #[serde(default)]
     pub as_of: Option<Timestamp>,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -253,7 +263,7 @@ pub struct LatestBarsQuery {
     /// `as_of`, because a bar's values are not known at its open time. None sets no limit.
     #[serde(default)]
     pub as_of: Option<Timestamp>,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -308,7 +318,7 @@ pub struct InstrumentQuery {
     pub dataset: Dataset,
     /// The exchange to which the answer is limited, if any.
     pub exchange: Option<Exchange>,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 
@@ -413,7 +423,7 @@ pub struct RangeRequest {
     pub range: TimeRange,
     /// The sort order: oldest or newest first, by (time, seq).
     pub order: Order,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 
@@ -460,7 +470,7 @@ pub struct LatestRequest {
     pub interval: Option<Interval>,
     /// The point in time up to which data counts as known, inclusive; see [`LatestQuery`].
     pub as_of: Option<Timestamp>,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 
@@ -524,7 +534,7 @@ pub struct SeriesRequest {
     pub dataset: Dataset,
     /// The exchange to which instruments are limited, if any.
     pub exchange: Option<Exchange>,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 

@@ -95,9 +95,15 @@ pub(super) fn no_group() -> Error {
 }
 
 pub(super) fn beyond_end(partition: &TopicPartition, offset: u64, end: u64) -> Error {
-    invalid("bus.memory.delete_records", "delete_records", "offset", offset, "must not exceed the high watermark")
-        .with_context("partition", partition)
-        .with_context("end", end)
+    invalid(
+        "bus.memory.delete_records",
+        "delete_records",
+        "offset",
+        offset,
+        "must not exceed the high watermark",
+    )
+    .with_context("partition", partition)
+    .with_context("end", end)
 }
 
 fn invalid(

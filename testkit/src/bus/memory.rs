@@ -118,10 +118,9 @@ impl MemoryBus {
             .topics
             .get_mut(&partition.topic)
             .ok_or_else(|| error::unknown_topic(&partition.topic, "delete_records"))?;
-        let log = topic
-            .partitions
-            .get_mut(partition.partition as usize)
-            .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "delete_records"))?;
+        let log = topic.partitions.get_mut(partition.partition as usize).ok_or_else(|| {
+            error::unknown_partition(&partition.topic, partition.partition, "delete_records")
+        })?;
         if offset > log.end {
             return Err(error::beyond_end(partition, offset, log.end));
         }

@@ -56,9 +56,9 @@ impl MemoryReader {
                 let topic = state
                     .topic(&partition.topic)
                     .ok_or_else(|| error::unknown_topic(&partition.topic, "open_reader"))?;
-                let at = topic
-                    .partition(partition.partition)
-                    .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "open_reader"))?;
+                let at = topic.partition(partition.partition).ok_or_else(|| {
+                    error::unknown_partition(&partition.topic, partition.partition, "open_reader")
+                })?;
                 let owned = OwnedPartition::new(Some(resolve(at, *to)));
                 assigned
                     .insert(partition.clone(), ReaderPartition { topic: topic.id, owned, deleted: false });
