@@ -667,7 +667,7 @@ async fn dropped_writes(server: Server) {
     let change = |config: &mut ClickHouseConfig| {
         config.pool.max_connections = 3;
         config.max_batch = 200_000;
-        config.write.piece = 20_000;
+        config.write.max_request_records = 20_000;
     };
     with_store(&server, change, async |store, _| {
         let batch = ticks("x:Y", 0, 150_000);

@@ -40,7 +40,7 @@ async fn server(reactions: Vec<Reaction>) -> ClickHouseStore {
         }
     });
     let mut config = ClickHouseConfig::from_url(format!("http://qi:qi@127.0.0.1:{port}"));
-    config.write.piece = 1_000_000;
+    config.write.max_request_records = 1_000_000;
     ClickHouseStore::open(config).unwrap()
 }
 

@@ -86,7 +86,7 @@ async fn every_type(server: Server) {
             datasets.clone(),
             |config| {
                 config.write.copy_from = copy_from;
-                config.write.piece = 400;
+                config.write.max_statement_records = 400;
             },
             |store, _| async move {
                 let name: Instrument = "x:Y".parse().unwrap();

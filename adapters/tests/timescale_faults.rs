@@ -310,7 +310,7 @@ async fn failover(server: Server, first: Spare) {
         config.application_name = Some(name.to_owned());
         config.pool.max_connections = u32::try_from(CONNECTIONS).unwrap();
         // Several pieces, so that an insert borrows a second connection.
-        config.write.piece = 2;
+        config.write.max_statement_records = 2;
         TimescaleStore::open(config).unwrap()
     };
     // One store without layers, and one store with the retries that every opened store has by default.

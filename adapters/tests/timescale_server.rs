@@ -1092,7 +1092,7 @@ mod write_path {
         with_store,
     };
 
-    /// The recorded values of `way`, in order.
+    /// The recorded values of `write_path`, in order.
     #[derive(Clone, Default)]
     struct PathRecorder(Arc<Mutex<Vec<String>>>);
 
@@ -1104,7 +1104,7 @@ mod write_path {
 
     impl Visit for PathRecorder {
         fn record_str(&mut self, field: &Field, value: &str) {
-            if field.name() == "way" {
+            if field.name() == "write_path" {
                 self.0.lock().unwrap().push(value.to_owned());
             }
         }
@@ -1159,7 +1159,7 @@ mod write_path {
         let counted = |name: &str, way: &str| -> u64 {
             let mine = all.iter().filter(|(key, ..)| {
                 let labels: Vec<_> = key.key().labels().map(|l| (l.key(), l.value())).collect();
-                key.key().name() == name && labels == [("dataset", "ticks"), ("way", way)]
+                key.key().name() == name && labels == [("dataset", "ticks"), ("write_path", way)]
             });
             mine.map(|(.., value)| if let DebugValue::Counter(n) = value { *n } else { 0 }).sum()
         };

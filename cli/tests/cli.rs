@@ -557,9 +557,12 @@ fn config_shows_values_with_origins_and_no_secrets() {
         text(&out.stdout)
     };
     let options = ["config", "--format", "csv"];
-    let csv = shown(&options, &[("QI_CONFIG", &path), ("QI__STORE__CLICKHOUSE__WRITE__PIECE", "1_000")]);
+    let csv = shown(
+        &options,
+        &[("QI_CONFIG", &path), ("QI__STORE__CLICKHOUSE__WRITE__MAX_REQUEST_RECORDS", "1_000")],
+    );
     assert!(csv.contains(&format!("store.backend,clickhouse,{path}\n")), "{csv}");
-    assert!(csv.contains("store.clickhouse.write.piece,1000,QI__STORE__CLICKHOUSE__WRITE__PIECE\n"), "{csv}");
+    assert!(csv.contains("store.clickhouse.write.max_request_records,1000,QI__STORE__CLICKHOUSE__WRITE__MAX_REQUEST_RECORDS\n"), "{csv}");
     assert!(csv.contains("store.clickhouse.database,qi,default\n") && !csv.contains("hunter2"), "{csv}");
     let cert = folder.path().join("ca.pem").display().to_string();
     assert!(csv.contains(&format!("store.clickhouse.root_cert,{cert},")), "{csv}");

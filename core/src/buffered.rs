@@ -287,7 +287,9 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
 }
 
 fn timed_out(operation: &'static str, limit: Duration) -> Error {
-    Error::new(ErrorKind::Timeout, "buffered.timeout", operation).with_context("limit_ms", limit.as_millis())
+    Error::new(ErrorKind::Timeout, "buffered.timeout", operation)
+        .with_message(format_args!("no result within {limit:?}"))
+        .with_context("limit", format_args!("{limit:?}"))
 }
 
 /// Returns the error of an ended worker. The worker ends early only if the sink panics or the runtime is dropped.

@@ -38,8 +38,8 @@ where
             Err(_) => {
                 return Err(last.unwrap_or_else(|| {
                     Error::new(ErrorKind::Timeout, "ready.timeout", "wait_ready")
-                        .with_message("no ping was answered within the time limit")
-                        .with_context("timeout_ms", timeout.as_millis())
+                        .with_message(format_args!("no response within {timeout:?}"))
+                        .with_context("limit", format_args!("{timeout:?}"))
                 }));
             }
         }

@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::{Error, ErrorKind, Result, telemetry};
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -57,12 +57,12 @@ pub fn install_metrics() -> Result<PrometheusHandle> {
 /// The sources of the responses.
 #[derive(Debug)]
 struct Probes {
-    health: Arc<Health>,
+    health: Arc<HealthChecker>,
     metrics: PrometheusHandle,
 }
 
 /// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: PrometheusHandle) {
+pub async fn serve(listener: TcpListener, health: Arc<HealthChecker>, metrics: PrometheusHandle) {
     let probes = Arc::new(Probes { health, metrics });
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     let mut upkeep = tokio::time::interval(UPKEEP);

@@ -258,7 +258,7 @@ async fn dependency_that_fails_before_it_is_ready_leaves_its_dependents_unstarte
 }
 
 #[tokio::test(start_paused = true)]
-async fn finite_dependency_is_satisfied_by_completion() {
+async fn run_to_completion_dependency_is_satisfied_by_completion() {
     let log = TransitionLog::default();
     let load = scripted("load", [Script::run(Step::after(ms(400), Step::Ok))]).0.run_to_completion();
     let runtime = builder(&log).agent(waiting("serve").depends_on(["load"])).agent(load).build().unwrap();
@@ -275,7 +275,7 @@ async fn finite_dependency_is_satisfied_by_completion() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn finite_dependency_is_satisfied_by_completion_after_a_restart() {
+async fn run_to_completion_dependency_is_satisfied_after_a_restart() {
     let log = TransitionLog::default();
     let load = scripted("load", [Script::run(Step::Panic), Script::run(Step::Ok)]).0.run_to_completion();
     let runtime = builder(&log).agent(load).agent(waiting("serve").depends_on(["load"])).build().unwrap();

@@ -157,12 +157,12 @@ impl Default for ServerLimitsSection {
 pub struct WriteSection {
     /// The maximum number of records in one request. The server creates one part per partition and request. Defaults to
     /// 250,000.
-    pub piece: usize,
+    pub max_request_records: usize,
 }
 
 impl Default for WriteSection {
     fn default() -> Self {
-        Self { piece: 250_000 }
+        Self { max_request_records: 250_000 }
     }
 }
 
@@ -241,7 +241,12 @@ impl ClickHouseConfig {
             MIN_DURATION,
             MAX_DURATION,
         )?;
-        RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        RULES.within(
+            "write.max_request_records",
+            write.max_request_records as u64,
+            1,
+            StoreInfo::MAX_BATCH as u64,
+        )?;
         self.retention.check(&RULES, "retention", &self.datasets)?;
         for name in settings.keys() {
             let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');

@@ -58,8 +58,8 @@ impl ClickHouseStore {
             out.0
         };
         let series: Vec<Vec<u8>> = series.iter().map(encoded).collect();
-        for piece in split(&entries, self.inner.config.write.piece) {
-            self.send(table, &InsertRequest { batch: Some(batch), series: &series, entries: piece }).await?;
+        for part in split(&entries, self.inner.config.write.max_request_records) {
+            self.send(table, &InsertRequest { batch: Some(batch), series: &series, entries: part }).await?;
         }
         Ok(report)
     }

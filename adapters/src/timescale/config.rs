@@ -266,11 +266,10 @@ impl Default for ServerLimitsSection {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WriteSection {
-    /// The number of records from which COPY is used for a piece of a batch. Smaller pieces are merged. Defaults to
-    /// 1,000.
+    /// The minimum number of records of a statement for COPY. Statements with fewer records merge. Defaults to 1,000.
     pub copy_from: usize,
     /// The maximum number of records in one statement. Defaults to 50,000.
-    pub piece: usize,
+    pub max_statement_records: usize,
     /// The maximum number of connections for one batch. A batch uses further connections only if the pool has idle
     /// connections or room. Defaults to 2.
     pub connections: usize,
@@ -278,7 +277,7 @@ pub struct WriteSection {
 
 impl Default for WriteSection {
     fn default() -> Self {
-        Self { copy_from: 1_000, piece: 50_000, connections: 2 }
+        Self { copy_from: 1_000, max_statement_records: 50_000, connections: 2 }
     }
 }
 
@@ -407,7 +406,7 @@ impl TimescaleConfig {
             MAX_DURATION,
         )?;
         rules.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
-        rules.within("write.piece", write.piece as u64, 1, 100_000)?;
+        rules.within("write.max_statement_records", write.max_statement_records as u64, 1, 100_000)?;
         rules.within("write.connections", write.connections as u64, 1, 64)?;
         for (section, ages) in [("columnstore", columnstore), ("retention", retention)] {
             if !ages.is_empty() && self.hypertables == Hypertables::Off {

@@ -51,7 +51,7 @@ pub struct BusPingReport {
 }
 
 impl BusPingReport {
-    /// Creates the status of a cluster with `brokers` brokers that answered after `round_trip`.
+    /// Creates the report of a ping that `brokers` brokers answered after `round_trip`.
     pub fn new(cluster_id: Option<String>, brokers: usize, round_trip: Duration) -> Self {
         Self { cluster_id, brokers, round_trip }
     }
@@ -66,7 +66,7 @@ pub struct CloseReport {
 }
 
 impl CloseReport {
-    /// Creates a report in which `unknown` messages had no answer.
+    /// Creates a report in which `unknown` messages had no acknowledgement.
     pub fn new(unknown: usize) -> Self {
         Self { unknown }
     }

@@ -162,7 +162,7 @@ impl TryFrom<RawSubscribeRequest> for SubscribeRequest {
 
 impl SubscribeRequest {
     /// The default of [`SubscribeRequest::max_buffered_bytes`]: 16 MiB.
-    pub const MAX_BUFFERED_BYTES: usize = 16 << 20;
+    pub const DEFAULT_MAX_BUFFERED_BYTES: usize = 16 << 20;
 
     /// Creates a request to read `topics` as a member of `group`. A partition without a commit starts at the earliest
     /// message. The session timeout is 30 s, and the maximum poll interval is 5 minutes.
@@ -185,7 +185,7 @@ impl SubscribeRequest {
             topics,
             group,
             offset_reset: OffsetReset::default(),
-            max_buffered_bytes: Self::MAX_BUFFERED_BYTES,
+            max_buffered_bytes: Self::DEFAULT_MAX_BUFFERED_BYTES,
             session_timeout: Duration::from_secs(30),
             max_poll_interval: Duration::from_mins(5),
             group_instance_id: None,
@@ -271,7 +271,7 @@ impl ReaderRequest {
         }
         Ok(Self {
             from: from.into_iter().collect(),
-            max_buffered_bytes: SubscribeRequest::MAX_BUFFERED_BYTES,
+            max_buffered_bytes: SubscribeRequest::DEFAULT_MAX_BUFFERED_BYTES,
         })
     }
 

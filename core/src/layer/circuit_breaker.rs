@@ -10,7 +10,7 @@ use super::limit::QUEUE_FULL;
 use super::{Call, Layer, UNKNOWN_BACKEND};
 use crate::bus::{DeliveryError, Message, MessageBus, PublishOptions, PublishReport};
 use crate::deadline::later;
-use crate::telemetry::{CIRCUIT_OPENED, CIRCUIT_REFUSED, CIRCUIT_STATE};
+use crate::telemetry::{CIRCUIT_OPENED, CIRCUIT_REJECTED, CIRCUIT_STATE};
 use crate::{Error, ErrorKind, Operation, Port, Result, RetryAdvice};
 
 /// The settings of [`CircuitBreaker`].
@@ -154,7 +154,7 @@ impl CircuitBreaker {
             State::HalfOpen { .. } => RetryAdvice::Backoff,
         };
         drop(circuit);
-        self.count(CIRCUIT_REFUSED.name);
+        self.count(CIRCUIT_REJECTED.name);
         let failures = self.threshold;
         Err(Error::new(ErrorKind::Unavailable, "layer.circuit_breaker.open", operation)
             .with_message(format_args!("circuit open after {failures} consecutive failures"))

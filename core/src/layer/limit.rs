@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Call, Layer, UNKNOWN_BACKEND};
 use crate::bus::{Message, MessageBus, PublishOptions, PublishReport};
-use crate::telemetry::{LIMIT_REFUSED, LIMIT_WAITING};
+use crate::telemetry::{LIMIT_REJECTED, LIMIT_WAITING};
 use crate::{Error, ErrorKind, Operation, OperationClass, Port, Result};
 
 /// The settings of [`Limit`].
@@ -149,9 +149,9 @@ impl<'a> Queued<'a> {
         let max = limit.max_queued;
         let one_more = |queued| (queued < max).then_some(queued + 1);
         if limit.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
-            metrics::counter!(LIMIT_REFUSED.name, "port" => port, "backend" => backend).increment(1);
+            metrics::counter!(LIMIT_REJECTED.name, "port" => port, "backend" => backend).increment(1);
             let error = Error::new(ErrorKind::Overloaded, QUEUE_FULL, operation)
-                .with_message("limiter queue is full")
+                .with_message(format_args!("limiter queue is full ({max} waiting)"))
                 .with_context("waiting", max);
             return Err(match limit.backend {
                 Some(backend) => error.with_backend(backend),

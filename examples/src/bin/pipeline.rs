@@ -16,7 +16,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
 use qi_core::bus::GroupInstanceId;
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
 use qi_examples::pipeline::{Data, Job, JobCounters, Stop, Summary};
 use qi_examples::probes;
@@ -241,8 +241,9 @@ async fn prepare(
     let metrics =
         options.listen.map(|address| Ok::<_, Error>((address, probes::install_metrics()?))).transpose()?;
     let (store, bus) = (config.open_store().await?, config.open_bus().await?);
-    let health =
-        Health::new().store(config.store_backend(), store.clone()).bus(config.bus_backend(), bus.clone());
+    let health = HealthChecker::new()
+        .store(config.store_backend(), store.clone())
+        .bus(config.bus_backend(), bus.clone());
     let health = Arc::new(health.expect_agents());
     let mut job = Job::new(store, bus, data)?;
     job.health = Some(health.clone());
@@ -266,7 +267,7 @@ async fn prepare(
 }
 
 /// Serves probes and metrics in a task that ends with the program.
-async fn listen_on(address: SocketAddr, health: Arc<Health>, metrics: PrometheusHandle) -> Result<()> {
+async fn listen_on(address: SocketAddr, health: Arc<HealthChecker>, metrics: PrometheusHandle) -> Result<()> {
     let refuse = |error| {
         Error::new(ErrorKind::Config, "pipeline.listen", "listen")
             .with_message("cannot listen there")

@@ -198,7 +198,7 @@ impl Subscription for MemoryReader {
         }
     }
 
-    async fn commit(&mut self, _upto: &Offsets) -> Result<Committed> {
+    async fn commit(&mut self, _offsets: &Offsets) -> Result<Committed> {
         self.enter("commit").await?;
         Err(error::no_group())
     }

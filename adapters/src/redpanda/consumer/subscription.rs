@@ -67,12 +67,12 @@ impl Subscription for RedpandaSubscription {
         Ok(polled.into_batch())
     }
 
-    async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
+    async fn commit(&mut self, offsets: &Offsets) -> Result<Committed> {
         self.consumer.check("commit")?;
         if !self.consumer.settings.has_group() {
             return Err(error::commit_without_group());
         }
-        let offsets = upto.clone();
+        let offsets = offsets.clone();
         let answer = self.consumer.call("commit", |thread, reply| thread.commit(offsets, reply));
         let timed_out =
             |_| error::timed_out("commit", "no response from the brokers within the commit timeout");

@@ -1,7 +1,7 @@
 //! The consumer thread.
 //!
 //! The thread polls only while the fetch buffer has space and a `recv` is waiting or ended less than a second ago. A
-//! thread that always polled would never exceed the maximum poll interval, so a stuck reader would keep its partitions.
+//! thread that always polled would never exceed the maximum poll interval, so a subscription whose caller is stuck would keep its partitions.
 //! A consumer without reads is suspended: it leaves its group, and the thread serves only librdkafka's events.
 
 mod commit;
