@@ -841,8 +841,8 @@ async fn grants(server: Server, spare: Spare) {
     let store = open(&|_| ());
     store.ensure_schema().await.unwrap();
     open(&ages).migrate_schema().await.unwrap();
-    let refused = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    let rejected = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::Unauthorized, "{}", rejected.report());
     // The runtime role writes, reads, deletes and purges, but changes no table.
     let spare = restart(spare, &runtime).await;
     let store = open(&ages);
@@ -870,7 +870,7 @@ async fn grants(server: Server, spare: Spare) {
     let spare = restart(spare, &reader).await;
     let store = open(&ages);
     assert_eq!(count(&store, "x:Y").await, 10);
-    let refused = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    let rejected = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::Unauthorized, "{}", rejected.report());
     drop(spare);
 }

@@ -645,7 +645,7 @@ async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
     assert!(error.retry().is_retryable() && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
     // For longer than the session timeout, each `recv` returns the error after its wait, and the subscription stays
     // open.
-    let (began, mut refused) = (Instant::now(), 0);
+    let (began, mut rejected) = (Instant::now(), 0);
     while began.elapsed() < 2 * session {
         let asked = Instant::now();
         match sub.recv(50, SECOND / 2).await {
@@ -653,12 +653,12 @@ async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
                 assert!(error.retry().is_retryable());
-                refused += 1;
+                rejected += 1;
             }
         }
         assert!(asked.elapsed() < 2 * SECOND, "a recv of half a second took {:?}", asked.elapsed());
     }
-    assert!(refused >= 5, "recv returned {refused} errors while the broker was down");
+    assert!(rejected >= 5, "recv returned {rejected} errors while the broker was down");
     let spare = spare.run_action("start").await;
     counter.send(&bus, &topic, (300..400).collect()).await;
     let distinct = |got: &[ReceivedMessage]| got.iter().map(number).collect::<BTreeSet<_>>().len();
@@ -849,11 +849,11 @@ async fn retention(brokers: Brokers, spare: Spare) {
     assert!((5..300).contains(&from) && (300..=304).contains(&to), "{from} to {to}");
     assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
     // With `OffsetReset::Error`, `recv` returns an error.
-    let refused = async {
+    let rejected = async {
         let mut strict = bus.subscribe(small(OffsetReset::Error, "fail")).await?;
         strict.recv(1, 10 * SECOND).await
     };
-    let error = expect(refused.await, ErrorKind::NotFound);
+    let error = expect(rejected.await, ErrorKind::NotFound);
     assert_eq!(error.code(), "bus.redpanda.position");
     bus.close().await.unwrap();
     drop(spare);

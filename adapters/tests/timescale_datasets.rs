@@ -649,7 +649,7 @@ async fn plan(server: Server) {
 
 async fn manually_changed(server: Server) {
     let server = &server;
-    let refused = |store: TimescaleStore, what: &'static str| async move {
+    let rejected = |store: TimescaleStore, what: &'static str| async move {
         for answer in [store.plan_schema().await.map(drop), store.ensure_schema().await.map(drop)] {
             let error = answer.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{error}");
@@ -682,7 +682,7 @@ async fn manually_changed(server: Server) {
             store.ensure_schema().await.unwrap();
             store.close().await.unwrap();
             sql(server.url(), &format!("SET search_path = {}; {change}", config.schema)).await;
-            refused(open(&config, dataset), what).await;
+            rejected(open(&config, dataset), what).await;
         })
         .await;
     }

@@ -249,8 +249,8 @@ async fn hardening_roles(server: Server) {
     let step = "series catalog of ticks completed".to_owned();
     assert_eq!((report.applied, report.differs), (vec![], vec![step.clone()]));
     assert_eq!(owner.ensure_schema().await.unwrap().applied, [step]);
-    let refused = reader.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    let rejected = reader.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::Unauthorized, "{}", rejected.report());
     // Tables that the migration role creates later are readable and writable without a further grant.
     sql(&url("migration"), &format!("CREATE TABLE {schema}.later (a int)")).await;
     sql(&url("runtime"), &format!("INSERT INTO {schema}.later SELECT 1; SELECT a FROM {schema}.later")).await;
@@ -286,8 +286,8 @@ async fn hardening_roles(server: Server) {
     sql(server.url(), &format!("ALTER ROLE {names}_runtime PASSWORD 'changed'")).await;
     assert_eq!(count(&runtime, "x:Y").await, 0);
     let late = open("runtime");
-    let refused = late.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unauthorized, "store.timescale.login"));
+    let rejected = late.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!((rejected.kind(), rejected.code()), (ErrorKind::Unauthorized, "store.timescale.login"));
     late.close().await.unwrap();
     for store in [owner, runtime, reader] {
         store.close().await.unwrap();

@@ -357,7 +357,7 @@ async fn draw(session: &Session<'_>, arguments: crate::arguments::ChartArguments
     drawn
 }
 
-/// Names `--stored` if the stored dataset has bars of a query for derived bars. Errors do not replace the answer.
+/// Names `--stored` if the stored dataset has bars of a query for derived bars. Errors do not replace the result.
 async fn hint_at_stored_bars(store: &dyn PriceStore, query: BarQuery) {
     let Ok(query) = query.with_limit(1) else { return };
     if let Some(Ok(_)) = store.bar_stream(query, BarSource::Stored).next().await {

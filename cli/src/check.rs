@@ -78,7 +78,7 @@ impl Findings {
         self.push(target, "open", Err(error.report()));
     }
 
-    /// Checks that a store answers, has its schema and may be read. Writes nothing. Returns false without an answer.
+    /// Checks that a store answers, has its schema and may be read. Writes nothing. Returns false without a response.
     pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>, datasets: &Datasets) -> bool {
         let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
         let pings = match pings {

@@ -343,8 +343,8 @@ async fn too_large_message_fails_and_the_others_are_redriven() {
     assert!(!redriven.is_complete() && redriven.error.is_none());
     assert_eq!(payloads(&messages(&bus, &topic("small")).await), ["payload 2"]);
 
-    let refusing = Layered::new(bus.connect(), RejectsBatches);
-    let redriven = redrive(&refusing, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
+    let rejecting = Layered::new(bus.connect(), RejectsBatches);
+    let redriven = redrive(&rejecting, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
 }
 
@@ -367,8 +367,8 @@ impl Layer for RejectsBatches {
             return bus.publish(batch, options);
         }
         let too_large = || Error::new(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE, "publish");
-        let refused = batch.iter().map(|_| Err(DeliveryError::not_sent(too_large()))).collect();
-        Box::pin(async move { Ok(PublishReport::new(refused)) })
+        let outcomes = batch.iter().map(|_| Err(DeliveryError::not_sent(too_large()))).collect();
+        Box::pin(async move { Ok(PublishReport::new(outcomes)) })
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Arrays {
     /// The last string, which is the key of the value after a colon.
     string: String,
     key: String,
-    /// The key of the outer array: the pair. Every answer in the document has this pair.
+    /// The key of the outer array: the pair. Every response in the document has this pair.
     pub(crate) pair: String,
     /// The array that was returned last, and an array that was read after it.
     buffer: String,
@@ -133,7 +133,7 @@ impl Arrays {
                         if self.pair.is_empty() {
                             self.pair.clone_from(&self.key);
                         } else if self.pair != self.key {
-                            return Err(invalid("answers of several pairs in one file"));
+                            return Err(invalid("responses for several pairs in one file"));
                         }
                     }
                     self.open.push(byte);
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(lines, [r#""1.5","2",3.25,"b","m","",4"#, r#""a]b""#]);
         assert!(bad.is_empty() && ended);
         let (lines, bad, _) = read(&format!("{text}\n{text}"), false);
-        assert_eq!((lines.len(), bad.len()), (4, 0), "several answers in one file");
+        assert_eq!((lines.len(), bad.len()), (4, 0), "several responses in one file");
     }
 
     #[test]

@@ -314,19 +314,19 @@ impl<M: Member> Read for Members<M> {
 /// # Errors
 /// `InvalidInput` if the file cannot be read; `CorruptData` if its checksum differs or the archive is damaged.
 pub(crate) fn streams(path: &Path) -> Result<Vec<Stream>> {
-    let refuse = |e: io::Error| {
+    let reject = |e: io::Error| {
         Error::invalid("files.open", "input", path.display(), "must be a file that can be read")
             .with_source(e)
     };
     // Opening a pipe waits for its writer, and this wait could not be cancelled.
-    let metadata = path.metadata().map_err(refuse)?;
+    let metadata = path.metadata().map_err(reject)?;
     if !metadata.is_file() {
-        return Err(refuse(io::Error::other("it is no ordinary file")));
+        return Err(reject(io::Error::other("it is no ordinary file")));
     }
-    let mut file = File::open(path).map_err(refuse)?;
+    let mut file = File::open(path).map_err(reject)?;
     let verified = verify(path, &mut file)?;
     let mut start = Vec::new();
-    (&mut file).take(4).read_to_end(&mut start).map_err(refuse)?;
+    (&mut file).take(4).read_to_end(&mut start).map_err(reject)?;
     if start != b"PK\x03\x04" && start != b"PK\x05\x06" {
         return Ok(vec![Stream { path: path.to_owned(), entry: None, size: metadata.len(), verified }]);
     }

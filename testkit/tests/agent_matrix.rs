@@ -161,7 +161,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
                         assert_eq!(removed[0].history.len(), log.of("a").len().min(64));
                     }
                 }
-                refused => assert!(before && is_closed(refused)),
+                rejected => assert!(before && is_closed(rejected)),
             }
         }
         Change::RemovalDropped(after) => {

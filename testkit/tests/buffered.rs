@@ -185,7 +185,7 @@ async fn every_close_waits_for_the_end() {
     let (one, two) = tokio::join!(buffer.close(60 * SECOND), buffer.close(60 * SECOND));
     assert_eq!(sink.batches(), [[1, 7]]);
     for outcome in [one, two, buffer.close(SECOND).await] {
-        assert_eq!(outcome.unwrap_err().code(), "test.seven", "every call has the same answer");
+        assert_eq!(outcome.unwrap_err().code(), "test.seven", "every call has the same result");
     }
 }
 
@@ -251,8 +251,8 @@ async fn panicking_or_short_sink_is_reported_and_never_counts_as_written() {
 
     let buffer = Buffered::new(Numbers::default(), config()).unwrap();
     let receipt = buffer.add(99).await.unwrap();
-    assert_eq!(receipt.await.unwrap_err().code(), "buffered.answers");
-    assert_eq!(buffer.close(SECOND).await.unwrap_err().code(), "buffered.answers");
+    assert_eq!(receipt.await.unwrap_err().code(), "buffered.results");
+    assert_eq!(buffer.close(SECOND).await.unwrap_err().code(), "buffered.results");
 }
 
 #[tokio::test(start_paused = true)]

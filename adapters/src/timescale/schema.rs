@@ -510,18 +510,18 @@ async fn dataset_steps(
     let mut steps = Vec::new();
     for table in tables {
         let name = table.name();
-        let refuse = |problem: &str| Err(Cause::Schema { rule: format!("table {name}: {problem}") });
+        let reject = |problem: &str| Err(Cause::Schema { rule: format!("table {name}: {problem}") });
         let (lines, columns) = (stored.lines.get(name), existing.get(name));
         match (lines, columns) {
             (None, None) => steps.push(create_step(config, table)),
             (None, Some(_)) => {
-                return refuse(
+                return reject(
                     "exists, but no dataset of this library created it; use another schema or another name",
                 );
             }
             (Some(lines), None) if !(is_new && stored.first.contains(name)) => {
                 let rows = lines.len();
-                return refuse(&format!(
+                return reject(&format!(
                     "is missing; restore it, or delete its {rows} rows from {DATASETS_TABLE}"
                 ));
             }

@@ -1,4 +1,4 @@
-//! Pages: bounded answers, each with the cursor of the next page.
+//! Pages: bounded results, each with the cursor of the next page.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ impl PageRequest {
     }
 }
 
-/// A bounded part of an answer.
+/// A bounded part of a result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
     /// The items, in the query's order.

@@ -18,7 +18,7 @@ use crate::{
     TimeRange, Timestamp,
 };
 
-/// The sort direction of an answer.
+/// The sort direction of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -175,7 +175,7 @@ pub struct LatestQuery<K = Instrument> {
     /// The interval, for a dataset whose series have one.
     #[serde(default)]
     pub interval: Option<Interval>,
-    /// The point in time up to which data counts as known, inclusive. The answer has the latest record with ts <=
+    /// The point in time up to which data counts as known, inclusive. The result has the latest record with ts <=
     /// `as_of`. For bars, the close time counts, because a bar's values are not known at its open
     /// time. None sets no limit.
     #[serde(default)]
@@ -259,7 +259,7 @@ pub struct LatestBarsQuery {
     pub interval: Interval,
     /// The selected instruments.
     pub selection: Selection<Instrument>,
-    /// The point in time up to which data counts as known, inclusive. The answer has the latest bar with close time <=
+    /// The point in time up to which data counts as known, inclusive. The result has the latest bar with close time <=
     /// `as_of`, because a bar's values are not known at its open time. None sets no limit.
     #[serde(default)]
     pub as_of: Option<Timestamp>,
@@ -316,7 +316,7 @@ impl StatsQuery {
 pub struct InstrumentQuery {
     /// The dataset.
     pub dataset: Dataset,
-    /// The exchange to which the answer is limited, if any.
+    /// The exchange to which the result is limited, if any.
     pub exchange: Option<Exchange>,
     /// The page of the result.
     pub page: PageRequest,
@@ -328,7 +328,7 @@ impl InstrumentQuery {
         Self { dataset, exchange: None, page: PageRequest::default() }
     }
 
-    /// Limits the answer to instruments of `exchange`.
+    /// Limits the result to instruments of `exchange`.
     #[must_use]
     pub fn of_exchange(mut self, exchange: Exchange) -> Self {
         self.exchange = Some(exchange);
@@ -558,7 +558,7 @@ impl SeriesRequest {
 }
 setters!(SeriesRequest);
 
-/// A query with paged answers: the fingerprint to which its cursors are bound, and the position of the next page.
+/// A query with paged results: the fingerprint to which its cursors are bound, and the position of the next page.
 pub trait Paged {
     /// Returns the fingerprint of the query, to which its cursors are bound.
     fn fingerprint(&self) -> QueryFingerprint;

@@ -86,7 +86,7 @@ pub struct StorePingReport {
 }
 
 impl StorePingReport {
-    /// Creates the status of a store that answered after `round_trip`.
+    /// Creates the report of a ping that the store answered after `round_trip`.
     pub fn new(round_trip: Duration) -> Self {
         Self { round_trip, version: None }
     }

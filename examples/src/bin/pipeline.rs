@@ -268,14 +268,14 @@ async fn prepare(
 
 /// Serves probes and metrics in a task that ends with the program.
 async fn listen_on(address: SocketAddr, health: Arc<HealthChecker>, metrics: PrometheusHandle) -> Result<()> {
-    let refuse = |error| {
+    let reject = |error| {
         Error::new(ErrorKind::Config, "pipeline.listen", "listen")
             .with_message("cannot listen there")
             .with_context("address", address)
             .with_source(error)
     };
-    let listener = TcpListener::bind(address).await.map_err(refuse)?;
-    let bound = listener.local_addr().map_err(refuse)?;
+    let listener = TcpListener::bind(address).await.map_err(reject)?;
+    let bound = listener.local_addr().map_err(reject)?;
     let _ = writeln!(std::io::stderr(), "pipeline: listening on http://{bound}");
     tokio::spawn(probes::serve(listener, health, metrics));
     Ok(())

@@ -102,7 +102,7 @@ impl Row {
     /// # Errors
     /// `InvalidInput` for a series, a sort key or a value that does not fit the dataset.
     pub fn new(dataset: Dataset, series: SeriesKey, sort_key: SortKey, values: Vec<Value>) -> Result<Self> {
-        let refuse = |field: &'static str, value: &dyn std::fmt::Debug| {
+        let reject = |field: &'static str, value: &dyn std::fmt::Debug| {
             let error = Error::invalid("record.row", field, format_args!("{value:?}"), "must fit its column");
             Err(error.with_context("dataset", dataset))
         };
@@ -112,21 +112,21 @@ impl Row {
             _ => false,
         };
         if !owner_fits || series.interval.is_some() != dataset.interval().is_some() {
-            return refuse("series", &series);
+            return reject("series", &series);
         }
         if dataset.seq().is_none() && sort_key.1 != 0 {
-            return refuse("seq", &sort_key.1);
+            return reject("seq", &sort_key.1);
         }
         crate::record::macros::check_sort_key(
             (dataset.time(), sort_key.0),
             dataset.seq().map(|seq| (seq, sort_key.1)),
         )?;
         if values.len() != dataset.values().len() {
-            return refuse("values", &values.len());
+            return reject("values", &values.len());
         }
         for (value, column) in values.iter().zip(dataset.values()) {
             if !value.fits(column) {
-                return refuse(column.name, value);
+                return reject(column.name, value);
             }
         }
         Ok(Self { dataset, series, sort_key, values })
@@ -521,7 +521,7 @@ mod tests {
         row(&series, sort_key, vec![Value::Absent]).unwrap();
         let named = SeriesKey { owner: Owner::Name("x:Y".into()), interval: None };
         let timed = SeriesKey { interval: Some(Interval::M1), ..series.clone() };
-        for refused in [
+        for rejected in [
             row(&named, sort_key, vec![Value::Absent]),
             row(&timed, sort_key, vec![Value::Absent]),
             row(&series, (Timestamp::MIN, 1), vec![Value::Absent]),
@@ -530,7 +530,7 @@ mod tests {
             row(&series, sort_key, vec![Value::Integer(1)]),
             row(&series, sort_key, vec![Value::Counter(u64::MAX)]),
         ] {
-            assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(rejected.unwrap_err().kind(), ErrorKind::InvalidInput);
         }
     }
 }

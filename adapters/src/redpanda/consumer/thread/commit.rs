@@ -39,9 +39,9 @@ impl ConsumerThread {
             let beyond = state.is_beyond_position(next);
             beyond.then(|| error::beyond_position(partition, next, state.position))
         };
-        let refused = self.fatal.clone().or_else(|| offsets.iter().find_map(beyond));
-        match refused {
-            Some(refused) => drop(reply.send(Err(refused))),
+        let rejected = self.fatal.clone().or_else(|| offsets.iter().find_map(beyond));
+        match rejected {
+            Some(rejected) => drop(reply.send(Err(rejected))),
             None => self.commits.waiting.push_back(PendingCommit { offsets, deadline, reply }),
         }
         self.next_commit();
@@ -149,8 +149,8 @@ fn store_with_retries(
     limit: Duration,
 ) -> KafkaResult<()> {
     while !offsets.is_empty() {
-        let Err(refused) = store(client, offsets) else { break };
-        let ends = match error::code_of(&refused) {
+        let Err(rejected) = store(client, offsets) else { break };
+        let ends = match error::code_of(&rejected) {
             // The broker no longer knows this member. Other members own its partitions.
             Some(Code::UnknownMemberId | Code::AssignmentLost) => None,
             Some(
@@ -165,11 +165,11 @@ fn store_with_retries(
                 continue;
             }
             // Offsets in a deleted topic cannot be stored.
-            _ if error::is_missing(&refused) => {
+            _ if error::is_missing(&rejected) => {
                 let partitions = offsets.iter().map(|(partition, _)| partition);
                 Some(offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_default())
             }
-            _ => return Err(refused),
+            _ => return Err(rejected),
         };
         let is_lost = |partition: &TopicPartition| match &ends {
             None => true,
@@ -178,7 +178,7 @@ fn store_with_retries(
         let before = lost.len();
         lost.extend(offsets.iter().map(|(partition, _)| partition).filter(|p| is_lost(p)).cloned());
         if lost.len() == before {
-            return Err(refused);
+            return Err(rejected);
         }
         let left = offsets.iter().filter(|(partition, _)| !is_lost(partition));
         *offsets = left.map(|(partition, next)| (partition.clone(), next)).collect();

@@ -152,10 +152,10 @@ fn seek_and_pause_after_a_revocation_are_rejected() {
     thread.seek(vec![(partition(), SeekTo::Offset(1))], sender);
     // The maximum poll interval passes during the request.
     thread.lose_by_poll_interval();
-    let refused = reply(&mut thread, receiver).unwrap_err();
-    assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
-    let refused = thread.set_paused(&[partition()], true, "pause").unwrap_err();
-    assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
+    let rejected = reply(&mut thread, receiver).unwrap_err();
+    assert_eq!((rejected.kind(), rejected.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
+    let rejected = thread.set_paused(&[partition()], true, "pause").unwrap_err();
+    assert_eq!((rejected.kind(), rejected.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
 }
 
 #[tokio::test]
