@@ -439,7 +439,7 @@ async fn extended_enumeration(server: Server) {
     with_config(&server, |config| async move {
         let (first, second) = (open(&config, old), open(&config, new));
         first.ensure_schema().await.unwrap();
-        assert_eq!(second.ensure_schema().await.unwrap().applied, ["names of funding.mood"]);
+        assert_eq!(second.ensure_schema().await.unwrap().applied, ["enumeration names of funding.mood"]);
         assert!(second.plan_schema().await.unwrap().is_empty());
         // A version that cannot read the name continues to work until it ensures its schema.
         assert_eq!(first.ensure_schema().await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
@@ -585,7 +585,7 @@ async fn first_version(server: Server) {
         let before = files().await;
         let report = store.ensure_schema().await.unwrap();
         let catalogs = ["ticks", "quotes", "bars"].map(|table| format!("series catalog of {table}"));
-        assert_eq!((report.version, &*report.applied[0]), (3, "3 series"), "{report:?}");
+        assert_eq!((report.version, &*report.applied[0]), (3, "migration step 3: series"), "{report:?}");
         assert_eq!(report.applied[1..], catalogs);
         assert_eq!(report.differs[..2], ["constraint ticks_side", "validation of constraint ticks_side"]);
         let after = files().await;

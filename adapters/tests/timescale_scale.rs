@@ -294,7 +294,12 @@ async fn earlier_schema(server: Server) {
             assert!(completed.count() <= 1, "a call completes a catalog once");
             assert_eq!(
                 report.applied,
-                ["3 series", "series catalog of ticks", "series catalog of quotes", "series catalog of bars"]
+                [
+                    "migration step 3: series",
+                    "series catalog of ticks",
+                    "series catalog of quotes",
+                    "series catalog of bars"
+                ]
             );
             // Writers of this version and the earlier version run at the same time.
             for n in 0..20 {

@@ -133,7 +133,7 @@ async fn eight_processes(server: Server) {
         assert!(out.status.success(), "{said}");
         steps.extend(said.lines().map(str::to_owned));
     }
-    let makers = steps.iter().filter(|step| *step == "1 tables").count();
+    let makers = steps.iter().filter(|step| *step == "migration step 1: tables").count();
     assert_eq!(makers, 1, "exactly one process creates the tables: {steps:?}");
     sql(server.url(), &format!("DROP DATABASE {database} WITH (FORCE)")).await;
 }

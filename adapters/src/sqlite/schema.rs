@@ -147,7 +147,7 @@ fn changes(current: &Current, tables: &[Table]) -> Result<Vec<Change>, Cause> {
         change(None, OWNERS_TABLE.to_owned());
         change(None, DATASETS_TABLE.to_owned());
         change(None, format!("PRAGMA application_id = {APPLICATION}"));
-        change(Some("1 tables".to_owned()), format!("PRAGMA user_version = {VERSION}"));
+        change(Some("migration step 1: tables".to_owned()), format!("PRAGMA user_version = {VERSION}"));
     }
     for table in tables {
         let dataset = table.dataset;

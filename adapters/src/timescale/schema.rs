@@ -427,7 +427,7 @@ async fn steps(connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> R
     let (done, all) = (applied_steps(connection, &config.schema).await?, migrations());
     check_applied_steps(&done, &all)?;
     for step in all.into_iter().filter(|step| !done.iter().any(|(version, _)| *version == step.version)) {
-        let label = format!("{} {}", step.version, step.description);
+        let label = format!("migration step {}: {}", step.version, step.description);
         let statements = vec![step.sql.as_str().to_owned()];
         steps.push(Step { kind: StepKind::Migration(step), ..Step::new(label, statements) });
     }
@@ -657,7 +657,7 @@ fn column_steps(config: &TimescaleConfig, table: &Table, stored: usize, changes:
     for (column, at) in changes.iter().filter_map(|at| Some((table.values().get(at.checked_sub(1)?)?, *at))) {
         let mut statements = vec![insert_line(config, name, at, &lines[at])];
         let label = if at < stored {
-            format!("names of {}.{}", name, column.name)
+            format!("enumeration names of {}.{}", name, column.name)
         } else {
             statements
                 .insert(0, format!("ALTER TABLE {} ADD COLUMN {}", table.relation(), column.definition()));

@@ -299,7 +299,7 @@ fn probe_offset(
                 if let Some(batch) = probe.context().take() {
                     break Some(ProbeResult::Unreadable(batch));
                 }
-                tracing::debug!(%error, "probe error");
+                tracing::debug!(%error, "unreadable-batch probe error");
             }
             Some(Ok(_)) | None => {}
         }

@@ -18,7 +18,7 @@ const COMMIT_RETRY_BACKOFF: Duration = Duration::from_millis(50);
 pub(super) struct Commits {
     waiting: VecDeque<PendingCommit>,
     pub(super) in_flight: bool,
-    /// The commit of start offsets.
+    /// Schedules the commit of start offsets.
     starts: Check,
     /// True if the commit of start offsets was tried since the last assignment.
     pub(super) starts_tried: bool,
@@ -56,7 +56,7 @@ impl ConsumerThread {
         let Some(PendingCommit { offsets, mut deadline, reply }) = self.commits.waiting.pop_front() else {
             return;
         };
-        // Nothing is stored if the caller already dropped the call.
+        // Nothing is stored if the maximum poll interval has passed or the caller dropped the call.
         let skip = self.is_overdue() || reply.is_closed();
         let (mut assigned, mut lost) = (Offsets::new(), Vec::new());
         for (partition, next) in offsets.iter() {
@@ -70,7 +70,7 @@ impl ConsumerThread {
             return self.next_commit();
         }
         if let Some(limit) = self.settings.max_poll_interval {
-            // Other members own the partitions from then on.
+            // Other members may own the partitions after the interval.
             deadline = deadline.min(self.last_poll + limit);
         }
         self.commits.in_flight = true;
@@ -121,7 +121,7 @@ impl ConsumerThread {
                     thread.commits.starts.request(RETRY_BACKOFF);
                 } else {
                     for (partition, generation, start) in starts {
-                        // A reset during the commit has another start, which is still to be committed.
+                        // If a reset changed the start during the commit, the new start is committed next.
                         if let Some(state) = thread.assignment.current(&partition, generation)
                             && state.pending_commit == Some(start)
                         {

@@ -140,7 +140,7 @@ fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
     assert_eq!(until(&thread), Duration::ZERO);
     thread.membership = Membership::Suspended { leave_requested: true };
     thread.end_recv();
-    assert!(thread.is_expecting() && !thread.is_open(), "a caller that polls resumes the consumer, too");
+    assert!(thread.should_fetch() && !thread.caller_waits(), "a caller that polls resumes the consumer, too");
 }
 
 #[test]
