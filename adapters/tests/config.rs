@@ -886,30 +886,30 @@ fn a_wrong_type_is_named_in_plain_words() {
         (
             "[bus.redpanda.properties]\nlinger.ms = [5]",
             "bus.redpanda.properties.linger.ms",
-            "must be text, a number or a boolean, not list",
+            "must be text, a number or a boolean, found a list",
         ),
         (
             "[store.clickhouse.settings]\nx = [5]",
             "store.clickhouse.settings.x",
-            "must be text, a number or a boolean, not list",
+            "must be text, a number or a boolean, found a list",
         ),
         (
             "[bus.topics.x.settings]\ny = [5]",
             "bus.topics.x.settings.y",
-            "must be text, a number or a boolean, not list",
+            "must be text, a number or a boolean, found a list",
         ),
         ("[store.timescale]\nport = 70_000", "store.timescale.port", "must be an integer from 0 to 65535"),
         (
             "[store.timescale]\nport = [1]",
             "store.timescale.port",
-            "must be an integer from 0 to 65535, not list",
+            "must be an integer from 0 to 65535, found a list",
         ),
         ("[store.timescale]\npassword_file = 7", "store.timescale.password_file", "must be a path as text"),
-        ("[store.retry]\nfactor = [1]", "store.retry.factor", "must be a number, not list"),
+        ("[store.retry]\nfactor = [1]", "store.retry.factor", "must be a number, found a list"),
         (
             "[store.timescale]\nhypertables = \"maybe\"",
             "store.timescale.hypertables",
-            "must be one of on, off, not maybe",
+            "must be one of on, off, found maybe",
         ),
         ("[store.timescale]\npool = 7", "store.timescale.pool", "must be a section"),
     ] {

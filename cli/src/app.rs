@@ -539,7 +539,7 @@ async fn replay(session: &Session<'_>, arguments: ReplayArguments, stop: &Stop) 
     }
     let replay::ReplayReport { stored, unreadable, interrupted, .. } = replayed;
     let stopped = if interrupted { "; stopped before the end" } else { "" };
-    say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
+    say(format_args!("{stored} records stored, {unreadable} messages without a valid record{stopped}"));
     Ok(replayed.is_complete())
 }
 

@@ -191,7 +191,12 @@ impl Findings {
                 }
             }
         }
-        let mut summary = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
+        let mut summary = format!(
+            "{} of {} catalogue topics complete; {} topics in total",
+            specs.len() - wrong.len(),
+            specs.len(),
+            found.len()
+        );
         let hidden = found.iter().filter(|topic| topic.settings.is_none()).count();
         if hidden > 0 {
             let _ = write!(summary, ", settings of {hidden} hidden");

@@ -97,11 +97,12 @@ pub async fn bus(
     for outcome in bus.create_topics(&catalogue.specs()?).await? {
         let result = match outcome.result {
             Ok(TopicState::Created) => "created".to_owned(),
-            Ok(TopicState::Existed { settings_hidden: true, .. }) => "there; settings hidden".to_owned(),
-            Ok(TopicState::Existed { differs, .. }) if differs.is_empty() => "there".to_owned(),
+            Ok(TopicState::Existed { settings_hidden: true, .. }) => "exists; settings hidden".to_owned(),
+            Ok(TopicState::Existed { differs, .. }) if differs.is_empty() => "exists".to_owned(),
             Ok(TopicState::Existed { differs, .. }) => {
-                let differs = differs.iter().map(|d| format!("{} is {}, not {}", d.name, d.found, d.wanted));
-                format!("there; {}", differs.collect::<Vec<_>>().join(", "))
+                let differs =
+                    differs.iter().map(|d| format!("{} is {}, expected {}", d.name, d.found, d.wanted));
+                format!("exists; {}", differs.collect::<Vec<_>>().join(", "))
             }
             Ok(other) => format!("{other:?}"),
             Err(error) => {

@@ -411,10 +411,10 @@ fn a_refused_connection_is_reported_after_one_attempt() {
 }
 
 #[test]
-fn dead_letter_commands_without_letters_or_topics_have_defined_exit_codes() {
+fn dead_letter_commands_without_dead_letters_or_topics_have_defined_exit_codes() {
     let list = run(&["dlq", "list", "--format", "csv"]);
     assert_eq!(list.status.code(), Some(0), "{}", text(&list.stderr));
-    assert_eq!(text(&list.stdout), "dead letter topic,origin topic,code,letters,copies,first,last\n");
+    assert_eq!(text(&list.stdout), "dead letter topic,origin topic,code,dead letters,copies,first,last\n");
     for command in ["list", "show", "redrive"] {
         let out = run(&["dlq", command, "--topic", "absent"]);
         assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));

@@ -117,7 +117,7 @@ fn payloads(messages: &[ReceivedMessage]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn list_counts_letters_and_duplicates_by_topic_origin_and_code() {
+async fn list_counts_dead_letters_and_duplicates_by_topic_origin_and_code() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let mut of_quotes = rejected(1, "bus.codec.json");
     of_quotes.message.topic = topic("crypto-quotes");
@@ -251,7 +251,7 @@ async fn redrive_publishes_the_message_without_the_dead_letter_headers() {
 }
 
 #[tokio::test]
-async fn redrive_skips_and_counts_unpublishable_letters() {
+async fn redrive_skips_and_counts_unpublishable_dead_letters() {
     let bus = bus().await;
     let truncated = DeadLetters::default().dead_letter(&rejected(2, "a"), 0).unwrap();
     let with_redrives = |offset, redrives: &'static str| {
@@ -512,7 +512,7 @@ async fn equal_offset_in_a_recreated_topic_is_not_a_duplicate() {
     bus.send(&[first.clone(), later.clone(), later, first]).await.unwrap();
     let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
     let row = &listed.listing().rows()[0].clone();
-    assert_eq!((row[3].as_u64(), row[4].as_u64()), (Some(2), Some(2)), "letters and copies");
+    assert_eq!((row[3].as_u64(), row[4].as_u64()), (Some(2), Some(2)), "dead letters and copies");
     let redriven = redrive(&bus, &plan()).await.unwrap();
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 2), ("skipped: copy".to_owned(), 2)]);
     assert_eq!(payloads(&messages(&bus, &origin()).await), ["later", "payload 1"]);

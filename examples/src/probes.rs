@@ -98,8 +98,8 @@ pub async fn serve(listener: TcpListener, health: Arc<HealthChecker>, metrics: P
                 .serve_connection(TokioIo::new(stream), service);
             match timeout(CONNECTION_TIMEOUT, connection).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
-                Err(_) => tracing::debug!("a connection was cut off: it took too long"),
+                Ok(Err(error)) => tracing::debug!(%error, "connection ended early"),
+                Err(_) => tracing::debug!("connection closed: exceeded {CONNECTION_TIMEOUT:?}"),
             }
         });
     }

@@ -106,10 +106,7 @@ impl Arrays {
                     self.string = self.capture(b'"')?.unwrap_or_default();
                     if self.open == *b"{[" && self.key == "error" {
                         self.number += 1;
-                        return Ok(Line::Bad(
-                            "must not be an error response of the exchange",
-                            self.string.clone(),
-                        ));
+                        return Ok(Line::Bad("is an error response of the exchange", self.string.clone()));
                     }
                     if let Some(line) = self.last() {
                         return Ok(line);
@@ -174,7 +171,7 @@ impl Arrays {
         self.number += 1;
         let begins = held.split(',').next().and_then(|time| time.trim().parse::<u64>().ok());
         if begins.is_some_and(|begins| begins > last) {
-            return Some(Line::Bad("must be a completed candle", held));
+            return Some(Line::Bad("is an incomplete candle", held));
         }
         self.buffer = held;
         Some(Line::Text)
@@ -231,7 +228,7 @@ mod tests {
             |last: &str| format!(r#"{{"error":[],"result":{{"X":[[60,"1"],[120,"2"]],"last":{last}}}}}"#);
         assert_eq!(
             read(&text("60"), true),
-            (vec![r#"60,"1""#.to_owned()], vec!["must be a completed candle"], true)
+            (vec![r#"60,"1""#.to_owned()], vec!["is an incomplete candle"], true)
         );
         assert_eq!(read(&text("120"), true).0.len(), 2);
     }
@@ -239,10 +236,7 @@ mod tests {
     #[test]
     fn an_error_of_the_exchange_is_shown() {
         let (lines, bad, ended) = read(r#"{"error":["EQuery:Unknown asset pair"]}"#, false);
-        assert_eq!(
-            (lines.len(), bad, ended),
-            (0, vec!["must not be an error response of the exchange"], true)
-        );
+        assert_eq!((lines.len(), bad, ended), (0, vec!["is an error response of the exchange"], true));
     }
 
     proptest::proptest! {

@@ -18,8 +18,8 @@ pub(super) enum Cause {
     #[error("the store is closed")]
     Closed,
     /// Concurrent deletions disturbed every attempt of a read, or upgrades disturbed every attempt of a write.
-    #[error("the data or the server changed during every attempt")]
-    ConcurrentChange,
+    #[error("the data or the server changed during all {attempts} attempts")]
+    ConcurrentChange { attempts: usize },
     /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
@@ -162,7 +162,7 @@ impl Cause {
             Self::Busy { max_connections } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
                 .with_message(self)
                 .with_context("max_connections", max_connections),
-            Self::ConcurrentChange => {
+            Self::ConcurrentChange { .. } => {
                 new(ErrorKind::Conflict, "store.clickhouse.changing").with_message(self)
             }
             Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.answer_too_large")
@@ -322,7 +322,7 @@ mod tests {
         };
         assert_eq!(of(Cause::Busy { max_connections: 8 }), (ErrorKind::Overloaded, true));
         assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
-        assert_eq!(of(Cause::ConcurrentChange), (ErrorKind::Conflict, true));
+        assert_eq!(of(Cause::ConcurrentChange { attempts: 3 }), (ErrorKind::Conflict, true));
         assert_eq!(of(Cause::TooLarge { limit: 1 }), (ErrorKind::CorruptData, false));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Malformed(String::new()).into()), (ErrorKind::CorruptData, false));

@@ -36,9 +36,9 @@ pub(super) struct Change {
 /// The changes that a call applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// All except the settings of existing tables.
+    /// All changes except the settings of existing tables.
     Missing,
-    /// All.
+    /// All changes.
     All,
 }
 
@@ -156,7 +156,7 @@ pub(super) async fn ensure(
             applied.extend(description);
         }
     }
-    Err(Cause::ConcurrentChange)
+    Err(Cause::ConcurrentChange { attempts: ROUNDS })
 }
 
 /// The current state of the schema in the database.
@@ -193,7 +193,7 @@ pub(super) async fn plan(
     }
     let (first, others): (Vec<&Table>, Vec<&Table>) =
         tables.iter().partition(|table| FIRST_DATASETS.contains(&table.dataset));
-    // Step 1 covers all four datasets. A program that omits one of them creates its tables without the step.
+    // Migration step 1 covers all four datasets. A program that omits one of them creates its tables without the step.
     let step = current.steps.is_empty() && first.len() == FIRST_DATASETS.len();
     if step {
         changes.push(Change::new(

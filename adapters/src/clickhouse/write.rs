@@ -94,7 +94,7 @@ impl ClickHouseStore {
                 }
             }
         }
-        Err(Cause::ConcurrentChange)
+        Err(Cause::ConcurrentChange { attempts: MAX_ATTEMPTS })
     }
 
     /// Reads the column types from the database and stores the `Enum8` types with additional names. Returns whether

@@ -170,7 +170,7 @@ fn changes(current: &Current, tables: &[Table]) -> Result<Vec<Change>, Cause> {
             // The first line is the key. An enumeration with more names needs no other type.
             if is_stored && let Some(column) = at.checked_sub(1).and_then(|at| dataset.values().get(at)) {
                 let is_new = at >= recorded.len();
-                let what = if is_new { "column" } else { "names of" };
+                let what = if is_new { "column" } else { "enumeration names of" };
                 description = Some(format!("{what} {dataset}.{}", column.name));
                 if is_new {
                     let sql = format!("ALTER TABLE {} ADD COLUMN {}", table.name, definition(column));

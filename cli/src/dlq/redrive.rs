@@ -97,7 +97,7 @@ impl RedriveReport {
 
     /// Returns one row for each result.
     pub fn listing(&self) -> Listing {
-        let mut listing = Listing::new(["result", "topic", "letters"]);
+        let mut listing = Listing::new(["result", "topic", "dead letters"]);
         for (topic, number) in &self.counts.redriven {
             listing.push([text("redriven"), text(topic), (*number).into()]);
         }
@@ -246,7 +246,7 @@ impl<'a> Run<'a> {
                 .or_insert(PartitionProgress { end: *high, ..PartitionProgress::default() });
             if at.end > *high {
                 let rule = format!(
-                    "has offset {} as the end of {partition}, which now ends at {high}: is it another topic of this name?",
+                    "has offset {} as the end of {partition}, which now ends at {high}; the topic may have been recreated",
                     at.end
                 );
                 return Err(Error::invalid(

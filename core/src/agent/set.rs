@@ -182,7 +182,7 @@ impl AgentSet {
             tracing::warn!(
                 target: "qi_core::agent",
                 ?needed, ?available,
-                "the longest dependency path needs more time than the shutdown has; its limits shrink in proportion"
+                "stop and cleanup limits of the longest dependency path exceed the soft deadline; limits are scaled down"
             );
         }
     }
@@ -284,7 +284,7 @@ impl AgentSet {
         self.arm_deadlines(&registry);
         let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
-        tracing::info!(target: "qi_core::agent", cause = text, "shutdown");
+        tracing::info!(target: "qi_core::agent", cause = text, "shutdown begins");
         for agent in to_stop {
             agent.request_stop();
         }
