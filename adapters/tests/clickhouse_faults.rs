@@ -31,7 +31,7 @@ fn main() {
         trial(&server, "too_many_parts_in_total_is_retryable", parts_in_total),
         trial(&server, "too_many_partitions_is_not_retryable", partitions),
         trial(&server, "requests_over_the_limit_wait_and_are_overloaded", busy),
-        spare_trial(&server, "a_server_is_killed_during_an_insert", killed_in_insert),
+        spare_trial(&server, "insert_is_complete_after_a_kill_during_an_insert", killed_in_insert),
         spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

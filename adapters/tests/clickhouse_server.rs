@@ -55,7 +55,7 @@ fn main() {
         trial(&server, "latest_during_deletions_is_never_absent", latest_during_deletions),
         trial(&server, "latest_of_few_owners_takes_few_requests", latest_of_few),
         trial(&server, "latest_of_many_owners_equals_latest_of_each", latest_of_many),
-        trial(&server, "latest_of_many_inactive_owners", latest_of_inactive),
+        trial(&server, "latest_returns_every_owner_without_recent_records", latest_of_inactive),
         trial(&server, "series_and_latest_read_few_rows", few_rows),
         trial(&server, "the_documented_statements_run", guide),
         trial(&server, "a_purge_drops_entire_partitions", purge),

@@ -45,13 +45,25 @@ fn main() {
     let trials: Vec<Trial> = vec![
         trial_on(&brokers, "cluster", "a_cluster_loses_one_node_and_two_nodes", nodes_lost),
         trial_on(&brokers, "cluster", "a_group_coordinator_is_killed", killed_coordinator),
-        spare_trial(&brokers, "a_broker_is_killed_during_100_000_messages", killed_broker),
-        spare_trial(&brokers, "a_broker_is_down_beyond_the_delivery_timeout", down_beyond_delivery_timeout),
-        spare_trial(&brokers, "a_broker_is_down_beyond_the_session_timeout", down_beyond_session_timeout),
-        spare_trial(&brokers, "no_broker_is_reachable_at_the_start", no_broker_reachable),
-        spare_trial(&brokers, "close_and_drop_without_a_broker", close_and_drop_without_broker),
+        spare_trial(&brokers, "killed_broker_causes_no_loss_of_100_000_messages", killed_broker),
+        spare_trial(
+            &brokers,
+            "outage_beyond_the_delivery_timeout_reports_unknown_messages",
+            down_beyond_delivery_timeout,
+        ),
+        spare_trial(
+            &brokers,
+            "outage_beyond_the_session_timeout_redelivers_uncommitted_messages",
+            down_beyond_session_timeout,
+        ),
+        spare_trial(
+            &brokers,
+            "calls_without_a_broker_at_the_start_are_unavailable_in_time",
+            no_broker_reachable,
+        ),
+        spare_trial(&brokers, "close_and_drop_without_a_broker_end_in_time", close_and_drop_without_broker),
         spare_trial(&brokers, "retention_removes_unread_messages", retention),
-        trial(&brokers, "a_reader_killed_between_write_and_commit", killed_reader),
+        trial(&brokers, "uncommitted_messages_of_a_killed_reader_are_redelivered", killed_reader),
         trial(&brokers, "a_stuck_reader_loses_its_partitions_and_rejoins", |b| stuck_reader(b, None)),
         trial(&brokers, "a_stuck_static_member_loses_its_partitions_and_rejoins", |b| {
             stuck_reader(b, Some("one"))

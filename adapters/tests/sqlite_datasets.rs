@@ -152,7 +152,7 @@ async fn a_dataset_has_named_series() {
 }
 
 #[tokio::test]
-async fn a_dataset_has_no_value_columns() {
+async fn dataset_without_value_columns_is_stored() {
     let folder = Folder::new();
     let store = created(&folder.config(), Datasets::none().with::<Heartbeat>().unwrap()).await;
     let beat = |n: u64| Heartbeat { process: "a".parse().unwrap(), ts: time(n), seq: n };

@@ -34,14 +34,14 @@ fn main() {
     for server in [Server::timescale(), Server::postgres()] {
         trials.push(trial(&server, "every_column_type_round_trips", every_type));
         trials.push(trial(&server, "a_dataset_has_named_series", names));
-        trials.push(trial(&server, "a_dataset_has_no_value_columns", no_value_columns));
+        trials.push(trial(&server, "dataset_without_value_columns_is_stored", no_value_columns));
         trials.push(trial(&server, "unregistered_datasets_are_rejected_before_io", unregistered));
         trials.push(trial(&server, "an_optional_column_is_added_while_an_older_version_runs", added_column));
         trials.push(trial(&server, "other_changes_are_rejected", rejected_changes));
         trials.push(trial(&server, "an_enumeration_gains_names", extended_enumeration));
         trials.push(trial(&server, "a_built_in_dataset_gains_columns", extended_ticks));
         trials.push(trial(&server, "two_versions_create_one_schema", two_versions));
-        trials.push(trial(&server, "a_version_0_1_database_is_accepted", first_version));
+        trials.push(trial(&server, "version_0_1_database_is_accepted", first_version));
         trials.push(trial(&server, "the_plan_matches_the_executed_statements", plan));
         trials.push(trial(&server, "foreign_and_manually_changed_tables_are_rejected", manually_changed));
     }

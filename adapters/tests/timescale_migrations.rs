@@ -25,7 +25,7 @@ fn main() {
         trials.push(trial(&server, "constraints_are_added_to_the_tables_of_older_versions", constraints));
         trials.push(trial(&server, "an_invalid_index_is_built_again", invalid_index));
     }
-    trials.push(trial(&Server::postgres(), "an_index_is_built_beside_writers", concurrent_index));
+    trials.push(trial(&Server::postgres(), "index_is_built_while_writers_run", concurrent_index));
     trials.push(trial(
         &Server::timescale(),
         "only_migrate_changes_the_chunk_interval_of_an_existing_table",

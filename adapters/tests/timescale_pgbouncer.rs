@@ -49,7 +49,7 @@ fn main() -> ExitCode {
             trial(&server, &format!("{name}/the_timeouts_are_effective"), timeouts),
             trial(
                 &server,
-                &format!("{name}/a_rejected_startup_parameter_is_a_configuration_error"),
+                &format!("{name}/unsupported_startup_parameter_is_a_configuration_error"),
                 rejected,
             ),
         ]);

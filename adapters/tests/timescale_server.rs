@@ -57,7 +57,7 @@ fn main() {
     trials.push(trial(&server, "the_first_schema_is_created_atomically", first_schema));
     trials.push(trial(&server, "chunks_of_a_shorter_older_interval_are_read_in_parts", shorter_chunks));
     trials.push(trial(&server, "a_late_record_opens_few_chunks", late_record));
-    trials.push(trial(&server, "purges_beside_writers_and_readers_cause_no_permanent_error", purge_race));
+    trials.push(trial(&server, "purges_while_writers_and_readers_run_cause_no_permanent_error", purge_race));
     trials.push(trial(&server, "chunks_are_listed_and_dropped", chunks));
     trials.push(trial(&server, "a_changed_chunk_interval_applies_to_new_chunks", chunk_interval));
     trials.push(trial(&server, "tables_with_rows_become_hypertables_only_manually", conversion));

@@ -262,7 +262,7 @@ async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result
             if let Some(address) = archive_of(&arguments)? {
                 return import_archive(session, (address, arguments), stop, format).await;
             }
-            refuse_archive_options(&arguments)?;
+            reject_archive_options(&arguments)?;
             // The files are opened first: an error in them needs no server.
             let (files, plan) = open_files(arguments).await?;
             import(session.target(&session.backend).await?, files, plan, stop, format).await
@@ -569,7 +569,7 @@ fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
     Ok(Some(address.to_owned()))
 }
 
-fn refuse_archive_options(arguments: &ImportArguments) -> Result<()> {
+fn reject_archive_options(arguments: &ImportArguments) -> Result<()> {
     if arguments.datasets.is_empty() && arguments.times.since.is_none() && arguments.times.until.is_none() {
         return Ok(());
     }

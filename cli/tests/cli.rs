@@ -396,7 +396,7 @@ fn files_that_need_an_option_exit_with_code_2() {
 /// A refused connection is tried once, although the layers would repeat the call.
 #[cfg(feature = "timescale")]
 #[test]
-fn a_refused_connection_is_reported_after_one_attempt() {
+fn refused_connection_is_reported_after_one_attempt() {
     for (backend, url) in
         [("timescale", "postgres://qi@127.0.0.1:9/qi"), ("clickhouse", "http://127.0.0.1:9")]
     {

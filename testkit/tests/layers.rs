@@ -387,7 +387,7 @@ async fn a_key_keeps_its_order_with_and_without_an_explicit_partition() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_are_counted_over_the_whole_publish() {
+async fn attempts_are_counted_per_publish_call() {
     let batch = [message(Some("a"), None, 0)];
     let (report, sent) =
         publish(&batch, vec![Err(unavailable()), Err(unavailable()), Ok(vec![not_sent()])]).await;

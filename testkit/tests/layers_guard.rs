@@ -306,7 +306,7 @@ async fn a_hanging_probe_admits_another_probe_after_the_open_duration() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_successful_probe_closes_the_circuit_beside_other_probes() {
+async fn slow_successful_probe_closes_the_circuit_during_other_probes() {
     let (store, _) = store_with_results(|n| if n == 0 { Err(unavailable()) } else { Ok(()) });
     let store = breaker(Layered::new(store, CallCounter::new(Duration::from_secs(6))), 1);
     let _ = store.insert_ticks(&[]).await;

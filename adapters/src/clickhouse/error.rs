@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn one_code_has_several_kinds_by_its_text() {
+    fn kind_of_memory_and_part_errors_depends_on_the_text() {
         let kind = |text: &str| (error_of_text(text).kind(), error_of_text(text).retry().is_retryable());
         let parts = "Code: 252. DB::Exception: Too many parts (3000 with average size of 1.00 KiB) in table 'qi.ticks'. \
                      Merges are processing significantly slower than inserts. (TOO_MANY_PARTS)";

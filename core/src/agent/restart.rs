@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mode_decides_on_every_exit() {
+    fn restart_decision_depends_on_mode_and_exit() {
         let restarts = |policy: RestartPolicy, exit: &ExitReason| {
             matches!(delays(policy, 1, std::slice::from_ref(exit))[0], Decision::RestartAfter(_))
         };

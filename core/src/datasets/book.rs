@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_checked() {
+    fn levels_that_are_not_sorted_or_empty_are_rejected() {
         assert!(book(&[("2", "1"), ("1", "1")], &[("3", "1"), ("4", "1")]).is_ok());
         assert!(book(&[("5", "1")], &[("3", "1")]).is_ok(), "a crossed book is kept");
         for (bids, asks, field) in [

@@ -655,7 +655,7 @@ mod tests {
     }
 
     #[test]
-    fn serde_is_a_string_and_checks() {
+    fn serde_form_is_a_validated_string() {
         assert_eq!(serde_json::to_string(&d("1.50")).unwrap(), "\"1.5\"");
         assert_eq!(serde_json::from_str::<Price>("\"1.5\"").unwrap().to_string(), "1.5");
         assert!(serde_json::from_str::<Price>("\"0\"").is_err());

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_a_closed_list() {
+    fn unknown_interval_names_are_rejected() {
         for interval in Interval::ALL {
             assert_eq!(interval.as_str().parse::<Interval>().unwrap(), *interval);
         }

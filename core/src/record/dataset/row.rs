@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_replace_insert_and_append() {
+    fn copy_to_replaces_inserts_and_appends() {
         let source = RecordVec::from_vec(ticks(10..20));
         let copied = |indices: Range<usize>, into: Range<usize>| {
             let mut out = RecordVec::from_vec(ticks(0..4));
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_is_checked() {
+    fn invalid_description_is_rejected_at_run_time() {
         const TWICE: [Column; 2] = [COLUMN, COLUMN];
         const RESERVED: [Column; 1] = [Column { name: "symbol", ..COLUMN }];
         const LEVELS: [Column; 1] = [Column { ty: ColumnType::Levels { max: 5 }, ..COLUMN }];
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_checked() {
+    fn row_that_differs_from_its_description_is_rejected() {
         let dataset = Dataset::declare(description(&[COLUMN])).unwrap();
         let series = SeriesKey { owner: Owner::Instrument("x:Y".parse().unwrap()), interval: None };
         let sort_key = (Timestamp::MIN, 0);

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn description_of_the_ticks() {
+    fn lines_of_ticks_have_the_stored_form() {
         assert_eq!(
             lines(PriceTick::DATASET),
             [

@@ -87,7 +87,7 @@ fn a_rebalance_ends_a_poll() {
 }
 
 #[test]
-fn header_bytes_count_towards_the_poll_limit() {
+fn header_bytes_count_towards_the_maximum_poll_bytes() {
     const EACH: usize = 100 << 10;
     let cluster = cluster();
     let brokers = cluster.bootstrap_servers();
