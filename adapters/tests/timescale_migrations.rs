@@ -184,7 +184,7 @@ async fn interrupted(server: Server) {
     killed.abort();
     assert!(killed.await.unwrap_err().is_cancelled());
     held.close().await.unwrap();
-    // Two migrations at once share the rest of the work.
+    // Two concurrent migrations share the rest of the work.
     let (one, other) = (rig.second(), rig.second());
     let (one, other) = tokio::join!(one.ensure_schema(), other.ensure_schema());
     let applied = [one.unwrap().applied, other.unwrap().applied].concat();

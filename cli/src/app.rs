@@ -731,7 +731,7 @@ fn bytes_bar(progress: qi_files::Progress, stored: Arc<std::sync::atomic::Atomic
     bar
 }
 
-/// The stop signal. The first SIGINT or SIGTERM stops in order. A second one, or ten seconds, stops at once.
+/// The stop signal. The first SIGINT or SIGTERM stops in order. A second one, or ten seconds, stops immediately.
 #[derive(Debug, Default)]
 struct Stop {
     graceful: CancellationToken,

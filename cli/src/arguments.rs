@@ -559,7 +559,7 @@ pub(crate) struct CopyArguments {
     /// Saves the progress in this file, at most once a second. The same command continues from there.
     #[arg(long, value_name = "FILE")]
     pub(crate) progress: Option<PathBuf>,
-    /// The number of series that are copied or compared at once, from 1 to 64.
+    /// The number of series that are copied or compared concurrently, from 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) concurrency: u8,
     /// Compares the stores and writes nothing.
@@ -637,7 +637,7 @@ pub(crate) struct ExportArguments {
     /// detected.
     #[arg(long)]
     pub(crate) verify: bool,
-    /// The number of series that are exported at once, from 1 to 64.
+    /// The number of series that are exported concurrently, from 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) concurrency: u8,
 }

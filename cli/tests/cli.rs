@@ -38,7 +38,7 @@ impl Sqlite {
         self.0.path().join(name).display().to_string()
     }
 
-    /// Writes a file beside the store, and returns its path.
+    /// Writes a file in the folder of the store, and returns its path.
     fn file(&self, name: &str, content: &str) -> String {
         std::fs::write(self.path(name), content).unwrap();
         self.path(name)
@@ -110,8 +110,9 @@ fn a_sqlite_file_is_complete_after_every_command() {
         }
         store.expect(arguments, code, &[]);
         let names = std::fs::read_dir(store.0.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        let beside: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("prices.db-")).collect();
-        assert!(beside.is_empty(), "{arguments:?}: {beside:?}");
+        let leftovers: Vec<_> =
+            names.filter(|name| name.to_string_lossy().starts_with("prices.db-")).collect();
+        assert!(leftovers.is_empty(), "{arguments:?}: {leftovers:?}");
     }
 }
 

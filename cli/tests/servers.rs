@@ -318,7 +318,7 @@ fn reset_and_follow() -> Result<Completion, Failed> {
     outcome
 }
 
-/// Lets every command that reads run on a server without a schema. None of them creates one, also with `auto_schema`.
+/// Lets every command that reads run on a server without a schema. None of them creates one, even with `auto_schema`.
 fn fresh(backend: &str) -> Result<Completion, Failed> {
     let namespace = Namespace::new(&format!("fresh_{backend}"));
     let folder = tempfile::tempdir()?;

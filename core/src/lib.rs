@@ -73,7 +73,7 @@
 #![cfg_attr(docsrs, doc = "[`qi_testkit`]: https://docs.rs/qi-testkit")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The derive macros refer to this crate as `qi_core`, also from inside this crate.
+// The derive macros refer to this crate as `qi_core`, even from inside this crate.
 extern crate self as qi_core;
 
 pub mod agent;

@@ -305,7 +305,7 @@ fn checksum_file_in_the_same_folder_is_verified() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("XBTEUR.csv");
     std::fs::write(&path, "1700000000,5,1\n").unwrap();
-    let beside = folder.path().join("XBTEUR.csv.CHECKSUM");
+    let checksum = folder.path().join("XBTEUR.csv.CHECKSUM");
     let verified = |options: &FileOptions| {
         let Data::Trades(mut source) = open(std::slice::from_ref(&path), options)?.data else {
             panic!("trades")
@@ -316,11 +316,11 @@ fn checksum_file_in_the_same_folder_is_verified() {
     let options = FileOptions::default();
     assert!(!verified(&options).unwrap());
     let sum = Command::new("sha256sum").arg(&path).output().unwrap().stdout;
-    std::fs::write(&beside, sum).unwrap();
+    std::fs::write(&checksum, sum).unwrap();
     assert!(verified(&options).unwrap());
     std::fs::write(&path, "1700000000,5,2\n").unwrap();
     assert_eq!(verified(&options).unwrap_err().code(), "files.checksum");
-    std::fs::write(&beside, "no checksum").unwrap();
+    std::fs::write(&checksum, "no checksum").unwrap();
     assert_eq!(verified(&options).unwrap_err().code(), "files.checksum");
 }
 

@@ -58,7 +58,7 @@ fn create(location: &TableLocation<'_>, table: &Table) -> Vec<String> {
         table.columns.iter().map(|column| format!("    {}", column.definition())).collect();
     let engine = match location.cluster {
         None => "ReplacingMergeTree".to_owned(),
-        // With the default path of the server, which contains `{uuid}`, a dropped table can be created again at once.
+        // With the default path of the server, which contains `{uuid}`, a dropped table can be created again immediately.
         Some(_) => "ReplicatedReplacingMergeTree".to_owned(),
     };
     let (local, on) = (&table.local, location.on_cluster());

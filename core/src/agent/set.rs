@@ -40,7 +40,7 @@ pub(super) struct AgentSet {
     on_deadline_exceeded: Mutex<Option<OnDeadlineExceeded>>,
     registry: Mutex<Registry>,
     hard_deadline: HardDeadline,
-    /// Cancelled to expire the soft deadline at once.
+    /// Cancelled to expire the soft deadline immediately.
     expire_now: CancellationToken,
 }
 

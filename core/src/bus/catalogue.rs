@@ -31,7 +31,7 @@ impl TopicCatalogue {
     /// Creates the catalogue of the topics of ticks, quotes, bars and snapshots.
     ///
     /// # Errors
-    /// Never in practice, because the names and numbers are constants of the domain.
+    /// `InvalidInput` for an invalid topic name. The standard datasets never cause this error.
     pub fn standard() -> Result<Self> {
         Self::of([PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET])
     }
@@ -81,7 +81,7 @@ impl TopicCatalogue {
     /// Returns the topics to create: every topic and its dead letter topic.
     ///
     /// # Errors
-    /// Never in practice, because each name is valid.
+    /// `InvalidInput` for an invalid name of a dead letter topic. The names of a catalogue never cause this error.
     pub fn specs(&self) -> Result<Vec<TopicSpec>> {
         let mut specs = Vec::with_capacity(2 * self.0.len());
         for spec in self.0.values() {

@@ -61,7 +61,7 @@ impl DeadLetters {
     /// result thus has at most 249 characters.
     ///
     /// # Errors
-    /// Never in practice, because each result is a valid name.
+    /// `InvalidInput` if the derived name is not a valid topic name. A valid origin never causes this error.
     pub fn topic_for(&self, origin: &TopicName) -> Result<TopicName> {
         if let Some(topic) = &self.0 {
             return Ok(topic.clone());
@@ -83,7 +83,7 @@ impl DeadLetters {
     /// the dead letter has only these headers.
     ///
     /// # Errors
-    /// Never in practice, because the names are constants.
+    /// `InvalidInput` for an invalid topic or header name. A message that a bus returned never causes this error.
     pub fn dead_letter(&self, rejected: &RejectedMessage, max_bytes: usize) -> Result<Message> {
         let RejectedMessage { message, error } = rejected;
         let mut letter = Message::tombstone(self.topic_for(&message.topic)?);

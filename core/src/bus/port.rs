@@ -218,7 +218,7 @@ pub trait Subscription: Debug + Send {
     /// Returns the currently assigned partitions with position, commit and lag.
     async fn assignment(&mut self) -> Result<Assignment>;
 
-    /// Leaves the group at once, so that other members take over. Idempotent. A static member keeps its partitions
+    /// Leaves the group immediately, so that other members take over. Idempotent. A static member keeps its partitions
     /// until its session timeout expires, so a quick restart moves no partition.
     async fn close(&mut self) -> Result<()>;
 }

@@ -180,7 +180,7 @@ impl CircuitBreaker {
             (State::HalfOpen { .. }, Outcome::Success) => {
                 self.change(&mut circuit, State::Closed { failures: 0 });
             }
-            // The probe has no result, so the next call may probe at once.
+            // The probe has no result, so the next call may probe immediately.
             (State::HalfOpen { .. }, Outcome::Neutral) => {
                 self.change(&mut circuit, State::Open { until: Instant::now() });
             }

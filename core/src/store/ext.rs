@@ -60,7 +60,7 @@ pub trait PriceStoreExt: PriceStore {
         async move { self.insert(&Slice::new(batch)?).await }
     }
 
-    /// Writes one record. To write many records at once, use `insert_records`, which costs one round trip. To write a
+    /// Writes one record. To write many records in one call, use `insert_records`, which costs one round trip. To write a
     /// series of single records, use [`crate::Buffered`].
     fn insert_record<R: Record>(&self, record: &R) -> impl Future<Output = Result<()>> + Send {
         async move { self.insert_records(std::slice::from_ref(record)).await.map(drop) }
@@ -422,8 +422,8 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Returns the ranges of a query in which bars are missing, oldest first. Each range extends from the first missing
-    /// open time to the open time of the next bar. The search covers the entire range of the query, also before the
-    /// first and after the last bar.
+    /// open time to the open time of the next bar. The search covers the entire range of the query, including the time before
+    /// the first and after the last bar.
     ///
     /// # Errors
     /// `InvalidInput` for a descending query, or for a query that does not begin at the start of its range.
@@ -494,7 +494,7 @@ pub trait PriceStoreExt: PriceStore {
     /// Waits until the store answers a ping.
     ///
     /// # Errors
-    /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
+    /// The last ping's error if no further ping fits into `timeout`, or immediately an error that is not retryable.
     /// `Timeout` if no ping was answered.
     fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<StorePingReport>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())

@@ -68,7 +68,7 @@ struct Options {
     /// Serves /livez, /startupz, /readyz and /metrics over HTTP while the job runs. Port 0 selects a free port.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
-    /// The writer's static member name in its group. After a kill, the next run with this name continues at once.
+    /// The writer's static member name in its group. After a kill, the next run with this name continues immediately.
     #[arg(long, value_name = "NAME")]
     member: Option<GroupInstanceId>,
     /// The number of ticks in the simulated market.
@@ -168,7 +168,7 @@ fn verdict(summary: &Summary, reads_files: bool, exported: Option<&Instrument>) 
     ExitCode::from(FAILED)
 }
 
-/// Listens for SIGINT and SIGTERM. The first signal stops in order, a second one at once. The result has the first.
+/// Listens for SIGINT and SIGTERM. The first signal stops in order, a second one immediately. The result has the first.
 fn listen(stop: &Stop) -> Result<Arc<AtomicI32>> {
     let on = |kind: SignalKind| signal(kind).permanent("pipeline.signal", "listen");
     let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);

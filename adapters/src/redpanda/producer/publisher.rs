@@ -388,7 +388,7 @@ struct Chunk<'a> {
     now: Timestamp,
     /// The remaining reserved space. None if the buffer had too little space; each message then waits for its space.
     space: Option<SemaphorePermit<'a>>,
-    /// The headers of the previous message, also in the form of librdkafka. A copy costs less than a conversion.
+    /// The headers of the previous message, and their form in librdkafka. A copy costs less than a conversion.
     headers: Option<(Headers, OwnedHeaders)>,
 }
 

@@ -111,7 +111,7 @@ fn header_bytes_count_towards_the_maximum_poll_bytes() {
     }
     thread.leave();
     assert!(buffered >= 40 * EACH, "{buffered} bytes came");
-    assert!(most < MAX_POLL_BYTES + 2 * EACH, "{most} bytes at once");
+    assert!(most < MAX_POLL_BYTES + 2 * EACH, "{most} bytes in one poll");
 }
 
 #[test]

@@ -245,7 +245,7 @@ async fn pause_stops_only_the_paused_partition(context: &TestContext) -> CheckRe
     context.receive(&mut *reader, 3).await?;
     let before = reader.assignment().await?;
     let behind = before.partitions.iter().find(|p| p.lag > 0).map(|p| p.partition.clone());
-    let paused = behind.ok_or_else(|| Failure::new("all messages were received at once"))?;
+    let paused = behind.ok_or_else(|| Failure::new("all messages were received in one call"))?;
     let held = before.partitions.iter().filter(|p| p.partition == paused).map(|p| p.lag).sum::<u64>();
     reader.pause(std::slice::from_ref(&paused)).await?;
     let others = usize::try_from(before.lag() - held).unwrap_or(usize::MAX);
