@@ -19,23 +19,9 @@
 //! | `cloud` | no | archives in S3, Google Cloud Storage and Azure Blob Storage |
 //!
 //! # Schema
-//! | column of the record | Arrow type |
-//! | --- | --- |
-//! | instrument | `exchange` and `symbol`: `Dictionary(Int32, Utf8)` |
-//! | name of a series | `Dictionary(Int32, Utf8)` |
-//! | interval | `Dictionary(Int32, Utf8)`, for example `1m` |
-//! | time | `Timestamp(Microsecond, "UTC")` |
-//! | sequence number, counter | `UInt64` |
-//! | decimal, price, quantity, percent | `Decimal128(38, 18)` |
-//! | integer | `Int64` |
-//! | boolean | `Boolean` |
-//! | text | `Utf8` |
-//! | enumeration | `Dictionary(Int32, Utf8)` with the names of the declaration |
-//! | levels | `List(Struct(price Decimal128(38, 18), quantity Decimal128(38, 18)))` |
-//!
-//! The columns are in the order of the declaration: series, interval, time, sequence number, values. An optional column
-//! is nullable, and an absent value is null. No other column is nullable. The metadata of the schema has the name and
-//! the version of the dataset as `qi.dataset` and `qi.version`.
+//! [The page on Arrow and Parquet](qi_core::guide::columnar#schema) has the Arrow type of each column. The columns are in
+//! the order of the declaration: series, interval, time, sequence number, values. The metadata of the schema has the name
+//! and the version of the dataset as `qi.dataset` and `qi.version`.
 //!
 //! # A first program
 //! ```

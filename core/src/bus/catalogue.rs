@@ -14,16 +14,8 @@ const DEAD_LETTER_ROOM: usize = 64 << 10;
 
 /// The topics of the platform's records, each with its dead letter topic `<topic>.dlq`.
 ///
-/// | topic | records | partitions | retention |
-/// | --- | --- | --- | --- |
-/// | `crypto-prices` | ticks | 12 | 7 days |
-/// | `crypto-quotes` | quotes | 16 | 1 day |
-/// | `crypto-ohlcv` | bars | 8 | 30 days |
-/// | `market-analytics` | snapshots | 4 | 90 days |
-/// | the default topic of another dataset | its records | 8 | 7 days |
-///
-/// Messages have at most 2 MiB. Dead letters have 64 KiB more for their headers, and the same retention as the messages
-/// of their topic. Replication is the broker's default.
+/// [`guide::bus`](crate::guide::bus#catalogue) lists the topics with their partitions, retention and message sizes.
+/// Replication is the broker's default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicCatalogue(BTreeMap<TopicName, TopicSpec>);
 

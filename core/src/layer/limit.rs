@@ -73,8 +73,7 @@ impl LimitConfig {
 /// A layer that queues calls in the order of arrival until a permit is free and the rate allows the next start. If the
 /// queue is full, a call is rejected with `Overloaded` and the advice `Backoff`.
 ///
-/// `ping`, `close`, `subscribe`, `open_reader` and all subscription calls bypass the limiter. A subscription makes one call at
-/// a time, and publishes that hold all permits may depend on its commit.
+/// Some calls bypass the limiter: see [`guide::layers`](crate::guide::layers#limit).
 #[derive(Debug)]
 pub struct Limit {
     permits: Semaphore,
