@@ -225,6 +225,11 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
         self.check_open(operation).err().unwrap_or_else(|| worker_ended(operation))
     }
 
+    /// Returns the settings.
+    pub fn config(&self) -> BufferedConfig {
+        self.config
+    }
+
     /// Adds a record, and waits while the buffer is full. If the future is dropped early, the record is not added.
     ///
     /// # Errors

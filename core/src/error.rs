@@ -153,6 +153,7 @@ impl fmt::Display for ErrorKind {
 
 /// Advice on whether the same call can succeed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RetryAdvice {
     /// The same call will fail again.
     Never,

@@ -41,6 +41,7 @@ macro_rules! operations {
 
 /// The port of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Port {
     /// The port `PriceStore`.
     Store,

@@ -12,6 +12,7 @@ use crate::time::{ANY, TimeUnit, is_clock, is_time};
 
 /// The kind of records in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// Trades.
     Trades,

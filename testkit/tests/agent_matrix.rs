@@ -54,9 +54,7 @@ fn faulty(phase: Phase, fault: &Step, mode: RestartMode) -> (AgentSpec, CallLog)
     let script = match phase {
         Phase::Initialize => Script::initialize(fault.clone()),
         Phase::Run => Script::run(fault.clone()),
-        Phase::Cleanup => {
-            Script::run(Step::after(ms(700), Step::Err(ErrorKind::Timeout))).with_cleanup(fault.clone())
-        }
+        _ => Script::run(Step::after(ms(700), Step::Err(ErrorKind::Timeout))).with_cleanup(fault.clone()),
     };
     let (spec, calls) = scripted("a", [script]);
     let mut policy = RestartPolicy::default().with_backoff(Backoff::new(ms(100), ms(400)));

@@ -30,6 +30,7 @@ struct GroupCounts {
 
 /// The result of [`list()`].
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct DeadLetterCounts {
     groups: BTreeMap<Group, GroupCounts>,
     /// The partitions that were not read up to their end.

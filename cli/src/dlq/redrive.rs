@@ -53,6 +53,7 @@ impl Plan {
 
 /// The number of dead letters by result, over all runs of a progress file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Counts {
     /// The published messages of each target topic.
     pub redriven: BTreeMap<TopicName, u64>,
@@ -76,6 +77,7 @@ pub struct Counts {
 
 /// The result of [`redrive()`].
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct RedriveReport {
     /// The number of dead letters by result.
     pub counts: Counts,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Encoding, GroupId, TopicName, TopicPartition};
+use crate::domain::duration;
 use crate::{Error, Result, Selection};
 
 /// Metadata about a bus.
@@ -75,6 +76,7 @@ impl CloseReport {
 /// The policy by which a topic removes old messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum CleanupPolicy {
     /// Removes messages that are older than the retention time.
     #[default]
@@ -83,8 +85,19 @@ pub enum CleanupPolicy {
     Compact,
 }
 
+impl CleanupPolicy {
+    /// Returns the value of Kafka's setting `cleanup.policy`: `delete` or `compact`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Compact => "compact",
+        }
+    }
+}
+
 /// A topic to create.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawTopicSpec")]
 #[non_exhaustive]
 pub struct TopicSpec {
     /// The topic's name.
@@ -94,6 +107,7 @@ pub struct TopicSpec {
     /// The number of replicas of each partition. None selects the broker's default.
     pub replication: Option<u16>,
     /// The retention time of messages. None selects the broker's default.
+    #[serde(with = "duration::option")]
     pub retention: Option<Duration>,
     /// The largest message, in bytes. None selects the broker's default.
     pub max_message_bytes: Option<usize>,
@@ -101,6 +115,39 @@ pub struct TopicSpec {
     pub cleanup: CleanupPolicy,
     /// Further settings of the broker, as text.
     pub settings: BTreeMap<String, String>,
+}
+
+/// A deserialised specification, before its validation.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTopicSpec {
+    name: TopicName,
+    partitions: u32,
+    replication: Option<u16>,
+    #[serde(default, with = "duration::option")]
+    retention: Option<Duration>,
+    max_message_bytes: Option<usize>,
+    #[serde(default)]
+    cleanup: CleanupPolicy,
+    #[serde(default)]
+    settings: BTreeMap<String, String>,
+}
+
+impl TryFrom<RawTopicSpec> for TopicSpec {
+    type Error = Error;
+
+    fn try_from(raw: RawTopicSpec) -> Result<Self> {
+        let RawTopicSpec { name, partitions, replication, retention, max_message_bytes, cleanup, settings } =
+            raw;
+        Ok(Self {
+            replication,
+            retention,
+            max_message_bytes,
+            cleanup,
+            settings,
+            ..Self::new(name, partitions)?
+        })
+    }
 }
 
 impl TopicSpec {

@@ -55,6 +55,11 @@ impl DeadLetters {
         Self(Some(topic))
     }
 
+    /// Returns the topic of all dead letters, or None if each topic has its own dead letter topic.
+    pub fn target(&self) -> Option<&TopicName> {
+        self.0.as_ref()
+    }
+
     /// Returns the dead letter topic for messages of `origin`.
     ///
     /// If the name of the origin has more than 245 characters, a digest of the name replaces the end of the name. The

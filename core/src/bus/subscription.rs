@@ -69,6 +69,8 @@ impl fmt::Debug for TopicPartition {
 }
 
 /// The start position in a partition for which the group has no valid commit.
+///
+/// The enum is closed on purpose, because every bus must support each variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OffsetReset {
@@ -83,7 +85,7 @@ pub enum OffsetReset {
     Error,
 }
 
-/// A target position in a partition.
+/// A target position in a partition. The enum is closed on purpose, because every bus must support each variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SeekTo {
@@ -244,13 +246,34 @@ impl SubscribeRequest {
 }
 
 /// A request to read partitions without a group, from given positions. The reader commits nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawReaderRequest")]
 #[non_exhaustive]
 pub struct ReaderRequest {
     /// The partitions, without duplicates, and their start positions.
     pub from: Vec<(TopicPartition, SeekTo)>,
     /// The maximum number of bytes that are fetched ahead of `recv`.
     pub max_buffered_bytes: usize,
+}
+
+/// A deserialised request, before its validation.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReaderRequest {
+    from: Vec<(TopicPartition, SeekTo)>,
+    max_buffered_bytes: Option<usize>,
+}
+
+impl TryFrom<RawReaderRequest> for ReaderRequest {
+    type Error = Error;
+
+    fn try_from(raw: RawReaderRequest) -> Result<Self> {
+        let request = Self::new(raw.from)?;
+        Ok(match raw.max_buffered_bytes {
+            Some(bytes) => request.with_max_buffered_bytes(bytes),
+            None => request,
+        })
+    }
 }
 
 impl ReaderRequest {

@@ -117,6 +117,11 @@ impl CircuitBreaker {
         self
     }
 
+    /// Returns the settings that apply: the threshold is at least 1, and the open duration is within its bounds.
+    pub fn config(&self) -> CircuitBreakerConfig {
+        CircuitBreakerConfig { failure_threshold: self.threshold, open_duration: self.open_duration }
+    }
+
     /// Returns the state of the circuit.
     pub fn state(&self) -> CircuitState {
         match self.circuit().state {

@@ -76,22 +76,22 @@ impl LimitConfig {
 /// Some calls bypass the limiter: see [`guide::layers`](crate::guide::layers#limit).
 #[derive(Debug)]
 pub struct Limit {
+    config: LimitConfig,
     permits: Semaphore,
     rate: Option<RateLimiter>,
     queued: AtomicUsize,
-    max_queued: usize,
     backend: Option<&'static str>,
 }
 
 impl Limit {
     /// Creates the layer from its settings.
     pub fn new(config: LimitConfig) -> Self {
-        let LimitConfig { concurrency, max_queued, rate, burst } = config;
+        let LimitConfig { concurrency, max_queued: _, rate, burst } = config;
         Self {
+            config,
             permits: Semaphore::new(concurrency.clamp(1, LimitConfig::MAX_CONCURRENCY)),
             rate: rate.map(|rate| RateLimiter::new(rate, burst)),
             queued: AtomicUsize::new(0),
-            max_queued,
             backend: None,
         }
     }
@@ -101,6 +101,11 @@ impl Limit {
     pub fn for_backend(mut self, backend: &'static str) -> Self {
         self.backend = Some(backend);
         self
+    }
+
+    /// Returns the settings.
+    pub fn config(&self) -> LimitConfig {
+        self.config
     }
 
     /// Returns the number of calls in the queue.
@@ -145,7 +150,7 @@ struct Queued<'a> {
 impl<'a> Queued<'a> {
     fn new(limit: &'a Limit, operation: Operation) -> Result<Self> {
         let (port, backend) = (operation.port().as_str(), limit.backend.unwrap_or(UNKNOWN_BACKEND));
-        let max = limit.max_queued;
+        let max = limit.config.max_queued;
         let one_more = |queued| (queued < max).then_some(queued + 1);
         if limit.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
             metrics::counter!(LIMIT_REJECTED.name, "port" => port, "backend" => backend).increment(1);

@@ -70,6 +70,11 @@ impl Timeout {
         Self { config }
     }
 
+    /// Returns the settings.
+    pub fn config(&self) -> TimeoutConfig {
+        self.config
+    }
+
     fn limit(&self, operation: Operation) -> Duration {
         let is_long = operation.class() == OperationClass::Bulk
             || operation == Operation::Subscribe
