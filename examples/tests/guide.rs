@@ -42,7 +42,7 @@ fn rustdoc_has_a_target_for_every_link_between_pages() {
 }
 
 #[test]
-fn anchors_exist_and_link_labels_stand_at_the_end_of_each_page() {
+fn anchors_exist_and_link_labels_are_in_the_last_block() {
     let mut faults = Vec::new();
     for page in pages() {
         let text = std::fs::read_to_string(&page).unwrap();

@@ -66,6 +66,21 @@
 //! use qi_core::prelude::*;
 //! use qi_testkit::store::MemoryStore;
 //!
+//! /// Layer 2 code under test.
+//! struct Writer {
+//!     store: Arc<dyn PriceStore>,
+//!     tick: PriceTick,
+//! }
+//!
+//! #[async_trait]
+//! impl Agent for Writer {
+//!     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+//!         self.store.insert_tick(&self.tick).await?;
+//!         cx.cancelled().await;
+//!         Ok(())
+//!     }
+//! }
+//!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<()> {
 //! let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
@@ -73,15 +88,7 @@
 //! let instrument = Instrument::from_static("binance:BTC-USDT");
 //! let tick = PriceTick::new(instrument.clone(), Timestamp::now(), 1, Price::from_static("39432.48"))?;
 //!
-//! let (agents_store, agents_tick) = (store.clone(), tick.clone());
-//! let spec = AgentSpec::new("writer", move || {
-//!     let (store, tick) = (agents_store.clone(), agents_tick.clone());
-//!     agent_fn(|cx| async move {
-//!         store.insert_tick(&tick).await?;
-//!         cx.cancelled().await;
-//!         Ok(())
-//!     })
-//! });
+//! let spec = AgentSpec::once("writer", Writer { store: store.clone(), tick: tick.clone() });
 //! let runtime = AgentRuntime::builder().agent(spec).build()?;
 //! runtime.run_until(tokio::time::sleep(Duration::from_millis(10))).await.result()?;
 //! assert_eq!(store.latest_tick(&instrument).await?, Some(tick));
