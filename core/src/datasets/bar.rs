@@ -9,6 +9,8 @@ use crate::{Error, Instrument, Interval, Price, Quantity, Result, Timestamp};
 
 /// The values of a bar. Prices and `quote_volume` are in the quote currency, and `volume` is in the base currency. None
 /// means unknown; candle feeds often have no count.
+///
+/// The struct is open on purpose, because programs create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Columns)]
 pub struct BarValues {
     /// The first price.

@@ -44,7 +44,7 @@ pub struct Description {
     pub new_vec: fn(Dataset) -> RecordVec,
 }
 
-/// The type of a series.
+/// The type of a series. The enum is closed on purpose, because every store must support each type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SeriesType {
     /// The series of an instrument.

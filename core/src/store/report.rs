@@ -170,6 +170,8 @@ impl InstrumentSummary {
 }
 
 /// One observed price with its position in the series.
+///
+/// The struct is open on purpose, because store adapters create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PricePoint {
     /// The time of the observation.
