@@ -33,7 +33,8 @@
 //!   `#[derive(Record)]` declares your own: see [`record`].
 //! - The **series** and the **sort key** of a record are its key. The series is usually an [`Instrument`]. The sort key
 //!   is the time and a sequence number. A write replaces the record with the same key.
-//! - The result of a read is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all pages.
+//! - The result of a read is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all
+//!   pages.
 //! - A **layer** adds retries, time limits, concurrency limits, metrics or traces to a port: see [`layer`].
 //! - An [`Error`] has a kind, a stable code and advice on retries.
 //!

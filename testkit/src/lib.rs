@@ -1,5 +1,5 @@
-//! Test support for `qi` and for Layer 2, which is a program over the ports of `qi-core`: an in-memory store and bus, contract suites, fault injection, recorders,
-//! a market simulator, and a test clock.
+//! Test support for `qi` and for Layer 2: an in-memory store and bus, contract suites, fault injection, recorders, a
+//! market simulator, and a test clock. Layer 2 is a program over the ports of `qi-core`.
 //!
 //! # Concepts
 //! - **Memory backends.** [`store::MemoryStore`] and [`bus::MemoryBus`] replace servers, and keep the complete contract.

@@ -104,7 +104,8 @@ const PROJECTION_SETTINGS: &str =
     "deduplicate_merge_projection_mode = 'rebuild', lightweight_mutation_projection_mode = 'rebuild'";
 
 /// The settings of a table with a TTL. The server drops a part when all its rows have expired; it does not rewrite a
-/// part to remove only some rows. A change of the TTL computes the expiry of existing parts without writing their rows again.
+/// part to remove only some rows. A change of the TTL computes the expiry of existing parts without writing their rows
+/// again.
 const TTL_SETTINGS: &str = "ttl_only_drop_parts = 1, materialize_ttl_recalculate_only = 1";
 
 /// The number of rows between two marks of the primary index. A lookup of one row reads this many rows.

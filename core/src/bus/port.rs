@@ -46,9 +46,11 @@ impl PublishOptions {
 /// - **No accidental topics.** An unknown topic is `NotFound`.
 /// - **Bounded memory.** A full buffer makes `publish` wait, up to the delivery timeout. Messages that still have no
 ///   space are not sent.
-/// - **Outages.** `publish` ends within [`BusInfo::delivery_timeout`]; the layer `Retry` adds its `max_elapsed`. A message that never left the client is reported as not sent,
-///   and any other message without an outcome as unknown. `recv` returns `Unavailable` after its wait and keeps its
-///   position, so the caller repeats it. [`crate::Ingest`] does this without a limit.
+/// - **Outages.** `publish` ends within twice [`BusInfo::delivery_timeout`]: once for buffer space and once for delivery.
+///   The layer `Retry` adds at most its `max_elapsed`. A message that never left the client is reported as not sent, and
+///   any other message without an outcome as unknown. `recv` returns `Unavailable` after its wait and keeps its position,
+///   so the caller repeats the call. [`crate::Ingest`] does this without a limit.
+///   [`guide::operations`](crate::guide::operations#outages) lists the wait of each call.
 /// - **After [`MessageBus::close`]** every call is `Closed`, including the calls of its subscriptions.
 ///
 /// # Differences between buses

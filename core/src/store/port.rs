@@ -37,8 +37,8 @@ use crate::{Bar, Result, Timestamp};
 ///   take effect until the server-side limit.
 /// - **Outages.** A call of a server that does not respond fails with `Unavailable`, `Timeout` or `Overloaded`. These
 ///   errors are retryable. After such an error, the result of a write is unknown, and sending the batch again is safe.
-///   The longest wait of a call is `retry.max_elapsed` and one timeout of the operation.
-///   [`guide::operations`](crate::guide::operations#outages) lists the wait and the retries of each call.
+///   With all layers, a call waits at most `retry.max_elapsed` plus `timeout.call`, or plus `timeout.bulk` for a bulk
+///   operation. [`guide::operations`](crate::guide::operations#outages) lists the wait and the retries of each call.
 /// - **After [`PriceStore::close`]** every call is `Closed`.
 ///
 /// # Differences between stores

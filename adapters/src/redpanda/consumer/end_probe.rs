@@ -3,8 +3,8 @@
 //! lag would never be 0.
 //!
 //! The event for the end of a partition is the trigger. It contains only the number of the partition, neither its topic
-//! nor an offset, so the event does not change a position. A separate client, the probe, reads from the position. Its statistics
-//! contain the topic and the partition, and prove that a partition holds no message before an offset:
+//! nor an offset, so the event does not change a position. A separate client, the probe, reads from the position. Its
+//! statistics contain the topic and the partition, and prove that a partition holds no message before an offset:
 //!
 //! - The probe begins at the position and never seeks, so `next_offset` is the offset up to which the log was read without
 //!   a gap.
