@@ -72,13 +72,13 @@ impl DatasetDurations {
             if datasets.get(dataset).is_none() {
                 let known: Vec<_> = datasets.iter().map(qi_core::Dataset::name).collect();
                 let rule = format!("must name a dataset of the program: {}", known.join(", "));
-                return Err(rules.refuse(&key, shown, rule));
+                return Err(rules.reject(&key, shown, rule));
             }
             let full_hours = value.subsec_nanos() == 0 && value.as_secs().is_multiple_of(3_600);
             if !full_hours || value.is_zero() || *value > Self::MAX {
                 let max = duration::format(Self::MAX);
                 let rule = format!("must be a number of full hours from 1h to {max}");
-                return Err(rules.refuse(&key, shown, rule));
+                return Err(rules.reject(&key, shown, rule));
             }
         }
         Ok(())

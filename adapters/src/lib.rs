@@ -19,6 +19,13 @@
 //! | `redpanda-tls` | no | also TLS and SCRAM for brokers; builds OpenSSL |
 //! | `opentelemetry` | no | the module [`opentelemetry`](opentelemetry/index.html): traces that cross the bus |
 //!
+//! # Concepts
+//! - An **adapter** implements a port of [`qi_core`] for one technology. Programs are written against the ports, so
+//!   another backend needs another configuration, not another program.
+//! - A [`Config`] is a validated configuration from a file, environment variables and code. It selects the store and
+//!   the bus by name, opens them, and adds the layers.
+//! - [`Backends`] is the registry of the names that a configuration can select.
+//!
 //! # A first program
 //! A program names no backend. It opens the backends that the configuration selects, wrapped in the layers of the
 //! configuration: retries, time limits, a circuit breaker, metrics and traces.
@@ -72,3 +79,6 @@ pub mod timescale;
 mod validation;
 
 pub use config::{Backends, Config};
+// The type of passwords and URLs in the configurations, so that callers need not depend on its crate.
+#[doc(no_inline)]
+pub use secrecy::SecretString;

@@ -26,7 +26,7 @@ impl Rules {
         if (min..=max).contains(&value) {
             return Ok(());
         }
-        Err(self.refuse(key, value, format_args!("must lie from {min} to {max}")))
+        Err(self.reject(key, value, format_args!("must lie from {min} to {max}")))
     }
 
     /// Rejects a duration outside `least..=most`.
@@ -42,14 +42,14 @@ impl Rules {
         }
         let (min, max) = (duration::format(min), duration::format(max));
         let rule = format_args!("must lie from {min} to {max}");
-        Err(self.refuse(key, duration::format(value), rule))
+        Err(self.reject(key, duration::format(value), rule))
     }
 
     /// Rejects a password that is set both as `key` and as a file.
     pub(super) fn one_of(&self, key: &str, is_set: bool, has_file: bool) -> Result<()> {
         if is_set && has_file {
             let rule = format!("`{key}` and `{key}_file` must not both be set");
-            return Err(self.refuse(&format!("{key}_file"), "both", rule));
+            return Err(self.reject(&format!("{key}_file"), "both", rule));
         }
         Ok(())
     }
@@ -61,18 +61,18 @@ impl Rules {
         let mut text = String::new();
         let read = File::open(file).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
         if let Err(error) = read {
-            return Err(self.refuse(key, file.display(), "cannot be read").with_source(error));
+            return Err(self.reject(key, file.display(), "cannot be read").with_source(error));
         }
         let secret = text.trim_end_matches(['\n', '\r']);
         if secret.is_empty() || text.len() as u64 > MAX_BYTES {
             let rule = format_args!("must contain 1 to {MAX_BYTES} bytes of text");
-            return Err(self.refuse(key, file.display(), rule));
+            return Err(self.reject(key, file.display(), rule));
         }
         Ok(SecretString::from(secret))
     }
 
     /// Returns the error for a rejected value.
-    pub(super) fn refuse(&self, key: &str, value: impl fmt::Display, rule: impl fmt::Display) -> Error {
+    pub(super) fn reject(&self, key: &str, value: impl fmt::Display, rule: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Config, self.code, "open")
             .with_message(rule)
             .with_backend(self.backend)

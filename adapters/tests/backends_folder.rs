@@ -59,9 +59,9 @@ fn an_unsafe_folder_is_rejected() {
     ] {
         let (code, said) = backends(&folder);
         assert_eq!(code, Some(1), "{}: {said}", folder.display());
-        assert!(said.contains("refuses QI_BACKENDS_DIR") && said.contains(reason), "{said}");
+        assert!(said.contains("rejects QI_BACKENDS_DIR") && said.contains(reason), "{said}");
     }
-    assert_eq!(fs::read_dir(at.join("open")).unwrap().count(), 0, "nothing is created in a refused folder");
+    assert_eq!(fs::read_dir(at.join("open")).unwrap().count(), 0, "nothing is created in a rejected folder");
     assert_eq!(fs::read_dir(&good).unwrap().count(), 0, "nothing is created behind a link");
 }
 

@@ -31,7 +31,7 @@ fn main() {
         trial(&server, "too_many_parts_in_total_is_retryable", parts_in_total),
         trial(&server, "too_many_partitions_is_not_retryable", partitions),
         trial(&server, "requests_over_the_limit_wait_and_are_overloaded", busy),
-        spare_trial(&server, "a_server_is_killed_during_an_insert", killed_in_insert),
+        spare_trial(&server, "insert_is_complete_after_a_kill_during_an_insert", killed_in_insert),
         spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
@@ -160,14 +160,14 @@ async fn parts(server: Server) {
             );
             store.client().query_raw(&format!("SYSTEM STOP MERGES {prefix}ticks")).execute().await.unwrap();
             store.client().query_raw(&limits).execute().await.unwrap();
-            let mut refused = None;
+            let mut rejected = None;
             for part in 0..20 {
                 if let Err(error) = store.insert_ticks(&ticks("x:Y", part * 10, 10)).await {
-                    refused = Some((part, error));
+                    rejected = Some((part, error));
                     break;
                 }
             }
-            let (part, error) = refused.expect("parts without merges");
+            let (part, error) = rejected.expect("parts without merges");
             let error = expect::<()>(Err(error), ErrorKind::Overloaded, true);
             assert_eq!(error.code(), "store.clickhouse.parts");
             store.client().query_raw(&format!("SYSTEM START MERGES {prefix}ticks")).execute().await.unwrap();
@@ -235,14 +235,14 @@ async fn busy(server: Server) {
         let (holder, batch) = (store.clone(), ticks("x:Y", 0, 800_000));
         let held = tokio::spawn(async move { holder.insert_ticks(&batch).await });
         // The batch is checked before the call waits for a permit.
-        let refused = loop {
+        let rejected = loop {
             assert!(!held.is_finished(), "no ping waited for the insert");
             tokio::time::sleep(Duration::from_millis(50)).await;
-            if let refused @ Err(_) = store.ping().await {
-                break refused;
+            if let rejected @ Err(_) = store.ping().await {
+                break rejected;
             }
         };
-        let error = expect(refused, ErrorKind::Overloaded, true);
+        let error = expect(rejected, ErrorKind::Overloaded, true);
         assert_eq!(error.code(), "store.clickhouse.pool");
         // A call that is dropped midway releases its permit.
         held.abort();

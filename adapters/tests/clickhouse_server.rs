@@ -55,7 +55,7 @@ fn main() {
         trial(&server, "latest_during_deletions_is_never_absent", latest_during_deletions),
         trial(&server, "latest_of_few_owners_takes_few_requests", latest_of_few),
         trial(&server, "latest_of_many_owners_equals_latest_of_each", latest_of_many),
-        trial(&server, "latest_of_many_inactive_owners", latest_of_inactive),
+        trial(&server, "latest_returns_every_owner_without_recent_records", latest_of_inactive),
         trial(&server, "series_and_latest_read_few_rows", few_rows),
         trial(&server, "the_documented_statements_run", guide),
         trial(&server, "a_purge_drops_entire_partitions", purge),
@@ -667,7 +667,7 @@ async fn dropped_writes(server: Server) {
     let change = |config: &mut ClickHouseConfig| {
         config.pool.max_connections = 3;
         config.max_batch = 200_000;
-        config.write.piece = 20_000;
+        config.write.max_request_records = 20_000;
     };
     with_store(&server, change, async |store, _| {
         let batch = ticks("x:Y", 0, 150_000);
@@ -841,8 +841,8 @@ async fn grants(server: Server, spare: Spare) {
     let store = open(&|_| ());
     store.ensure_schema().await.unwrap();
     open(&ages).migrate_schema().await.unwrap();
-    let refused = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    let rejected = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::Unauthorized, "{}", rejected.report());
     // The runtime role writes, reads, deletes and purges, but changes no table.
     let spare = restart(spare, &runtime).await;
     let store = open(&ages);
@@ -870,7 +870,7 @@ async fn grants(server: Server, spare: Spare) {
     let spare = restart(spare, &reader).await;
     let store = open(&ages);
     assert_eq!(count(&store, "x:Y").await, 10);
-    let refused = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    let rejected = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::Unauthorized, "{}", rejected.report());
     drop(spare);
 }

@@ -25,7 +25,7 @@ fn main() {
     let server = Server::clickhouse();
     let trials = vec![
         trial(&server, "a_configured_certificate_authority_is_trusted", named),
-        trial(&server, "untrusted_certificates_are_rejected", refused),
+        trial(&server, "untrusted_certificates_are_rejected", rejected),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -104,7 +104,7 @@ async fn named(server: Server) {
     server.drop_tables(&prefix).await;
 }
 
-async fn refused(server: Server) {
+async fn rejected(server: Server) {
     let (ours, foreign) = (Authority::new(), Authority::new());
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {

@@ -40,7 +40,7 @@ async fn server(reactions: Vec<Reaction>) -> ClickHouseStore {
         }
     });
     let mut config = ClickHouseConfig::from_url(format!("http://qi:qi@127.0.0.1:{port}"));
-    config.write.piece = 1_000_000;
+    config.write.max_request_records = 1_000_000;
     ClickHouseStore::open(config).unwrap()
 }
 
@@ -248,11 +248,11 @@ async fn another_http_server_is_rejected() {
 #[tokio::test]
 async fn an_insert_rejected_early_returns_the_server_error() {
     let text = b"Code: 60. DB::Exception: Table qi.ticks does not exist. (UNKNOWN_TABLE) (version 25.8.2.29 (official build))\n";
-    let refusal = response("404 Not Found", "X-ClickHouse-Exception-Code: 60\r\n", text);
+    let rejection = response("404 Not Found", "X-ClickHouse-Exception-Code: 60\r\n", text);
     for count in [1, 300_000] {
         let probe = Reaction::Respond(response("200 OK", "", &1_u64.to_le_bytes()));
-        let no_bars = Reaction::Respond(refusal.clone());
-        let store = server(vec![no_bars, probe, Reaction::RespondEarly(refusal.clone())]).await;
+        let no_bars = Reaction::Respond(rejection.clone());
+        let store = server(vec![no_bars, probe, Reaction::RespondEarly(rejection.clone())]).await;
         let error = store.insert_ticks(&ticks(count)).await.unwrap_err();
         assert_eq!(
             kind_code_retry(&error),

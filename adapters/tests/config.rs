@@ -19,7 +19,7 @@ fn build(toml: &str, variables: impl IntoIterator<Item = (&'static str, &'static
     Config::builder().toml(toml).variables(variables).build()
 }
 
-fn refused(toml: &str, variables: impl IntoIterator<Item = (&'static str, &'static str)>) -> Error {
+fn rejected(toml: &str, variables: impl IntoIterator<Item = (&'static str, &'static str)>) -> Error {
     let error = build(toml, variables).expect_err(toml);
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     error
@@ -192,17 +192,17 @@ fn an_unknown_key_is_rejected_with_the_nearest_key() {
             "unknown key `bus.topics.x.partition`; did you mean `bus.topics.x.partitions`?",
         ),
     ] {
-        let error = refused(toml, NONE);
+        let error = rejected(toml, NONE);
         assert_eq!((error.message(), error.code()), (Some(message), "config.unknown_key"));
     }
-    let error = refused("", [("QI__STORE__MEMORY__MAX_ROW", "5")]);
+    let error = rejected("", [("QI__STORE__MEMORY__MAX_ROW", "5")]);
     assert!(error.message().unwrap().ends_with("did you mean `store.memory.max_rows`?"), "{error}");
     assert_eq!(error.context_value("origin"), Some("QI__STORE__MEMORY__MAX_ROW"));
 }
 
 #[test]
 fn an_unknown_key_without_a_similar_key_lists_all_keys() {
-    let error = refused("[store.retry]\nzzz = 1", NONE);
+    let error = rejected("[store.retry]\nzzz = 1", NONE);
     assert!(error.message().unwrap().contains("known here: enabled, max_attempts, "), "{error}");
 }
 
@@ -306,7 +306,7 @@ fn an_invalid_value_is_rejected_with_its_key_and_origin() {
         ("[bus.topics.\"a b\"]\npartitions = 1", "bus.topics.a b"),
         ("[bus.topics.x]\npartitions = 0", "bus.topics.x.partitions"),
     ] {
-        let error = refused(toml, NONE);
+        let error = rejected(toml, NONE);
         assert!(error.context().any(|(k, v)| k == "key" && v == key), "{toml}: {error}");
     }
     for (variable, value) in [
@@ -316,7 +316,7 @@ fn an_invalid_value_is_rejected_with_its_key_and_origin() {
         ("QI__STORE____X", "5"),
         ("QI__STORE__BACKEND__X", "5"),
     ] {
-        let error = refused("[store]\nbackend = \"memory\"\n[store.memory]", [(variable, value)]);
+        let error = rejected("[store]\nbackend = \"memory\"\n[store.memory]", [(variable, value)]);
         assert_eq!(error.context_value("origin"), Some(variable), "{error}");
     }
 }
@@ -325,14 +325,14 @@ fn an_invalid_value_is_rejected_with_its_key_and_origin() {
 fn variables_that_differ_only_in_case_are_rejected() {
     let (upper, lower) = (("QI__STORE__BACKEND", "memory"), ("QI__STORE__backend", "timescale"));
     for pair in [[upper, lower], [lower, upper]] {
-        let error = refused("", pair);
+        let error = rejected("", pair);
         assert_eq!((error.code(), error.context_value("origin")), ("config.variable", Some(pair[1].0)));
     }
 }
 
 #[test]
 fn a_syntax_error_names_the_line_without_its_text() {
-    let error = refused("[store]\nbackend = \"memory\"\nurl = \"postgres://a:secret@b\" oops", NONE);
+    let error = rejected("[store]\nbackend = \"memory\"\nurl = \"postgres://a:secret@b\" oops", NONE);
     assert_eq!((error.code(), error.context_value("line")), ("config.syntax", Some("3")));
     assert!(!error.report().contains("secret"), "{}", error.report());
 }
@@ -416,7 +416,7 @@ fn an_out_of_range_layer_value_is_rejected() {
     ] {
         for port in ["store", "bus"] {
             let file = format!("[{port}.{section}]\n{field} = {value}");
-            let error = refused(&file, NONE);
+            let error = rejected(&file, NONE);
             let key = format!("{port}.{section}.{field}");
             assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "config.value"), "{file}");
             assert_eq!(error.context_value("key"), Some(&*key), "{file}");
@@ -500,7 +500,7 @@ mod timescale {
         for value in ["4711471147", "-4711471147", "4711471147.5", "[4711471147]"] {
             for key in ["url", "password"] {
                 let file = format!("[store.timescale]\n{key} = {value}");
-                let error = refused(&file, NONE);
+                let error = rejected(&file, NONE);
                 let shown = format!("{error} {error:?} {}", error.report());
                 assert!(!shown.contains("4711471147"), "{shown}");
                 assert!(shown.contains(key), "{shown}");
@@ -531,7 +531,10 @@ mod timescale {
                 "host = \"h\"\nserver_limits.lock_timeout = \"25d\"",
                 "store.timescale.server_limits.lock_timeout",
             ),
-            ("host = \"h\"\nwrite.piece = 100_001", "store.timescale.write.piece"),
+            (
+                "host = \"h\"\nwrite.max_statement_records = 100_001",
+                "store.timescale.write.max_statement_records",
+            ),
             ("host = \"h\"\nwrite.connections = 65", "store.timescale.write.connections"),
             ("host = \"h\"\nchunks.ticks = \"0h\"", "store.timescale.chunks.ticks"),
             ("host = \"h\"\nretention.ticks = \"90m\"", "store.timescale.retention.ticks"),
@@ -628,13 +631,13 @@ async fn every_store_accepts_the_datasets_of_the_program() {
         "[store.clickhouse.retention]\nsignals = \"48h\"",
         "[store.timescale.chunks]\nsignals = \"48h\"",
     ] {
-        let error = refused(section, NONE);
+        let error = rejected(section, NONE);
         let key = error.context_value("key").unwrap_or_default();
         assert!(key.contains("signals"), "{error}");
     }
     for (section, key) in [("ticks = \"0h\"", "ticks"), ("ticks = 1", "ticks"), ("ticks = \"-1h\"", "ticks")]
     {
-        let error = refused(&format!("[store.clickhouse.retention]\n{section}"), NONE);
+        let error = rejected(&format!("[store.clickhouse.retention]\n{section}"), NONE);
         assert!(error.report().contains(key), "{error}");
     }
     let variables = [("QI__STORE__CLICKHOUSE__RETENTION__TICKS", "48h")];
@@ -675,9 +678,9 @@ fn names_with_dots_need_no_quotes() {
         assert_eq!(keys(quoted, &[(name, "7")])[0].1, name);
     }
     let twice = "[bus.redpanda.properties]\nlinger.ms = 5\n\"linger.ms\" = 6";
-    let error = refused(twice, NONE);
+    let error = rejected(twice, NONE);
     assert!(error.message().unwrap().contains("set twice"), "{error}");
-    let topic = refused("[bus.topics.crypto-prices.dlq]\npartitions = 3", NONE);
+    let topic = rejected("[bus.topics.crypto-prices.dlq]\npartitions = 3", NONE);
     assert!(topic.message().unwrap().contains("[bus.topics.\"crypto-prices.dlq\"]"), "{topic}");
     build("[bus.topics.\"crypto-prices.dlq\"]\npartitions = 3", NONE).unwrap();
     let settings = "[bus.topics.x.settings]\nmin.insync.replicas = 2\nunclean.leader.election.enable = false";
@@ -726,7 +729,7 @@ fn settings_of_other_systems_may_be_numbers() {
         settings.iter().find(|setting| setting.key == key).unwrap().value.clone()
     };
     assert_eq!([of("max_threads"), of("min_bytes"), of("ratio"), of("flag")], ["4", "1", "0.5", "true"]);
-    assert_eq!(refused("[store.clickhouse.settings]\nmax_threads = []", NONE).code(), "config.value");
+    assert_eq!(rejected("[store.clickhouse.settings]\nmax_threads = []", NONE).code(), "config.value");
 }
 
 #[test]
@@ -747,10 +750,10 @@ fn an_empty_variable_unsets_a_key() {
     let rows = settings.iter().find(|setting| setting.key == "store.memory.max_rows").unwrap();
     assert_eq!((&*rows.value, &*rows.origin), ("5000000", "default"));
     assert!(!settings.iter().any(|setting| setting.key == "store.limit.rate"));
-    let unknown = refused(file, [("QI__STORE__MEMORY__MAX_ROW", "")]);
+    let unknown = rejected(file, [("QI__STORE__MEMORY__MAX_ROW", "")]);
     assert_eq!(unknown.code(), "config.unknown_key");
-    assert_eq!(refused("", [("QI__STROE__BACKEND", "")]).code(), "config.unknown_key");
-    assert_eq!(refused(file, [("QI__STORE__MEMORY", "")]).code(), "config.variable");
+    assert_eq!(rejected("", [("QI__STROE__BACKEND", "")]).code(), "config.unknown_key");
+    assert_eq!(rejected(file, [("QI__STORE__MEMORY", "")]).code(), "config.variable");
 }
 
 #[test]
@@ -762,7 +765,10 @@ fn bounds_are_checked_when_the_file_is_loaded() {
             "[store.timescale]\nserver_limits.lock_timeout = \"25d\"",
             "store.timescale.server_limits.lock_timeout",
         ),
-        ("[store.postgres]\nwrite.piece = 100_001", "store.postgres.write.piece"),
+        (
+            "[store.postgres]\nwrite.max_statement_records = 100_001",
+            "store.postgres.write.max_statement_records",
+        ),
         ("[store.clickhouse]\nurl = \"host\"", "store.clickhouse.url"),
         ("[store.clickhouse]\nmax_batch = 0", "store.clickhouse.max_batch"),
         ("[store.clickhouse]\nsettings.max_memory_usage = 1", "store.clickhouse.settings"),
@@ -773,10 +779,10 @@ fn bounds_are_checked_when_the_file_is_loaded() {
         ("[bus.topics.x.settings]\nretention.ms = 1", "bus.topics.x.settings.retention.ms"),
         ("[bus.topics.x.settings]\nmax.message.bytes = 1", "bus.topics.x.settings.max.message.bytes"),
     ] {
-        let error = refused(toml, NONE);
+        let error = rejected(toml, NONE);
         assert_eq!(error.context_value("key"), Some(key), "{toml}: {error}");
     }
-    assert_eq!(refused("[bus.memory]\nmax_message_bytes = 0", NONE).code(), "bus.memory.config");
+    assert_eq!(rejected("[bus.memory]\nmax_message_bytes = 0", NONE).code(), "bus.memory.config");
     // A section without an address is complete enough for a file that does not select it.
     build("[store.timescale]\nschema = \"a\"\n[store.clickhouse]\ndatabase = \"a\"\n[bus.redpanda]", NONE)
         .unwrap();
@@ -888,7 +894,7 @@ async fn every_invalid_setting_has_its_full_key_and_its_origin() {
         ("[store.memory.retention.ticks]\nmax_age = \"0s\"", "store.memory.retention.ticks.max_age"),
         ("[store.timescale.pool]\nmax_connections = 0", "store.timescale.pool.max_connections"),
         ("[store.postgres]\nchunks = { ticks = \"7d\" }", "store.postgres.chunks"),
-        ("[store.clickhouse.write]\npiece = 0", "store.clickhouse.write.piece"),
+        ("[store.clickhouse.write]\nmax_request_records = 0", "store.clickhouse.write.max_request_records"),
         ("[store.sqlite]\nreaders = 0", "store.sqlite.readers"),
         ("[store.retry]\nmax_attempts = 0", "store.retry.max_attempts"),
         ("[bus.timeout]\ncall = \"0s\"", "bus.timeout.call"),
@@ -897,15 +903,15 @@ async fn every_invalid_setting_has_its_full_key_and_its_origin() {
         ("[bus.topics.x]\npartitions = 0", "bus.topics.x.partitions"),
         ("[bus.redpanda.properties]\nlinger.ms = 5\n\"linger.ms\" = 6", "bus.redpanda.properties.linger.ms"),
     ] {
-        let error = refused(file, NONE);
+        let error = rejected(file, NONE);
         let found = (error.context_value("key"), error.context_value("origin"));
         assert_eq!(found, (Some(key), Some("toml")), "{error}");
     }
     let variable = "QI__STORE__SQLITE__READERS";
-    let error = refused("[store.sqlite]\nreaders = 4", [(variable, "0")]);
+    let error = rejected("[store.sqlite]\nreaders = 4", [(variable, "0")]);
     assert_eq!(error.context_value("origin"), Some(variable), "{error}");
     // The buffer has its default, which is too small for the configured message.
-    let error = refused("[bus.redpanda]\nmax_message_bytes = 100_000_000", NONE);
+    let error = rejected("[bus.redpanda]\nmax_message_bytes = 100_000_000", NONE);
     let found = (error.context_value("key"), error.context_value("origin"));
     assert_eq!(found, (Some("bus.redpanda.buffer_bytes"), Some("default")), "{error}");
     // Errors of the opened backends.
@@ -926,34 +932,34 @@ fn a_wrong_type_is_named_in_plain_words() {
         (
             "[bus.redpanda.properties]\nlinger.ms = [5]",
             "bus.redpanda.properties.linger.ms",
-            "must be text, a number or a boolean, not list",
+            "must be text, a number or a boolean, found a list",
         ),
         (
             "[store.clickhouse.settings]\nx = [5]",
             "store.clickhouse.settings.x",
-            "must be text, a number or a boolean, not list",
+            "must be text, a number or a boolean, found a list",
         ),
         (
             "[bus.topics.x.settings]\ny = [5]",
             "bus.topics.x.settings.y",
-            "must be text, a number or a boolean, not list",
+            "must be text, a number or a boolean, found a list",
         ),
         ("[store.timescale]\nport = 70_000", "store.timescale.port", "must be an integer from 0 to 65535"),
         (
             "[store.timescale]\nport = [1]",
             "store.timescale.port",
-            "must be an integer from 0 to 65535, not list",
+            "must be an integer from 0 to 65535, found a list",
         ),
         ("[store.timescale]\npassword_file = 7", "store.timescale.password_file", "must be a path as text"),
-        ("[store.retry]\nfactor = [1]", "store.retry.factor", "must be a number, not list"),
+        ("[store.retry]\nfactor = [1]", "store.retry.factor", "must be a number, found a list"),
         (
             "[store.timescale]\nhypertables = \"maybe\"",
             "store.timescale.hypertables",
-            "must be one of on, off, not maybe",
+            "must be one of on, off, found maybe",
         ),
         ("[store.timescale]\npool = 7", "store.timescale.pool", "must be a section"),
     ] {
-        let error = refused(file, NONE);
+        let error = rejected(file, NONE);
         let found = (error.context_value("key"), error.context_value("origin"));
         assert_eq!(found, (Some(key), Some("toml")), "{error}");
         assert!(error.message().unwrap().contains(says), "{error}");
@@ -1066,7 +1072,7 @@ mod redpanda {
         let file = "[bus]\nbackend = \"kafka\"\n[bus.redpanda]\nbrokers = \"two:2\"";
         let error = build(file, NONE).unwrap().open_bus().await.unwrap_err();
         assert_eq!(error.context_value("key"), Some("bus.kafka.brokers"), "{error}");
-        let error = refused(file, [("QI__BUS__KAFKA__BROKERS", "three")]);
+        let error = rejected(file, [("QI__BUS__KAFKA__BROKERS", "three")]);
         assert_eq!(error.context_value("value"), Some("three"), "{error}");
     }
 

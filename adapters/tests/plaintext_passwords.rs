@@ -134,7 +134,7 @@ async fn redpanda_warns_about_remote_brokers() {
 
 #[test]
 fn properties_that_disable_verification_are_rejected() {
-    for (property, refused, taken) in [
+    for (property, rejected, taken) in [
         ("enable.ssl.certificate.verification", &["false", "0", "f", "no"][..], &["true", "True", "1"][..]),
         ("ssl.endpoint.identification.algorithm", &["none", "NONE", ""], &["https"]),
     ] {
@@ -144,7 +144,7 @@ fn properties_that_disable_verification_are_rejected() {
             config.properties.insert(property.to_owned(), value.into());
             config.validate()
         };
-        for value in refused {
+        for value in rejected {
             let error = open(value).unwrap_err();
             assert_eq!((error.kind(), error.context_value("value")), (ErrorKind::Config, Some(property)));
             assert!(error.report().contains("tls.root_cert"), "{}", error.report());

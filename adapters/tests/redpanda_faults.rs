@@ -45,13 +45,25 @@ fn main() {
     let trials: Vec<Trial> = vec![
         trial_on(&brokers, "cluster", "a_cluster_loses_one_node_and_two_nodes", nodes_lost),
         trial_on(&brokers, "cluster", "a_group_coordinator_is_killed", killed_coordinator),
-        spare_trial(&brokers, "a_broker_is_killed_during_100_000_messages", killed_broker),
-        spare_trial(&brokers, "a_broker_is_down_beyond_the_delivery_timeout", down_beyond_delivery_timeout),
-        spare_trial(&brokers, "a_broker_is_down_beyond_the_session_timeout", down_beyond_session_timeout),
-        spare_trial(&brokers, "no_broker_is_reachable_at_the_start", no_broker_reachable),
-        spare_trial(&brokers, "close_and_drop_without_a_broker", close_and_drop_without_broker),
+        spare_trial(&brokers, "killed_broker_causes_no_loss_of_100_000_messages", killed_broker),
+        spare_trial(
+            &brokers,
+            "outage_beyond_the_delivery_timeout_reports_unknown_messages",
+            down_beyond_delivery_timeout,
+        ),
+        spare_trial(
+            &brokers,
+            "outage_beyond_the_session_timeout_redelivers_uncommitted_messages",
+            down_beyond_session_timeout,
+        ),
+        spare_trial(
+            &brokers,
+            "calls_without_a_broker_at_the_start_are_unavailable_in_time",
+            no_broker_reachable,
+        ),
+        spare_trial(&brokers, "close_and_drop_without_a_broker_end_in_time", close_and_drop_without_broker),
         spare_trial(&brokers, "retention_removes_unread_messages", retention),
-        trial(&brokers, "a_reader_killed_between_write_and_commit", killed_reader),
+        trial(&brokers, "uncommitted_messages_of_a_killed_reader_are_redelivered", killed_reader),
         trial(&brokers, "a_stuck_reader_loses_its_partitions_and_rejoins", |b| stuck_reader(b, None)),
         trial(&brokers, "a_stuck_static_member_loses_its_partitions_and_rejoins", |b| {
             stuck_reader(b, Some("one"))
@@ -645,7 +657,7 @@ async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
     assert!(error.retry().is_retryable() && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
     // For longer than the session timeout, each `recv` returns the error after its wait, and the subscription stays
     // open.
-    let (began, mut refused) = (Instant::now(), 0);
+    let (began, mut rejected) = (Instant::now(), 0);
     while began.elapsed() < 2 * session {
         let asked = Instant::now();
         match sub.recv(50, SECOND / 2).await {
@@ -653,12 +665,12 @@ async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
                 assert!(error.retry().is_retryable());
-                refused += 1;
+                rejected += 1;
             }
         }
         assert!(asked.elapsed() < 2 * SECOND, "a recv of half a second took {:?}", asked.elapsed());
     }
-    assert!(refused >= 5, "recv returned {refused} errors while the broker was down");
+    assert!(rejected >= 5, "recv returned {rejected} errors while the broker was down");
     let spare = spare.run_action("start").await;
     counter.send(&bus, &topic, (300..400).collect()).await;
     let distinct = |got: &[ReceivedMessage]| got.iter().map(number).collect::<BTreeSet<_>>().len();
@@ -708,7 +720,7 @@ async fn no_broker_reachable(brokers: Brokers, spare: Spare) {
     let began = asked("subscribe", began);
     let place = (TopicPartition::new(topic.clone(), 0), SeekTo::Earliest);
     expect(bus.open_reader(ReaderRequest::new([place]).unwrap()).await, ErrorKind::Unavailable);
-    let began = asked("read", began);
+    let began = asked("open_reader", began);
     expect(bus.topics().await, ErrorKind::Unavailable);
     let began = asked("topics", began);
     expect(bus.groups(&GroupQuery::new(Selection::All)).await, ErrorKind::Unavailable);
@@ -849,11 +861,11 @@ async fn retention(brokers: Brokers, spare: Spare) {
     assert!((5..300).contains(&from) && (300..=304).contains(&to), "{from} to {to}");
     assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
     // With `OffsetReset::Error`, `recv` returns an error.
-    let refused = async {
+    let rejected = async {
         let mut strict = bus.subscribe(small(OffsetReset::Error, "fail")).await?;
         strict.recv(1, 10 * SECOND).await
     };
-    let error = expect(refused.await, ErrorKind::NotFound);
+    let error = expect(rejected.await, ErrorKind::NotFound);
     assert_eq!(error.code(), "bus.redpanda.position");
     bus.close().await.unwrap();
     drop(spare);

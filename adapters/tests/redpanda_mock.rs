@@ -235,10 +235,10 @@ async fn permanent_produce_errors(context: TestContext) {
     for (round, (code, kind)) in rows.into_iter().enumerate() {
         context.inject(Api::Produce, code, 1);
         // A topic without any known metadata, so that the client never had a permission.
-        let topic = TopicName::new(format!("refusing-{round}")).unwrap();
+        let topic = TopicName::new(format!("rejecting-{round}")).unwrap();
         context.mock.topic(&topic, 1);
-        let refused = context.bus.publish(&[Message::new(topic, "x")], PublishOptions::NONE).await.unwrap();
-        let failure = refused.into_outcomes().pop().unwrap().unwrap_err();
+        let rejected = context.bus.publish(&[Message::new(topic, "x")], PublishOptions::NONE).await.unwrap();
+        let failure = rejected.into_outcomes().pop().unwrap().unwrap_err();
         assert_eq!(
             (failure.error.kind(), failure.state),
             (kind, DeliveryState::NotSent),

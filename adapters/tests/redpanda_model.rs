@@ -14,7 +14,7 @@ use redpanda_rig::Brokers;
 
 fn main() {
     let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda().with_long_timeout());
-    let name = "redpanda/leaves_what_memory_leaves_over_64_histories".to_owned();
+    let name = "redpanda/equals_the_memory_bus_over_64_histories".to_owned();
     let compared = presence::trial(name, "redpanda", brokers.absent(), move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime

@@ -152,7 +152,7 @@ async fn a_dataset_has_named_series() {
 }
 
 #[tokio::test]
-async fn a_dataset_has_no_value_columns() {
+async fn dataset_without_value_columns_is_stored() {
     let folder = Folder::new();
     let store = created(&folder.config(), Datasets::none().with::<Heartbeat>().unwrap()).await;
     let beat = |n: u64| Heartbeat { process: "a".parse().unwrap(), ts: time(n), seq: n };
@@ -246,7 +246,7 @@ async fn an_enumeration_gains_names() {
     let second =
         SqliteStore::open(config.clone().with_datasets(Datasets::standard().with_dataset(new).unwrap()))
             .unwrap();
-    assert_eq!(second.ensure_schema().await.unwrap().applied, ["names of funding.state"]);
+    assert_eq!(second.ensure_schema().await.unwrap().applied, ["enumeration names of funding.state"]);
     write(&second, new, vec![row(new, 1, vec![Value::Enumeration(3)])]).await;
     assert_eq!(read(&second, new).await, [[Value::Enumeration(2)], [Value::Enumeration(3)]]);
     let series = SeriesKey { owner: Owner::Instrument("x:Y".parse().unwrap()), interval: None };

@@ -34,14 +34,14 @@ fn main() {
     for server in [Server::timescale(), Server::postgres()] {
         trials.push(trial(&server, "every_column_type_round_trips", every_type));
         trials.push(trial(&server, "a_dataset_has_named_series", names));
-        trials.push(trial(&server, "a_dataset_has_no_value_columns", no_value_columns));
+        trials.push(trial(&server, "dataset_without_value_columns_is_stored", no_value_columns));
         trials.push(trial(&server, "unregistered_datasets_are_rejected_before_io", unregistered));
         trials.push(trial(&server, "an_optional_column_is_added_while_an_older_version_runs", added_column));
         trials.push(trial(&server, "other_changes_are_rejected", rejected_changes));
         trials.push(trial(&server, "an_enumeration_gains_names", extended_enumeration));
         trials.push(trial(&server, "a_built_in_dataset_gains_columns", extended_ticks));
         trials.push(trial(&server, "two_versions_create_one_schema", two_versions));
-        trials.push(trial(&server, "a_version_0_1_database_is_accepted", first_version));
+        trials.push(trial(&server, "version_0_1_database_is_accepted", first_version));
         trials.push(trial(&server, "the_plan_matches_the_executed_statements", plan));
         trials.push(trial(&server, "foreign_and_manually_changed_tables_are_rejected", manually_changed));
     }
@@ -86,7 +86,7 @@ async fn every_type(server: Server) {
             datasets.clone(),
             |config| {
                 config.write.copy_from = copy_from;
-                config.write.piece = 400;
+                config.write.max_statement_records = 400;
             },
             |store, _| async move {
                 let name: Instrument = "x:Y".parse().unwrap();
@@ -439,7 +439,7 @@ async fn extended_enumeration(server: Server) {
     with_config(&server, |config| async move {
         let (first, second) = (open(&config, old), open(&config, new));
         first.ensure_schema().await.unwrap();
-        assert_eq!(second.ensure_schema().await.unwrap().applied, ["names of funding.mood"]);
+        assert_eq!(second.ensure_schema().await.unwrap().applied, ["enumeration names of funding.mood"]);
         assert!(second.plan_schema().await.unwrap().is_empty());
         // A version that cannot read the name continues to work until it ensures its schema.
         assert_eq!(first.ensure_schema().await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
@@ -585,7 +585,7 @@ async fn first_version(server: Server) {
         let before = files().await;
         let report = store.ensure_schema().await.unwrap();
         let catalogs = ["ticks", "quotes", "bars"].map(|table| format!("series catalog of {table}"));
-        assert_eq!((report.version, &*report.applied[0]), (3, "3 series"), "{report:?}");
+        assert_eq!((report.version, &*report.applied[0]), (3, "migration step 3: series"), "{report:?}");
         assert_eq!(report.applied[1..], catalogs);
         assert_eq!(report.differs[..2], ["constraint ticks_side", "validation of constraint ticks_side"]);
         let after = files().await;
@@ -649,7 +649,7 @@ async fn plan(server: Server) {
 
 async fn manually_changed(server: Server) {
     let server = &server;
-    let refused = |store: TimescaleStore, what: &'static str| async move {
+    let rejected = |store: TimescaleStore, what: &'static str| async move {
         for answer in [store.plan_schema().await.map(drop), store.ensure_schema().await.map(drop)] {
             let error = answer.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{error}");
@@ -682,7 +682,7 @@ async fn manually_changed(server: Server) {
             store.ensure_schema().await.unwrap();
             store.close().await.unwrap();
             sql(server.url(), &format!("SET search_path = {}; {change}", config.schema)).await;
-            refused(open(&config, dataset), what).await;
+            rejected(open(&config, dataset), what).await;
         })
         .await;
     }

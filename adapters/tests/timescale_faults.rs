@@ -32,7 +32,7 @@ fn main() {
         trials.push(trial(&server, "an_exhausted_pool_is_overloaded", pool_exhausted));
         trials.push(trial(&server, "terminated_connections_are_unavailable_and_replaced", terminated));
         trials.push(spare_trial(&server, "a_failover_closes_the_pooled_connections", failover));
-        trials.push(spare_trial(&server, "a_server_is_killed_during_a_copy", killed_in_copy));
+        trials.push(spare_trial(&server, "insert_is_complete_after_a_kill_during_a_copy", killed_in_copy));
         trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_recovers", disk_full));
         trials.push(spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills));
     }
@@ -310,7 +310,7 @@ async fn failover(server: Server, first: Spare) {
         config.application_name = Some(name.to_owned());
         config.pool.max_connections = u32::try_from(CONNECTIONS).unwrap();
         // Several pieces, so that an insert borrows a second connection.
-        config.write.piece = 2;
+        config.write.max_statement_records = 2;
         TimescaleStore::open(config).unwrap()
     };
     // One store without layers, and one store with the retries that every opened store has by default.

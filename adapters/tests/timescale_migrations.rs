@@ -25,7 +25,7 @@ fn main() {
         trials.push(trial(&server, "constraints_are_added_to_the_tables_of_older_versions", constraints));
         trials.push(trial(&server, "an_invalid_index_is_built_again", invalid_index));
     }
-    trials.push(trial(&Server::postgres(), "an_index_is_built_beside_writers", concurrent_index));
+    trials.push(trial(&Server::postgres(), "index_is_built_while_writers_run", concurrent_index));
     trials.push(trial(
         &Server::timescale(),
         "only_migrate_changes_the_chunk_interval_of_an_existing_table",
@@ -184,7 +184,7 @@ async fn interrupted(server: Server) {
     killed.abort();
     assert!(killed.await.unwrap_err().is_cancelled());
     held.close().await.unwrap();
-    // Two migrations at once share the rest of the work.
+    // Two concurrent migrations share the rest of the work.
     let (one, other) = (rig.second(), rig.second());
     let (one, other) = tokio::join!(one.ensure_schema(), other.ensure_schema());
     let applied = [one.unwrap().applied, other.unwrap().applied].concat();

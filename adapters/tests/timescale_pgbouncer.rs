@@ -47,7 +47,11 @@ fn main() -> ExitCode {
             trial(&server, &format!("{name}/the_tables_are_in_the_schema"), schema),
             trial(&server, &format!("{name}/two_schemas_do_not_mix"), two_schemas),
             trial(&server, &format!("{name}/the_timeouts_are_effective"), timeouts),
-            trial(&server, &format!("{name}/a_refused_startup_parameter_is_a_configuration_error"), refused),
+            trial(
+                &server,
+                &format!("{name}/unsupported_startup_parameter_is_a_configuration_error"),
+                rejected,
+            ),
         ]);
     }
     trials.extend(suite.trials());
@@ -128,7 +132,7 @@ async fn timeouts(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
-async fn refused(server: Server) {
+async fn rejected(server: Server) {
     let mut config = server.config("unused");
     config.url = Some(format!("{}?options[jit]=off", server.url()).into());
     let store = TimescaleStore::open(config).unwrap();

@@ -28,7 +28,7 @@ fn main() {
     for server in [Server::timescale(), Server::postgres()] {
         trials.push(trial(&server, "discovery_does_not_read_other_instruments", discovery));
         trials.push(trial(&server, "series_of_a_writer_without_catalog_are_found", foreign_writer));
-        trials.push(trial(&server, "an_earlier_schema_is_migrated_beside_a_writer", earlier_schema));
+        trials.push(trial(&server, "earlier_schema_is_migrated_while_a_writer_runs", earlier_schema));
         trials.push(trial(&server, "corrections_keep_the_series_of_concurrent_writers", corrections));
         trials.push(trial(&server, "long_bars_need_no_temporary_files", long_bars));
     }
@@ -294,7 +294,12 @@ async fn earlier_schema(server: Server) {
             assert!(completed.count() <= 1, "a call completes a catalog once");
             assert_eq!(
                 report.applied,
-                ["3 series", "series catalog of ticks", "series catalog of quotes", "series catalog of bars"]
+                [
+                    "migration step 3: series",
+                    "series catalog of ticks",
+                    "series catalog of quotes",
+                    "series catalog of bars"
+                ]
             );
             // Writers of this version and the earlier version run at the same time.
             for n in 0..20 {

@@ -57,7 +57,7 @@ fn main() {
     trials.push(trial(&server, "the_first_schema_is_created_atomically", first_schema));
     trials.push(trial(&server, "chunks_of_a_shorter_older_interval_are_read_in_parts", shorter_chunks));
     trials.push(trial(&server, "a_late_record_opens_few_chunks", late_record));
-    trials.push(trial(&server, "purges_beside_writers_and_readers_cause_no_permanent_error", purge_race));
+    trials.push(trial(&server, "purges_while_writers_and_readers_run_cause_no_permanent_error", purge_race));
     trials.push(trial(&server, "chunks_are_listed_and_dropped", chunks));
     trials.push(trial(&server, "a_changed_chunk_interval_applies_to_new_chunks", chunk_interval));
     trials.push(trial(&server, "tables_with_rows_become_hypertables_only_manually", conversion));
@@ -133,7 +133,7 @@ async fn eight_processes(server: Server) {
         assert!(out.status.success(), "{said}");
         steps.extend(said.lines().map(str::to_owned));
     }
-    let makers = steps.iter().filter(|step| *step == "1 tables").count();
+    let makers = steps.iter().filter(|step| *step == "migration step 1: tables").count();
     assert_eq!(makers, 1, "exactly one process creates the tables: {steps:?}");
     sql(server.url(), &format!("DROP DATABASE {database} WITH (FORCE)")).await;
 }
@@ -249,8 +249,8 @@ async fn hardening_roles(server: Server) {
     let step = "series catalog of ticks completed".to_owned();
     assert_eq!((report.applied, report.differs), (vec![], vec![step.clone()]));
     assert_eq!(owner.ensure_schema().await.unwrap().applied, [step]);
-    let refused = reader.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    let rejected = reader.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::Unauthorized, "{}", rejected.report());
     // Tables that the migration role creates later are readable and writable without a further grant.
     sql(&url("migration"), &format!("CREATE TABLE {schema}.later (a int)")).await;
     sql(&url("runtime"), &format!("INSERT INTO {schema}.later SELECT 1; SELECT a FROM {schema}.later")).await;
@@ -286,8 +286,8 @@ async fn hardening_roles(server: Server) {
     sql(server.url(), &format!("ALTER ROLE {names}_runtime PASSWORD 'changed'")).await;
     assert_eq!(count(&runtime, "x:Y").await, 0);
     let late = open("runtime");
-    let refused = late.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
-    assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unauthorized, "store.timescale.login"));
+    let rejected = late.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!((rejected.kind(), rejected.code()), (ErrorKind::Unauthorized, "store.timescale.login"));
     late.close().await.unwrap();
     for store in [owner, runtime, reader] {
         store.close().await.unwrap();
@@ -1092,7 +1092,7 @@ mod write_path {
         with_store,
     };
 
-    /// The recorded values of `way`, in order.
+    /// The recorded values of `write_path`, in order.
     #[derive(Clone, Default)]
     struct PathRecorder(Arc<Mutex<Vec<String>>>);
 
@@ -1104,7 +1104,7 @@ mod write_path {
 
     impl Visit for PathRecorder {
         fn record_str(&mut self, field: &Field, value: &str) {
-            if field.name() == "way" {
+            if field.name() == "write_path" {
                 self.0.lock().unwrap().push(value.to_owned());
             }
         }
@@ -1159,7 +1159,7 @@ mod write_path {
         let counted = |name: &str, way: &str| -> u64 {
             let mine = all.iter().filter(|(key, ..)| {
                 let labels: Vec<_> = key.key().labels().map(|l| (l.key(), l.value())).collect();
-                key.key().name() == name && labels == [("dataset", "ticks"), ("way", way)]
+                key.key().name() == name && labels == [("dataset", "ticks"), ("write_path", way)]
             });
             mine.map(|(.., value)| if let DebugValue::Counter(n) = value { *n } else { 0 }).sum()
         };

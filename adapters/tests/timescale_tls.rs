@@ -83,7 +83,7 @@ async fn modes(server: Server, spare: Spare) {
     let mut root = PgConnection::connect(server.url()).await.unwrap();
     // Before the server supports TLS, `require` is rejected and `prefer` is accepted.
     assert_eq!(encrypted(&server, |c| c.tls.mode = Some(TlsMode::Prefer)).await.unwrap(), Some(false));
-    refused(&server, |c| c.tls.mode = Some(TlsMode::Require)).await;
+    rejected(&server, |c| c.tls.mode = Some(TlsMode::Require)).await;
     encrypt(&mut root, &ours).await;
     let with = |mode: TlsMode, authority: Option<&str>| {
         let authority = authority.map(str::to_owned);
@@ -107,7 +107,7 @@ async fn modes(server: Server, spare: Spare) {
         let change = with(mode, authority.map(String::as_str));
         match result {
             Some(result) => assert_eq!(encrypted(&server, change).await.unwrap(), Some(result), "{mode:?}"),
-            None => refused(&server, change).await,
+            None => rejected(&server, change).await,
         }
     }
     // The certificate is valid only for 127.0.0.1.
@@ -119,7 +119,7 @@ async fn modes(server: Server, spare: Spare) {
         }
     };
     assert_eq!(encrypted(&server, elsewhere(TlsMode::VerifyCa)).await.unwrap(), Some(true));
-    refused(&server, elsewhere(TlsMode::VerifyFull)).await;
+    rejected(&server, elsewhere(TlsMode::VerifyFull)).await;
     // The URL has the same effect as the section, and parts of both can be combined.
     let url = |parameters: String| {
         let separator = if server.url().contains('?') { '&' } else { '?' };
@@ -129,8 +129,8 @@ async fn modes(server: Server, spare: Spare) {
     for mode in ["require", "verify-ca", "verify-full"] {
         let change = url(format!("sslmode={mode}&sslrootcert={known}"));
         assert_eq!(encrypted(&server, change).await.unwrap(), Some(true), "{mode}");
-        refused(&server, url(format!("sslmode={mode}&sslrootcert={unknown}"))).await;
-        refused(&server, |config| {
+        rejected(&server, url(format!("sslmode={mode}&sslrootcert={unknown}"))).await;
+        rejected(&server, |config| {
             url(format!("sslmode={mode}"))(config);
             config.tls.root_cert = Some(unknown.clone());
         })
@@ -181,7 +181,7 @@ async fn encrypted(server: &Server, change: impl FnOnce(&mut TimescaleConfig)) -
     Ok(ssl)
 }
 
-async fn refused(server: &Server, change: impl FnOnce(&mut TimescaleConfig)) {
+async fn rejected(server: &Server, change: impl FnOnce(&mut TimescaleConfig)) {
     let error = encrypted(server, change).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.code()),

@@ -143,24 +143,24 @@ async fn decimals(store: TimescaleStore) {
 }
 
 async fn foreign(store: TimescaleStore) {
-    async fn refused<T>(store: &TimescaleStore, sql: &'static str)
+    async fn rejected<T>(store: &TimescaleStore, sql: &'static str)
     where
         Pg<T>: for<'r> Decode<'r, Postgres> + Type<Postgres> + Send + Unpin,
     {
         let found = sqlx::query_scalar::<_, Pg<T>>(sql).fetch_one(store.pool()).await;
         assert!(matches!(found, Err(sqlx::Error::ColumnDecode { .. })), "{sql}");
     }
-    refused::<Decimal>(&store, "SELECT 'NaN'::numeric").await;
-    refused::<Decimal>(&store, "SELECT 'Infinity'::numeric").await;
-    refused::<Decimal>(&store, "SELECT 0.0000000000000000001::numeric").await;
-    refused::<Decimal>(&store, "SELECT 100000000000000000000::numeric").await;
-    refused::<Price>(&store, "SELECT 0::numeric").await;
-    refused::<Quantity>(&store, "SELECT (-1)::numeric").await;
-    refused::<Timestamp>(&store, "SELECT 'infinity'::timestamptz").await;
-    refused::<Timestamp>(&store, "SELECT '1969-01-01+00'::timestamptz").await;
-    refused::<Symbol>(&store, "SELECT 'b tc'::text").await;
-    refused::<Interval>(&store, "SELECT '7m'::text").await;
-    refused::<u64>(&store, "SELECT (-1)::bigint").await;
+    rejected::<Decimal>(&store, "SELECT 'NaN'::numeric").await;
+    rejected::<Decimal>(&store, "SELECT 'Infinity'::numeric").await;
+    rejected::<Decimal>(&store, "SELECT 0.0000000000000000001::numeric").await;
+    rejected::<Decimal>(&store, "SELECT 100000000000000000000::numeric").await;
+    rejected::<Price>(&store, "SELECT 0::numeric").await;
+    rejected::<Quantity>(&store, "SELECT (-1)::numeric").await;
+    rejected::<Timestamp>(&store, "SELECT 'infinity'::timestamptz").await;
+    rejected::<Timestamp>(&store, "SELECT '1969-01-01+00'::timestamptz").await;
+    rejected::<Symbol>(&store, "SELECT 'b tc'::text").await;
+    rejected::<Interval>(&store, "SELECT '7m'::text").await;
+    rejected::<u64>(&store, "SELECT (-1)::bigint").await;
     assert!(sqlx::query("SELECT $1 AS most").bind(Pg(u64::MAX)).execute(store.pool()).await.is_err());
     // The same through the port: a value outside the domain is corrupt, and is not omitted.
     let tick = PriceTick::new("x:Y".parse().unwrap(), Timestamp::MIN, 0, "1".parse().unwrap()).unwrap();

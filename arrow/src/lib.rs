@@ -4,33 +4,26 @@
 //! conversion therefore needs no rounding, and the records that come back are equal to the records that went out. The
 //! conversion works for every dataset, because the schema follows from the declaration of the dataset.
 //!
-//! # Layers
-//! | module or feature | content |
-//! | --- | --- |
-//! | always | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
-//! | `parquet` | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
-//! | `archive` | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
-//! | `cloud` | archives in S3, Google Cloud Storage and Azure Blob Storage |
+//! # Concepts
+//! - A **record batch** holds records of one dataset, one Arrow column for each column of the dataset.
+//! - A **file** is a Parquet file of records of one dataset.
+//! - An **archive** is a folder of immutable Parquet files, each with the records of one series and period, and
+//!   manifests with their digests.
+//!
+//! # Features
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | none | | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
+//! | `parquet` | no | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
+//! | `archive` | no | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
+//! | `cloud` | no | archives in S3, Google Cloud Storage and Azure Blob Storage |
 //!
 //! # Schema
-//! | column of the record | Arrow type |
-//! | --- | --- |
-//! | instrument | `exchange` and `symbol`: `Dictionary(Int32, Utf8)` |
-//! | name of a series | `Dictionary(Int32, Utf8)` |
-//! | interval | `Dictionary(Int32, Utf8)`, for example `1m` |
-//! | time | `Timestamp(Microsecond, "UTC")` |
-//! | sequence number, counter | `UInt64` |
-//! | decimal, price, quantity, percent | `Decimal128(38, 18)` |
-//! | integer | `Int64` |
-//! | boolean | `Boolean` |
-//! | text | `Utf8` |
-//! | enumeration | `Dictionary(Int32, Utf8)` with the names of the declaration |
-//! | levels | `List(Struct(price Decimal128(38, 18), quantity Decimal128(38, 18)))` |
+//! [The page on Arrow and Parquet](qi_core::guide::columnar#schema) has the Arrow type of each column. The columns are in
+//! the order of the declaration: series, interval, time, sequence number, values. The metadata of the schema has the name
+//! and the version of the dataset as `qi.dataset` and `qi.version`.
 //!
-//! The columns are in the order of the declaration: series, interval, time, sequence number, values. An optional column
-//! is nullable, and an absent value is null. No other column is nullable. The metadata of the schema has the name and
-//! the version of the dataset as `qi.dataset` and `qi.version`.
-//!
+//! # A first program
 //! ```
 //! use qi_core::record::{Record as _, RecordVec, Slice};
 //! use qi_core::{PriceTick, Timestamp};
@@ -74,3 +67,12 @@ pub use encode::{Encoder, encode};
 pub use parquet_file::{ParquetReader, ParquetWriter};
 pub use schema::{DATASET_KEY, Decimals, VERSION_KEY, schema};
 pub use stream::{insert_batch, range_batches};
+
+// The types of other crates in public signatures, so that callers need not depend on these crates.
+#[doc(no_inline)]
+pub use arrow_array::RecordBatch;
+#[doc(no_inline)]
+pub use arrow_schema::SchemaRef;
+#[cfg(feature = "archive")]
+#[doc(no_inline)]
+pub use object_store;

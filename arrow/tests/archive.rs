@@ -267,7 +267,7 @@ async fn import_reports_a_store_with_more_records() {
 }
 
 #[tokio::test]
-async fn import_refuses_files_that_differ_from_their_manifests() {
+async fn import_rejects_files_that_differ_from_their_manifests() {
     let (_, folder) = exported().await;
     let at = |name: &str| folder.path().join(FOLDER).join(name);
     let restore = |name: &str, bytes: &[u8]| std::fs::write(at(name), bytes).unwrap();
@@ -315,7 +315,7 @@ async fn import_refuses_files_that_differ_from_their_manifests() {
 }
 
 #[tokio::test]
-async fn import_reports_data_files_and_manifests_without_each_other() {
+async fn import_reports_files_without_manifest_and_manifests_without_file() {
     let (_, folder) = exported().await;
     std::fs::remove_file(folder.path().join(FOLDER).join("_2024-01-31.json")).unwrap();
     std::fs::remove_file(folder.path().join(FOLDER).join("2024-02-01.parquet")).unwrap();
@@ -413,7 +413,7 @@ async fn files_of_a_series_that_the_store_no_longer_has_are_counted() {
 }
 
 #[tokio::test]
-async fn import_refuses_records_of_another_series_or_period() {
+async fn import_rejects_records_of_another_series_or_period() {
     let (_, folder) = exported().await;
     let at = |name: &str| folder.path().join(FOLDER).join(name);
     // The manifest states the other file correctly, apart from its period.

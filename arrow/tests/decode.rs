@@ -113,7 +113,7 @@ fn optional_columns_may_be_missing() {
 }
 
 #[test]
-fn other_columns_are_refused_by_name() {
+fn unknown_columns_are_rejected_by_name() {
     let cases: Vec<(&str, Option<ArrayRef>, &str, &str)> = vec![
         ("price", None, "arrow.column.missing", "price"),
         ("colour", array(StringArray::from(vec!["red"; 2])), "arrow.column.unknown", "colour"),
@@ -148,7 +148,7 @@ fn other_columns_are_refused_by_name() {
 }
 
 #[test]
-fn values_outside_the_domain_are_refused_with_row_and_column() {
+fn values_outside_the_domain_are_rejected_with_row_and_column() {
     let huge = 10i128.pow(37) + 5;
     let dictionary = DictionaryArray::<Int8Type>::try_new(
         vec![0i8, 1].into(),

@@ -274,9 +274,9 @@ for compression in ('none', 'snappy', 'gzip', 'lz4', 'zstd', 'brotli'):
         }
     }
     let file = std::fs::File::open(folder.path().join("brotli"))?;
-    let refused =
+    let rejected =
         ParquetReader::new(PriceTick::DATASET, file).and_then(|mut reader| reader.next().transpose());
-    match refused {
+    match rejected {
         Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Completion::Completed),
         other => Err(format!("{other:?}").into()),
     }

@@ -281,7 +281,7 @@ async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result
             if let Some(address) = archive_of(&arguments)? {
                 return import_archive(session, (address, arguments), stop, format).await;
             }
-            refuse_archive_options(&arguments)?;
+            reject_archive_options(&arguments)?;
             // The files are opened first: an error in them needs no server.
             let (files, plan) = open_files(arguments).await?;
             import(session.target(&session.backend).await?, files, plan, stop, format).await
@@ -376,7 +376,7 @@ async fn draw(session: &Session<'_>, arguments: crate::arguments::ChartArguments
     drawn
 }
 
-/// Names `--stored` if the stored dataset has bars of a query for derived bars. Errors do not replace the answer.
+/// Names `--stored` if the stored dataset has bars of a query for derived bars. Errors do not replace the result.
 async fn hint_at_stored_bars(store: &dyn PriceStore, query: BarQuery) {
     let Ok(query) = query.with_limit(1) else { return };
     if let Some(Ok(_)) = store.bar_stream(query, BarSource::Stored).next().await {
@@ -612,7 +612,7 @@ async fn replay(session: &Session<'_>, arguments: ReplayArguments, stop: &Stop) 
     }
     let replay::ReplayReport { stored, unreadable, interrupted, .. } = replayed;
     let stopped = if interrupted { "; stopped before the end" } else { "" };
-    say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
+    say(format_args!("{stored} records stored, {unreadable} messages without a valid record{stopped}"));
     Ok(replayed.is_complete())
 }
 
@@ -645,7 +645,7 @@ fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
     Ok(Some(address.to_owned()))
 }
 
-fn refuse_archive_options(arguments: &ImportArguments) -> Result<()> {
+fn reject_archive_options(arguments: &ImportArguments) -> Result<()> {
     if arguments.datasets.is_empty() && arguments.times.since.is_none() && arguments.times.until.is_none() {
         return Ok(());
     }
@@ -812,7 +812,7 @@ fn bytes_bar(progress: qi_files::Progress, stored: Arc<std::sync::atomic::Atomic
     bar
 }
 
-/// The stop signal. The first SIGINT or SIGTERM stops in order. A second one, or ten seconds, stops at once.
+/// The stop signal. The first SIGINT or SIGTERM stops in order. A second one, or ten seconds, stops immediately.
 #[derive(Debug, Default)]
 struct Stop {
     graceful: CancellationToken,

@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Without a file all backends are in memory. QI__... variables override the file.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
-    /// Another store of the same file, instead of `store.backend`.
+    /// The store of the configuration file to use instead of `store.backend`.
     #[arg(long, value_name = "BACKEND", global = true)]
     pub(crate) store: Option<String>,
     /// Opens all datasets of the library, instead of ticks, quotes, bars and snapshots. Commands that name a dataset
@@ -40,7 +40,7 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Shows the effective settings, each with its origin: default, file or environment variable. Secrets are hidden.
     Config,
-    /// Checks the store and the bus: latency, versions, schema, topics and permissions. Creates nothing, also with
+    /// Checks the store and the bus: latency, versions, schema, topics and permissions. Creates nothing, even with
     /// `auto_schema`. Exit code 1 if a check fails.
     Check {
         /// Also writes a tick of the instrument qi-check:PROBE and deletes it. Without this, nothing is written.
@@ -88,7 +88,7 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 1_000)]
         limit: usize,
     },
-    /// Shows records of the store. Creates nothing, also with `auto_schema`.
+    /// Shows records of the store. Creates nothing, even with `auto_schema`.
     #[command(subcommand)]
     Query(Query),
     /// Shows the coverage of trades: the ranges of trade ids that the store has, that the exchange does not have, and
@@ -132,8 +132,8 @@ pub(crate) enum Command {
     Replay(ReplayArguments),
     /// Writes market data files of exchanges directly into the store, without a bus: plain, .gz, .zst or .zip. The
     /// content determines the format. Exit code 1 without a record, or with more bad lines than records. A folder or a
-    /// URL is an archive of `qi export`; exit code 1 if a file of it fails. Of an archive, `--since` and `--until` select
-    /// the files whose period begins in the range.
+    /// URL is an archive of `qi export`; exit code 1 if a file of it fails. For an archive: `--since` and `--until`
+    /// select the files whose period begins in the range.
     Import(ImportArguments),
     /// Writes the records of the store to an archive of Parquet files: a file for each series and day. Writes only
     /// files that are missing or differ from the store. Can be interrupted and continued. `--since` and `--until` must be
@@ -226,13 +226,13 @@ pub(crate) struct TailArguments {
     /// Only this partition. Can be repeated.
     #[arg(long = "partition", value_name = "N")]
     pub(crate) partitions: Vec<u32>,
-    /// The start of the message times, instead of the newest messages.
+    /// Starts at this message time instead of the newest messages.
     #[arg(long, value_name = "TIME", conflicts_with = "last")]
     pub(crate) since: Option<Timestamp>,
     /// The number of existing messages of each partition to show first.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) last: u64,
-    /// Ends at the end that the topic has now.
+    /// Stops at the current end of the topic.
     #[arg(long)]
     pub(crate) no_follow: bool,
     /// Ends after this number of messages.
@@ -609,7 +609,7 @@ pub(crate) fn check_exchange(dataset: Dataset, exchange: Option<&Exchange>) -> R
         return Ok(());
     }
     Err(Error::new(ErrorKind::Config, "cli.exchange", "validate")
-        .with_message("--exchange must not be set for a dataset of names")
+        .with_message("--exchange applies only to datasets of instruments")
         .with_context("dataset", dataset))
 }
 
@@ -632,7 +632,7 @@ pub(crate) struct CopyArguments {
     /// Saves the progress in this file, at most once a second. The same command continues from there.
     #[arg(long, value_name = "FILE")]
     pub(crate) progress: Option<PathBuf>,
-    /// The number of series that are copied or compared at once, from 1 to 64.
+    /// The number of series that are copied or compared concurrently, from 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) concurrency: u8,
     /// Compares the stores and writes nothing.
@@ -668,10 +668,10 @@ pub(crate) struct ImportArguments {
     /// The columns of CSV files, by number from 0 or by header name: time=0,price=1,quantity=2.
     #[arg(long, value_name = "COLUMNS", conflicts_with = "input_format")]
     pub(crate) columns: Option<qi_files::ColumnMap>,
-    /// The instrument, if the files do not contain it. Of an archive: only this instrument.
+    /// The instrument, if the files do not contain it. For an archive: only this instrument.
     #[arg(long, value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instrument: Option<Instrument>,
-    /// Of an archive: only these datasets. Defaults to all that the store is opened with; see --all-datasets.
+    /// For an archive: only these datasets. Defaults to all that the store is opened with; see --all-datasets.
     #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,
     #[command(flatten)]
@@ -710,7 +710,7 @@ pub(crate) struct ExportArguments {
     /// detected.
     #[arg(long)]
     pub(crate) verify: bool,
-    /// The number of series that are exported at once, from 1 to 64.
+    /// The number of series that are exported concurrently, from 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) concurrency: u8,
 }

@@ -78,7 +78,7 @@ impl Findings {
         self.push(target, "open", Err(error.report()));
     }
 
-    /// Checks that a store answers, has its schema and may be read. Writes nothing. Returns false without an answer.
+    /// Checks that a store answers, has its schema and may be read. Writes nothing. Returns false without a response.
     pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>, datasets: &Datasets) -> bool {
         let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
         let pings = match pings {
@@ -191,7 +191,12 @@ impl Findings {
                 }
             }
         }
-        let mut summary = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
+        let mut summary = format!(
+            "{} of {} catalogue topics complete; {} topics in total",
+            specs.len() - wrong.len(),
+            specs.len(),
+            found.len()
+        );
         let hidden = found.iter().filter(|topic| topic.settings.is_none()).count();
         if hidden > 0 {
             let _ = write!(summary, ", settings of {hidden} hidden");

@@ -25,7 +25,7 @@ use crate::{Series, Summary, progress};
 const CODE: &str = "copy.progress";
 /// The shortest time between two writes of the progress file.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
-/// The number of series that are copied at once by default.
+/// The number of series that are copied concurrently by default.
 const CONCURRENCY: usize = 4;
 
 /// The data to copy.
@@ -124,7 +124,7 @@ pub struct Copy {
     pub stop: CancellationToken,
     /// The number of records that this run has copied.
     pub copied: Arc<AtomicU64>,
-    /// The number of series that are copied or compared at once. Defaults to 4.
+    /// The number of series that are copied or compared concurrently. Defaults to 4.
     pub concurrency: usize,
     /// Compares the stores and writes nothing. Defaults to false.
     pub verify_only: bool,

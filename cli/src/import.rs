@@ -37,6 +37,7 @@ pub struct FileCount {
 
 /// The result of an import.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct ImportReport {
     /// The files, in their order.
     pub files: Vec<FileCount>,

@@ -1,7 +1,30 @@
 //! The program `qi`, and its commands as functions over the ports. They work on every backend and are tested in memory.
 //!
-//! [`run`] is the program. A team's own tool calls it with a [`Backends`] registry.
+//! # Concepts
+//! - A **command** is a function of a module below. It takes ports, such as `&dyn PriceStore`, and returns a report or a
+//!   [`Listing`](output::Listing).
+//! - A **listing** has columns and rows. [`output`] formats it as a table, CSV or JSON.
+//! - [`run`] is the program: it parses the arguments, opens the backends of the configuration, runs the command, and
+//!   returns the exit code.
 //!
+//! # A first program
+//! A team's own tool calls [`run`] with a registry that has the team's backends.
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use qi_cli::Backends;
+//!
+//! fn main() -> ExitCode {
+//!     qi_cli::run(Backends::default())
+//! }
+//! ```
+//!
+//! ```sh
+//! qi check --config qi.toml
+//! qi query latest
+//! ```
+//!
+//! # Commands
 //! - [`check`]: checks backends, schema and topics.
 //! - [`migrate`]: creates the schema and the topics.
 //! - [`topics`]: shows topics, and the lag of groups.
@@ -18,7 +41,7 @@
 //! - `archive`: exports a store to Parquet files, and imports them (feature `archive`).
 //! - [`dlq`]: lists, shows and redrives dead letters.
 //!
-//! [`output`] formats the results as a table, CSV or JSON.
+//! [The page on operations](qi_core::guide::operations) describes every command.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -14,7 +14,7 @@ pub fn listing() -> Listing {
 }
 
 /// Migrates the schema of a store to this version, and changes the settings of existing tables to the configured ones.
-/// Can be repeated, and run by several processes at once.
+/// Can be repeated, and run by several processes concurrently.
 ///
 /// # Errors
 /// Errors of the store.
@@ -46,7 +46,7 @@ pub(crate) async fn hint(store: &dyn PriceStore, error: &Error, command: &str) -
     }
     // A database of another program, or of a newer version, has no plan.
     let statements = store.plan_schema().await.ok()?;
-    // A column that is missing beside a missing table belongs to a table of another program.
+    // If a column and a table are missing, the column belongs to a table of another program.
     let is_foreign = !is_absent && statements.iter().any(|statement| statement.starts_with("CREATE TABLE"));
     (!statements.is_empty() && !is_foreign)
         .then(|| format!("`{command}` creates the schema, which is missing or incomplete"))
@@ -97,11 +97,12 @@ pub async fn bus(
     for outcome in bus.create_topics(&catalogue.specs()?).await? {
         let result = match outcome.result {
             Ok(TopicState::Created) => "created".to_owned(),
-            Ok(TopicState::Existed { settings_hidden: true, .. }) => "there; settings hidden".to_owned(),
-            Ok(TopicState::Existed { differs, .. }) if differs.is_empty() => "there".to_owned(),
+            Ok(TopicState::Existed { settings_hidden: true, .. }) => "exists; settings hidden".to_owned(),
+            Ok(TopicState::Existed { differs, .. }) if differs.is_empty() => "exists".to_owned(),
             Ok(TopicState::Existed { differs, .. }) => {
-                let differs = differs.iter().map(|d| format!("{} is {}, not {}", d.name, d.found, d.wanted));
-                format!("there; {}", differs.collect::<Vec<_>>().join(", "))
+                let differs =
+                    differs.iter().map(|d| format!("{} is {}, expected {}", d.name, d.found, d.wanted));
+                format!("exists; {}", differs.collect::<Vec<_>>().join(", "))
             }
             Ok(other) => format!("{other:?}"),
             Err(error) => {

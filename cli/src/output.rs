@@ -9,7 +9,9 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use console::{Term, measure_text_width};
-use serde_json::{Map, Value};
+use serde_json::Map;
+#[doc(no_inline)]
+pub use serde_json::Value;
 
 /// The format of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

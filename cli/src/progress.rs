@@ -89,7 +89,7 @@ mod tests {
         replace(new(), &path, folder.path(), sync).unwrap();
         assert_eq!(*synced.borrow(), [(true, false), (false, true)]);
         std::fs::remove_file(&path).unwrap();
-        let refused = replace(new(), &path, folder.path(), |_| Err(io::Error::other("the disk is full")));
-        assert!(refused.is_err() && !path.exists());
+        let rejected = replace(new(), &path, folder.path(), |_| Err(io::Error::other("the disk is full")));
+        assert!(rejected.is_err() && !path.exists());
     }
 }

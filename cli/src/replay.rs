@@ -61,6 +61,7 @@ impl fmt::Display for UnreadPartition {
 
 /// The result of a replay.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct ReplayReport {
     /// The number of stored records.
     pub stored: u64,

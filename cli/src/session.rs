@@ -42,7 +42,7 @@ impl<'a> Session<'a> {
         self.store_of(&self.backend).await
     }
 
-    /// Opens a store without changing its schema, also with `auto_schema`. A store in the memory of this process has no
+    /// Opens a store without changing its schema, even with `auto_schema`. A store in the memory of this process has no
     /// schema of others.
     pub(crate) async fn store_of(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.config.connect_store(backend).await?;
@@ -92,7 +92,7 @@ impl<'a> Session<'a> {
         command
     }
 
-    /// Closes all backends, also after an error, and returns the errors.
+    /// Closes all backends, even after an error, and returns the errors.
     pub(crate) async fn close(&self) -> Vec<Error> {
         let (stores, buses) = (self.stores.take(), self.buses.take());
         let mut errors = Vec::new();

@@ -132,7 +132,10 @@ async fn receive(
         ends.retain(|partition, end| batch.offsets().get(partition).is_none_or(|next| next < *end));
         if !plan.follow && last_progress.elapsed() >= MAX_WAIT && !ends.is_empty() {
             return Err(Error::new(ErrorKind::Timeout, "tail.end", "tail")
-                .with_message(format_args!("no message before the end for {} s", MAX_WAIT.as_secs()))
+                .with_message(format_args!(
+                    "no message received for {} s; end of topic not reached",
+                    MAX_WAIT.as_secs()
+                ))
                 .with_context("topic", &plan.topic));
         }
     }

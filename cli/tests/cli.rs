@@ -38,7 +38,7 @@ impl Sqlite {
         self.0.path().join(name).display().to_string()
     }
 
-    /// Writes a file beside the store, and returns its path.
+    /// Writes a file in the folder of the store, and returns its path.
     fn file(&self, name: &str, content: &str) -> String {
         std::fs::write(self.path(name), content).unwrap();
         self.path(name)
@@ -110,8 +110,9 @@ fn a_sqlite_file_is_complete_after_every_command() {
         }
         store.expect(arguments, code, &[]);
         let names = std::fs::read_dir(store.0.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        let beside: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("prices.db-")).collect();
-        assert!(beside.is_empty(), "{arguments:?}: {beside:?}");
+        let leftovers: Vec<_> =
+            names.filter(|name| name.to_string_lossy().starts_with("prices.db-")).collect();
+        assert!(leftovers.is_empty(), "{arguments:?}: {leftovers:?}");
     }
 }
 
@@ -443,7 +444,7 @@ fn files_that_need_an_option_exit_with_code_2() {
 /// A refused connection is tried once, although the layers would repeat the call.
 #[cfg(feature = "timescale")]
 #[test]
-fn a_refused_connection_is_reported_after_one_attempt() {
+fn refused_connection_is_reported_after_one_attempt() {
     for (backend, url) in
         [("timescale", "postgres://qi@127.0.0.1:9/qi"), ("clickhouse", "http://127.0.0.1:9")]
     {
@@ -458,10 +459,10 @@ fn a_refused_connection_is_reported_after_one_attempt() {
 }
 
 #[test]
-fn dead_letter_commands_without_letters_or_topics_have_defined_exit_codes() {
+fn dead_letter_commands_without_dead_letters_or_topics_have_defined_exit_codes() {
     let list = run(&["dlq", "list", "--format", "csv"]);
     assert_eq!(list.status.code(), Some(0), "{}", text(&list.stderr));
-    assert_eq!(text(&list.stdout), "dead letter topic,origin topic,code,letters,copies,first,last\n");
+    assert_eq!(text(&list.stdout), "dead letter topic,origin topic,code,dead letters,copies,first,last\n");
     for command in ["list", "show", "redrive"] {
         let out = run(&["dlq", command, "--topic", "absent"]);
         assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
@@ -646,9 +647,12 @@ fn config_shows_values_with_origins_and_no_secrets() {
         text(&out.stdout)
     };
     let options = ["config", "--format", "csv"];
-    let csv = shown(&options, &[("QI_CONFIG", &path), ("QI__STORE__CLICKHOUSE__WRITE__PIECE", "1_000")]);
+    let csv = shown(
+        &options,
+        &[("QI_CONFIG", &path), ("QI__STORE__CLICKHOUSE__WRITE__MAX_REQUEST_RECORDS", "1_000")],
+    );
     assert!(csv.contains(&format!("store.backend,clickhouse,{path}\n")), "{csv}");
-    assert!(csv.contains("store.clickhouse.write.piece,1000,QI__STORE__CLICKHOUSE__WRITE__PIECE\n"), "{csv}");
+    assert!(csv.contains("store.clickhouse.write.max_request_records,1000,QI__STORE__CLICKHOUSE__WRITE__MAX_REQUEST_RECORDS\n"), "{csv}");
     assert!(csv.contains("store.clickhouse.database,qi,default\n") && !csv.contains("hunter2"), "{csv}");
     let cert = folder.path().join("ca.pem").display().to_string();
     assert!(csv.contains(&format!("store.clickhouse.root_cert,{cert},")), "{csv}");

@@ -36,7 +36,7 @@ fn origin() -> TopicName {
     topic("crypto-prices")
 }
 
-fn letters() -> TopicName {
+fn dead_letter_topic() -> TopicName {
     topic("crypto-prices.dlq")
 }
 
@@ -69,7 +69,7 @@ fn dead_letter(rejected: &RejectedMessage, seconds: i64) -> Message {
 
 fn plan() -> Plan {
     Plan {
-        topic: letters(),
+        topic: dead_letter_topic(),
         to: None,
         selection: Selection::default(),
         max_redrives: 3,
@@ -117,7 +117,7 @@ fn payloads(messages: &[ReceivedMessage]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn list_counts_letters_and_duplicates_by_topic_origin_and_code() {
+async fn list_counts_dead_letters_and_duplicates_by_topic_origin_and_code() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let mut of_quotes = rejected(1, "bus.codec.json");
     of_quotes.message.topic = topic("crypto-quotes");
@@ -127,7 +127,7 @@ async fn list_counts_letters_and_duplicates_by_topic_origin_and_code() {
         dead_letter(&rejected(1, "bus.codec.json"), 20),
         dead_letter(&rejected(3, "bus.codec.tombstone"), 30),
         dead_letter(&of_quotes, 40),
-        Message::new(letters(), "foreign").with_timestamp(time(50)),
+        Message::new(dead_letter_topic(), "foreign").with_timestamp(time(50)),
     ];
     bus.send(&all).await.unwrap();
     let rows = async |topic: Option<TopicName>, selection: Selection| {
@@ -143,7 +143,7 @@ async fn list_counts_letters_and_duplicates_by_topic_origin_and_code() {
         "crypto-quotes.dlq,crypto-quotes,bus.codec.json,1,0,2023-11-14T22:14:00Z,2023-11-14T22:14:00Z";
     let foreign = "crypto-prices.dlq,,,1,0,2023-11-14T22:14:10Z,2023-11-14T22:14:10Z";
     assert_eq!(rows(None, Selection::default()).await, [foreign, json, tombstone, quotes]);
-    assert_eq!(rows(Some(letters()), Selection::default()).await, [foreign, json, tombstone]);
+    assert_eq!(rows(Some(dead_letter_topic()), Selection::default()).await, [foreign, json, tombstone]);
     let codes = BTreeSet::from(["bus.codec.tombstone".to_owned(), "bus.codec".to_owned()]);
     assert_eq!(rows(None, Selection { codes, ..Selection::default() }).await, [tombstone]);
     let origins = BTreeSet::from([topic("crypto-quotes")]);
@@ -197,7 +197,7 @@ async fn show_orders_by_time_and_escapes_producer_text() {
     .unwrap();
     let offsets = async |limit, newest| {
         let view = View { limit, newest, full: false };
-        let shown = dlq::show(&bus, &letters(), &Selection::default(), view, &never).await.unwrap();
+        let shown = dlq::show(&bus, &dead_letter_topic(), &Selection::default(), view, &never).await.unwrap();
         let rows = shown.listing(Format::Csv).rows().to_vec();
         rows.iter().map(|row| row[5].as_u64().unwrap()).collect::<Vec<_>>()
     };
@@ -206,7 +206,7 @@ async fn show_orders_by_time_and_escapes_producer_text() {
     assert_eq!(offsets(2, true).await, [7, 8]);
     for full in [false, true] {
         let view = View { limit: 1, newest: true, full };
-        let shown = dlq::show(&bus, &letters(), &Selection::default(), view, &never).await.unwrap();
+        let shown = dlq::show(&bus, &dead_letter_topic(), &Selection::default(), view, &never).await.unwrap();
         for format in [Format::Table, Format::Csv, Format::Json] {
             let text = shown.listing(format).render(format);
             assert!(!text.contains(['\u{1b}', '\u{9b}', '\0']), "{format:?}");
@@ -251,7 +251,7 @@ async fn redrive_publishes_the_message_without_the_dead_letter_headers() {
 }
 
 #[tokio::test]
-async fn redrive_skips_and_counts_unpublishable_letters() {
+async fn redrive_skips_and_counts_unpublishable_dead_letters() {
     let bus = bus().await;
     let truncated = DeadLetters::default().dead_letter(&rejected(2, "a"), 0).unwrap();
     let with_redrives = |offset, redrives: &'static str| {
@@ -262,16 +262,16 @@ async fn redrive_skips_and_counts_unpublishable_letters() {
             .push(HeaderName::new(header::REDRIVES).unwrap(), bytes::Bytes::from(redrives));
         dead_letter(&rejected, 1)
     };
-    let mut of_letters = rejected(6, "a");
-    of_letters.message.topic = topic("other.dlq");
-    let mut letter_of_letters = dead_letter(&of_letters, 1);
-    letter_of_letters.topic = letters();
+    let mut of_dead_letter_topic = rejected(6, "a");
+    of_dead_letter_topic.message.topic = topic("other.dlq");
+    let mut nested_dead_letter = dead_letter(&of_dead_letter_topic, 1);
+    nested_dead_letter.topic = dead_letter_topic();
     let mut unknown = rejected(7, "a");
     unknown.message.topic = topic("deleted");
     let mut of_unknown = dead_letter(&unknown, 1);
-    of_unknown.topic = letters();
-    let not_a_number =
-        Message::new(letters(), "loop").with_header(HeaderName::new(header::REDRIVES).unwrap(), "many");
+    of_unknown.topic = dead_letter_topic();
+    let not_a_number = Message::new(dead_letter_topic(), "loop")
+        .with_header(HeaderName::new(header::REDRIVES).unwrap(), "many");
     let all = [
         dead_letter(&rejected(1, "a"), 1),
         dead_letter(&rejected(1, "a"), 2),
@@ -280,9 +280,9 @@ async fn redrive_skips_and_counts_unpublishable_letters() {
         dead_letter(&rejected(2, "a"), 1),
         with_redrives(3, "2"),
         with_redrives(4, "3"),
-        letter_of_letters,
+        nested_dead_letter,
         of_unknown,
-        Message::new(letters(), "foreign"),
+        Message::new(dead_letter_topic(), "foreign"),
         not_a_number,
     ];
     bus.send(&all).await.unwrap();
@@ -343,8 +343,8 @@ async fn too_large_message_fails_and_the_others_are_redriven() {
     assert!(!redriven.is_complete() && redriven.error.is_none());
     assert_eq!(payloads(&messages(&bus, &topic("small")).await), ["payload 2"]);
 
-    let refusing = Layered::new(bus.connect(), RejectsBatches);
-    let redriven = redrive(&refusing, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
+    let rejecting = Layered::new(bus.connect(), RejectsBatches);
+    let redriven = redrive(&rejecting, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
 }
 
@@ -367,8 +367,8 @@ impl Layer for RejectsBatches {
             return bus.publish(batch, options);
         }
         let too_large = || Error::new(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE, "publish");
-        let refused = batch.iter().map(|_| Err(DeliveryError::not_sent(too_large()))).collect();
-        Box::pin(async move { Ok(PublishReport::new(refused)) })
+        let outcomes = batch.iter().map(|_| Err(DeliveryError::not_sent(too_large()))).collect();
+        Box::pin(async move { Ok(PublishReport::new(outcomes)) })
     }
 }
 
@@ -404,7 +404,7 @@ async fn duplicate_remains_until_its_letter_is_published() {
         let failed = redrive(&bus, &plan).await.unwrap();
         assert!(failed.error.is_some() && numbers(&failed).is_empty());
         // Retention removes the dead letter, or also its copy, before the bus is available again.
-        memory.delete_records(&TopicPartition::new(letters(), 0), removed).unwrap();
+        memory.delete_records(&TopicPartition::new(dead_letter_topic(), 0), removed).unwrap();
         away.set_enabled(false);
         let redriven = redrive(&bus, &plan).await.unwrap();
         assert!(redriven.is_complete());
@@ -497,7 +497,7 @@ async fn recreated_topic_with_fewer_messages_is_rejected() {
     let bus = bus().await;
     bus.send(&[dead_letter(&rejected(1, "a"), 1)]).await.unwrap();
     redrive(&bus, &plan).await.unwrap();
-    bus.delete_topics(&[letters()]).await.unwrap();
+    bus.delete_topics(&[dead_letter_topic()]).await.unwrap();
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     assert_eq!(redrive(&bus, &plan).await.unwrap_err().code(), "dlq.progress");
 }
@@ -512,7 +512,7 @@ async fn equal_offset_in_a_recreated_topic_is_not_a_duplicate() {
     bus.send(&[first.clone(), later.clone(), later, first]).await.unwrap();
     let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
     let row = &listed.listing().rows()[0].clone();
-    assert_eq!((row[3].as_u64(), row[4].as_u64()), (Some(2), Some(2)), "letters and copies");
+    assert_eq!((row[3].as_u64(), row[4].as_u64()), (Some(2), Some(2)), "dead letters and copies");
     let redriven = redrive(&bus, &plan()).await.unwrap();
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 2), ("skipped: copy".to_owned(), 2)]);
     assert_eq!(payloads(&messages(&bus, &origin()).await), ["later", "payload 1"]);
@@ -524,7 +524,7 @@ async fn partition_without_a_leader_is_named_after_the_wait() {
     let in_first = dead_letter(&rejected(1, "a"), 1).with_partition(0);
     memory.send(&[in_first, dead_letter(&rejected(2, "a"), 1).with_partition(1)]).await.unwrap();
     let away = BusWithoutLeader::new(memory.connect(), 0, usize::MAX);
-    let listed = dlq::list(&away, Some(&letters()), &Selection::default(), &never).await.unwrap();
+    let listed = dlq::list(&away, Some(&dead_letter_topic()), &Selection::default(), &never).await.unwrap();
     let unread: Vec<_> = listed.unread.iter().map(ToString::to_string).collect();
     assert_eq!(unread, ["crypto-prices.dlq/0 was not read: no leader for 30 s"]);
     let folder = tempfile::tempdir().unwrap();
@@ -544,8 +544,9 @@ async fn partition_that_loses_its_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
     let all: Vec<_> = (0..150).map(|n| dead_letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
-    let lost =
-        |until| Layered::new(memory.connect(), LeaderLoss::new(TopicPartition::new(letters(), 0), until));
+    let lost = |until| {
+        Layered::new(memory.connect(), LeaderLoss::new(TopicPartition::new(dead_letter_topic(), 0), until))
+    };
     let read = dlq::list(&lost(50), None, &Selection::default(), &never).await.unwrap();
     assert!(read.unread.is_empty());
     let redriven = redrive(&lost(usize::MAX), &plan()).await.unwrap();
@@ -605,7 +606,7 @@ async fn redriven_messages_are_stored_and_a_poison_message_stops_after_three_red
     let stored = qi_cli::query::latest(&store, PriceTick::DATASET, vec![], None, 10).await.unwrap();
     assert_eq!(stored.rows().len(), 1, "the fixed writer stores the tick");
     assert!(redriven[3..].iter().all(|(_, _, too_often)| *too_often > 0), "{redriven:?}");
-    let most = messages(&bus, &letters()).await;
+    let most = messages(&bus, &dead_letter_topic()).await;
     let most = most.iter().filter_map(|letter| letter.headers.get(header::REDRIVES)).max().unwrap();
     assert_eq!(most, "3");
 }

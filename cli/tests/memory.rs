@@ -350,7 +350,7 @@ async fn check_names_missing_objects_and_migrate_creates_them() {
 
     let mut again = migrate::listing();
     assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut again).await.unwrap());
-    assert!(again.render(Format::Csv).contains("topic crypto-prices,there\n"));
+    assert!(again.render(Format::Csv).contains("topic crypto-prices,exists\n"));
 }
 
 #[tokio::test]
@@ -441,7 +441,10 @@ async fn hidden_settings_and_groups_fail_no_command() {
     let (well, shown) = check().await;
     assert!(well, "{shown}");
     assert!(shown.contains("3 groups, 2 not described, 1 hidden"), "{shown}");
-    assert!(shown.contains("8 of the catalogue, 8 in all, settings of 8 hidden"), "{shown}");
+    assert!(
+        shown.contains("8 of 8 catalogue topics complete; 8 topics in total, settings of 8 hidden"),
+        "{shown}"
+    );
     let listed = topics::topics(&*bus).await.unwrap();
     assert!(listed.rows().len() == 8 && listed.rows().iter().all(|row| row[9] == "hidden"));
     let lag = topics::lag(&*bus, vec![], false).await.unwrap();
@@ -449,7 +452,7 @@ async fn hidden_settings_and_groups_fail_no_command() {
     assert_eq!(states, ["hidden", "not described", "not described"]);
     let mut migrated = migrate::listing();
     assert!(migrate::bus("bus mock", &*bus, &catalogue, &mut migrated).await.unwrap());
-    assert!(migrated.render(Format::Csv).contains("topic crypto-prices,there; settings hidden\n"));
+    assert!(migrated.render(Format::Csv).contains("topic crypto-prices,exists; settings hidden\n"));
 
     let (well, shown) = check().await;
     assert!(!well && shown.contains("market-analytics.dlq is missing or may not be described"), "{shown}");

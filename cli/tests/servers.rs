@@ -141,7 +141,7 @@ fn leaderless() -> Result<Completion, Failed> {
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         if out.status.code() == Some(code) { Ok(said) } else { Err(format!("{}: {said}", out.status).into()) }
     };
-    let all = format!("{TICKS} records stored, 0 messages were none");
+    let all = format!("{TICKS} records stored, 0 messages without a valid record");
     if !replay("60s", 0)?.contains(&all) {
         return Err("a replay from all brokers is not complete".into());
     }
@@ -318,7 +318,7 @@ fn reset_and_follow() -> Result<Completion, Failed> {
     outcome
 }
 
-/// Lets every command that reads run on a server without a schema. None of them creates one, also with `auto_schema`.
+/// Lets every command that reads run on a server without a schema. None of them creates one, even with `auto_schema`.
 fn fresh(backend: &str) -> Result<Completion, Failed> {
     let namespace = Namespace::new(&format!("fresh_{backend}"));
     let folder = tempfile::tempdir()?;
@@ -508,7 +508,7 @@ fn replay(to: &str) -> Result<Completion, Failed> {
             let out =
                 namespace.qi(&["replay", "--store", to, "--topic", &namespace.name]).args(since).output()?;
             let said = String::from_utf8_lossy(&out.stderr).into_owned();
-            let wanted = format!("{TICKS} records stored, 1 messages were none");
+            let wanted = format!("{TICKS} records stored, 1 messages without a valid record");
             if out.status.code() != Some(1) || !said.contains(&wanted) || !said.contains("bus.codec") {
                 return Err(format!("{}: {said}", out.status).into());
             }
@@ -567,7 +567,7 @@ fn replay_bombs(to: &str) -> Result<Completion, Failed> {
         bus.close().await
     })?;
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    let wanted = format!("{TICKS} records stored, 3 messages were none");
+    let wanted = format!("{TICKS} records stored, 3 messages without a valid record");
     if out.status.code() != Some(1) || !said.contains(&wanted) || !said.contains("bus.codec.unreadable") {
         return Err(format!("{}: {said}", out.status).into());
     }
@@ -710,9 +710,9 @@ fn restricted_principal() -> Result<Completion, Failed> {
     )?;
     allow("--resource-pattern-type prefixed --group qi-reader- --operation Describe --operation Read")?;
     let replay = ["replay", "--topic", "crypto-prices", "--since", "2000-01-01T00:00:00Z"];
-    broker.expect(&["migrate"], &["topic crypto-prices", "there"])?;
+    broker.expect(&["migrate"], &["topic crypto-prices", "exists"])?;
     broker.expect(&replay, &["100 records stored"])?;
-    broker.expect(&["check"], &["0 groups", "8 of the catalogue, 8 in all"])?;
+    broker.expect(&["check"], &["0 groups", "8 of 8 catalogue topics complete; 8 topics in total"])?;
     // The topic is visible with hidden settings. The user may list groups, but not describe them.
     allow("--topic other-team --operation Describe")?;
     broker.expect(&["topics"], &["other-team", "hidden"])?;
@@ -729,7 +729,7 @@ fn restricted_principal() -> Result<Completion, Failed> {
     let remove = "--remove --force --allow-principal User:app --resource-pattern-type prefixed --topic crypto- \
                   --operation DescribeConfigs";
     broker.tool("AclCommand", remove)?;
-    broker.expect(&["migrate"], &["there; settings hidden"])?;
+    broker.expect(&["migrate"], &["exists; settings hidden"])?;
     broker.expect(&replay, &["100 records stored"])?;
     Ok(Completion::Completed)
 }

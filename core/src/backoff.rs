@@ -70,17 +70,17 @@ impl Backoff {
     /// `InvalidInput` for a jitter outside 0 to 1, a factor below 1, or a `max` below `min`.
     pub fn check(&self) -> Result<()> {
         let Self { min, max, factor, jitter } = *self;
-        let refuse = |field, value: &dyn std::fmt::Debug, rule| {
+        let reject = |field, value: &dyn std::fmt::Debug, rule| {
             Err(Error::invalid("backoff", field, format_args!("{value:?}"), rule))
         };
         if !(0.0..=1.0).contains(&jitter) {
-            return refuse("jitter", &jitter, "must lie from 0 to 1");
+            return reject("jitter", &jitter, "must lie from 0 to 1");
         }
         if !(factor >= 1.0 && factor.is_finite()) {
-            return refuse("factor", &factor, "must be finite and at least 1");
+            return reject("factor", &factor, "must be finite and at least 1");
         }
         if max < min {
-            return refuse("max", &max, "must not be below min");
+            return reject("max", &max, "must not be below min");
         }
         Ok(())
     }

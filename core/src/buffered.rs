@@ -148,7 +148,7 @@ pub struct Buffered<R, S: BatchSink<R>> {
 
 enum Command<R, A> {
     Record(Entry<R, A>),
-    /// Answered when all earlier records are written, with the first failure since the previous flush.
+    /// Completed when all earlier records are written, with the first failure since the previous flush.
     Flush(oneshot::Sender<Result<()>>),
     /// Rejects further records. Earlier records are still written.
     Close,
@@ -225,6 +225,11 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
         self.check_open(operation).err().unwrap_or_else(|| worker_ended(operation))
     }
 
+    /// Returns the settings.
+    pub fn config(&self) -> BufferedConfig {
+        self.config
+    }
+
     /// Adds a record, and waits while the buffer is full. If the future is dropped early, the record is not added.
     ///
     /// # Errors
@@ -287,7 +292,9 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
 }
 
 fn timed_out(operation: &'static str, limit: Duration) -> Error {
-    Error::new(ErrorKind::Timeout, "buffered.timeout", operation).with_context("limit_ms", limit.as_millis())
+    Error::new(ErrorKind::Timeout, "buffered.timeout", operation)
+        .with_message(format_args!("no result within {limit:?}"))
+        .with_context("limit", format_args!("{limit:?}"))
 }
 
 /// Returns the error of an ended worker. The worker ends early only if the sink panics or the runtime is dropped.

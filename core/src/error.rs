@@ -54,7 +54,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The backend cannot be reached, or is starting or stopping.
     Unavailable,
-    /// No answer arrived in time. The operation may still take effect.
+    /// No response arrived in time. The operation may still take effect.
     Timeout,
     /// The backend, a pool or a buffer is full.
     Overloaded,
@@ -113,7 +113,7 @@ impl ErrorKind {
 
     /// Returns the advice that an error of this kind has unless its creator sets another advice.
     ///
-    /// A retry is advised only for failures that may pass with time: a server that is not available, a late answer, a
+    /// A retry is advised only for failures that may pass with time: a server that is not available, a late response, a
     /// full queue, a conflict with another writer.
     pub const fn default_retry(self) -> RetryAdvice {
         match self {
@@ -153,6 +153,7 @@ impl fmt::Display for ErrorKind {
 
 /// Advice on whether the same call can succeed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RetryAdvice {
     /// The same call will fail again.
     Never,

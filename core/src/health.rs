@@ -2,11 +2,11 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use qi_core::health::Health;
+//! use qi_core::health::HealthChecker;
 //! use qi_core::{AgentRuntime, MessageBus, PriceStore};
 //!
 //! async fn probe(runtime: &AgentRuntime, store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>) {
-//!     let health = Health::new().store("prices", store).bus("events", bus).expect_agents();
+//!     let health = HealthChecker::new().store("prices", store).bus("events", bus).expect_agents();
 //!     health.watch(runtime.handle());
 //!     let check = health.check().await;
 //!     println!("live: {}, started: {}, ready: {}", check.live, check.started, check.ready);
@@ -21,7 +21,7 @@ use futures::future::{BoxFuture, Shared, join_all};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
-use crate::agent::{HealthReport, RuntimeHandle};
+use crate::agent::{RuntimeHandle, RuntimeHealth};
 use crate::error::MAX_CONTEXT_CHARS;
 use crate::{Error, ErrorKind, MessageBus, Port, PriceStore, Result};
 
@@ -32,7 +32,7 @@ const MAX_AGE: Duration = Duration::from_millis(500);
 
 /// A health check of the backends and the agents of a program.
 #[derive(Debug)]
-pub struct Health {
+pub struct HealthChecker {
     backends: Vec<Arc<Backend>>,
     expects_agents: bool,
     runtime: Mutex<Option<RuntimeHandle>>,
@@ -60,9 +60,9 @@ enum BackendPort {
 /// The health of a program at one moment. Each of the three booleans answers a separate probe.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
-pub struct HealthCheck {
+pub struct ProgramHealth {
     /// False only for a problem that a restart of the process can fix;
-    /// see [`HealthReport::live`]. Independent of backends.
+    /// see [`RuntimeHealth::live`]. Independent of backends.
     pub live: bool,
     /// True if every critical agent has been Running once. True for a program without agents.
     pub started: bool,
@@ -71,7 +71,7 @@ pub struct HealthCheck {
     /// The health of each backend, in the order in which the backends were added.
     pub backends: Vec<BackendHealth>,
     /// The health of the agents, if there is a runtime.
-    pub runtime: Option<HealthReport>,
+    pub runtime: Option<RuntimeHealth>,
 }
 
 /// The health of one backend.
@@ -98,7 +98,7 @@ pub struct BackendHealth {
     pub kind: Option<&'static str>,
 }
 
-impl Default for Health {
+impl Default for HealthChecker {
     fn default() -> Self {
         Self {
             backends: Vec::new(),
@@ -111,7 +111,7 @@ impl Default for Health {
     }
 }
 
-impl Health {
+impl HealthChecker {
     /// Creates the health check of a program without backends and agents.
     pub fn new() -> Self {
         Self::default()
@@ -131,7 +131,7 @@ impl Health {
         self
     }
 
-    /// Declares that the program will have agents. Until [`Health::watch`] has received the runtime, the program is
+    /// Declares that the program will have agents. Until [`HealthChecker::watch`] has received the runtime, the program is
     /// neither started nor ready.
     #[must_use]
     pub fn expect_agents(mut self) -> Self {
@@ -171,12 +171,12 @@ impl Health {
     }
 
     /// Pings all backends concurrently, and checks the runtime. Takes no longer than the timeout.
-    pub async fn check(&self) -> HealthCheck {
+    pub async fn check(&self) -> ProgramHealth {
         let (_, backends) = self.round().await;
         let runtime = self.runtime().map(|runtime| runtime.health());
         let agents_are =
-            |state: fn(&HealthReport) -> bool| runtime.as_ref().map_or(!self.expects_agents, state);
-        HealthCheck {
+            |state: fn(&RuntimeHealth) -> bool| runtime.as_ref().map_or(!self.expects_agents, state);
+        ProgramHealth {
             live: runtime.as_ref().is_none_or(|report| report.live),
             started: agents_are(|report| report.started),
             ready: agents_are(|report| report.ready) && backends.iter().all(|backend| backend.up),
@@ -216,9 +216,9 @@ impl Backend {
         };
         let answer = timeout(limit, self.ping()).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Timeout, "health.timeout", "ping")
-                .with_message("no response within the time limit")
+                .with_message(format_args!("no response within {limit:?}"))
                 .with_backend(backend)
-                .with_context("limit_ms", limit.as_millis()))
+                .with_context("limit", format_args!("{limit:?}")))
         });
         let health = BackendHealth {
             name: self.name.clone(),

@@ -5,7 +5,10 @@
 //! [`qi_testkit`] has backends in memory and tools for tests.
 //!
 //! # A first program
-//! The function stores a tick and reads it back. Every [`PriceStore`] accepts it.
+//! The function stores a tick and reads it back. It works with every [`PriceStore`]: [`qi_adapters`] opens the store of
+//! a configuration, and `qi_testkit::store::MemoryStore::default()` is a store in memory. The third argument of
+//! [`PriceTick::new`] is `seq`, the sequence number of the tick, for example the trade id of the exchange. It
+//! distinguishes ticks of the same time.
 //!
 //! ```
 //! use qi_core::prelude::*;
@@ -30,7 +33,8 @@
 //!   `#[derive(Record)]` declares your own: see [`record`].
 //! - The **series** and the **sort key** of a record are its key. The series is usually an [`Instrument`]. The sort key
 //!   is the time and a sequence number. A write replaces the record with the same key.
-//! - An answer is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all pages.
+//! - The result of a read is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all
+//!   pages.
 //! - A **layer** adds retries, time limits, concurrency limits, metrics or traces to a port: see [`layer`].
 //! - An [`Error`] has a kind, a stable code and advice on retries.
 //!
@@ -70,7 +74,7 @@
 #![cfg_attr(docsrs, doc = "[`qi_testkit`]: https://docs.rs/qi-testkit")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The derive macros refer to this crate as `qi_core`, also from inside this crate.
+// The derive macros refer to this crate as `qi_core`, even from inside this crate.
 extern crate self as qi_core;
 
 pub mod agent;
@@ -116,10 +120,16 @@ pub use store::{PriceStore, PriceStoreExt};
 pub use async_trait::async_trait;
 #[doc(no_inline)]
 pub use bytes::Bytes;
+#[cfg(feature = "chrono")]
+#[doc(no_inline)]
+pub use chrono;
 #[doc(no_inline)]
 pub use fastrand::Rng;
 #[doc(no_inline)]
 pub use futures::{future::BoxFuture, stream::BoxStream};
+#[cfg(feature = "rust_decimal")]
+#[doc(no_inline)]
+pub use rust_decimal;
 #[doc(no_inline)]
 pub use tokio_util::sync::CancellationToken;
 #[doc(no_inline)]
@@ -188,7 +198,7 @@ pub mod guide {
 /// The items that most programs over the ports need. Import all of them with `use qi_core::prelude::*`.
 ///
 /// In the example, any error ends `run`. The runtime restarts the agent after a retryable error. [`Ingest`] retries
-/// without a restart, and [`Subscription::recv`] shows a loop that does.
+/// without a restart, and [`Subscription::recv`] shows a loop that continues after a retryable error.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -223,8 +233,9 @@ pub mod prelude {
     };
     #[doc(no_inline)]
     pub use crate::bus::{
-        DeadLetters, GroupId, Message, MessageBus, MessageBusExt, OffsetReset, SubscribeRequest,
-        Subscription, TopicName,
+        Batch, DeadLetters, GroupId, GroupInstanceId, Message, MessageBus, MessageBusExt, OffsetReset,
+        Offsets, ReaderRequest, SeekTo, SubscribeRequest, Subscription, SubscriptionEvent, TopicName,
+        TopicSpec,
     };
     #[doc(no_inline)]
     pub use crate::datasets::{
@@ -238,8 +249,8 @@ pub mod prelude {
     };
     #[doc(no_inline)]
     pub use crate::store::{
-        BarQuery, BarSource, LatestBarsQuery, LatestQuery, Order, PriceStore, PriceStoreExt, RangeQuery,
-        StatsQuery,
+        BarQuery, BarSource, DeleteQuery, LatestBarsQuery, LatestQuery, Order, Page, PriceStore,
+        PriceStoreExt, RangeQuery, SnapshotQuery, StatsQuery,
     };
     #[doc(no_inline)]
     pub use crate::{

@@ -41,6 +41,7 @@ macro_rules! operations {
 
 /// The port of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Port {
     /// The port `PriceStore`.
     Store,
@@ -94,7 +95,7 @@ operations! {
     Bus {
         Publish "publish" Write,
         Subscribe "subscribe" Lifecycle,
-        OpenReader "read" Lifecycle,
+        OpenReader "open_reader" Lifecycle,
         CreateTopics "create_topics" Write,
         DeleteTopics "delete_topics" Write,
         Topics "topics" Read,

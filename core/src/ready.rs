@@ -9,7 +9,7 @@ use crate::{Error, ErrorKind, Result, RetryAdvice};
 
 /// Pings until the backend answers, with delays that grow from 50 ms to 1 s.
 ///
-/// An error that is not retryable is returned at once. The last error is returned if no further ping fits into
+/// An error that is not retryable is returned immediately. The last error is returned if no further ping fits into
 /// `timeout`.
 pub(crate) async fn wait_ready<T, F>(timeout: Duration, ping: impl Fn() -> F + Send) -> Result<T>
 where
@@ -38,8 +38,8 @@ where
             Err(_) => {
                 return Err(last.unwrap_or_else(|| {
                     Error::new(ErrorKind::Timeout, "ready.timeout", "wait_ready")
-                        .with_message("no ping was answered within the time limit")
-                        .with_context("timeout_ms", timeout.as_millis())
+                        .with_message(format_args!("no response within {timeout:?}"))
+                        .with_context("limit", format_args!("{timeout:?}"))
                 }));
             }
         }

@@ -16,7 +16,8 @@
 //! assert!(METRICS.iter().all(|metric| metric.name.starts_with("qi_")));
 //! ```
 
-use metrics::Unit;
+#[doc(no_inline)]
+pub use metrics::Unit;
 
 /// The description of one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,11 +125,11 @@ metrics_table! {
         "State of the circuit breaker: 0 closed, 1 half-open, 2 open.";
     CIRCUIT_OPENED: Counter "qi_circuit_opened_total" in Count by ["port", "backend"],
         "Times that the circuit breaker opened.";
-    CIRCUIT_REFUSED: Counter "qi_circuit_refused_total" in Count by ["port", "backend"],
+    CIRCUIT_REJECTED: Counter "qi_circuit_rejected_total" in Count by ["port", "backend"],
         "Attempts that the circuit breaker rejected.";
     LIMIT_WAITING: Gauge "qi_limit_waiting" in Count by ["port", "backend"],
         "Calls in the queue of the limiter.";
-    LIMIT_REFUSED: Counter "qi_limit_refused_total" in Count by ["port", "backend"],
+    LIMIT_REJECTED: Counter "qi_limit_rejected_total" in Count by ["port", "backend"],
         "Calls that were rejected because the queue of the limiter was full.";
     AGENT_TRANSITIONS: Counter "qi_agent_transitions_total" in Count by ["agent", "status"],
         "Status changes, by new status.";

@@ -1,4 +1,10 @@
 //! The derive macros of `qi-core`, which re-exports them. Depend on `qi-core`, not on this crate.
+//!
+//! # Concepts
+//! A record is one row of a dataset. `#[derive(Record)]` turns a struct into a record: it generates the declaration of
+//! the dataset, and the conversions between the fields and the columns. `#[derive(Columns)]` declares a group of columns
+//! that several records share, and `#[derive(Enumeration)]` declares a column with a closed list of names.
+//! The module `record` of `qi-core` explains the terms.
 
 mod columns;
 mod enumeration;

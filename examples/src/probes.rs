@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::{Error, ErrorKind, Result, telemetry};
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -43,13 +43,13 @@ const RECORDS: &[f64] = &[1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_
 /// # Errors
 /// `Config` if the process already has an exporter.
 pub fn install_metrics() -> Result<PrometheusHandle> {
-    let refuse =
+    let reject =
         |error| Error::new(ErrorKind::Config, "pipeline.metrics", "install_metrics").with_source(error);
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_records".to_owned()), RECORDS))
         .and_then(PrometheusBuilder::install_recorder)
-        .map_err(refuse)?;
+        .map_err(reject)?;
     telemetry::describe();
     Ok(handle)
 }
@@ -57,12 +57,12 @@ pub fn install_metrics() -> Result<PrometheusHandle> {
 /// The sources of the responses.
 #[derive(Debug)]
 struct Probes {
-    health: Arc<Health>,
+    health: Arc<HealthChecker>,
     metrics: PrometheusHandle,
 }
 
 /// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: PrometheusHandle) {
+pub async fn serve(listener: TcpListener, health: Arc<HealthChecker>, metrics: PrometheusHandle) {
     let probes = Arc::new(Probes { health, metrics });
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     let mut upkeep = tokio::time::interval(UPKEEP);
@@ -98,8 +98,8 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: Promethe
                 .serve_connection(TokioIo::new(stream), service);
             match timeout(CONNECTION_TIMEOUT, connection).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
-                Err(_) => tracing::debug!("a connection was cut off: it took too long"),
+                Ok(Err(error)) => tracing::debug!(%error, "connection ended early"),
+                Err(_) => tracing::debug!("connection closed: exceeded {CONNECTION_TIMEOUT:?}"),
             }
         });
     }
@@ -109,9 +109,9 @@ impl Probes {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         // Hyper omits the body of a response to HEAD.
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
-            refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
-            return refused;
+            let mut rejected = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+            rejected.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            return rejected;
         }
         match request.uri().path() {
             // Without I/O, because it must respond while every backend is unavailable.

@@ -133,7 +133,7 @@ fn export_replaces_neither_link_targets_nor_the_input_and_is_never_empty() {
     assert_eq!(std::fs::read_to_string(path("out.csv")).unwrap().lines().count(), 2);
     assert!(std::fs::symlink_metadata(path("out.csv")).unwrap().is_file());
     assert_eq!(std::fs::read_to_string(path("old.csv")).unwrap(), "old");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 6, "nothing is left beside it");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 6, "no other file is left");
 }
 
 #[cfg(target_os = "linux")]

@@ -41,6 +41,56 @@ fn rustdoc_has_a_target_for_every_link_between_pages() {
     }
 }
 
+#[test]
+fn anchors_exist_and_link_labels_are_in_the_last_block() {
+    let mut faults = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let outside_code = text.split("```").step_by(2).collect::<String>();
+        for target in outside_code.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(t, _)| t)
+        {
+            if target.starts_with('#') && !has_anchor(&text, target) {
+                faults.push(format!("{} has no anchor {target}", page.display()));
+            }
+        }
+        let lines: Vec<&str> = outside_code.trim_end().lines().collect();
+        let labels = lines.iter().rev().take_while(|line| label(line).is_some()).count();
+        for line in lines.iter().take(lines.len() - labels).filter(|line| label(line).is_some()) {
+            faults.push(format!("{} has a link label before its last block: {line}", page.display()));
+        }
+        for (name, target) in lines.iter().filter_map(|line| label(line)) {
+            if outside_code.matches(&format!("[{name}]")).count() < 2 {
+                faults.push(format!("{} does not use the link label [{name}]", page.display()));
+            }
+            let Some((file, anchor)) = target.split_once('#').filter(|(file, _)| file.ends_with(".md"))
+            else {
+                continue;
+            };
+            let other = std::fs::read_to_string(page.with_file_name(file));
+            if !other.is_ok_and(|text| has_anchor(&text, &format!("#{anchor}"))) {
+                faults.push(format!("{} links {target}, which does not exist", page.display()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The label and the target of a link definition.
+fn label(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix('[')?.split_once("]: ")
+}
+
+/// Whether a page has the heading of an anchor, by the rule of GitHub.
+fn has_anchor(text: &str, anchor: &str) -> bool {
+    let headings = text.split("```").step_by(2).flat_map(str::lines).filter(|line| line.starts_with('#'));
+    let mut anchors = headings.map(|heading| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = words.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
+    });
+    anchors.any(|found| anchor.strip_prefix('#') == Some(found.as_str()))
+}
+
 /// `scripts/packages` compiles and runs the files of the template.
 #[test]
 fn readme_contains_the_files_of_the_quickstart() {

@@ -21,7 +21,7 @@ use libtest_mimic::{Arguments, Trial};
 use live_rig::{Exchange, Faults, SourceTrade, recorded, simulated};
 use qi_core::agent::AgentHealth;
 use qi_core::bus::{Message, MessageBus, PublishOptions, PublishReport};
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::layer::{Layer, Layered};
 use qi_core::store::RangeQuery;
 use qi_core::{Backoff, Datasets, Error, PriceStore, PriceStoreExt, PriceTick, TimeRange};
@@ -165,6 +165,8 @@ impl Platform {
         let first = *ledger.ranges()[0].ids.start();
         let wanted: Vec<&SourceTrade> = exchange.trades.iter().filter(|trade| trade.id >= first).collect();
         let mut stored = self.stored(exchange).await;
+        // A run that was killed may have stored trades before its first entry.
+        stored.retain(|tick| tick.seq() >= first);
         stored.sort_by_key(PriceTick::seq);
         let ids = |ids: &mut dyn Iterator<Item = u64>| ids.collect::<Vec<_>>();
         let (found, expected) =
@@ -423,7 +425,7 @@ fn maintenance(seed: u64) {
         let mut platform = Platform::new();
         platform.serve(&exchange).await;
         let (mut job, stop) = platform.job(std::slice::from_ref(&exchange));
-        let health = Arc::new(Health::new().expect_agents());
+        let health = Arc::new(HealthChecker::new().expect_agents());
         job.health = Some(health.clone());
         let job = Running::run(job, stop);
         let is_degraded = |wanted: bool| {

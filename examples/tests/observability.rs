@@ -80,7 +80,7 @@ fn words(expression: &str) -> Vec<String> {
     words
 }
 
-/// Returns the row of a metric, also for the series that an exporter derives from a histogram.
+/// Returns the row of a metric, including the series that an exporter derives from a histogram.
 fn row_of<'a>(word: &str, rows: &'a [Vec<&'static str>]) -> Option<&'a Vec<&'static str>> {
     let named = |name: &str| rows.iter().find(move |row| row[0].trim_matches('`') == name);
     named(word).or_else(|| {

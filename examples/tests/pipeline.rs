@@ -301,7 +301,7 @@ async fn candles_merge_into_coarser_bars_only_if_the_intervals_fit() {
         "open_time_us,open,high,low,close,volume,count\n\
          1640995200000000,10,14,10,14,0.5,\n1640995500000000,15,19,15,19,0.5,\n1640995800000000,20,24,20,24,0.5,\n"
     );
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no other file is left");
     let error = run(Interval::S15, None).await.unwrap_err();
     assert_eq!((error.kind(), error.context_value("field")), (ErrorKind::InvalidInput, Some("interval")));
 }

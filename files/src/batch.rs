@@ -11,6 +11,7 @@ const MAX_BATCH: usize = 65_536;
 
 /// Records of one file, and the input read after them.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Batch<T> {
     /// The records.
     pub records: Vec<T>,

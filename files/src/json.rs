@@ -19,7 +19,7 @@ pub(crate) struct Arrays {
     /// The last string, which is the key of the value after a colon.
     string: String,
     key: String,
-    /// The key of the outer array: the pair. Every answer in the document has this pair.
+    /// The key of the outer array: the pair. Every response in the document has this pair.
     pub(crate) pair: String,
     /// The array that was returned last, and an array that was read after it.
     buffer: String,
@@ -106,10 +106,7 @@ impl Arrays {
                     self.string = self.capture(b'"')?.unwrap_or_default();
                     if self.open == *b"{[" && self.key == "error" {
                         self.number += 1;
-                        return Ok(Line::Bad(
-                            "must not be an error response of the exchange",
-                            self.string.clone(),
-                        ));
+                        return Ok(Line::Bad("is an error response of the exchange", self.string.clone()));
                     }
                     if let Some(line) = self.last() {
                         return Ok(line);
@@ -133,7 +130,7 @@ impl Arrays {
                         if self.pair.is_empty() {
                             self.pair.clone_from(&self.key);
                         } else if self.pair != self.key {
-                            return Err(invalid("answers of several pairs in one file"));
+                            return Err(invalid("responses for several pairs in one file"));
                         }
                     }
                     self.open.push(byte);
@@ -174,7 +171,7 @@ impl Arrays {
         self.number += 1;
         let begins = held.split(',').next().and_then(|time| time.trim().parse::<u64>().ok());
         if begins.is_some_and(|begins| begins > last) {
-            return Some(Line::Bad("must be a completed candle", held));
+            return Some(Line::Bad("is an incomplete candle", held));
         }
         self.buffer = held;
         Some(Line::Text)
@@ -211,7 +208,7 @@ mod tests {
         assert_eq!(lines, [r#""1.5","2",3.25,"b","m","",4"#, r#""a]b""#]);
         assert!(bad.is_empty() && ended);
         let (lines, bad, _) = read(&format!("{text}\n{text}"), false);
-        assert_eq!((lines.len(), bad.len()), (4, 0), "several answers in one file");
+        assert_eq!((lines.len(), bad.len()), (4, 0), "several responses in one file");
     }
 
     #[test]
@@ -231,7 +228,7 @@ mod tests {
             |last: &str| format!(r#"{{"error":[],"result":{{"X":[[60,"1"],[120,"2"]],"last":{last}}}}}"#);
         assert_eq!(
             read(&text("60"), true),
-            (vec![r#"60,"1""#.to_owned()], vec!["must be a completed candle"], true)
+            (vec![r#"60,"1""#.to_owned()], vec!["is an incomplete candle"], true)
         );
         assert_eq!(read(&text("120"), true).0.len(), 2);
     }
@@ -239,10 +236,7 @@ mod tests {
     #[test]
     fn an_error_of_the_exchange_is_shown() {
         let (lines, bad, ended) = read(r#"{"error":["EQuery:Unknown asset pair"]}"#, false);
-        assert_eq!(
-            (lines.len(), bad, ended),
-            (0, vec!["must not be an error response of the exchange"], true)
-        );
+        assert_eq!((lines.len(), bad, ended), (0, vec!["is an error response of the exchange"], true));
     }
 
     proptest::proptest! {

@@ -12,6 +12,7 @@ use crate::time::{ANY, TimeUnit, is_clock, is_time};
 
 /// The kind of records in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// Trades.
     Trades,
@@ -594,29 +595,29 @@ impl FromStr for ColumnMap {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let refuse = |rule: String| Error::invalid("files.columns", "columns", text, rule);
+        let reject = |rule: String| Error::invalid("files.columns", "columns", text, rule);
         let mut map: Vec<(&'static str, Option<TimeUnit>, String)> = Vec::new();
         for part in text.split(',') {
             let (role, value) = part
                 .split_once('=')
-                .ok_or_else(|| refuse("must have the form time=0,price=1,quantity=2".to_owned()))?;
+                .ok_or_else(|| reject("must have the form time=0,price=1,quantity=2".to_owned()))?;
             let (name, unit) = match role.trim().strip_prefix("time_") {
                 Some(unit) => (
                     "time",
                     Some(TimeUnit::of_name(unit).ok_or_else(|| {
-                        refuse("must have one of the units s ms us ns after time_".to_owned())
+                        reject("must have one of the units s ms us ns after time_".to_owned())
                     })?),
                 ),
                 None => (role.trim(), None),
             };
             let known = ROLES.into_iter().find(|known| *known == name);
             let known =
-                known.ok_or_else(|| refuse(format!("must name only the columns {}", ROLES.join(" "))))?;
+                known.ok_or_else(|| reject(format!("must name only the columns {}", ROLES.join(" "))))?;
             if map.iter().any(|(role, ..)| *role == known) {
-                return Err(refuse(format!("must name {known} once")));
+                return Err(reject(format!("must name {known} once")));
             }
             if value.trim().parse::<usize>().is_ok_and(|at| at >= MAX_FIELDS) {
-                return Err(refuse(format!("must have numbers below {MAX_FIELDS}")));
+                return Err(reject(format!("must have numbers below {MAX_FIELDS}")));
             }
             map.push((known, unit, value.trim().to_owned()));
         }
@@ -631,7 +632,7 @@ impl FromStr for ColumnMap {
         if complete {
             Ok(Self(map))
         } else {
-            Err(refuse("must name time and price, or time, open, high, low and close".to_owned()))
+            Err(reject("must name time and price, or time, open, high, low and close".to_owned()))
         }
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn quantity(field: &'static str, text: &str) -> Result<Quantity> {
     Quantity::from_units(exact(field, text)?).map_err(|error| error.with_context("column", field))
 }
 
-/// Parses a whole number, also in the forms `12.0` and `1.2e1`.
+/// Parses an integer, including the forms `12.0` and `1.2e1`.
 pub(crate) fn whole(field: &'static str, text: &str) -> Result<u64> {
     if let Ok(number) = text.parse() {
         return Ok(number);

@@ -333,12 +333,12 @@ fn interval(
     texts: &[&str],
     options: &FileOptions,
 ) -> Result<Interval> {
-    let refuse = |rule: String| Err(Error::invalid("files.interval", "input", stream.label(), rule));
+    let reject = |rule: String| Err(Error::invalid("files.interval", "input", stream.label(), rule));
     let in_lines = texts.iter().find_map(|line| parser.interval_of(line));
     match (options.interval, in_lines) {
         (Some(interval), _) | (None, Some(Ok(interval))) => return Ok(interval),
         (None, Some(Err(micros))) => {
-            return refuse(format!("must have candles of a known interval, not of {} s", micros / 1_000_000));
+            return reject(format!("must have candles of a known interval, not of {} s", micros / 1_000_000));
         }
         (None, None) => {}
     }
@@ -362,7 +362,7 @@ fn interval(
     }
     match detector.interval() {
         Some(interval) => Ok(interval),
-        None => refuse("must have an interval in its name or rows: set --input-interval".to_owned()),
+        None => reject("must have an interval in its name or rows: set --input-interval".to_owned()),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::number::{bad, units};
 
 /// The unit of a time that is a number since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TimeUnit {
     /// Seconds.
     Seconds,

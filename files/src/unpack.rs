@@ -314,19 +314,19 @@ impl<M: Member> Read for Members<M> {
 /// # Errors
 /// `InvalidInput` if the file cannot be read; `CorruptData` if its checksum differs or the archive is damaged.
 pub(crate) fn streams(path: &Path) -> Result<Vec<Stream>> {
-    let refuse = |e: io::Error| {
+    let reject = |e: io::Error| {
         Error::invalid("files.open", "input", path.display(), "must be a file that can be read")
             .with_source(e)
     };
     // Opening a pipe waits for its writer, and this wait could not be cancelled.
-    let metadata = path.metadata().map_err(refuse)?;
+    let metadata = path.metadata().map_err(reject)?;
     if !metadata.is_file() {
-        return Err(refuse(io::Error::other("it is no ordinary file")));
+        return Err(reject(io::Error::other("it is no ordinary file")));
     }
-    let mut file = File::open(path).map_err(refuse)?;
+    let mut file = File::open(path).map_err(reject)?;
     let verified = verify(path, &mut file)?;
     let mut start = Vec::new();
-    (&mut file).take(4).read_to_end(&mut start).map_err(refuse)?;
+    (&mut file).take(4).read_to_end(&mut start).map_err(reject)?;
     if start != b"PK\x03\x04" && start != b"PK\x05\x06" {
         return Ok(vec![Stream { path: path.to_owned(), entry: None, size: metadata.len(), verified }]);
     }
@@ -370,26 +370,26 @@ pub(crate) fn streams(path: &Path) -> Result<Vec<Stream>> {
 
 /// Verifies a file with `FILE.CHECKSUM`, if that exists. Afterwards the file is at its start again.
 fn verify(path: &Path, file: &mut File) -> Result<bool> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".CHECKSUM");
-    let beside = PathBuf::from(beside);
+    let mut checksum_path = path.as_os_str().to_owned();
+    checksum_path.push(".CHECKSUM");
+    let checksum_path = PathBuf::from(checksum_path);
     let fail = |message: &str| {
         Error::new(ErrorKind::CorruptData, "files.checksum", "open")
             .with_message(message)
             .with_context("file", path.display())
     };
     let mut text = String::new();
-    match File::open(&beside) {
+    match File::open(&checksum_path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(fail("the checksum beside the file cannot be read").with_source(e)),
+        Err(e) => return Err(fail("the checksum file cannot be read").with_source(e)),
         Ok(sum) => sum
             .take(4_096)
             .read_to_string(&mut text)
-            .map_err(|e| fail("the checksum beside the file is no text").with_source(e))?,
+            .map_err(|e| fail("the checksum file is no text").with_source(e))?,
     };
     let wanted = text.split_whitespace().next().unwrap_or("").to_ascii_lowercase();
     if wanted.len() != 64 || !wanted.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(fail("the checksum beside the file is no SHA-256"));
+        return Err(fail("the checksum file has no SHA-256"));
     }
     let mut digest = Sha256::new();
     let mut buffer = vec![0; BUFFER];
@@ -412,7 +412,7 @@ fn verify(path: &Path, file: &mut File) -> Result<bool> {
     if found == wanted {
         Ok(true)
     } else {
-        Err(fail("the file differs from the checksum beside it").with_context("sha256", found))
+        Err(fail("the file differs from its checksum file").with_context("sha256", found))
     }
 }
 

@@ -301,11 +301,11 @@ fn a_damaged_file_ends_with_an_error() {
 }
 
 #[test]
-fn a_checksum_beside_the_file_is_verified() {
+fn checksum_file_in_the_same_folder_is_verified() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("XBTEUR.csv");
     std::fs::write(&path, "1700000000,5,1\n").unwrap();
-    let beside = folder.path().join("XBTEUR.csv.CHECKSUM");
+    let checksum = folder.path().join("XBTEUR.csv.CHECKSUM");
     let verified = |options: &FileOptions| {
         let Data::Trades(mut source) = open(std::slice::from_ref(&path), options)?.data else {
             panic!("trades")
@@ -316,16 +316,16 @@ fn a_checksum_beside_the_file_is_verified() {
     let options = FileOptions::default();
     assert!(!verified(&options).unwrap());
     let sum = Command::new("sha256sum").arg(&path).output().unwrap().stdout;
-    std::fs::write(&beside, sum).unwrap();
+    std::fs::write(&checksum, sum).unwrap();
     assert!(verified(&options).unwrap());
     std::fs::write(&path, "1700000000,5,2\n").unwrap();
     assert_eq!(verified(&options).unwrap_err().code(), "files.checksum");
-    std::fs::write(&beside, "no checksum").unwrap();
+    std::fs::write(&checksum, "no checksum").unwrap();
     assert_eq!(verified(&options).unwrap_err().code(), "files.checksum");
 }
 
 #[test]
-fn candles_that_do_not_tell_their_interval_are_refused_with_the_option() {
+fn candles_of_unknown_interval_are_rejected_with_a_hint() {
     let header = "timestamp,open,high,low,close,volume\n";
     let at = |times: &[&str]| {
         times.iter().fold(header.to_owned(), |text, time| format!("{text}2024-03-01 {time},1,1,1,1,1\n"))
@@ -359,7 +359,7 @@ fn several_files_are_read_in_their_order() {
 }
 
 #[test]
-fn an_unknown_file_is_refused_or_read_as_the_given_format() {
+fn unknown_file_is_rejected_or_read_as_the_given_format() {
     let unknown = file("hello\nworld\n");
     let path = [unknown.path().to_owned()];
     assert_eq!(open(&path, &named()).unwrap_err().code(), "files.format");
@@ -438,7 +438,7 @@ fn a_json_document_in_one_long_line_is_read() {
 }
 
 #[test]
-fn a_file_with_a_long_first_line_is_refused() {
+fn file_with_a_long_first_line_is_rejected() {
     let rows = "1700000000,5,1\r".repeat(10_000);
     for content in
         [rows.clone(), format!("time,price,quantity\r{rows}"), format!("\n{rows}\n1700000000,5,1\n")]

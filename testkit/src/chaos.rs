@@ -21,7 +21,7 @@ use qi_core::{Error, ErrorKind, Operation, Result};
 
 /// A store with injected faults.
 pub type ChaosStore<S> = Layered<S, Chaos>;
-/// A bus with injected faults, also in its subscriptions.
+/// A bus with injected faults in its calls and in those of its subscriptions.
 pub type ChaosBus<B> = Layered<B, Chaos>;
 
 /// The fault of a call.

@@ -269,7 +269,7 @@ pub fn produce(broker: &str, topic: &str, partition: u32, batch: &[u8]) -> Resul
     match answer.get(at..at + 10).and_then(<[u8]>::split_first_chunk::<2>) {
         Some(([0, 0], offset)) => Ok(offset.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))),
         Some((code, _)) => Err(Error::other(format!("error code {}", i16::from_be_bytes(*code)))),
-        None => Err(Error::other("the answer is too short")),
+        None => Err(Error::other("the response is too short")),
     }
 }
 

@@ -352,8 +352,8 @@ impl Agent for WithChildren {
 
     async fn cleanup(&mut self, cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
         self.alive_at_cleanup.store(self.alive.load(Ordering::SeqCst), Ordering::SeqCst);
-        let refused = cx.spawn("late", async { Ok(()) }).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Closed);
+        let rejected = cx.spawn("late", async { Ok(()) }).unwrap_err();
+        assert_eq!(rejected.kind(), ErrorKind::Closed);
         Ok(())
     }
 }
@@ -387,8 +387,8 @@ async fn children_are_cancelled_and_joined_before_cleanup() {
 
 #[tokio::test(start_paused = true)]
 async fn children_are_bounded() {
-    let refused = Arc::new(Mutex::new(None));
-    let slot = refused.clone();
+    let rejected = Arc::new(Mutex::new(None));
+    let slot = rejected.clone();
     let log = TransitionLog::default();
     let spec = AgentSpec::new("a", move || {
         let slot = slot.clone();
@@ -405,7 +405,7 @@ async fn children_are_bounded() {
     });
     let runtime = builder(&log).agent(spec.max_children(3)).build().unwrap();
     runtime.run().await.result().unwrap();
-    assert_eq!(refused.lock().unwrap().as_ref().unwrap().kind(), ErrorKind::Overloaded);
+    assert_eq!(rejected.lock().unwrap().as_ref().unwrap().kind(), ErrorKind::Overloaded);
 }
 
 #[tokio::test(start_paused = true)]
@@ -591,6 +591,6 @@ async fn hook_and_children_share_one_stop_timeout() {
 
 #[test]
 fn child_needs_a_tokio_runtime() {
-    let refused = AgentContext::for_test().spawn("c", async { Ok(()) }).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Internal);
+    let rejected = AgentContext::for_test().spawn("c", async { Ok(()) }).unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::Internal);
 }

@@ -54,9 +54,7 @@ fn faulty(phase: Phase, fault: &Step, mode: RestartMode) -> (AgentSpec, CallLog)
     let script = match phase {
         Phase::Initialize => Script::initialize(fault.clone()),
         Phase::Run => Script::run(fault.clone()),
-        Phase::Cleanup => {
-            Script::run(Step::after(ms(700), Step::Err(ErrorKind::Timeout))).with_cleanup(fault.clone())
-        }
+        _ => Script::run(Step::after(ms(700), Step::Err(ErrorKind::Timeout))).with_cleanup(fault.clone()),
     };
     let (spec, calls) = scripted("a", [script]);
     let mut policy = RestartPolicy::default().with_backoff(Backoff::new(ms(100), ms(400)));
@@ -161,7 +159,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
                         assert_eq!(removed[0].history.len(), log.of("a").len().min(64));
                     }
                 }
-                refused => assert!(before && is_closed(refused)),
+                rejected => assert!(before && is_closed(rejected)),
             }
         }
         Change::RemovalDropped(after) => {

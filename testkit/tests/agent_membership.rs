@@ -143,7 +143,7 @@ async fn agent_with_dependents_is_removed_after_them_only() {
     let error = handle.remove("base").await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Conflict, "agent.dependents"));
     assert!(error.to_string().contains("one, two"), "{error}");
-    assert_eq!(handle.snapshot("base").unwrap().status, Running, "a refusal changes nothing");
+    assert_eq!(handle.snapshot("base").unwrap().status, Running, "a rejection changes nothing");
     handle.remove("one").await.unwrap();
     // A dependent that has ended does not prevent the removal.
     handle.stop("two").unwrap();
@@ -164,15 +164,15 @@ async fn agents_are_not_added_or_removed_during_or_after_a_shutdown() {
     let handle = builder(&log).agent(slow).build().unwrap().start();
     running(&handle, "slow").await;
     handle.shutdown();
-    let refused = |words: &str| {
+    let rejected = |words: &str| {
         let error = handle.spawn(waiting("late")).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Closed, "agent.runtime.closed"));
         assert!(error.to_string().contains(words) && error.to_string().contains("agent=late"), "{error}");
     };
-    refused("is shutting down");
+    rejected("is shutting down");
     assert_eq!(handle.remove("slow").await.unwrap_err().kind(), ErrorKind::Closed);
     let report = handle.join().await;
-    refused("has ended");
+    rejected("has ended");
     assert_eq!(handle.remove("slow").await.unwrap_err().kind(), ErrorKind::Closed);
     report.result().unwrap();
     assert_eq!(names(&handle), ["slow"], "the report and the handle still know the agent");
@@ -245,10 +245,10 @@ async fn dropped_removal_completes() {
     sleep(ms(10)).await;
     assert_eq!(handle.snapshot("a").unwrap().status, Running, "a future that was never polled does nothing");
     assert!(timeout(ms(100), handle.remove("a")).await.is_err());
-    let refused = handle.spawn(waiting("a")).unwrap_err();
+    let rejected = handle.spawn(waiting("a")).unwrap_err();
     assert!(
-        refused.to_string().contains("two agents"),
-        "the name is in use until the agent has ended: {refused}"
+        rejected.to_string().contains("two agents"),
+        "the name is in use until the agent has ended: {rejected}"
     );
     let dependent = handle.spawn(waiting("b").depends_on(["a"])).unwrap_err();
     assert_eq!(dependent.code(), "agent.dependency.ended");

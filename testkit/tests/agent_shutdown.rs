@@ -258,7 +258,7 @@ async fn dependency_that_fails_before_it_is_ready_leaves_its_dependents_unstarte
 }
 
 #[tokio::test(start_paused = true)]
-async fn finite_dependency_is_satisfied_by_completion() {
+async fn run_to_completion_dependency_is_satisfied_by_completion() {
     let log = TransitionLog::default();
     let load = scripted("load", [Script::run(Step::after(ms(400), Step::Ok))]).0.run_to_completion();
     let runtime = builder(&log).agent(waiting("serve").depends_on(["load"])).agent(load).build().unwrap();
@@ -275,7 +275,7 @@ async fn finite_dependency_is_satisfied_by_completion() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn finite_dependency_is_satisfied_by_completion_after_a_restart() {
+async fn run_to_completion_dependency_is_satisfied_after_a_restart() {
     let log = TransitionLog::default();
     let load = scripted("load", [Script::run(Step::Panic), Script::run(Step::Ok)]).0.run_to_completion();
     let runtime = builder(&log).agent(load).agent(waiting("serve").depends_on(["load"])).build().unwrap();
@@ -476,17 +476,17 @@ async fn server_outage_does_not_end_an_agent() {
 #[test]
 fn build_rejects_invalid_settings_by_name() {
     let spec = |name: &str| AgentSpec::new(name, || agent_fn(|_cx| async { Ok(()) }));
-    let refused = |specs: Vec<AgentSpec>, words: &[&str]| {
+    let rejected = |specs: Vec<AgentSpec>, words: &[&str]| {
         let runtime = specs.into_iter().fold(AgentRuntime::builder(), AgentRuntimeBuilder::agent).build();
         let error = runtime.unwrap_err();
         let text = error.to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text} lacks one of {words:?}");
     };
-    refused(vec![spec("a"), spec("")], &["number 2", "no name"]);
-    refused(vec![spec("twin"), spec("twin")], &["two agents", "twin"]);
-    refused(vec![spec("a").depends_on(["ghost"])], &["agent=a", "ghost"]);
-    refused(vec![spec("a").depends_on(["a"])], &["a depends on a"]);
-    refused(
+    rejected(vec![spec("a"), spec("")], &["number 2", "no name"]);
+    rejected(vec![spec("twin"), spec("twin")], &["two agents", "twin"]);
+    rejected(vec![spec("a").depends_on(["ghost"])], &["agent=a", "ghost"]);
+    rejected(vec![spec("a").depends_on(["a"])], &["a depends on a"]);
+    rejected(
         vec![
             spec("x"),
             spec("a").depends_on(["b", "x"]),
@@ -495,15 +495,15 @@ fn build_rejects_invalid_settings_by_name() {
         ],
         &["circular", "a depends on b depends on c depends on a"],
     );
-    refused(
+    rejected(
         vec![spec("weak").best_effort(), spec("strong").depends_on(["weak"])],
         &["strong", "weak", "best effort"],
     );
     let policy = RestartPolicy::default();
-    refused(vec![spec("a").restart(policy.with_stable_after(Duration::ZERO))], &["stable_after", "agent=a"]);
+    rejected(vec![spec("a").restart(policy.with_stable_after(Duration::ZERO))], &["stable_after", "agent=a"]);
     let mut jumpy = policy;
     jumpy.backoff.jitter = 1.5;
-    refused(vec![spec("a").restart(jumpy)], &["jitter", "1.5", "agent=a"]);
+    rejected(vec![spec("a").restart(jumpy)], &["jitter", "1.5", "agent=a"]);
 }
 
 /// A value whose drop panics. Two such drops during one unwinding would abort the process.

@@ -185,7 +185,7 @@ async fn every_close_waits_for_the_end() {
     let (one, two) = tokio::join!(buffer.close(60 * SECOND), buffer.close(60 * SECOND));
     assert_eq!(sink.batches(), [[1, 7]]);
     for outcome in [one, two, buffer.close(SECOND).await] {
-        assert_eq!(outcome.unwrap_err().code(), "test.seven", "every call has the same answer");
+        assert_eq!(outcome.unwrap_err().code(), "test.seven", "every call has the same result");
     }
 }
 

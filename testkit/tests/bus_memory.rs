@@ -65,11 +65,11 @@ async fn topic_without_groups_evicts_nothing_and_further_messages_are_not_sent()
     let began = Instant::now();
     let report = bus.publish(&kilobytes(0..200), PublishOptions::NONE).await.unwrap();
     assert_eq!(began.elapsed(), Duration::from_secs(3), "the publish waited for space");
-    let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
-    let delivered = 200 - refused.len();
+    let rejected: Vec<_> = report.failed(DeliveryState::NotSent).collect();
+    let delivered = 200 - rejected.len();
     assert!((80..100).contains(&delivered), "{delivered} fitted");
     assert_eq!(
-        refused,
+        rejected,
         (delivered..200).collect::<Vec<_>>(),
         "the messages without space are the end of the batch"
     );
@@ -210,10 +210,10 @@ async fn nothing_is_delivered_once_close_has_returned() {
     let batch = reader.recv(1_000, SECOND).await.unwrap();
     reader.commit(batch.offsets()).await.unwrap();
     let report = waiting.await.unwrap();
-    let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
+    let rejected: Vec<_> = report.failed(DeliveryState::NotSent).collect();
     let delivered = usize::try_from(high).unwrap() - 80;
     assert!(delivered < 40);
-    assert_eq!(refused, (delivered..40).collect::<Vec<_>>(), "the waiting messages were not sent");
+    assert_eq!(rejected, (delivered..40).collect::<Vec<_>>(), "the waiting messages were not sent");
     assert_eq!(report.into_result().unwrap_err().kind(), ErrorKind::Closed);
     assert!(reader.recv(1_000, SECOND).await.unwrap().is_empty(), "the message is not in the log");
 }

@@ -81,8 +81,10 @@ impl BusFactory for MinimalFactory {
 fn missing_capabilities_are_ignored() -> Result<(), Failed> {
     let arguments = Arguments { quiet: true, test_threads: Some(1), ..Arguments::default() };
     let total = checks().len() as u64;
-    let needy = checks().iter().filter(|check| !check.needs.is_empty()).count() as u64;
-    for (poor, ignored) in [(MinimalFactory(None), needy), (MinimalFactory(Some("no server here")), total)] {
+    let conditional = checks().iter().filter(|check| !check.capabilities.is_empty()).count() as u64;
+    for (poor, ignored) in
+        [(MinimalFactory(None), conditional), (MinimalFactory(Some("no server here")), total)]
+    {
         let factory: Arc<dyn BusFactory> = Arc::new(poor);
         let outcome = libtest_mimic::run(&arguments, trials(&factory, &[Wrapper::PLAIN]));
         if (outcome.num_ignored, outcome.num_passed, outcome.num_failed) != (ignored, total - ignored, 0) {

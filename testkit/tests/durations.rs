@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use qi_core::agent::{AgentContext, AgentRuntime, AgentSpec, AgentStatus, Backoff, RestartPolicy, agent_fn};
 use qi_core::bus::{GroupId, Message, MessageBusExt, SubscribeRequest, TopicCatalogue, TopicName};
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::layer::{LayerStack, Layered, RetryConfig, TimeoutConfig};
 use qi_core::{
     Buffered, BufferedConfig, Error, ErrorKind, MessageBus, Operation, PriceStore, PriceStoreExt, PriceTick,
@@ -30,7 +30,8 @@ async fn wait_ready_accepts_the_longest_duration() {
     let store = Layered::new(MemoryStore::default(), chaos);
     store.wait_ready(MAX).await.unwrap();
     MemoryBus::default().wait_ready(MAX).await.unwrap();
-    let health = Health::new().store("store", Arc::new(MemoryStore::default())).timeout(MAX).max_age(MAX);
+    let health =
+        HealthChecker::new().store("store", Arc::new(MemoryStore::default())).timeout(MAX).max_age(MAX);
     assert!(health.check().await.ready);
 }
 

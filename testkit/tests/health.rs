@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agent_rig::{builder, scripted};
 use qi_core::Operation;
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::layer::Layered;
 use qi_core::{MessageBus, PriceStore};
 use qi_testkit::agent::{Script, Step, TransitionLog};
@@ -27,13 +27,13 @@ fn backends(chaos: &Chaos, pings: &Recording) -> (Arc<dyn PriceStore>, Arc<dyn M
 async fn program_is_ready_if_all_backends_answer_and_all_agents_run() {
     let chaos = Chaos::seeded(1);
     let (store, bus) = backends(&chaos, &Recording::new(100));
-    let health = Health::new().store("prices", store).bus("events", bus);
+    let health = HealthChecker::new().store("prices", store).bus("events", bus);
     let check = health.check().await;
     assert!(check.live && check.started && check.ready && check.runtime.is_none());
 
     let health = {
         let (store, bus) = backends(&chaos, &Recording::new(100));
-        Health::new().store("prices", store).bus("events", bus).expect_agents()
+        HealthChecker::new().store("prices", store).bus("events", bus).expect_agents()
     };
     let check = health.check().await;
     assert!(check.live && !check.started && !check.ready, "its agents are to come");
@@ -73,7 +73,7 @@ async fn program_is_ready_if_all_backends_answer_and_all_agents_run() {
 async fn hanging_backend_delays_the_response_up_to_the_timeout() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
     let (store, bus) = backends(&chaos, &Recording::new(100));
-    let health = Health::new().store("prices", store.clone()).store("again", store).bus("events", bus);
+    let health = HealthChecker::new().store("prices", store.clone()).store("again", store).bus("events", bus);
     let since = Instant::now();
     let check = health.check().await;
     assert_eq!(since.elapsed(), Duration::from_millis(800), "both pings run concurrently");
@@ -85,7 +85,7 @@ async fn hanging_backend_delays_the_response_up_to_the_timeout() {
 async fn concurrent_probes_share_one_ping() {
     let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
     let (store, _) = backends(&chaos, &pings);
-    let health = Health::new().store("prices", store);
+    let health = HealthChecker::new().store("prices", store);
     futures::future::join_all((0..100).map(|_| health.check())).await;
     assert_eq!(pings.count(Operation::StorePing), 1);
     sleep(Duration::from_millis(500)).await;
@@ -97,7 +97,7 @@ async fn concurrent_probes_share_one_ping() {
 async fn dropped_probes_do_not_delay_other_probes() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
     let (store, _) = backends(&chaos, &Recording::new(100));
-    let health = Health::new().store("prices", store);
+    let health = HealthChecker::new().store("prices", store);
     let impatient = async |limit| timeout(Duration::from_millis(limit), health.check()).await.is_ok();
     let patient = async {
         sleep(Duration::from_millis(1)).await;
@@ -114,7 +114,7 @@ async fn dropped_probes_do_not_delay_other_probes() {
 async fn abandoned_ping_is_repeated() {
     let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
     let (store, _) = backends(&chaos, &pings);
-    let health = Health::new().store("prices", store);
+    let health = HealthChecker::new().store("prices", store);
     chaos.inject_next(Operation::StorePing, Fault::Hang);
     assert!(timeout(Duration::from_millis(100), health.check()).await.is_err());
     sleep(Duration::from_millis(100)).await;
@@ -145,7 +145,7 @@ async fn probe_shows_error_codes_without_texts() {
         .agent(degraded);
     let handle = runtime.build().unwrap().start();
     sleep(Duration::from_secs(1)).await;
-    let health = Health::new();
+    let health = HealthChecker::new();
     health.watch(handle.clone());
     let json = serde_json::to_value(health.check().await).unwrap();
     assert!(!json.to_string().contains("text of the server"), "{json}");

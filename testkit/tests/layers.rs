@@ -245,7 +245,7 @@ fn unknown() -> Result<Delivery, DeliveryError> {
 
 type PublishResults = Vec<Result<Vec<Result<Delivery, DeliveryError>>>>;
 
-/// Returns a bus with scripted answers, and the payloads of each publish.
+/// Returns a bus with scripted results, and the payloads of each publish.
 fn scripted(answers: PublishResults) -> (MockBus, Arc<Mutex<Vec<Vec<u8>>>>) {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&sent);
@@ -387,7 +387,7 @@ async fn a_key_keeps_its_order_with_and_without_an_explicit_partition() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_are_counted_over_the_whole_publish() {
+async fn attempts_are_counted_per_publish_call() {
     let batch = [message(Some("a"), None, 0)];
     let (report, sent) =
         publish(&batch, vec![Err(unavailable()), Err(unavailable()), Ok(vec![not_sent()])]).await;
@@ -417,8 +417,8 @@ async fn a_message_without_time_left_holds_back_only_its_key() {
 
 #[tokio::test(start_paused = true)]
 async fn a_permanently_rejected_message_is_not_resent() {
-    let refused = Err(DeliveryError::not_sent(Error::new(ErrorKind::InvalidInput, "too.large", "publish")));
-    let (report, sent) = publish(&[message(None, None, 0)], vec![Ok(vec![refused])]).await;
+    let rejected = Err(DeliveryError::not_sent(Error::new(ErrorKind::InvalidInput, "too.large", "publish")));
+    let (report, sent) = publish(&[message(None, None, 0)], vec![Ok(vec![rejected])]).await;
     assert_eq!((sent.len(), report.unwrap().into_result().unwrap_err().exhausted()), (1, None));
 }
 

@@ -212,9 +212,9 @@ async fn consecutive_failures_open_the_circuit_until_a_probe_is_admitted() {
     }
     assert_eq!(store.layer().state(), CircuitState::Open);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let refused = store.insert_ticks(&[]).await.unwrap_err();
-    assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unavailable, "layer.circuit_breaker.open"));
-    assert_eq!(refused.retry(), RetryAdvice::After(Duration::from_secs(3)));
+    let rejection = store.insert_ticks(&[]).await.unwrap_err();
+    assert_eq!((rejection.kind(), rejection.code()), (ErrorKind::Unavailable, "layer.circuit_breaker.open"));
+    assert_eq!(rejection.retry(), RetryAdvice::After(Duration::from_secs(3)));
     assert_eq!(calls.load(Ordering::Relaxed), 3, "an open circuit does not call the store");
 
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -263,9 +263,9 @@ async fn one_probe_is_admitted_and_other_calls_are_rejected_with_backoff() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     let mut done = join_all((0..5).map(|_| store.insert_ticks(&[]))).await;
     done.remove(0).unwrap();
-    for refused in done {
-        let refused = refused.unwrap_err();
-        assert_eq!((refused.kind(), refused.retry()), (ErrorKind::Unavailable, RetryAdvice::Backoff));
+    for rejection in done {
+        let rejection = rejection.unwrap_err();
+        assert_eq!((rejection.kind(), rejection.retry()), (ErrorKind::Unavailable, RetryAdvice::Backoff));
     }
     assert_eq!(calls.load(Ordering::Relaxed), 2);
     store.insert_ticks(&[]).await.unwrap();
@@ -306,7 +306,7 @@ async fn a_hanging_probe_admits_another_probe_after_the_open_duration() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_successful_probe_closes_the_circuit_beside_other_probes() {
+async fn slow_successful_probe_closes_the_circuit_during_other_probes() {
     let (store, _) = store_with_results(|n| if n == 0 { Err(unavailable()) } else { Ok(()) });
     let store = breaker(Layered::new(store, CallCounter::new(Duration::from_secs(6))), 1);
     let _ = store.insert_ticks(&[]).await;

@@ -177,11 +177,11 @@ fn limit_circuit_breaker_and_retry_count_their_decisions() {
     let mock = "port=store,backend=mock";
     let (insert, retried) =
         (format!("{mock},operation=insert,dataset=ticks"), format!("{mock},operation=insert"));
-    assert_eq!(seen.counter(&format!("qi_limit_refused_total{{{mock}}}")), 2);
+    assert_eq!(seen.counter(&format!("qi_limit_rejected_total{{{mock}}}")), 2);
     assert_eq!(seen.counter(&format!("qi_retries_total{{{retried},kind=overloaded}}")), 1);
     assert_eq!(seen.counter(&format!("qi_retries_total{{{retried},kind=unavailable}}")), 2);
     assert_eq!(seen.counter(&format!("qi_circuit_opened_total{{{mock}}}")), 1);
-    assert_eq!(seen.counter(&format!("qi_circuit_refused_total{{{mock}}}")), 1);
+    assert_eq!(seen.counter(&format!("qi_circuit_rejected_total{{{mock}}}")), 1);
     assert!((seen.gauge(&format!("qi_circuit_state{{{mock}}}")) - 2.0).abs() < f64::EPSILON);
     assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), 2);
     assert_eq!(seen.counter(&format!("qi_calls_dropped_total{{{insert}}}")), 2);

@@ -166,12 +166,12 @@ impl Default for ServerLimitsSection {
 pub struct WriteSection {
     /// The maximum number of records in one request. The server creates one part per partition and request. Defaults to
     /// 250,000.
-    pub piece: usize,
+    pub max_request_records: usize,
 }
 
 impl Default for WriteSection {
     fn default() -> Self {
-        Self { piece: 250_000 }
+        Self { max_request_records: 250_000 }
     }
 }
 
@@ -194,7 +194,7 @@ impl ClickHouseConfig {
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
         if self.url.is_none() {
-            return Err(RULES.refuse("url", "none", "is required"));
+            return Err(RULES.reject("url", "none", "is required"));
         }
         self.check_bounds()
     }
@@ -217,22 +217,22 @@ impl ClickHouseConfig {
         RULES.one_of("password", self.password.is_some(), self.password_file.is_some())?;
         let url = url.as_ref().map(ExposeSecret::expose_secret);
         if url.is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
-            return Err(RULES.refuse("url", "not shown", "must begin with http:// or https://"));
+            return Err(RULES.reject("url", "not shown", "must begin with http:// or https://"));
         }
         let is_plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
         if !is_plain(database) || database.is_empty() || database.len() > 63 {
             let rule = "must be lower-case letters, digits and underscores, 1 to 63 characters";
-            return Err(RULES.refuse("database", database, rule));
+            return Err(RULES.reject("database", database, rule));
         }
         let begins_with_digit = table_prefix.bytes().next().is_some_and(|b| b.is_ascii_digit());
         if !is_plain(table_prefix) || begins_with_digit || table_prefix.len() > 63 {
             let rule = "must be lower-case letters, digits and underscores, at most 63 characters, and must not begin with a digit";
-            return Err(RULES.refuse("table_prefix", table_prefix, rule));
+            return Err(RULES.reject("table_prefix", table_prefix, rule));
         }
         if let Some(cluster) = &self.cluster {
             let valid = cluster.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
             if cluster.is_empty() || !valid {
-                return Err(RULES.refuse("cluster", cluster, "must be letters, digits, and `_`, `-` or `.`"));
+                return Err(RULES.reject("cluster", cluster, "must be letters, digits, and `_`, `-` or `.`"));
             }
         }
         RULES.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
@@ -250,7 +250,12 @@ impl ClickHouseConfig {
             MIN_DURATION,
             MAX_DURATION,
         )?;
-        RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        RULES.within(
+            "write.max_request_records",
+            write.max_request_records as u64,
+            1,
+            StoreInfo::MAX_BATCH as u64,
+        )?;
         self.retention.check(&RULES, "retention", &self.datasets)?;
         if self.materialized_bars == Some(true) {
             if self.cluster.is_some() {
@@ -265,18 +270,18 @@ impl ClickHouseConfig {
         for name in settings.keys() {
             let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !valid {
-                return Err(RULES.refuse("settings", name, "must be the name of a setting"));
+                return Err(RULES.reject("settings", name, "must be the name of a setting"));
             }
             if self.cluster.is_some() && CLUSTER_SETTINGS.contains(&name.as_str()) {
                 let rule = "is set by the adapter with `cluster` and cannot be changed";
-                return Err(RULES.refuse("settings", name, rule));
+                return Err(RULES.reject("settings", name, rule));
             }
             if name == "max_memory_usage" {
                 let rule = "is set by the key `server_limits.memory_bytes`";
-                return Err(RULES.refuse("settings", name, rule));
+                return Err(RULES.reject("settings", name, rule));
             }
             if RESERVED_SETTINGS.contains(&name.as_str()) {
-                return Err(RULES.refuse("settings", name, "is set by the adapter and cannot be changed"));
+                return Err(RULES.reject("settings", name, "is set by the adapter and cannot be changed"));
             }
         }
         Ok(())

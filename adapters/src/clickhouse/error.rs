@@ -18,8 +18,8 @@ pub(super) enum Cause {
     #[error("the store is closed")]
     Closed,
     /// Concurrent deletions disturbed every attempt of a read, or upgrades disturbed every attempt of a write.
-    #[error("the data or the server changed during every attempt")]
-    ConcurrentChange,
+    #[error("the data or the server changed during all {attempts} attempts")]
+    ConcurrentChange { attempts: usize },
     /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
@@ -172,7 +172,7 @@ impl Cause {
             Self::Busy { max_connections } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
                 .with_message(self)
                 .with_context("max_connections", max_connections),
-            Self::ConcurrentChange => {
+            Self::ConcurrentChange { .. } => {
                 new(ErrorKind::Conflict, "store.clickhouse.changing").with_message(self)
             }
             Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.answer_too_large")
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn one_code_has_several_kinds_by_its_text() {
+    fn kind_of_memory_and_part_errors_depends_on_the_text() {
         let kind = |text: &str| (error_of_text(text).kind(), error_of_text(text).retry().is_retryable());
         let parts = "Code: 252. DB::Exception: Too many parts (3000 with average size of 1.00 KiB) in table 'qi.ticks'. \
                      Merges are processing significantly slower than inserts. (TOO_MANY_PARTS)";
@@ -332,10 +332,24 @@ mod tests {
         };
         assert_eq!(of(Cause::Busy { max_connections: 8 }), (ErrorKind::Overloaded, true));
         assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
-        assert_eq!(of(Cause::ConcurrentChange), (ErrorKind::Conflict, true));
+        assert_eq!(of(Cause::ConcurrentChange { attempts: 3 }), (ErrorKind::Conflict, true));
         assert_eq!(of(Cause::TooLarge { limit: 1 }), (ErrorKind::CorruptData, false));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Malformed(String::new()).into()), (ErrorKind::CorruptData, false));
+    }
+
+    #[test]
+    fn errors_page_lists_every_server_code_under_its_kind() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        for (number, name, kind, _) in CODES {
+            let row = format!("| `{kind:?}` |");
+            let mut cells = page.lines().filter(|l| l.starts_with(&row)).filter_map(|l| l.split('|').nth(5));
+            let listed = cells.any(|cell| {
+                cell.split(|c: char| !c.is_ascii_digit()).any(|code| code.parse::<u16>() == Ok(*number))
+            });
+            assert!(listed, "docs/errors.md does not list {number} {name} as {kind:?}");
+        }
     }
 
     #[test]

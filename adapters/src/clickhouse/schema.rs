@@ -38,9 +38,9 @@ pub(super) struct Change {
 /// The changes that a call applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// All except the settings of existing tables.
+    /// All changes except the settings of existing tables.
     Missing,
-    /// All.
+    /// All changes.
     All,
 }
 
@@ -60,7 +60,7 @@ fn create(location: &TableLocation<'_>, table: &Table) -> Vec<String> {
         table.columns.iter().map(|column| format!("    {}", column.definition())).collect();
     let engine = match location.cluster {
         None => "ReplacingMergeTree".to_owned(),
-        // With the default path of the server, which contains `{uuid}`, a dropped table can be created again at once.
+        // With the default path of the server, which contains `{uuid}`, a dropped table can be created again immediately.
         Some(_) => "ReplicatedReplacingMergeTree".to_owned(),
     };
     let (local, on) = (&table.local, location.on_cluster());
@@ -97,15 +97,17 @@ fn projection(table: &Table) -> String {
     )
 }
 
-/// The name of the projection. No column name has this form in a projection, so a table of any dataset can have it.
+/// The name of the projection. Projections and columns have separate namespaces: a part stores the projection in the
+/// folder `qi_series.proj`. The name therefore cannot collide with a column of a dataset.
 const SERIES_PROJECTION: &str = "qi_series";
 
 /// The settings of a table with a projection. Without them, the server rejects the projection or its deletions.
 const PROJECTION_SETTINGS: &str =
     "deduplicate_merge_projection_mode = 'rebuild', lightweight_mutation_projection_mode = 'rebuild'";
 
-/// The settings of a table with a TTL. A part is dropped when all its rows have expired, and is not written again for
-/// some of them. A change of the TTL computes the expiry of existing parts without writing their rows again.
+/// The settings of a table with a TTL. The server drops a part when all its rows have expired; it does not rewrite a
+/// part to remove only some rows. A change of the TTL computes the expiry of existing parts without writing their rows
+/// again.
 const TTL_SETTINGS: &str = "ttl_only_drop_parts = 1, materialize_ttl_recalculate_only = 1";
 
 /// The number of rows between two marks of the primary index. A lookup of one row reads this many rows.
@@ -117,7 +119,7 @@ const NO_DATABASE: u16 = 81;
 /// The table that records the migration steps.
 const MIGRATIONS_TABLE: &str = "qi_migrations";
 
-/// The table that records all declarations of datasets that step 1 does not cover.
+/// The table that records all declarations of datasets that migration step 1 does not cover.
 const DATASETS_TABLE: &str = "qi_datasets";
 
 /// Applies the missing changes of the scope, and reports the settings that differ.
@@ -153,7 +155,7 @@ pub(super) async fn ensure(
             applied.extend(description);
         }
     }
-    Err(Cause::ConcurrentChange)
+    Err(Cause::ConcurrentChange { attempts: ROUNDS })
 }
 
 /// The current state of the schema in the database.
@@ -190,7 +192,7 @@ pub(super) async fn plan(
     }
     let (first, others): (Vec<&Table>, Vec<&Table>) =
         tables.iter().partition(|table| FIRST_DATASETS.contains(&table.dataset));
-    // Step 1 covers all four datasets. A program that omits one of them creates its tables without the step.
+    // Migration step 1 covers all four datasets. A program that omits one of them creates its tables without the step.
     let step = current.steps.is_empty() && first.len() == FIRST_DATASETS.len();
     if step {
         changes.push(Change::new(
@@ -208,7 +210,7 @@ pub(super) async fn plan(
             "INSERT INTO {} SELECT 1, 'tables', now64(6, 'UTC')",
             location.table_name(MIGRATIONS_TABLE)
         );
-        changes.push(Change::new("1 tables".to_owned(), sql));
+        changes.push(Change::new("migration step 1: tables".to_owned(), sql));
     }
     for table in others {
         declarations.extend(declaration_change(&location, table, &current)?);
@@ -233,7 +235,7 @@ async fn read_current_schema(
     tables: &[Table],
 ) -> Result<CurrentSchema, Cause> {
     let (client, location) = (&connections.bulk_client, TableLocation::of(config));
-    // Step 1 creates the tables of these datasets without a record of their columns.
+    // Migration step 1 creates the tables of these datasets without a recorded declaration.
     let mut recorded: HashMap<_, Vec<_>> =
         legacy_datasets::lines().into_iter().map(|(dataset, lines)| (dataset, vec![lines])).collect();
     let sql = format!(
@@ -395,7 +397,7 @@ fn table_changes(
                     continue;
                 }
                 (Some(StoredColumn { ty, .. }), _) if is_wider(&column.ty, ty) => {
-                    ("names of", format!("MODIFY COLUMN {} {}", column.sql, column.ty))
+                    ("enumeration names of", format!("MODIFY COLUMN {} {}", column.sql, column.ty))
                 }
                 (None, Some(after)) if optional => {
                     // A `Distributed` table stores no rows, so its columns have no codec.
@@ -444,12 +446,11 @@ fn declaration_change(
         format!("INSERT INTO {table} SELECT {name}, {columns}, sipHash64({name}, {columns}), now64(6, 'UTC')")
     };
     Ok((!covered)
-        .then(|| Change { is_declaration: true, ..Change::new(format!("record of {dataset}"), sql()) }))
+        .then(|| Change { is_declaration: true, ..Change::new(format!("declaration of {dataset}"), sql()) }))
 }
 
-/// Returns the TTL expression of a table. A TTL is a `DateTime`, which ends
-/// in 2106 and wraps to 1970. A later expiry is capped at the last second of that range, because the server would
-/// otherwise remove rows of the far future at once.
+/// Returns the TTL expression of a table. A TTL is a `DateTime`, which ends in 2106 and wraps to 1970. A later expiry is
+/// capped at the last second of that range, because the server would otherwise remove rows of the far future immediately.
 fn ttl_expression(table: &Table, hours: u32) -> String {
     let seconds = u64::from(hours) * 3600;
     format!(

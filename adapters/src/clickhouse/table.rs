@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::{PoisonError, RwLock};
 
 use qi_core::record::{
-    Column as Value, ColumnType, Dataset, FieldReader as _, FieldWriter as _, Owner, OwnerRef, RecordVec,
-    SeriesKey, SeriesType,
+    Column as DatasetColumn, ColumnType, Dataset, FieldReader as _, FieldWriter as _, Owner, OwnerRef,
+    RecordVec, SeriesKey, SeriesType,
 };
 use qi_core::{Bar, Error, Instrument, Interval, MarketSnapshot, Price, PriceTick, Quote, Timestamp};
 
@@ -37,7 +37,7 @@ impl Column {
         Self::new(name, TIME_TYPE, TIME_CODEC)
     }
 
-    fn of(value: &Value) -> Self {
+    fn of(value: &DatasetColumn) -> Self {
         // Delta, DoubleDelta, Gorilla and T64 do not support values of 16 bytes.
         let (ty, codec) = match value.ty {
             ColumnType::Decimal => (DECIMAL_TYPE.to_owned(), VALUE_CODEC),
@@ -152,7 +152,7 @@ impl<'a> TableLocation<'a> {
         self.cluster.map_or_else(String::new, |cluster| format!(" ON CLUSTER '{cluster}'"))
     }
 
-    /// Returns the table that lists the parts of all nodes.
+    /// Returns the table that lists the parts: of all nodes with a cluster, otherwise of the server.
     pub(super) fn system_parts(&self) -> String {
         self.cluster.map_or_else(
             || "system.parts".to_owned(),
@@ -177,7 +177,7 @@ impl<'a> TableLocation<'a> {
     }
 }
 
-/// Writes the columns after the series.
+/// Writes the time, the sequence number and the values of a record.
 pub(super) fn write_record(
     table: &Table,
     batch: &dyn qi_core::record::Records,
@@ -192,23 +192,23 @@ pub(super) fn write_record(
     batch.write(at, out);
 }
 
-/// The datasets of version 0.1.0. Step 1 creates their tables.
+/// The datasets of version 0.1.0. Migration step 1 (version 0.1.0) creates their tables.
 pub(super) const FIRST_DATASETS: [Dataset; 4] =
     [PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET];
 
 /// Returns a name for use in statements. The names of the first datasets are not SQL keywords. Other names may be,
 /// so they are quoted.
 pub(super) fn identifier(name: &str) -> String {
-    let own = |dataset: Dataset| {
+    let is_builtin_name = |dataset: Dataset| {
         let series = match dataset.series() {
             SeriesType::Instrument => ["exchange", "symbol"],
             SeriesType::Name { column, .. } => [column, column],
         };
         let keys = [dataset.interval(), Some(dataset.time()), dataset.seq()];
         let keys = keys.into_iter().flatten().chain(series).chain([dataset.name()]);
-        keys.chain(dataset.values().iter().map(|column| column.name)).any(|own| own == name)
+        keys.chain(dataset.values().iter().map(|column| column.name)).any(|builtin| builtin == name)
     };
-    if FIRST_DATASETS.into_iter().any(own) { name.to_owned() } else { format!("`{name}`") }
+    if FIRST_DATASETS.into_iter().any(is_builtin_name) { name.to_owned() } else { format!("`{name}`") }
 }
 
 /// Returns a text as an SQL literal.

@@ -67,11 +67,11 @@ impl ClickHouseStore {
             if let Some(state) = marked {
                 self.mark(&entries, &series, state).await?;
             }
-            for piece in split(&entries, self.inner.config.write.piece) {
+            for part in split(&entries, self.inner.config.write.max_request_records) {
                 let request = InsertRequest {
                     batch: Some(batch),
                     series: &encoded,
-                    entries: piece,
+                    entries: part,
                     is_marked: marked.is_some(),
                 };
                 self.send(table, &request).await?;
@@ -138,7 +138,7 @@ impl ClickHouseStore {
                 }
             }
         }
-        Err(Cause::ConcurrentChange)
+        Err(Cause::ConcurrentChange { attempts: MAX_ATTEMPTS })
     }
 
     /// Reads the column types from the database and stores the `Enum8` types with additional names. Returns whether

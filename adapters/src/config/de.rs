@@ -41,7 +41,9 @@ impl de::Error for Failure {
 
     // The message omits the value, because the value may be a password without quotes.
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("must be {}, not {}", plain_words(expected), type_name(&found)))
+        let found = type_name(&found);
+        let article = if found.starts_with('i') { "an" } else { "a" };
+        Self::custom(format_args!("must be {}, found {article} {found}", plain_words(expected)))
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -49,7 +51,7 @@ impl de::Error for Failure {
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
-        Self::custom(format_args!("must be one of {}, not {found}", expected.join(", ")))
+        Self::custom(format_args!("must be one of {}, found {found}", expected.join(", ")))
     }
 
     fn missing_field(field: &'static str) -> Self {

@@ -33,7 +33,7 @@ pub(super) fn process_variables() -> (Vec<(String, String)>, Vec<String>) {
 /// variable in `non_utf8`.
 pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf8: &[String]) -> Result<()> {
     if let Some(name) = non_utf8.first() {
-        return Err(refuse(name, "name and value must be valid UTF-8"));
+        return Err(reject(name, "name and value must be valid UTF-8"));
     }
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in variables {
@@ -41,14 +41,14 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf
         // Two variables that differ only in case set the same key. The order of the environment must not decide
         // between them.
         if let Some(other) = seen.insert(path.to_lowercase(), name.clone()) {
-            return Err(refuse(&name, &format!("names the same key as {other}")));
+            return Err(reject(&name, &format!("names the same key as {other}")));
         }
         let keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
         if keys.iter().any(String::is_empty) {
-            return Err(refuse(&name, "must be `QI__` and a path of keys, separated by two underscores"));
+            return Err(reject(&name, "must be `QI__` and a path of keys, separated by two underscores"));
         }
         if keys.len() > MAX_DEPTH {
-            return Err(refuse("QI__..", &format!("path has {} keys, maximum {MAX_DEPTH}", keys.len())));
+            return Err(reject("QI__..", &format!("path has {} keys, maximum {MAX_DEPTH}", keys.len())));
         }
         set(root, &forms::with_dots(keys), &name, value)?;
     }
@@ -59,14 +59,14 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf
 fn set(node: &mut Node, keys: &[String], variable: &str, text: String) -> Result<()> {
     let Some((key, rest)) = keys.split_first() else {
         if matches!(node.value, Value::Table(_)) {
-            return Err(refuse(variable, "names a section, not a key"));
+            return Err(reject(variable, "names a section, not a key"));
         }
         variable.clone_into(&mut node.origin);
         node.value = if text.is_empty() { Value::Unset } else { Value::Text(text) };
         return Ok(());
     };
     let Value::Table(table) = &mut node.value else {
-        return Err(refuse(variable, "continues after a key that is not a section"));
+        return Err(reject(variable, "continues after a key that is not a section"));
     };
     let child = table.entry(key.clone()).or_insert_with(|| Node {
         origin: variable.to_owned(),
@@ -75,7 +75,7 @@ fn set(node: &mut Node, keys: &[String], variable: &str, text: String) -> Result
     set(child, rest, variable, text)
 }
 
-fn refuse(variable: &str, rule: &str) -> Error {
+fn reject(variable: &str, rule: &str) -> Error {
     Error::new(ErrorKind::Config, "config.variable", "load")
         .with_message(rule)
         .with_context("origin", variable)

@@ -222,7 +222,7 @@ pub struct LimitSection {
     pub max_queued: usize,
     /// The maximum number of calls started per second. Defaults to no limit.
     pub rate: Option<f64>,
-    /// The maximum number of calls that may start at once after an idle period. Only used with a `rate`.
+    /// The maximum number of calls that may start concurrently after an idle period. Only used with a `rate`.
     pub burst: u32,
 }
 

@@ -129,7 +129,7 @@ impl Config {
     ///
     /// # Errors
     /// `Config` for an unknown backend, a backend that is not compiled in, or invalid settings. For a backend that is
-    /// not compiled in, the error names the feature that enables it. With `auto_schema`, also the errors of
+    /// not compiled in, the error names the feature that enables it. With `auto_schema`, the errors include those of
     /// `ensure_schema`.
     pub async fn open_store(&self) -> Result<Arc<dyn PriceStore>> {
         self.open_store_as(&self.store.backend).await

@@ -221,7 +221,7 @@ pub(super) fn postgres(section: &Section) -> Result<TimescaleConfig> {
         let off = key == "hypertables" && config.hypertables == Hypertables::Off;
         if section.has(key) && !off {
             let rule = "needs the TimescaleDB extension: use the backend `timescale`";
-            return Err(config.rules().refuse(key, "present", rule));
+            return Err(config.rules().reject(key, "present", rule));
         }
     }
     config.hypertables = Hypertables::Off;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use qi_core::bus::{
-    BusPingReport, CleanupPolicy, PartitionInfo, SettingDiff, TopicInfo, TopicName, TopicOutcome,
-    TopicPartition, TopicSpec, TopicState,
+    BusPingReport, PartitionInfo, SettingDiff, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    TopicState,
 };
 use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -407,11 +407,7 @@ fn described_partition(partition: &rdkafka::metadata::MetadataPartition) -> Opti
 /// Returns the settings of a specification, with the brokers' names.
 fn settings_of(spec: &TopicSpec) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
-    let policy = match spec.cleanup {
-        CleanupPolicy::Delete => "delete",
-        CleanupPolicy::Compact => "compact",
-    };
-    settings.insert("cleanup.policy".to_owned(), policy.to_owned());
+    settings.insert("cleanup.policy".to_owned(), spec.cleanup.as_str().to_owned());
     if let Some(retention) = spec.retention {
         settings.insert("retention.ms".to_owned(), retention.as_millis().to_string());
     }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::admin::AdminOperations;
 use super::config::RedpandaConfig;
 use super::connect::{self, KafkaContext, QueryClient, blocking};
-use super::consumer::{self, ConsumerHandle, ConsumerSettings, RedpandaSubscription, Start};
+use super::consumer::{self, ConsumerHandle, ConsumerSettings, PartitionSource, RedpandaSubscription};
 use super::error::{self, BACKEND};
 use super::producer::Publisher;
 use super::{client_config, groups, metadata};
@@ -221,11 +221,11 @@ impl RedpandaBus {
         settings: ConsumerSettings,
         client_config: ClientConfig,
         group: &str,
-        start: Start,
+        source: PartitionSource,
         operation: &'static str,
     ) -> Result<Box<dyn Subscription>> {
         let (admin, context) = (self.admin_client(operation)?, KafkaContext::new("consumer", group));
-        let (consumer, joined) = consumer::start(settings, admin, client_config, context, start)?;
+        let (consumer, joined) = consumer::start(settings, admin, client_config, context, source)?;
         let mut subscription = RedpandaSubscription::new(consumer.clone());
         self.register(consumer, operation)?;
         let failure = match timeout(JOIN_TIMEOUT, joined).await {
@@ -316,12 +316,12 @@ impl MessageBus for RedpandaBus {
             ..self.settings(request.max_buffered_bytes)
         };
         let group = request.group.as_str();
-        self.consume(settings, client_config, group, Start::Subscribe, "subscribe").await
+        self.consume(settings, client_config, group, PartitionSource::Subscribe, "subscribe").await
     }
 
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
-        self.check_open("read").await?;
-        let admin = self.admin_client("read")?;
+        self.check_open("open_reader").await?;
+        let admin = self.admin_client("open_reader")?;
         let mut topics: Vec<TopicName> = Vec::new();
         for (partition, _) in &request.from {
             if topics.last() != Some(&partition.topic) {
@@ -329,16 +329,16 @@ impl MessageBus for RedpandaBus {
             }
         }
         for topic in &topics {
-            let count = self.partitions(&admin, topic, "read").await?;
+            let count = self.partitions(&admin, topic, "open_reader").await?;
             let unknown = |(p, _): &&(TopicPartition, _)| p.topic == *topic && p.partition >= count;
             if let Some((partition, _)) = request.from.iter().find(unknown) {
-                return Err(error::unknown_partition(topic, partition.partition, "read"));
+                return Err(error::unknown_partition(topic, partition.partition, "open_reader"));
             }
         }
         let buffer = request.max_buffered_bytes;
         let client_config = client_config::reader(&self.config, buffer);
         let settings = ConsumerSettings { topics, ..self.settings(buffer) };
-        self.consume(settings, client_config, "", Start::Assign(request.from), "read").await
+        self.consume(settings, client_config, "", PartitionSource::Assign(request.from), "open_reader").await
     }
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
@@ -393,7 +393,7 @@ impl MessageBus for RedpandaBus {
         consumers.iter().for_each(ConsumerHandle::close);
         let deadline = Instant::now() + LEAVE_TIMEOUT;
         for consumer in consumers {
-            if !consumer.closed(deadline.saturating_duration_since(Instant::now())).await {
+            if !consumer.wait_closed(deadline.saturating_duration_since(Instant::now())).await {
                 tracing::warn!("bus closed, but a consumer has not left its group within 10 s");
             }
         }

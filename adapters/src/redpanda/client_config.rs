@@ -297,9 +297,9 @@ mod tests {
     fn panic_abort_is_rejected_without_allow_panic_abort() {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
         assert!(check_panic_strategy(&config, false).is_ok());
-        let refused = check_panic_strategy(&config, true).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Config);
-        assert_eq!(refused.context_value("key"), Some("bus.redpanda.allow_panic_abort"));
+        let rejected = check_panic_strategy(&config, true).unwrap_err();
+        assert_eq!(rejected.kind(), ErrorKind::Config);
+        assert_eq!(rejected.context_value("key"), Some("bus.redpanda.allow_panic_abort"));
         config.allow_panic_abort = true;
         assert!(check_panic_strategy(&config, true).is_ok());
     }

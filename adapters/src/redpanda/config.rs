@@ -313,7 +313,7 @@ impl RedpandaConfig {
     pub fn validate(&self) -> Result<()> {
         if self.brokers.is_none() {
             let rule = "is required: a comma-separated list of `host:port`";
-            return Err(self.rules().refuse("brokers", "none", rule));
+            return Err(self.rules().reject("brokers", "none", rule));
         }
         self.check_bounds()
     }
@@ -348,7 +348,7 @@ impl RedpandaConfig {
             || self.client_id.len() > 249
             || self.client_id.chars().any(char::is_control)
         {
-            return Err(rules.refuse("client_id", &self.client_id, "must be 1 to 249 printable characters"));
+            return Err(rules.reject("client_id", &self.client_id, "must be 1 to 249 printable characters"));
         }
         rules.within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
         let least = 2 * self.max_message_bytes as u64;
@@ -367,7 +367,7 @@ impl RedpandaConfig {
         }
         let tls = &self.tls;
         if tls.client_cert.is_some() != tls.client_key.is_some() {
-            return Err(rules.refuse(
+            return Err(rules.reject(
                 "tls",
                 "one of two",
                 "`client_cert` and `client_key` must be set together",
@@ -375,14 +375,14 @@ impl RedpandaConfig {
         }
         let files = tls.root_cert.is_some() || tls.client_cert.is_some();
         if files && !tls.enabled {
-            return Err(rules.refuse("tls.enabled", false, "must be true if a certificate file is set"));
+            return Err(rules.reject("tls.enabled", false, "must be true if a certificate file is set"));
         }
         let sasl = &self.sasl;
         let password = sasl.password.is_some() || sasl.password_file.is_some();
         let is_set = [sasl.mechanism.is_some(), sasl.username.is_some(), password];
         if is_set.contains(&true) && is_set.contains(&false) {
             let rule = "`mechanism`, `username` and `password` must be set together";
-            return Err(rules.refuse("sasl", "some of three", rule));
+            return Err(rules.reject("sasl", "some of three", rule));
         }
         for (key, value) in &self.properties {
             // librdkafka also accepts this prefix before a property of topics.
@@ -390,18 +390,18 @@ impl RedpandaConfig {
             if let Some((_, reason)) =
                 RESERVED_PROPERTIES.iter().find(|(reserved, _)| *reserved == key || *reserved == name)
             {
-                return Err(rules.refuse("properties", key, reason));
+                return Err(rules.reject("properties", key, reason));
             }
             if let Some((_, safe)) = VERIFICATION_PROPERTIES.iter().find(|(property, _)| property == key)
                 && !safe.iter().any(|safe| safe.eq_ignore_ascii_case(value.as_str()))
             {
                 let rule = "must not disable the verification of certificates and host names; `tls.root_cert` sets the \
                             certificate authority of the brokers";
-                return Err(rules.refuse("properties", key, rule));
+                return Err(rules.reject("properties", key, rule));
             }
             let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";
             if name != key && !own {
-                return Err(rules.refuse("properties", key, "must be written without the prefix `topic.`"));
+                return Err(rules.reject("properties", key, "must be written without the prefix `topic.`"));
             }
         }
         Ok(())
@@ -417,7 +417,7 @@ fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
         let has_valid_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
         let has_valid_brackets = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
         if !has_valid_host || !has_valid_brackets || !port.parse::<u16>().is_ok_and(|port| port > 0) {
-            return Err(rules.refuse("brokers", broker, "must be a comma-separated list of `host:port`"));
+            return Err(rules.reject("brokers", broker, "must be a comma-separated list of `host:port`"));
         }
     }
     Ok(())

@@ -1,17 +1,7 @@
 //! The reports of all librdkafka clients: their logs through `tracing`, their statistics as metrics, and the
 //! state of their connections.
 //!
-//! | metric | kind | labels | what |
-//! | --- | --- | --- | --- |
-//! | `qi_redpanda_sent_messages_total` | counter | client, group | messages sent, repetitions included |
-//! | `qi_redpanda_received_messages_total` | counter | client, group | messages received |
-//! | `qi_redpanda_request_retries_total` | counter | client, group | requests that were sent again |
-//! | `qi_redpanda_request_errors_total` | counter | client, group | requests that failed on the way |
-//! | `qi_redpanda_queued_messages` | gauge | client, group | messages in librdkafka's queues |
-//! | `qi_redpanda_queued_bytes` | gauge | client, group | bytes in librdkafka's send queue |
-//! | `qi_redpanda_round_trip_seconds` | histogram | client, group | a broker's mean round trip of one interval |
-//! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages between the commit and the end of a partition |
-//! | `qi_redpanda_unreadable_ranges_total` | counter | topic, partition | ranges of offsets that were skipped, because they cannot be decompressed |
+//! `docs/observability.md` lists the metrics `qi_redpanda_..`.
 //!
 //! `client` is `producer` or `consumer`. `group` is empty for all clients except group members. The values of several
 //! clients of one kind in a process are added.

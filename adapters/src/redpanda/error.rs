@@ -299,7 +299,7 @@ pub(super) fn publish_cancelled() -> Error {
 
 pub(super) fn no_valid_offset(partition: &TopicPartition, operation: &'static str) -> Error {
     error(ErrorKind::NotFound, "bus.redpanda.position", operation)
-        .with_message("the group has no valid offset in this partition, and `offset_reset` is `Error`")
+        .with_message("no valid commit, and offset_reset is error")
         .with_context("partition", partition)
 }
 

@@ -44,7 +44,7 @@ pub(super) fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
     partitions.collect()
 }
 
-/// The answer of the brokers for each partition.
+/// The response of the brokers for each partition.
 type PartitionResults<T> = BTreeMap<TopicPartition, KafkaResult<T>>;
 
 fn offsets_of(list: &TopicPartitionList) -> PartitionResults<Offset> {

@@ -98,7 +98,7 @@ impl SqliteConfig {
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
         if self.path == Path::new("") {
-            return Err(RULES.refuse("path", "none", "is required"));
+            return Err(RULES.reject("path", "none", "is required"));
         }
         self.check_bounds()
     }
@@ -109,10 +109,10 @@ impl SqliteConfig {
         let shown = path.display();
         match path.to_str() {
             Some(text) if Self::has_scheme(text) => {
-                return Err(RULES.refuse("path", shown, "must be the path of a file, without a scheme"));
+                return Err(RULES.reject("path", shown, "must be the path of a file, without a scheme"));
             }
             Some(text) if !text.contains('\0') => {}
-            _ => return Err(RULES.refuse("path", shown, "must be UTF-8 without NUL")),
+            _ => return Err(RULES.reject("path", shown, "must be UTF-8 without NUL")),
         }
         let (min, max) = (Duration::from_millis(1), Duration::from_hours(1));
         RULES.duration_within("lock_timeout", *lock_timeout, min, max)?;
@@ -121,7 +121,7 @@ impl SqliteConfig {
         RULES.within("mmap_bytes", *mmap_bytes, 0, 1 << 40)?;
         RULES.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         match datasets.iter().find(|dataset| dataset.name().starts_with("sqlite_")) {
-            Some(dataset) => Err(RULES.refuse(
+            Some(dataset) => Err(RULES.reject(
                 "path",
                 shown,
                 format_args!("SQLite reserves the name of dataset {dataset}"),

@@ -140,7 +140,7 @@ impl Cause {
                     error = error.with_context("sqlite_code", code(&**source));
                 }
                 if matches!(name, "store.sqlite.permission" | "store.sqlite.read_only") {
-                    let rule = "the process must be able to write the file and its folder, also for reads";
+                    let rule = "the process must be able to write the file and its folder, even for reads";
                     error = error.with_message(rule);
                 }
                 if name == DISK_FULL {

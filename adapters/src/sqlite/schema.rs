@@ -147,7 +147,7 @@ fn changes(current: &Current, tables: &[Table]) -> Result<Vec<Change>, Cause> {
         change(None, OWNERS_TABLE.to_owned());
         change(None, DATASETS_TABLE.to_owned());
         change(None, format!("PRAGMA application_id = {APPLICATION}"));
-        change(Some("1 tables".to_owned()), format!("PRAGMA user_version = {VERSION}"));
+        change(Some("migration step 1: tables".to_owned()), format!("PRAGMA user_version = {VERSION}"));
     }
     for table in tables {
         let dataset = table.dataset;
@@ -170,7 +170,7 @@ fn changes(current: &Current, tables: &[Table]) -> Result<Vec<Change>, Cause> {
             // The first line is the key. An enumeration with more names needs no other type.
             if is_stored && let Some(column) = at.checked_sub(1).and_then(|at| dataset.values().get(at)) {
                 let is_new = at >= recorded.len();
-                let what = if is_new { "column" } else { "names of" };
+                let what = if is_new { "column" } else { "enumeration names of" };
                 description = Some(format!("{what} {dataset}.{}", column.name));
                 if is_new {
                     let sql = format!("ALTER TABLE {} ADD COLUMN {}", table.name, definition(column));

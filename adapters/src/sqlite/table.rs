@@ -60,7 +60,7 @@ impl Table {
         let row = format!("({})", vec!["?"; width].join(", "));
         let insert = |rows: usize| {
             let values = vec![&*row; rows].join(", ");
-            // Replaces all columns, also columns of a newer version of the program.
+            // Replaces all columns, including columns of a newer version of the program.
             format!("INSERT OR REPLACE INTO {name} (_owner, {interval}{columns}) VALUES {values}")
         };
         let sizes = ROWS.into_iter().filter(|rows| rows * width <= MAX_PARAMETERS);

@@ -59,7 +59,7 @@ pub(super) async fn missing(
         match known.get(name) {
             None if are_new => missing.push(MissingObject::new(label, add)),
             None => {
-                // The first step locks the table, but only for a moment. The second reads all rows beside writers.
+                // The first step locks the table, but only for a moment. The second reads all rows while writers run.
                 missing.push(MissingObject::new(label.clone(), add + " NOT VALID"));
                 missing.push(MissingObject::new(format!("validation of {label}"), validate));
             }

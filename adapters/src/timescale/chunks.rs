@@ -45,7 +45,7 @@ const GROWTH: i64 = 4;
 /// after the cached chunk.
 const NEWEST_TTL: Duration = Duration::from_secs(1);
 
-/// The interval at which a writer queries the chunks in the columnstore. The answer affects only the speed of a write.
+/// The interval at which a writer queries the chunks in the columnstore. The result affects only the speed of a write.
 const CONVERTED_TTL: Duration = Duration::from_secs(30);
 
 /// The number of newest chunks that `latest` reads first.

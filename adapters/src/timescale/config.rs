@@ -270,11 +270,10 @@ impl Default for ServerLimitsSection {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WriteSection {
-    /// The number of records from which COPY is used for a piece of a batch. Smaller pieces are merged. Defaults to
-    /// 1,000.
+    /// The minimum number of records of a statement for COPY. Statements with fewer records merge. Defaults to 1,000.
     pub copy_from: usize,
     /// The maximum number of records in one statement. Defaults to 50,000.
-    pub piece: usize,
+    pub max_statement_records: usize,
     /// The maximum number of connections for one batch. A batch uses further connections only if the pool has idle
     /// connections or room. Defaults to 2.
     pub connections: usize,
@@ -282,7 +281,7 @@ pub struct WriteSection {
 
 impl Default for WriteSection {
     fn default() -> Self {
-        Self { copy_from: 1_000, piece: 50_000, connections: 2 }
+        Self { copy_from: 1_000, max_statement_records: 50_000, connections: 2 }
     }
 }
 
@@ -338,7 +337,7 @@ impl TimescaleConfig {
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
         if self.url.is_none() && self.host.is_none() {
-            return Err(self.rules().refuse("url", "none", "`url` or `host` is required"));
+            return Err(self.rules().reject("url", "none", "`url` or `host` is required"));
         }
         self.check_bounds()
     }
@@ -371,10 +370,10 @@ impl TimescaleConfig {
         if !has_valid_characters || first.is_ascii_digit() || schema.len() > 63 || is_system_schema {
             let rule = "must be lower-case letters, digits and underscores, at most 63 characters, must not begin with a digit, \
                         and must not be a system schema (information_schema, pg_.., timescaledb_..)";
-            return Err(rules.refuse("schema", schema, rule));
+            return Err(rules.reject("schema", schema, rule));
         }
         if self.tls.client_cert.is_some() != self.tls.client_key.is_some() {
-            return Err(rules.refuse(
+            return Err(rules.reject(
                 "tls",
                 "one of two",
                 "`client_cert` and `client_key` must be set together",
@@ -411,15 +410,15 @@ impl TimescaleConfig {
             MAX_DURATION,
         )?;
         rules.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
-        rules.within("write.piece", write.piece as u64, 1, 100_000)?;
+        rules.within("write.max_statement_records", write.max_statement_records as u64, 1, 100_000)?;
         rules.within("write.connections", write.connections as u64, 1, 64)?;
         for (section, ages) in [("columnstore", columnstore), ("retention", retention)] {
             if !ages.is_empty() && self.hypertables == Hypertables::Off {
-                return Err(rules.refuse(section, "", "needs hypertables = \"on\""));
+                return Err(rules.reject(section, "", "needs hypertables = \"on\""));
             }
         }
         if !self.columnstore_layout.is_empty() && self.hypertables == Hypertables::Off {
-            return Err(rules.refuse("columnstore_layout", "", "needs hypertables = \"on\""));
+            return Err(rules.reject("columnstore_layout", "", "needs hypertables = \"on\""));
         }
         if self.materialized_bars == Some(true) && retention.get("ticks").is_some() {
             let rule = "must have no entry for ticks with `materialized_bars`, because a job of the server marks no bars \
@@ -441,7 +440,7 @@ impl TimescaleConfig {
             let Some(dataset) = datasets.get(name) else {
                 let known: Vec<_> = datasets.iter().map(qi_core::Dataset::name).collect();
                 let rule = format!("must name a dataset of the program: {}", known.join(", "));
-                return Err(rules.refuse(section, name, rule));
+                return Err(rules.reject(section, name, rule));
             };
             let Some(layout) = columnstore_layout.get(name) else { continue };
             let known = layout_columns(dataset);
@@ -451,7 +450,7 @@ impl TimescaleConfig {
                 let is_segment = layout.segment_by.iter().flatten().any(|column| column == entry);
                 if !known.contains(&column) || (is_ordered && is_segment) {
                     let rule = format!("must name columns of the table: {}", known.join(", "));
-                    return Err(rules.refuse(&format!("columnstore_layout.{name}"), entry, rule));
+                    return Err(rules.reject(&format!("columnstore_layout.{name}"), entry, rule));
                 }
             }
         }
@@ -491,7 +490,7 @@ const URL_PARAMETERS: &[&str] = &[
 /// known name. Any other name may be a part of a password that contains `?` or `&`.
 fn check_url(rules: &Rules, url: &str) -> Result<()> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(rules.refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
+        return Err(rules.reject("url", "not shown", "must begin with postgres:// or postgresql://"));
     }
     let parameters = url.split_once('?').map_or("", |(_, rest)| rest);
     let parameters = parameters.split_once('#').map_or(parameters, |(parameters, _)| parameters);
@@ -505,7 +504,7 @@ fn check_url(rules: &Rules, url: &str) -> Result<()> {
             );
             let is_similar = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
             let shown = if URL_PARAMETERS.iter().any(is_similar) { name } else { "not shown" };
-            return Err(rules.refuse("url", shown, rule));
+            return Err(rules.reject("url", shown, rule));
         }
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Errors of the driver and the server, and their mapping to the library's errors in one table.
 
+use std::time::Duration;
+
 use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
 
 use super::BACKEND;
@@ -14,8 +16,8 @@ pub(super) enum Cause {
     #[error("all {in_use} connections of the pool are in use")]
     PoolExhausted { in_use: u32 },
     /// No connection was opened within the acquire timeout, although the pool was not exhausted.
-    #[error("no connection within the acquire timeout")]
-    AcquireTimeout,
+    #[error("no connection within {timeout:?}")]
+    AcquireTimeout { timeout: Duration },
     /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
@@ -196,7 +198,7 @@ impl Cause {
             Self::PoolExhausted { in_use } => new(ErrorKind::Overloaded, "store.timescale.pool")
                 .with_message(self)
                 .with_context("in_use", in_use),
-            Self::AcquireTimeout => {
+            Self::AcquireTimeout { .. } => {
                 new(ErrorKind::Unavailable, "store.timescale.no_answer").with_message(self)
             }
             Self::Schema { .. } => {
@@ -315,6 +317,19 @@ mod tests {
     }
 
     #[test]
+    fn errors_page_lists_every_sqlstate_under_its_kind() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        for (state, kind, _) in SQLSTATES {
+            let row = format!("| `{kind:?}` |");
+            let shown = if state.len() == 2 { format!("{state}*") } else { (*state).to_owned() };
+            let mut cells = page.lines().filter(|l| l.starts_with(&row)).filter_map(|l| l.split('|').nth(4));
+            let listed = cells.any(|cell| cell.split([' ', ',', '.', ';']).any(|code| code == shown));
+            assert!(listed, "docs/errors.md does not list {shown} as {kind:?}");
+        }
+    }
+
+    #[test]
     fn every_driver_error_has_a_kind() {
         use sqlx::Error as Sql;
         let of = |error: Sql| {
@@ -348,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_startup_parameter_is_a_configuration_error() {
+    fn unsupported_startup_parameter_is_a_configuration_error() {
         for parameter in ["extra_float_digits", "options", "in options: jit"] {
             let message: &'static str = format!("unsupported startup parameter: {parameter}").leak();
             let error = Cause::Sql(ServerError::sql("08P01", message)).into_error(Operation::Range);
@@ -369,7 +384,7 @@ mod tests {
         assert!(Cause::Sql(sqlx::Error::Io(io::ErrorKind::BrokenPipe.into())).ends_connection());
         assert!(Cause::Sql(sqlx::Error::Protocol("unexpected message".into())).ends_connection());
         assert!(!Cause::Sql(sqlx::Error::RowNotFound).ends_connection());
-        assert!(!Cause::AcquireTimeout.ends_connection());
+        assert!(!Cause::AcquireTimeout { timeout: Duration::ZERO }.ends_connection());
     }
 
     #[test]
@@ -379,7 +394,7 @@ mod tests {
             (error.kind(), error.retry().is_retryable())
         };
         assert_eq!(of(Cause::PoolExhausted { in_use: 8 }), (ErrorKind::Overloaded, true));
-        assert_eq!(of(Cause::AcquireTimeout), (ErrorKind::Unavailable, true));
+        assert_eq!(of(Cause::AcquireTimeout { timeout: Duration::ZERO }), (ErrorKind::Unavailable, true));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
         assert_eq!(of(Cause::SchemaLocked), (ErrorKind::Timeout, true));

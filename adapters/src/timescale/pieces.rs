@@ -54,14 +54,14 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_has_bounded_records() {
+    fn statements_have_at_most_the_maximum_number_of_records() {
         assert_eq!(sizes([0; 10], 4), [4, 4, 2]);
         assert_eq!(sizes([0; 10], 10), [10]);
         assert_eq!(sizes([0], 1), [1]);
     }
 
     #[test]
-    fn a_piece_spans_few_chunks() {
+    fn statements_span_at_most_50_chunks() {
         assert_eq!(sizes(0..120, 1_000), [50, 50, 20]);
         assert_eq!(
             sizes([-3_000, 0, 1, 2, 2_600, 2_601], 1_000),

@@ -434,7 +434,7 @@ async fn steps(connection: &mut PgConnection<'_>, config: &TimescaleConfig) -> R
     let (done, all) = (applied_steps(connection, &config.schema).await?, migrations());
     check_applied_steps(&done, &all)?;
     for step in all.into_iter().filter(|step| !done.iter().any(|(version, _)| *version == step.version)) {
-        let label = format!("{} {}", step.version, step.description);
+        let label = format!("migration step {}: {}", step.version, step.description);
         let statements = vec![step.sql.as_str().to_owned()];
         steps.push(Step { kind: StepKind::Migration(step), ..Step::new(label, statements) });
     }
@@ -517,18 +517,18 @@ async fn dataset_steps(
     let mut steps = Vec::new();
     for table in tables {
         let name = table.name();
-        let refuse = |problem: &str| Err(Cause::Schema { rule: format!("table {name}: {problem}") });
+        let reject = |problem: &str| Err(Cause::Schema { rule: format!("table {name}: {problem}") });
         let (lines, columns) = (stored.lines.get(name), existing.get(name));
         match (lines, columns) {
             (None, None) => steps.push(create_step(config, table)),
             (None, Some(_)) => {
-                return refuse(
+                return reject(
                     "exists, but no dataset of this library created it; use another schema or another name",
                 );
             }
             (Some(lines), None) if !(is_new && stored.first.contains(name)) => {
                 let rows = lines.len();
-                return refuse(&format!(
+                return reject(&format!(
                     "is missing; restore it, or delete its {rows} rows from {DATASETS_TABLE}"
                 ));
             }
@@ -664,7 +664,7 @@ fn column_steps(config: &TimescaleConfig, table: &Table, stored: usize, changes:
     for (column, at) in changes.iter().filter_map(|at| Some((table.values().get(at.checked_sub(1)?)?, *at))) {
         let mut statements = vec![insert_line(config, name, at, &lines[at])];
         let label = if at < stored {
-            format!("names of {}.{}", name, column.name)
+            format!("enumeration names of {}.{}", name, column.name)
         } else {
             statements
                 .insert(0, format!("ALTER TABLE {} ADD COLUMN {}", table.relation(), column.definition()));

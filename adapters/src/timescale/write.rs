@@ -88,7 +88,7 @@ impl TimescaleStore {
             SeriesType::Name { .. } => None,
         };
         let write = BatchWrite { store: self, registered, batch, names: &series.names };
-        let pieces = split(&entries, self.inner.config.write.piece);
+        let pieces = split(&entries, self.inner.config.write.max_statement_records);
         let writers = self.inner.config.write.connections.min(pieces.len());
         let queue = std::sync::Mutex::new(pieces.into_iter());
         // When the first writer has finished, the other writers stop waiting for a connection.
@@ -210,7 +210,7 @@ impl<'a> BatchWrite<'a> {
             "timescale.write",
             dataset = self.registered.table.name(),
             rows = records.len(),
-            way = tracing::field::Empty,
+            write_path = tracing::field::Empty,
         );
         let work = async {
             if let WritePath::Copy = path {
@@ -225,8 +225,8 @@ impl<'a> BatchWrite<'a> {
             Ok(path)
         };
         let path = work.instrument(span.clone()).await?;
-        span.record("way", path.as_str());
-        let labels = [("dataset", self.registered.table.name()), ("way", path.as_str())];
+        span.record("write_path", path.as_str());
+        let labels = [("dataset", self.registered.table.name()), ("write_path", path.as_str())];
         metrics::counter!("qi_timescale_written_rows_total", &labels).increment(records.len() as u64);
         metrics::counter!("qi_timescale_written_pieces_total", &labels).increment(1);
         Ok(())

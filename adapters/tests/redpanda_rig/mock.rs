@@ -177,7 +177,7 @@ impl BusEnv for MockEnv {
     }
 
     async fn delete_records(&self, _: &TopicPartition, _: u64) -> Result<()> {
-        Err(Error::new(ErrorKind::Unsupported, "mock.trim", "trim"))
+        Err(Error::new(ErrorKind::Unsupported, "mock.delete_records", "delete_records"))
     }
 
     fn now(&self) -> Timestamp {

@@ -34,7 +34,7 @@ pub struct ExportOptions {
     /// True to read every existing file and to compare its SHA-256 with its manifest. Defaults to false: only the
     /// size and the metadata of existing files are compared.
     pub verify_existing: bool,
-    /// The number of series that are exported at once. Defaults to 2.
+    /// The number of series that are exported concurrently. Defaults to 2.
     pub concurrency: usize,
     /// Stops the export between two pages.
     pub stop: CancellationToken,

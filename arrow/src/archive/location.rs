@@ -26,7 +26,7 @@ use crate::{Content, parquet_file};
 const MAX_MANIFEST: u64 = 64 * 1024;
 /// The size of one part of an upload.
 const PART: usize = 8 * 1024 * 1024;
-/// The number of parts of one file that are uploaded at once.
+/// The number of parts of one file that are uploaded concurrently.
 const PARTS_IN_FLIGHT: usize = 4;
 /// The bytes at the end of a Parquet file that are read to find its metadata.
 const FOOTER: u64 = 64 * 1024;

@@ -12,7 +12,7 @@ use crate::{Content, Decimals};
 /// The version of the layout of an archive.
 const FORMAT: u32 = 1;
 
-/// The description of one data file, which is stored beside it as `_<period>.json`.
+/// The description of one data file, which is stored in the same folder as `_<period>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Manifest {

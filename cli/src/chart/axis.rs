@@ -167,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_short() {
+    fn volume_labels_are_abbreviated() {
         let shown = [0.0, 0.000_000_01, 0.25, 999.0, 1_000.0, 1_234_567.0, 2.5e12, 1e17].map(volume);
         assert_eq!(shown, ["0", "1.0e-8", "0.25", "999", "1k", "1.23M", "2.5T", "1.0e17"]);
     }
 
     #[test]
-    fn times_are_round() {
+    fn time_labels_are_round() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap().as_micros();
         let labels = |start: &str, end: &str, count| -> Vec<String> {
             times(at(start), at(end), count).into_iter().map(|(_, label)| label).collect()

@@ -148,7 +148,7 @@ fn picture(plan: &Plan, bars: &[Bar]) -> Result<Picture> {
     })
 }
 
-/// Writes a new file beside the path and renames it.
+/// Writes a new file in the folder of the path and renames it.
 fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {

@@ -22,7 +22,7 @@ type Group = (TopicName, Option<TopicName>, Option<String>);
 /// The dead letters of one group.
 #[derive(Debug, Clone, Copy, Default)]
 struct GroupCounts {
-    letters: u64,
+    dead_letters: u64,
     copies: u64,
     first: Option<Timestamp>,
     last: Option<Timestamp>,
@@ -30,6 +30,7 @@ struct GroupCounts {
 
 /// The result of [`list()`].
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct DeadLetterCounts {
     groups: BTreeMap<Group, GroupCounts>,
     /// The partitions that were not read up to their end.
@@ -41,14 +42,21 @@ pub struct DeadLetterCounts {
 impl DeadLetterCounts {
     /// Returns one row for each dead letter topic, origin topic and error code.
     pub fn listing(&self) -> Listing {
-        let mut listing =
-            Listing::new(["dead letter topic", "origin topic", "code", "letters", "copies", "first", "last"]);
+        let mut listing = Listing::new([
+            "dead letter topic",
+            "origin topic",
+            "code",
+            "dead letters",
+            "copies",
+            "first",
+            "last",
+        ]);
         for ((topic, origin, code), counts) in &self.groups {
             listing.push([
                 text(topic),
                 maybe(origin.as_ref()),
                 maybe(code.as_ref()),
-                counts.letters.into(),
+                counts.dead_letters.into(),
                 counts.copies.into(),
                 maybe(counts.first),
                 maybe(counts.last),
@@ -111,7 +119,7 @@ impl DeadLetterCounts {
         if copy {
             counts.copies += 1;
         } else {
-            counts.letters += 1;
+            counts.dead_letters += 1;
         }
         if let Some(time) = letter.0.timestamp {
             counts.first = Some(counts.first.map_or(time, |first| first.min(time)));

@@ -53,6 +53,7 @@ impl Plan {
 
 /// The number of dead letters by result, over all runs of a progress file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Counts {
     /// The published messages of each target topic.
     pub redriven: BTreeMap<TopicName, u64>,
@@ -76,6 +77,7 @@ pub struct Counts {
 
 /// The result of [`redrive()`].
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct RedriveReport {
     /// The number of dead letters by result.
     pub counts: Counts,
@@ -97,7 +99,7 @@ impl RedriveReport {
 
     /// Returns one row for each result.
     pub fn listing(&self) -> Listing {
-        let mut listing = Listing::new(["result", "topic", "letters"]);
+        let mut listing = Listing::new(["result", "topic", "dead letters"]);
         for (topic, number) in &self.counts.redriven {
             listing.push([text("redriven"), text(topic), (*number).into()]);
         }
@@ -246,7 +248,7 @@ impl<'a> Run<'a> {
                 .or_insert(PartitionProgress { end: *high, ..PartitionProgress::default() });
             if at.end > *high {
                 let rule = format!(
-                    "has offset {} as the end of {partition}, which now ends at {high}: is it another topic of this name?",
+                    "has offset {} as the end of {partition}, which now ends at {high}; the topic may have been recreated",
                     at.end
                 );
                 return Err(Error::invalid(

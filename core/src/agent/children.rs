@@ -49,14 +49,14 @@ impl Children {
         let runtime = tokio::runtime::Handle::try_current().map_err(|source| {
             Error::new(ErrorKind::Internal, "agent.child.runtime", "spawn").with_source(source)
         })?;
-        let refuse = |kind, code, why: &str| Err(agent_error(kind, code, "spawn", agent, why));
+        let reject = |kind, code, why: &str| Err(agent_error(kind, code, "spawn", agent, why));
         let mut set = lock(&self.set);
         if set.closed {
-            return refuse(ErrorKind::Closed, "agent.child.closed", "the incarnation has ended");
+            return reject(ErrorKind::Closed, "agent.child.closed", "the incarnation has ended");
         }
         let tasks = set.tasks.get_or_insert_with(JoinSet::new);
         if tasks.len() >= max {
-            return refuse(ErrorKind::Overloaded, "agent.child.limit", "child task limit reached");
+            return reject(ErrorKind::Overloaded, "agent.child.limit", "child task limit reached");
         }
         let label = label.to_owned();
         let task = async move {

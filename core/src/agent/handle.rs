@@ -6,7 +6,7 @@ use std::sync::Arc;
 use metrics::gauge;
 
 use super::agent_task::AgentTask;
-use super::health::{self, HealthReport};
+use super::health::{self, RuntimeHealth};
 use super::report::{AgentReport, RemovedAgent, RuntimeReport, ShutdownCause};
 use super::set::{AgentSet, ShutdownOnDrop};
 use super::spec::AgentSpec;
@@ -185,7 +185,7 @@ impl RuntimeHandle {
     }
 
     /// Returns the health of the runtime. Performs no I/O.
-    pub fn health(&self) -> HealthReport {
+    pub fn health(&self) -> RuntimeHealth {
         health::report(self.set())
     }
 

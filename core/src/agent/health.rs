@@ -17,7 +17,7 @@ const DEAD_AFTER_LIMITS: u32 = 3;
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 #[allow(clippy::struct_excessive_bools, reason = "each answers a separate probe")]
-pub struct HealthReport {
+pub struct RuntimeHealth {
     /// True if every critical agent is ready and no shutdown has begun.
     pub ready: bool,
     /// True if each critical agent has been Running once. Agents that are added later do not reset it.
@@ -45,7 +45,7 @@ pub struct AgentHealthReport {
     pub snapshot: AgentSnapshot,
 }
 
-pub(super) fn report(set: &AgentSet) -> HealthReport {
+pub(super) fn report(set: &AgentSet) -> RuntimeHealth {
     let (states, shutting_down) = (set.agents(), set.shared.is_shutting_down());
     let agents: Vec<AgentHealthReport> = states.iter().map(|state| agent(state)).collect();
     let has_run = |state: &AgentState| !state.settings.critical || state.has_run();
@@ -57,7 +57,7 @@ pub(super) fn report(set: &AgentSet) -> HealthReport {
     if states.iter().all(|state| has_run(state)) {
         set.started.store(true, Ordering::Relaxed);
     }
-    HealthReport {
+    RuntimeHealth {
         ready: !shutting_down && agents.iter().all(|agent| agent.ready || !agent.critical),
         started: set.started.load(Ordering::Relaxed),
         live: states.iter().all(|state| is_live(state)),

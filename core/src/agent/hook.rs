@@ -106,7 +106,7 @@ pub(super) async fn run_hook<'a>(
     let watchdog = state.settings.watchdog.filter(|_| phase == Phase::Run);
     let soft_deadline_applied = false;
     let mut limits = Limits { cx, phase, deadline, watchdog, stop_by: None, soft_deadline_applied };
-    // A hook that is usually ready at once is polled first, without the cost of timers and wakers: `initialize` and
+    // A hook that is usually ready at its first poll is polled first, without the cost of timers and wakers: `initialize` and
     // `cleanup` at their start, `run` after a stop.
     let mut registered = phase == Phase::Run;
     let (exit, dropped) = loop {

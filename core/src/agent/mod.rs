@@ -58,7 +58,7 @@ pub use crate::backoff::Backoff;
 pub use builder::AgentRuntimeBuilder;
 pub use context::AgentContext;
 pub use handle::RuntimeHandle;
-pub use health::{AgentHealthReport, HealthReport};
+pub use health::{AgentHealthReport, RuntimeHealth};
 pub use metrics::MetricsObserver;
 pub use observe::{Observer, TracingObserver};
 pub use port::{Agent, AgentFn, agent_fn};

@@ -70,7 +70,7 @@ impl Observer for TracingObserver {
             ),
             _ => tracing::info!(
                 target: "qi_core::agent",
-                %agent, seq, incarnation, %from, %to, exit = exit.map(tracing::field::display), "agent"
+                %agent, seq, incarnation, %from, %to, exit = exit.map(tracing::field::display), "agent status changed"
             ),
         }
     }

@@ -32,7 +32,7 @@ use crate::Result;
 /// A hook that is added later has a default body, so that an implementation still compiles.
 ///
 /// ```
-/// use qi_core::{Result, agent::{Agent, AgentContext, ExitReason}};
+/// use qi_core::{Result, agent::{Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason}};
 ///
 /// struct Poller { polls: u64 }
 ///
@@ -50,6 +50,14 @@ use crate::Result;
 ///         Ok(())
 ///     }
 /// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// let spec = AgentSpec::new("poller", || Poller { polls: 0 });
+/// let runtime = AgentRuntime::builder().agent(spec).build()?;
+/// // A program calls `run_with_signals`. Here the shutdown begins after 10 ms.
+/// runtime.run_until(tokio::time::sleep(std::time::Duration::from_millis(10))).await.result()
+/// # }
 /// ```
 #[async_trait]
 #[auto_impl(Box)]
@@ -67,7 +75,7 @@ pub trait Agent: Send {
     /// Releases all resources. `exit` is the reason for the end. Must accept a value with a partial `initialize` or
     /// `run`.
     ///
-    /// The context is cancelled at this point, so its waiting methods return at once. Wait with plain futures instead.
+    /// The context is cancelled at this point, so its waiting methods return immediately. Wait with plain futures instead.
     /// The cleanup timeout applies.
     async fn cleanup(&mut self, cx: &AgentContext, exit: &ExitReason) -> Result<()> {
         let _ = (cx, exit);

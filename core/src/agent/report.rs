@@ -40,6 +40,7 @@ impl fmt::Display for ShutdownCause {
 
 /// The way in which an agent ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Termination {
     /// The hooks of the last incarnation ended without being dropped.
     Orderly,

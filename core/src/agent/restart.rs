@@ -9,6 +9,7 @@ use crate::{Backoff, Error, Result, RetryAdvice};
 
 /// The exits after which an agent restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum RestartMode {
     /// No restart: every failure is final.
     Never,
@@ -91,6 +92,7 @@ impl RestartPolicy {
 
 /// The decision after an exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Decision {
     /// The agent ends as Stopped.
     Done,
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mode_decides_on_every_exit() {
+    fn restart_decision_depends_on_mode_and_exit() {
         let restarts = |policy: RestartPolicy, exit: &ExitReason| {
             matches!(delays(policy, 1, std::slice::from_ref(exit))[0], Decision::RestartAfter(_))
         };

@@ -40,7 +40,7 @@ pub(super) struct AgentSet {
     on_deadline_exceeded: Mutex<Option<OnDeadlineExceeded>>,
     registry: Mutex<Registry>,
     hard_deadline: HardDeadline,
-    /// Cancelled to expire the soft deadline at once.
+    /// Cancelled to expire the soft deadline immediately.
     expire_now: CancellationToken,
 }
 
@@ -182,7 +182,7 @@ impl AgentSet {
             tracing::warn!(
                 target: "qi_core::agent",
                 ?needed, ?available,
-                "the longest dependency path needs more time than the shutdown has; its limits shrink in proportion"
+                "stop and cleanup limits of the longest dependency path exceed the soft deadline; limits are scaled down"
             );
         }
     }
@@ -284,7 +284,7 @@ impl AgentSet {
         self.arm_deadlines(&registry);
         let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
-        tracing::info!(target: "qi_core::agent", cause = text, "shutdown");
+        tracing::info!(target: "qi_core::agent", cause = text, "shutdown begins");
         for agent in to_stop {
             agent.request_stop();
         }
@@ -340,32 +340,32 @@ impl Registry {
     /// Checks a spec and returns the ids of its dependencies without duplicates.
     fn check(&self, id: u64, spec: &AgentSpec) -> Result<Vec<u64>> {
         let name = &spec.name;
-        let refuse = |kind, code, message: String| Err(agent_error(kind, code, "add", name, message));
+        let reject = |kind, code, message: String| Err(agent_error(kind, code, "add", name, message));
         self.check_open("add", name)?;
         if name.is_empty() {
             let message = format!("agent number {} has no name", id + 1);
-            return refuse(ErrorKind::Config, "agent.name", message);
+            return reject(ErrorKind::Config, "agent.name", message);
         }
         spec.check().map_err(|error| error.with_context("agent", name))?;
         if self.ids.contains_key(name.as_str()) {
             let message = "two agents cannot have the same name".to_owned();
-            return refuse(ErrorKind::Config, "agent.name", message);
+            return reject(ErrorKind::Config, "agent.name", message);
         }
         let mut dependencies = Vec::with_capacity(spec.depends_on.len());
         for dependency in &spec.depends_on {
             let Some(&id) = self.ids.get(dependency.as_str()) else {
                 let message = format!("depends on {dependency}, which does not exist");
-                return refuse(ErrorKind::Config, "agent.dependency.unknown", message);
+                return reject(ErrorKind::Config, "agent.dependency.unknown", message);
             };
             let Member { state, alive, .. } = &self.members[&id];
             if spec.settings.critical && !state.settings.critical {
                 let message = format!("is critical and depends on {dependency}, which is best effort");
-                return refuse(ErrorKind::Config, "agent.dependency.best_effort", message);
+                return reject(ErrorKind::Config, "agent.dependency.best_effort", message);
             }
             let completed = state.settings.run_to_completion && state.started.get() == Some(&true);
             if !(completed || *alive && !state.must_stop()) {
                 let message = format!("depends on {dependency}, which has ended or is stopping");
-                return refuse(ErrorKind::Conflict, "agent.dependency.ended", message);
+                return reject(ErrorKind::Conflict, "agent.dependency.ended", message);
             }
             if !dependencies.contains(&id) {
                 dependencies.push(id);

@@ -134,6 +134,26 @@ impl AgentSpec {
         &self.name
     }
 
+    /// Returns the names of the agents on which this agent depends.
+    pub fn dependencies(&self) -> &[String] {
+        &self.depends_on
+    }
+
+    /// Returns the reaction to a failure.
+    pub fn restart_policy(&self) -> RestartPolicy {
+        self.restart
+    }
+
+    /// Returns whether a failure of the agent begins the shutdown of the runtime.
+    pub fn is_critical(&self) -> bool {
+        self.settings.critical
+    }
+
+    /// Returns whether the agent was marked with [`AgentSpec::run_to_completion`].
+    pub fn is_run_to_completion(&self) -> bool {
+        self.settings.run_to_completion
+    }
+
     /// Sets the reaction to a failure. Defaults to [`RestartPolicy::default`].
     #[must_use]
     pub fn restart(mut self, policy: RestartPolicy) -> Self {

@@ -16,6 +16,7 @@ use crate::{Error, ErrorKind, RetryAdvice, Timestamp};
 /// [`ExitReason::DriverAborted`] follows any status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AgentStatus {
     /// The agent waits for the start of the runtime or for its dependencies.
     Created,
@@ -43,6 +44,7 @@ impl AgentStatus {
 /// The health that a running agent reports through its context, independent of its status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AgentHealth {
     /// The agent works normally.
     #[default]
@@ -56,6 +58,7 @@ pub enum AgentHealth {
 /// One of the three phases of an incarnation, each with its hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Phase {
     /// The factory and `initialize`.
     Initialize,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Encoding, GroupId, TopicName, TopicPartition};
+use crate::domain::duration;
 use crate::{Error, Result, Selection};
 
 /// Metadata about a bus.
@@ -51,7 +52,7 @@ pub struct BusPingReport {
 }
 
 impl BusPingReport {
-    /// Creates the status of a cluster with `brokers` brokers that answered after `round_trip`.
+    /// Creates the report of a ping that `brokers` brokers answered after `round_trip`.
     pub fn new(cluster_id: Option<String>, brokers: usize, round_trip: Duration) -> Self {
         Self { cluster_id, brokers, round_trip }
     }
@@ -66,7 +67,7 @@ pub struct CloseReport {
 }
 
 impl CloseReport {
-    /// Creates a report in which `unknown` messages had no answer.
+    /// Creates a report in which `unknown` messages had no acknowledgement.
     pub fn new(unknown: usize) -> Self {
         Self { unknown }
     }
@@ -75,6 +76,7 @@ impl CloseReport {
 /// The policy by which a topic removes old messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum CleanupPolicy {
     /// Removes messages that are older than the retention time.
     #[default]
@@ -83,8 +85,19 @@ pub enum CleanupPolicy {
     Compact,
 }
 
+impl CleanupPolicy {
+    /// Returns the value of Kafka's setting `cleanup.policy`: `delete` or `compact`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Compact => "compact",
+        }
+    }
+}
+
 /// A topic to create.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawTopicSpec")]
 #[non_exhaustive]
 pub struct TopicSpec {
     /// The topic's name.
@@ -94,6 +107,7 @@ pub struct TopicSpec {
     /// The number of replicas of each partition. None selects the broker's default.
     pub replication: Option<u16>,
     /// The retention time of messages. None selects the broker's default.
+    #[serde(with = "duration::option")]
     pub retention: Option<Duration>,
     /// The largest message, in bytes. None selects the broker's default.
     pub max_message_bytes: Option<usize>,
@@ -101,6 +115,39 @@ pub struct TopicSpec {
     pub cleanup: CleanupPolicy,
     /// Further settings of the broker, as text.
     pub settings: BTreeMap<String, String>,
+}
+
+/// A deserialised specification, before its validation.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTopicSpec {
+    name: TopicName,
+    partitions: u32,
+    replication: Option<u16>,
+    #[serde(default, with = "duration::option")]
+    retention: Option<Duration>,
+    max_message_bytes: Option<usize>,
+    #[serde(default)]
+    cleanup: CleanupPolicy,
+    #[serde(default)]
+    settings: BTreeMap<String, String>,
+}
+
+impl TryFrom<RawTopicSpec> for TopicSpec {
+    type Error = Error;
+
+    fn try_from(raw: RawTopicSpec) -> Result<Self> {
+        let RawTopicSpec { name, partitions, replication, retention, max_message_bytes, cleanup, settings } =
+            raw;
+        Ok(Self {
+            replication,
+            retention,
+            max_message_bytes,
+            cleanup,
+            settings,
+            ..Self::new(name, partitions)?
+        })
+    }
 }
 
 impl TopicSpec {
@@ -363,7 +410,8 @@ pub struct GroupPartition {
     /// The last stable offset: a reader receives the message at this offset, and later ones, after the first open
     /// transaction has ended. Equal to `end` without an open transaction. None while it is unknown.
     pub last_stable: Option<u64>,
-    /// The end minus the commit; None without a commit or a known end.
+    /// The high watermark minus the commit, including messages of open transactions. None without a commit or a known
+    /// high watermark.
     pub lag: Option<u64>,
 }
 

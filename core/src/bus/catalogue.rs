@@ -14,16 +14,8 @@ const DEAD_LETTER_ROOM: usize = 64 << 10;
 
 /// The topics of the platform's records, each with its dead letter topic `<topic>.dlq`.
 ///
-/// | topic | records | partitions | retention |
-/// | --- | --- | --- | --- |
-/// | `crypto-prices` | ticks | 12 | 7 days |
-/// | `crypto-quotes` | quotes | 16 | 1 day |
-/// | `crypto-ohlcv` | bars | 8 | 30 days |
-/// | `market-analytics` | snapshots | 4 | 90 days |
-/// | the default topic of another dataset | its records | 8 | 7 days |
-///
-/// Messages have at most 2 MiB. Dead letters have 64 KiB more for their headers, and the same retention as the messages
-/// of their topic. Replication is the broker's default.
+/// [`guide::bus`](crate::guide::bus#catalogue) lists the topics with their partitions, retention and message sizes.
+/// Replication is the broker's default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicCatalogue(BTreeMap<TopicName, TopicSpec>);
 
@@ -31,7 +23,7 @@ impl TopicCatalogue {
     /// Creates the catalogue of the topics of ticks, quotes, bars and snapshots.
     ///
     /// # Errors
-    /// Never in practice, because the names and numbers are constants of the domain.
+    /// `InvalidInput` for an invalid topic name. The standard datasets never cause this error.
     pub fn standard() -> Result<Self> {
         Self::of([PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET])
     }
@@ -81,7 +73,7 @@ impl TopicCatalogue {
     /// Returns the topics to create: every topic and its dead letter topic.
     ///
     /// # Errors
-    /// Never in practice, because each name is valid.
+    /// `InvalidInput` for an invalid name of a dead letter topic. The names of a catalogue never cause this error.
     pub fn specs(&self) -> Result<Vec<TopicSpec>> {
         let mut specs = Vec::with_capacity(2 * self.0.len());
         for spec in self.0.values() {

@@ -55,13 +55,18 @@ impl DeadLetters {
         Self(Some(topic))
     }
 
+    /// Returns the topic of all dead letters, or None if each topic has its own dead letter topic.
+    pub fn target(&self) -> Option<&TopicName> {
+        self.0.as_ref()
+    }
+
     /// Returns the dead letter topic for messages of `origin`.
     ///
     /// If the name of the origin has more than 245 characters, a digest of the name replaces the end of the name. The
     /// result thus has at most 249 characters.
     ///
     /// # Errors
-    /// Never in practice, because each result is a valid name.
+    /// `InvalidInput` if the derived name is not a valid topic name. A valid origin never causes this error.
     pub fn topic_for(&self, origin: &TopicName) -> Result<TopicName> {
         if let Some(topic) = &self.0 {
             return Ok(topic.clone());
@@ -83,7 +88,7 @@ impl DeadLetters {
     /// the dead letter has only these headers.
     ///
     /// # Errors
-    /// Never in practice, because the names are constants.
+    /// `InvalidInput` for an invalid topic or header name. A message that a bus returned never causes this error.
     pub fn dead_letter(&self, rejected: &RejectedMessage, max_bytes: usize) -> Result<Message> {
         let RejectedMessage { message, error } = rejected;
         let mut letter = Message::tombstone(self.topic_for(&message.topic)?);

@@ -23,7 +23,7 @@ pub trait MessageBusExt: MessageBus {
         async move { self.publish(batch, PublishOptions::NONE).await?.into_result() }
     }
 
-    /// Publishes one message. To publish many messages at once, use [`MessageBusExt::send`],
+    /// Publishes one message. To publish many messages in one call, use [`MessageBusExt::send`],
     /// which costs one round trip.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ pub trait MessageBusExt: MessageBus {
     /// Waits until the brokers answer a ping.
     ///
     /// # Errors
-    /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
+    /// The last ping's error if no further ping fits into `timeout`, or immediately an error that is not retryable.
     /// `Timeout` if no ping was answered.
     fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<BusPingReport>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())

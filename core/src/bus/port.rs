@@ -42,14 +42,16 @@ impl PublishOptions {
 /// - **Order.** Messages of a partition are in the order of publishing, within a batch and across consecutive batches.
 ///   Keys map to partitions by murmur2, as in Kafka's Java client.
 /// - **Groups.** Every group receives all messages. Within a group each partition has one owner. When a member leaves
-///   or dies, other members continue from the last commit, so uncommitted messages are redelivered.
+///   or fails, other members continue from the last commit, so uncommitted messages are redelivered.
 /// - **No accidental topics.** An unknown topic is `NotFound`.
 /// - **Bounded memory.** A full buffer makes `publish` wait, up to the delivery timeout. Messages that still have no
 ///   space are not sent.
-/// - **Outages.** `publish` ends within a bounded time. A message that never left the client is reported as not sent,
-///   and any other message without an outcome as unknown. `recv` returns `Unavailable` after its wait and keeps its
-///   position, so the caller repeats it. [`crate::Ingest`] does this without a limit.
-/// - **After [`MessageBus::close`]** every call is `Closed`, also on its subscriptions.
+/// - **Outages.** `publish` ends within twice [`BusInfo::delivery_timeout`]: once for buffer space and once for delivery.
+///   The layer `Retry` adds at most its `max_elapsed`. A message that never left the client is reported as not sent, and
+///   any other message without an outcome as unknown. `recv` returns `Unavailable` after its wait and keeps its position,
+///   so the caller repeats the call. [`crate::Ingest`] does this without a limit.
+///   [`guide::operations`](crate::guide::operations#outages) lists the wait of each call.
+/// - **After [`MessageBus::close`]** every call is `Closed`, including the calls of its subscriptions.
 ///
 /// # Differences between buses
 /// The partition of a message without a key, the boundaries of batches, and gaps between offsets.
@@ -105,7 +107,7 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     /// # Errors
     /// - `NotFound` for an unknown topic.
     /// - `Unavailable` if the brokers cannot be reached, or `Timeout` if the outage begins during the join. Both are
-    ///   retryable. [`guide::operations`](crate::guide::operations) lists the longest wait.
+    ///   retryable. [`guide::operations`](crate::guide::operations#outages) lists the longest wait.
     async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>>;
 
     /// Reads partitions without a group, from any offset, for example for a replay. Such a reader cannot commit.
@@ -148,7 +150,7 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     async fn close(&self) -> Result<CloseReport>;
 }
 
-/// A reader: a member of a consumer group, or a reader without a group.
+/// A subscription: a member of a consumer group, or a reader without a group.
 ///
 /// - A rebalance takes effect only inside [`Subscription::recv`], or when the maximum poll interval or the session
 ///   timeout expires. The member keeps the partitions of a batch until its next `recv`.
@@ -195,7 +197,7 @@ pub trait Subscription: Debug + Send {
     ///
     /// # Errors
     /// `InvalidInput` above the position of `recv` (below is allowed), `Unsupported` without a group.
-    async fn commit(&mut self, upto: &Offsets) -> Result<Committed>;
+    async fn commit(&mut self, offsets: &Offsets) -> Result<Committed>;
 
     /// Moves the position of owned partitions. Commits nothing.
     ///
@@ -218,7 +220,7 @@ pub trait Subscription: Debug + Send {
     /// Returns the currently assigned partitions with position, commit and lag.
     async fn assignment(&mut self) -> Result<Assignment>;
 
-    /// Leaves the group at once, so that other members take over. Idempotent. A static member keeps its partitions
+    /// Leaves the group immediately, so that other members take over. Idempotent. A static member keeps its partitions
     /// until its session timeout expires, so a quick restart moves no partition.
     async fn close(&mut self) -> Result<()>;
 }

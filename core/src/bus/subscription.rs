@@ -69,6 +69,8 @@ impl fmt::Debug for TopicPartition {
 }
 
 /// The start position in a partition for which the group has no valid commit.
+///
+/// The enum is closed on purpose, because every bus must support each variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OffsetReset {
@@ -83,7 +85,7 @@ pub enum OffsetReset {
     Error,
 }
 
-/// A target position in a partition.
+/// A target position in a partition. The enum is closed on purpose, because every bus must support each variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SeekTo {
@@ -162,7 +164,7 @@ impl TryFrom<RawSubscribeRequest> for SubscribeRequest {
 
 impl SubscribeRequest {
     /// The default of [`SubscribeRequest::max_buffered_bytes`]: 16 MiB.
-    pub const MAX_BUFFERED_BYTES: usize = 16 << 20;
+    pub const DEFAULT_MAX_BUFFERED_BYTES: usize = 16 << 20;
 
     /// Creates a request to read `topics` as a member of `group`. A partition without a commit starts at the earliest
     /// message. The session timeout is 30 s, and the maximum poll interval is 5 minutes.
@@ -185,7 +187,7 @@ impl SubscribeRequest {
             topics,
             group,
             offset_reset: OffsetReset::default(),
-            max_buffered_bytes: Self::MAX_BUFFERED_BYTES,
+            max_buffered_bytes: Self::DEFAULT_MAX_BUFFERED_BYTES,
             session_timeout: Duration::from_secs(30),
             max_poll_interval: Duration::from_mins(5),
             group_instance_id: None,
@@ -244,13 +246,34 @@ impl SubscribeRequest {
 }
 
 /// A request to read partitions without a group, from given positions. The reader commits nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawReaderRequest")]
 #[non_exhaustive]
 pub struct ReaderRequest {
     /// The partitions, without duplicates, and their start positions.
     pub from: Vec<(TopicPartition, SeekTo)>,
     /// The maximum number of bytes that are fetched ahead of `recv`.
     pub max_buffered_bytes: usize,
+}
+
+/// A deserialised request, before its validation.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReaderRequest {
+    from: Vec<(TopicPartition, SeekTo)>,
+    max_buffered_bytes: Option<usize>,
+}
+
+impl TryFrom<RawReaderRequest> for ReaderRequest {
+    type Error = Error;
+
+    fn try_from(raw: RawReaderRequest) -> Result<Self> {
+        let request = Self::new(raw.from)?;
+        Ok(match raw.max_buffered_bytes {
+            Some(bytes) => request.with_max_buffered_bytes(bytes),
+            None => request,
+        })
+    }
 }
 
 impl ReaderRequest {
@@ -263,7 +286,7 @@ impl ReaderRequest {
         let from: BTreeMap<_, _> = from.into_iter().collect();
         if from.is_empty() {
             return Err(Error::invalid(
-                "bus.read.partitions",
+                "bus.open_reader.partitions",
                 "from",
                 "[]",
                 "must name at least one partition",
@@ -271,7 +294,7 @@ impl ReaderRequest {
         }
         Ok(Self {
             from: from.into_iter().collect(),
-            max_buffered_bytes: SubscribeRequest::MAX_BUFFERED_BYTES,
+            max_buffered_bytes: SubscribeRequest::DEFAULT_MAX_BUFFERED_BYTES,
         })
     }
 

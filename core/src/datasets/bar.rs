@@ -9,6 +9,8 @@ use crate::{Error, Instrument, Interval, Price, Quantity, Result, Timestamp};
 
 /// The values of a bar. Prices and `quote_volume` are in the quote currency, and `volume` is in the base currency. None
 /// means unknown; candle feeds often have no count.
+///
+/// The struct is open on purpose, because programs create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Columns)]
 pub struct BarValues {
     /// The first price.
@@ -201,12 +203,12 @@ pub fn resample(bars: &[Bar], to: Interval) -> Result<Vec<Bar>> {
     let Some(first) = bars.first() else { return Ok(Vec::new()) };
     if !first.interval.divides(to) {
         let rule = format!("must divide {to}");
-        return Err(Error::invalid("domain.bar.coarsen", "interval", first.interval, rule));
+        return Err(Error::invalid("domain.bar.resample", "interval", first.interval, rule));
     }
     for pair in bars.windows(2) {
         if pair[1].instrument != first.instrument || pair[1].interval != first.interval {
             return Err(Error::invalid(
-                "domain.bar.coarsen",
+                "domain.bar.resample",
                 "bars",
                 format_args!("{} {}", pair[1].instrument, pair[1].interval),
                 format_args!("must all be of {} {}", first.instrument, first.interval),
@@ -214,7 +216,7 @@ pub fn resample(bars: &[Bar], to: Interval) -> Result<Vec<Bar>> {
         }
         if pair[1].open_time <= pair[0].open_time {
             let rule = "must be in ascending order without duplicates";
-            return Err(Error::invalid("domain.bar.coarsen", "open_time", pair[1].open_time, rule));
+            return Err(Error::invalid("domain.bar.resample", "open_time", pair[1].open_time, rule));
         }
     }
     bars.chunk_by(|a, b| to.floor(a.open_time) == to.floor(b.open_time))

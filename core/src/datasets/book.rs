@@ -52,23 +52,23 @@ impl BookSnapshot {
     }
 
     fn is_sorted(&self) -> Result<()> {
-        let refuse = |field: &'static str, value: &dyn std::fmt::Display, rule: &str| {
+        let reject = |field: &'static str, value: &dyn std::fmt::Display, rule: &str| {
             Err(Error::invalid("domain.book.levels", field, value, rule))
         };
         if self.bids().is_empty() && self.asks().is_empty() {
-            return refuse("bids, asks", &"none", "must not both be empty");
+            return reject("bids, asks", &"none", "must not both be empty");
         }
         for (field, levels) in [("bids", self.bids()), ("asks", self.asks())] {
             if let Some(level) = levels.iter().find(|level| level.quantity.decimal() == crate::Decimal::ZERO)
             {
-                return refuse(field, &level.price, "must have a quantity above 0 at every price");
+                return reject(field, &level.price, "must have a quantity above 0 at every price");
             }
         }
         if let Some(pair) = self.bids().windows(2).find(|pair| pair[0].price <= pair[1].price) {
-            return refuse("bids", &pair[1].price, "must be in descending order of price without duplicates");
+            return reject("bids", &pair[1].price, "must be in descending order of price without duplicates");
         }
         if let Some(pair) = self.asks().windows(2).find(|pair| pair[0].price >= pair[1].price) {
-            return refuse("asks", &pair[1].price, "must be in ascending order of price without duplicates");
+            return reject("asks", &pair[1].price, "must be in ascending order of price without duplicates");
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_checked() {
+    fn levels_that_are_not_sorted_or_empty_are_rejected() {
         assert!(book(&[("2", "1"), ("1", "1")], &[("3", "1"), ("4", "1")]).is_ok());
         assert!(book(&[("5", "1")], &[("3", "1")]).is_ok(), "a crossed book is kept");
         for (bids, asks, field) in [

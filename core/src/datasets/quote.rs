@@ -6,6 +6,8 @@ use crate::record::{Columns, Record};
 use crate::{Error, Instrument, Price, Quantity, Result, Timestamp};
 
 /// The two sides of a [`Quote`]. Prices are in the quote currency, sizes in the base currency. None means unknown.
+///
+/// The struct is open on purpose, because programs create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
 #[allow(missing_docs, reason = "the names are the documentation")]
 pub struct QuoteValues {

@@ -6,6 +6,8 @@ use crate::record::{Columns, Record};
 use crate::{Decimal, Error, Percent, Provider, Quantity, Result, Scope, Timestamp};
 
 /// The values of a [`MarketSnapshot`]. None means unknown.
+///
+/// The struct is open on purpose, because programs create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
 #[serde(default)]
 pub struct SnapshotValues {

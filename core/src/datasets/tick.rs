@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_of_time_and_sequence() {
+    fn time_and_sequence_out_of_bounds_are_rejected() {
         assert!(tick(Timestamp::MIN, 0).is_ok());
         assert!(tick(Timestamp::MAX_RECORD, MAX_COUNTER).is_ok());
         assert_eq!(tick(Timestamp::MAX, 0).unwrap_err().context_value("field"), Some("ts"));

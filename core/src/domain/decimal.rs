@@ -120,9 +120,9 @@ impl FromStr for Decimal {
     /// Parses a number such as `-12.5`: an optional sign, digits, and optionally a point and digits. Exponents and
     /// numbers that would need rounding are rejected. Zeros after the 18th place are accepted.
     fn from_str(text: &str) -> Result<Self> {
-        let refuse = |rule: &str| Error::invalid("domain.decimal.syntax", "decimal", text, rule);
+        let reject = |rule: &str| Error::invalid("domain.decimal.syntax", "decimal", text, rule);
         if text.len() > MAX_TEXT {
-            return Err(refuse("is longer than 64 characters"));
+            return Err(reject("is longer than 64 characters"));
         }
         let negative = text.starts_with('-');
         let digits = text.strip_prefix(['-', '+']).unwrap_or(text).as_bytes();
@@ -131,7 +131,7 @@ impl FromStr for Decimal {
             None => (digits, &b"0"[..]),
         };
         if whole.is_empty() || places.is_empty() || !whole.iter().chain(places).all(u8::is_ascii_digit) {
-            return Err(refuse("must be digits with at most one point between them"));
+            return Err(reject("must be digits with at most one point between them"));
         }
         let used = places.iter().rposition(|b| *b != b'0').map_or(0, |last| last + 1);
         if used > Self::SCALE as usize {
@@ -668,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn serde_is_a_string_and_checks() {
+    fn serde_form_is_a_validated_string() {
         assert_eq!(serde_json::to_string(&d("1.50")).unwrap(), "\"1.5\"");
         assert_eq!(serde_json::from_str::<Price>("\"1.5\"").unwrap().to_string(), "1.5");
         assert!(serde_json::from_str::<Price>("\"0\"").is_err());

@@ -13,6 +13,8 @@ macro_rules! intervals {
     ($($name:ident $text:literal $seconds:literal),* $(,)?) => {
         /// The length of a bar, from a closed list. Weeks begin on Monday. The list has no months, because months have
         /// no fixed length.
+        ///
+        /// The enum is closed on purpose, so that a `match` needs no wildcard arm. A new interval is a breaking change.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Interval {
             $(#[doc = concat!("`", $text, "`")] $name),*
@@ -66,6 +68,12 @@ impl Interval {
     /// lies within one coarser bar.
     pub const fn divides(self, coarser: Self) -> bool {
         coarser.as_micros() % self.as_micros() == 0
+    }
+}
+
+impl AsRef<str> for Interval {
+    fn as_ref(&self) -> &str {
+        self.as_str()
     }
 }
 
@@ -138,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_a_closed_list() {
+    fn unknown_interval_names_are_rejected() {
         for interval in Interval::ALL {
             assert_eq!(interval.as_str().parse::<Interval>().unwrap(), *interval);
         }

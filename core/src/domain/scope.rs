@@ -11,6 +11,7 @@ use crate::{Error, Result};
 
 /// The subject of a snapshot. Displayed and serialised as `global`, `exchange:kraken`, `asset:BTC`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Scope {
     /// The entire market.
     Global,

@@ -123,6 +123,19 @@ macro_rules! text_name {
             }
         }
 
+        impl<$($generics)*> From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.as_str().to_owned()
+            }
+        }
+
+        /// Shares the text. Allocates nothing.
+        impl<$($generics)*> From<$name> for std::sync::Arc<str> {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
         /// Maps with this key can be searched by text.
         impl<$($generics)*> std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {

@@ -231,6 +231,16 @@ impl Ingest {
         self
     }
 
+    /// Returns the dataset of the stored records.
+    pub fn dataset(&self) -> Dataset {
+        self.shared.dataset
+    }
+
+    /// Returns the settings.
+    pub fn config(&self) -> &IngestConfig {
+        &self.shared.config
+    }
+
     /// Returns the counters of processed messages.
     pub fn progress(&self) -> &Arc<IngestProgress> {
         &self.shared.progress

@@ -10,7 +10,7 @@ use super::limit::QUEUE_FULL;
 use super::{Call, Layer, UNKNOWN_BACKEND};
 use crate::bus::{DeliveryError, Message, MessageBus, PublishOptions, PublishReport};
 use crate::deadline::later;
-use crate::telemetry::{CIRCUIT_OPENED, CIRCUIT_REFUSED, CIRCUIT_STATE};
+use crate::telemetry::{CIRCUIT_OPENED, CIRCUIT_REJECTED, CIRCUIT_STATE};
 use crate::{Error, ErrorKind, Operation, Port, Result, RetryAdvice};
 
 /// The settings of [`CircuitBreaker`].
@@ -117,6 +117,11 @@ impl CircuitBreaker {
         self
     }
 
+    /// Returns the settings that apply: the threshold is at least 1, and the open duration is within its bounds.
+    pub fn config(&self) -> CircuitBreakerConfig {
+        CircuitBreakerConfig { failure_threshold: self.threshold, open_duration: self.open_duration }
+    }
+
     /// Returns the state of the circuit.
     pub fn state(&self) -> CircuitState {
         match self.circuit().state {
@@ -154,7 +159,7 @@ impl CircuitBreaker {
             State::HalfOpen { .. } => RetryAdvice::Backoff,
         };
         drop(circuit);
-        self.count(CIRCUIT_REFUSED.name);
+        self.count(CIRCUIT_REJECTED.name);
         let failures = self.threshold;
         Err(Error::new(ErrorKind::Unavailable, "layer.circuit_breaker.open", operation)
             .with_message(format_args!("circuit open after {failures} consecutive failures"))
@@ -180,7 +185,7 @@ impl CircuitBreaker {
             (State::HalfOpen { .. }, Outcome::Success) => {
                 self.change(&mut circuit, State::Closed { failures: 0 });
             }
-            // The probe has no result, so the next call may probe at once.
+            // The probe has no result, so the next call may probe immediately.
             (State::HalfOpen { .. }, Outcome::Neutral) => {
                 self.change(&mut circuit, State::Open { until: Instant::now() });
             }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Call, Layer, UNKNOWN_BACKEND};
 use crate::bus::{Message, MessageBus, PublishOptions, PublishReport};
-use crate::telemetry::{LIMIT_REFUSED, LIMIT_WAITING};
+use crate::telemetry::{LIMIT_REJECTED, LIMIT_WAITING};
 use crate::{Error, ErrorKind, Operation, OperationClass, Port, Result};
 
 /// The settings of [`Limit`].
@@ -28,7 +28,7 @@ pub struct LimitConfig {
     /// A rate below [`LimitConfig::MIN_RATE`] or above [`LimitConfig::MAX_RATE`] counts as the nearest bound. NaN
     /// counts as the lower bound.
     pub rate: Option<f64>,
-    /// The number of calls that may start at once after a pause. Only used with a `rate`. 0 counts as 1. Defaults to 1,
+    /// The number of calls that may start concurrently after a pause. Only used with a `rate`. 0 counts as 1. Defaults to 1,
     /// which spaces calls evenly.
     pub burst: u32,
 }
@@ -73,26 +73,25 @@ impl LimitConfig {
 /// A layer that queues calls in the order of arrival until a permit is free and the rate allows the next start. If the
 /// queue is full, a call is rejected with `Overloaded` and the advice `Backoff`.
 ///
-/// `ping`, `close`, `subscribe`, `read` and all subscription calls bypass the limiter. A subscription makes one call at
-/// a time, and publishes that hold all permits may depend on its commit.
+/// Some calls bypass the limiter: see [`guide::layers`](crate::guide::layers#limit).
 #[derive(Debug)]
 pub struct Limit {
+    config: LimitConfig,
     permits: Semaphore,
     rate: Option<RateLimiter>,
     queued: AtomicUsize,
-    max_queued: usize,
     backend: Option<&'static str>,
 }
 
 impl Limit {
     /// Creates the layer from its settings.
     pub fn new(config: LimitConfig) -> Self {
-        let LimitConfig { concurrency, max_queued, rate, burst } = config;
+        let LimitConfig { concurrency, max_queued: _, rate, burst } = config;
         Self {
+            config,
             permits: Semaphore::new(concurrency.clamp(1, LimitConfig::MAX_CONCURRENCY)),
             rate: rate.map(|rate| RateLimiter::new(rate, burst)),
             queued: AtomicUsize::new(0),
-            max_queued,
             backend: None,
         }
     }
@@ -102,6 +101,11 @@ impl Limit {
     pub fn for_backend(mut self, backend: &'static str) -> Self {
         self.backend = Some(backend);
         self
+    }
+
+    /// Returns the settings.
+    pub fn config(&self) -> LimitConfig {
+        self.config
     }
 
     /// Returns the number of calls in the queue.
@@ -146,12 +150,12 @@ struct Queued<'a> {
 impl<'a> Queued<'a> {
     fn new(limit: &'a Limit, operation: Operation) -> Result<Self> {
         let (port, backend) = (operation.port().as_str(), limit.backend.unwrap_or(UNKNOWN_BACKEND));
-        let max = limit.max_queued;
+        let max = limit.config.max_queued;
         let one_more = |queued| (queued < max).then_some(queued + 1);
         if limit.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
-            metrics::counter!(LIMIT_REFUSED.name, "port" => port, "backend" => backend).increment(1);
+            metrics::counter!(LIMIT_REJECTED.name, "port" => port, "backend" => backend).increment(1);
             let error = Error::new(ErrorKind::Overloaded, QUEUE_FULL, operation)
-                .with_message("limiter queue is full")
+                .with_message(format_args!("limiter queue is full ({max} waiting)"))
                 .with_context("waiting", max);
             return Err(match limit.backend {
                 Some(backend) => error.with_backend(backend),

@@ -99,7 +99,7 @@ macro_rules! subscription {
     ($body:ident) => {
         methods! { $body [mut]
             recv(max: usize, wait: Duration) -> Batch = Recv;
-            commit(upto: &Offsets) -> Committed = Commit;
+            commit(offsets: &Offsets) -> Committed = Commit;
             seek(to: &[(TopicPartition, SeekTo)]) -> () = Seek;
             pause(partitions: &[TopicPartition]) -> () = Pause;
             resume(partitions: &[TopicPartition]) -> () = Resume;

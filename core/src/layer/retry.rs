@@ -103,6 +103,11 @@ impl<P> Retry<P> {
         self
     }
 
+    /// Returns the settings.
+    pub fn config(&self) -> RetryConfig {
+        self.schedule.config
+    }
+
     /// Returns the wrapped port.
     pub fn inner(&self) -> &P {
         &self.inner

@@ -70,6 +70,11 @@ impl Timeout {
         Self { config }
     }
 
+    /// Returns the settings.
+    pub fn config(&self) -> TimeoutConfig {
+        self.config
+    }
+
     fn limit(&self, operation: Operation) -> Duration {
         let is_long = operation.class() == OperationClass::Bulk
             || operation == Operation::Subscribe
@@ -80,8 +85,8 @@ impl Timeout {
 
 fn late(operation: Operation, limit: Duration) -> Error {
     Error::new(ErrorKind::Timeout, "layer.timeout", operation)
-        .with_message("no response within the time limit")
-        .with_context("limit_ms", limit.as_millis())
+        .with_message(format_args!("no response within {limit:?}"))
+        .with_context("limit", format_args!("{limit:?}"))
 }
 
 async fn limited<T>(operation: Operation, limit: Duration, future: BoxFuture<'_, Result<T>>) -> Result<T> {

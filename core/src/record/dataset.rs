@@ -45,7 +45,7 @@ pub struct Description {
     pub new_vec: fn(Dataset) -> RecordVec,
 }
 
-/// The type of a series.
+/// The type of a series. The enum is closed on purpose, because every store must support each type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SeriesType {
     /// The series of an instrument.
@@ -136,7 +136,7 @@ const NAME: &str = "must match [a-z][a-z0-9_]{0,39}";
 
 impl Description {
     fn check(&self) -> Result<()> {
-        let refuse = |field: &str, value: &dyn fmt::Display, rule: &str| {
+        let reject = |field: &str, value: &dyn fmt::Display, rule: &str| {
             let error = Error::invalid("record.dataset", "dataset", value, rule);
             Err(error.with_context("dataset", self.name).with_context("part", field))
         };
@@ -146,16 +146,16 @@ impl Description {
                 && text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_'))
         };
         if !is_name(self.name) {
-            return refuse("name", &self.name, NAME);
+            return reject("name", &self.name, NAME);
         }
         if self.values.len() > 100 {
-            return refuse("columns", &self.values.len(), "must have at most 100 columns");
+            return reject("columns", &self.values.len(), "must have at most 100 columns");
         }
         // Adapters use these column names for the instrument.
         let mut names = vec!["instrument", "instrument_id", "exchange", "symbol"];
         if let SeriesType::Name { column, max } = self.series {
             if !(1..=512).contains(&max) {
-                return refuse(column, &max, "must hold from 1 to 512 bytes");
+                return reject(column, &max, "must hold from 1 to 512 bytes");
             }
             names.clear();
             names.push(column);
@@ -163,31 +163,31 @@ impl Description {
         let keys = [self.interval, Some(self.time), self.seq].into_iter().flatten();
         for name in keys.chain(self.values.iter().map(|column| column.name)) {
             if !is_name(name) {
-                return refuse("column", &name, NAME);
+                return reject("column", &name, NAME);
             }
             if names.contains(&name) {
-                return refuse("column", &name, "must have a unique name");
+                return reject("column", &name, "must have a unique name");
             }
             names.push(name);
         }
         for Column { name, ty, optional } in self.values {
             match ty {
                 ColumnType::Text { max } if !(1..=4_096).contains(max) => {
-                    return refuse(name, max, "must hold from 1 to 4096 bytes");
+                    return reject(name, max, "must hold from 1 to 4096 bytes");
                 }
                 ColumnType::Levels { max } if !(1..=1_000).contains(max) => {
-                    return refuse(name, max, "must hold from 1 to 1000 levels");
+                    return reject(name, max, "must hold from 1 to 1000 levels");
                 }
                 ColumnType::Levels { .. } if *optional => {
-                    return refuse(name, name, "must not be optional: an empty list has no levels");
+                    return reject(name, name, "must not be optional: an empty list has no levels");
                 }
                 ColumnType::Enumeration(labels) if !(1..=100).contains(&labels.len()) => {
-                    return refuse(name, &labels.len(), "must have from 1 to 100 names");
+                    return reject(name, &labels.len(), "must have from 1 to 100 names");
                 }
                 ColumnType::Enumeration(labels) => {
                     for (at, label) in labels.iter().enumerate() {
                         if !is_name(label) || labels[..at].contains(label) {
-                            return refuse(
+                            return reject(
                                 name,
                                 label,
                                 "must be different names that match [a-z][a-z0-9_]{0,39}",

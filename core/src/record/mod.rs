@@ -8,7 +8,7 @@
 //! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *sort key* in it
 //! (a time and a sequence number). The series and the sort key are the key.
 //!
-//! Adapters handle records without their Rust type. A batch is `&dyn` [`Records`], and the answer to a query is a
+//! Adapters handle records without their Rust type. A batch is `&dyn` [`Records`], and the result of a query is a
 //! [`RecordVec`].
 
 mod column;

@@ -167,7 +167,7 @@ pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
     fn owner_key(owner: &Self::Owner) -> Owner;
 }
 
-fn refuse<T>(key: &SeriesKey, wanted: &str) -> Result<T> {
+fn reject<T>(key: &SeriesKey, wanted: &str) -> Result<T> {
     Err(Error::invalid("record.series", "series", key, format_args!("must be {wanted}")))
 }
 
@@ -182,7 +182,7 @@ impl Series for Instrument {
     fn from_key(key: &SeriesKey) -> Result<Self> {
         match key {
             SeriesKey { owner: Owner::Instrument(instrument), interval: None } => Ok(instrument.clone()),
-            _ => refuse(key, "an instrument"),
+            _ => reject(key, "an instrument"),
         }
     }
     fn owner(&self) -> Self {
@@ -202,7 +202,7 @@ impl<S: Series<Owner = S>> Series for (S, Interval) {
         SeriesRef { interval: Some(self.1), ..self.0.key_ref() }
     }
     fn from_key(key: &SeriesKey) -> Result<Self> {
-        let Some(interval) = key.interval else { return refuse(key, "a series with an interval") };
+        let Some(interval) = key.interval else { return reject(key, "a series with an interval") };
         Ok((S::from_key(&SeriesKey { owner: key.owner.clone(), interval: None })?, interval))
     }
     fn owner(&self) -> S {
@@ -229,7 +229,7 @@ macro_rules! names {
             fn from_key(key: &SeriesKey) -> Result<Self> {
                 match key {
                     SeriesKey { owner: Owner::Name($text), interval: None } => $read,
-                    _ => refuse(key, "a name"),
+                    _ => reject(key, "a name"),
                 }
             }
             fn owner(&self) -> Self {

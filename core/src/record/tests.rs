@@ -80,7 +80,7 @@ fn tick(seq: u64) -> PriceTick {
 }
 
 #[test]
-fn a_declaration_is_a_description() {
+fn derive_generates_the_declared_description() {
     let dataset = Everything::DATASET;
     assert_eq!(
         (dataset.name(), dataset.version(), dataset.message(), dataset.topic()),
@@ -186,7 +186,7 @@ fn an_invalid_record_is_named_by_its_index() {
 }
 
 #[test]
-fn vectors_copy_replace_and_remove() {
+fn record_vectors_copy_replace_and_split() {
     let ticks: Vec<_> = (0..6).map(tick).collect();
     let batch = Slice::new(&ticks).unwrap();
     let mut found = PriceTick::DATASET.new_vec();
@@ -242,7 +242,7 @@ fn a_row_fits_its_dataset() {
 }
 
 #[test]
-fn a_description_is_checked() {
+fn invalid_description_is_rejected() {
     const COLUMN: Column = Column { name: "value", ty: ColumnType::Decimal, optional: false };
     fn base() -> Description {
         Description {
@@ -368,7 +368,7 @@ fn a_dataset_checks_its_series() {
 }
 
 #[test]
-fn series_are_keys_and_back() {
+fn series_survive_a_round_trip_through_their_keys() {
     let bars = ("a:B".parse::<Instrument>().unwrap(), Interval::M1);
     assert_eq!(<(Instrument, Interval)>::from_key(&bars.key()).unwrap(), bars);
     assert!(Instrument::from_key(&bars.key()).is_err());

@@ -88,7 +88,7 @@ impl MoversQuery {
     }
 }
 
-/// The answer to a [`MoversQuery`].
+/// The result of a [`MoversQuery`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Movers {

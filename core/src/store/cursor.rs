@@ -15,6 +15,13 @@ use crate::{Error, Result, Timestamp};
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Cursor(String);
 
+/// Maps with this key can be searched by text.
+impl std::borrow::Borrow<str> for Cursor {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The position of a cursor: the record after which a page begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Anchor {

@@ -60,7 +60,7 @@ pub trait PriceStoreExt: PriceStore {
         async move { self.insert(&Slice::new(batch)?).await }
     }
 
-    /// Writes one record. To write many records at once, use `insert_records`, which costs one round trip. To write a
+    /// Writes one record. To write many records in one call, use `insert_records`, which costs one round trip. To write a
     /// series of single records, use [`crate::Buffered`].
     fn insert_record<R: Record>(&self, record: &R) -> impl Future<Output = Result<()>> + Send {
         async move { self.insert_records(std::slice::from_ref(record)).await.map(drop) }
@@ -116,7 +116,8 @@ pub trait PriceStoreExt: PriceStore {
         range_pages(Arc::new(self), query.request::<R>())
     }
 
-    /// Returns the latest record of each selected owner, in the order of the owners.
+    /// Returns one page (1,000 records by default) of the latest record of each selected owner, in the order of the
+    /// owners. [`latest_stream`](Self::latest_stream) returns all pages.
     fn latest_of<R: Record>(
         &self,
         query: &LatestQuery<<R::Series as Series>::Owner>,
@@ -144,7 +145,8 @@ pub trait PriceStoreExt: PriceStore {
         latest_pages(Arc::new(self), query.request::<R>())
     }
 
-    /// Returns the instruments that have at least one record in a dataset.
+    /// Returns one page (1,000 instruments by default) of the instruments that have at least one record in a dataset.
+    /// To read all pages, continue with `query.after(page.next)`; [`all_series`](Self::all_series) returns all series.
     ///
     /// # Errors
     /// `InvalidInput` for a dataset whose records do not belong to instruments.
@@ -223,13 +225,14 @@ pub trait PriceStoreExt: PriceStore {
         range_pages(self, query.request::<PriceTick>())
     }
 
-    /// Returns the latest tick of each selected instrument, in the order of the instruments.
+    /// Returns one page (1,000 ticks by default) of the latest tick of each selected instrument, in the order of the
+    /// instruments. [`latest_tick_stream`](Self::latest_tick_stream) returns all pages.
     fn latest_ticks(&self, query: &LatestQuery) -> impl Future<Output = Result<Page<PriceTick>>> + Send {
         self.latest_of(query)
     }
 
-    /// Returns the latest tick of each selected instrument as a stream, page after page, in
-    /// the order of the instruments.
+    /// Returns the latest tick of each selected instrument as a stream, page after page, in the order of the
+    /// instruments. [`into_latest_stream::<PriceTick>`](Self::into_latest_stream) is the same stream, and owns the store.
     fn latest_tick_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<PriceTick>> {
         latest_pages(self, query.request::<PriceTick>())
     }
@@ -259,23 +262,26 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(quotes, chunk)
     }
 
-    /// Returns the quotes of an instrument in a range, by (ts, seq).
+    /// Returns one page (1,000 quotes by default) of the quotes of an instrument in a range, by (ts, seq).
+    /// [`quote_stream`](Self::quote_stream) returns all pages.
     fn quotes(&self, query: &RangeQuery) -> impl Future<Output = Result<Page<Quote>>> + Send {
         self.range_of(query)
     }
 
     /// Returns the quotes of a query as a stream, page after page.
+    /// [`into_range_stream::<Quote>`](Self::into_range_stream) is the same stream, and owns the store.
     fn quote_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<Quote>> {
         range_pages(self, query.request::<Quote>())
     }
 
-    /// Returns the latest quote of each selected instrument, in the order of the instruments.
+    /// Returns one page (1,000 quotes by default) of the latest quote of each selected instrument, in the order of the
+    /// instruments. [`latest_quote_stream`](Self::latest_quote_stream) returns all pages.
     fn latest_quotes(&self, query: &LatestQuery) -> impl Future<Output = Result<Page<Quote>>> + Send {
         self.latest_of(query)
     }
 
-    /// Returns the latest quote of each selected instrument as a stream, page after page, in
-    /// the order of the instruments.
+    /// Returns the latest quote of each selected instrument as a stream, page after page, in the order of the
+    /// instruments. [`into_latest_stream::<Quote>`](Self::into_latest_stream) is the same stream, and owns the store.
     fn latest_quote_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<Quote>> {
         latest_pages(self, query.request::<Quote>())
     }
@@ -326,14 +332,16 @@ pub trait PriceStoreExt: PriceStore {
         bar_pages(Arc::new(self), query, source)
     }
 
-    /// Returns the latest stored bar of each selected instrument, in the order of the instruments.
+    /// Returns one page (1,000 bars by default) of the latest stored bar of each selected instrument, in the order of
+    /// the instruments. [`latest_bar_stream`](Self::latest_bar_stream) returns all pages.
     fn latest_bars(&self, query: &LatestBarsQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();
         async move { self.latest(&request?).await?.typed() }
     }
 
-    /// Returns the latest stored bar of each selected instrument as a stream; see
-    /// [`PriceStoreExt::latest_tick_stream`].
+    /// Returns the latest stored bar of each selected instrument as a stream, page after page, in the order of the
+    /// instruments. [`into_latest_stream::<Bar>`](Self::into_latest_stream) is the same stream of one interval, and owns
+    /// the store.
     fn latest_bar_stream(&self, query: LatestBarsQuery) -> BoxStream<'_, Result<Bar>> {
         latest_pages(self, query.request())
     }
@@ -409,17 +417,20 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(snapshots, chunk)
     }
 
-    /// Returns the snapshots of a scope in a range, by time.
+    /// Returns one page (1,000 snapshots by default) of the snapshots of a scope in a range, by time.
+    /// [`snapshot_stream`](Self::snapshot_stream) returns all pages.
     fn snapshots(&self, query: &SnapshotQuery) -> impl Future<Output = Result<Page<MarketSnapshot>>> + Send {
         self.range_of(query)
     }
 
     /// Returns the snapshots of a query as a stream, page after page.
+    /// [`into_range_stream::<MarketSnapshot>`](Self::into_range_stream) is the same stream, and owns the store.
     fn snapshot_stream(&self, query: SnapshotQuery) -> BoxStream<'_, Result<MarketSnapshot>> {
         range_pages(self, query.request::<MarketSnapshot>())
     }
 
-    /// Returns the latest snapshot of each selected scope, in the order of the scopes.
+    /// Returns one page (1,000 snapshots by default) of the latest snapshot of each selected scope, in the order of the
+    /// scopes. [`latest_snapshot_stream`](Self::latest_snapshot_stream) returns all pages.
     fn latest_snapshots(
         &self,
         query: &LatestQuery<Scope>,
@@ -428,6 +439,7 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Returns the latest snapshot of each selected scope as a stream, page after page, in the order of the scopes.
+    /// [`into_latest_stream::<MarketSnapshot>`](Self::into_latest_stream) is the same stream, and owns the store.
     fn latest_snapshot_stream(&self, query: LatestQuery<Scope>) -> BoxStream<'_, Result<MarketSnapshot>> {
         latest_pages(self, query.request::<MarketSnapshot>())
     }
@@ -449,15 +461,20 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Returns the ranges of a query in which bars are missing, oldest first. Each range extends from the first missing
-    /// open time to the open time of the next bar. The search covers the entire range of the query, also before the
-    /// first and after the last bar.
+    /// open time to the open time of the next bar. The search covers the entire range of the query, including the time before
+    /// the first and after the last bar.
     ///
     /// # Errors
     /// `InvalidInput` for a descending query, or for a query that does not begin at the start of its range.
     fn gaps(&self, query: BarQuery, source: BarSource) -> Result<BoxStream<'_, Result<TimeRange>>> {
         analytics::ascending_only(query.order)?;
         if let Some(cursor) = query.page.cursor() {
-            return Err(Error::invalid("store.gaps.cursor", "cursor", cursor, "must not be given for gaps"));
+            return Err(Error::invalid(
+                "store.gaps.cursor",
+                "cursor",
+                cursor,
+                "must be absent: `gaps` reads the complete range",
+            ));
         }
         let (interval, range) = (query.interval, query.range);
         Ok(analytics::gaps(self.bar_stream(query, source), interval, range))
@@ -516,7 +533,7 @@ pub trait PriceStoreExt: PriceStore {
     /// Waits until the store answers a ping.
     ///
     /// # Errors
-    /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
+    /// The last ping's error if no further ping fits into `timeout`, or immediately an error that is not retryable.
     /// `Timeout` if no ping was answered.
     fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<StorePingReport>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())

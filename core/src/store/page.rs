@@ -1,4 +1,4 @@
-//! Pages: bounded answers, each with the cursor of the next page.
+//! Pages: bounded results, each with the cursor of the next page.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,9 @@ impl PageRequest {
     }
 }
 
-/// A bounded part of an answer.
+/// A bounded part of a result.
+///
+/// The struct is open on purpose, because store adapters create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
     /// The items, in the query's order.
@@ -108,6 +110,8 @@ pub struct Page<T> {
 }
 
 /// A page of records in the IPC stream format of Apache Arrow; see [`super::PriceStore::range_arrow`].
+///
+/// The struct is open on purpose, because store adapters create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArrowPage {
     /// The IPC stream, or no bytes without records.
@@ -117,6 +121,8 @@ pub struct ArrowPage {
 }
 
 /// A page of records without their Rust type.
+///
+/// The struct is open on purpose, because store adapters create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordPage {
     /// The records, in the query's order.

@@ -28,7 +28,7 @@ use crate::{Bar, Result, Timestamp};
 ///   through this handle see them.
 /// - **Not atomic.** After an error any part of a batch may be stored. Sending the batch again is always safe.
 /// - **Half-open ranges, total order.** A range is `[start, end)`; records are ordered by (ts, seq).
-/// - **An error is never an empty result**, and an empty result is never an error. For an unknown instrument the answer
+/// - **An error is never an empty result**, and an empty result is never an error. For an unknown instrument the result
 ///   is an empty page, None, or a missing entry.
 /// - **Exact values.** Reads return exactly the written values. Sums are exact and rounded once, half away from zero,
 ///   to 18 places. A sum of 10²⁰ or more is `OutOfRange`.
@@ -38,7 +38,8 @@ use crate::{Bar, Result, Timestamp};
 ///   take effect until the server-side limit.
 /// - **Outages.** A call of a server that does not respond fails with `Unavailable`, `Timeout` or `Overloaded`. These
 ///   errors are retryable. After such an error, the result of a write is unknown, and sending the batch again is safe.
-///   [`guide::operations`](crate::guide::operations) has the longest wait and the retries of each call.
+///   With all layers, a call waits at most `retry.max_elapsed` plus `timeout.call`, or plus `timeout.bulk` for a bulk
+///   operation. [`guide::operations`](crate::guide::operations#outages) lists the wait and the retries of each call.
 /// - **After [`PriceStore::close`]** every call is `Closed`.
 ///
 /// # Differences between stores
@@ -79,7 +80,7 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
 
     /// Creates the missing tables of the store's datasets, and adds optional columns that were declared since. It
     /// changes nothing else. The call is idempotent and never destructive. Many processes, and two versions of a
-    /// program, may run it at once.
+    /// program, may run it concurrently.
     ///
     /// If the program's columns are the first columns of the stored dataset, the program is an older version of
     /// it and the call succeeds.
@@ -91,7 +92,7 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
 
     /// Does what [`PriceStore::ensure_schema`] does, and changes the server's settings of existing tables to the
     /// configured ones, for example the chunk interval. The tool `qi migrate` calls it. A service calls `ensure_schema`,
-    /// because several versions of a service may run at once with different settings.
+    /// because several versions of a service may run concurrently with different settings.
     ///
     /// Defaults to `ensure_schema`, for stores without such settings.
     ///
@@ -114,7 +115,8 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// Writes a batch of records under the guarantees above. An empty batch is Ok without I/O.
     async fn insert(&self, batch: &dyn Records) -> Result<InsertReport>;
 
-    /// Returns the records of one series in a range, by (time, seq).
+    /// Returns one page (1,000 records by default) of the records of one series in a range, by (time, seq).
+    /// [`range_stream`](super::PriceStoreExt::range_stream) returns all pages.
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage>;
 
     /// Returns the next records of a request in the IPC stream format of Apache Arrow, for bulk reads. Returns None if the
@@ -128,11 +130,12 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Returns the latest record of each selected owner, in the order of the owners.
+    /// Returns one page (1,000 records by default) of the latest record of each selected owner, in the order of the
+    /// owners. [`latest_stream`](super::PriceStoreExt::latest_stream) returns all pages.
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
 
     /// Returns one page (1,000 bars by default) of bars that are computed from the ticks at every call, so late and
-    /// corrected ticks change them at once. Each bar is computed from its entire bucket. An empty bucket has no bar.
+    /// corrected ticks change them immediately. Each bar is computed from its entire bucket. An empty bucket has no bar.
     /// [`bar_stream`](super::PriceStoreExt::bar_stream) returns all pages.
     ///
     /// # Errors
@@ -145,7 +148,8 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// `OutOfRange` if a volume is 10²⁰ or more.
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>>;
 
-    /// Returns the owners that have at least one record in a dataset, in order.
+    /// Returns one page (1,000 owners by default) of the owners that have at least one record in a dataset, in order.
+    /// [`all_series`](super::PriceStoreExt::all_series) returns all series.
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>>;
 
     /// Removes the records of a range. Later reads do not see them. Inserting the same batch again makes its records

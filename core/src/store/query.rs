@@ -20,7 +20,7 @@ use crate::{
     TimeRange, Timestamp,
 };
 
-/// The sort direction of an answer.
+/// The sort direction of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -90,7 +90,7 @@ pub struct RangeQuery<S = Instrument> {
     /// The sort order: oldest or newest first, by (ts, seq).
     #[serde(default)]
     pub order: Order,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -123,6 +123,16 @@ setters!(ordered RangeQuery<S>, S);
 
 /// A query of the bars of one instrument and interval whose open time lies in a range. The bars are
 /// stored, or derived from ticks.
+///
+/// ```
+/// use qi_core::prelude::*;
+///
+/// async fn closes(store: &dyn PriceStore, day: TimeRange) -> Result<Vec<Price>> {
+///     let query = BarQuery::new("binance:BTC-USDT".parse()?, Interval::M1, day).with_limit(1_440)?;
+///     let page = store.derived_bars(&query).await?; // `store.bars(&query)` reads stored bars
+///     Ok(page.items.iter().map(|bar| bar.close()).collect())
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -136,7 +146,7 @@ pub struct BarQuery {
     /// The sort order: oldest or newest first.
     #[serde(default)]
     pub order: Order,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -167,12 +177,12 @@ pub struct LatestQuery<K = Instrument> {
     /// The interval, for a dataset whose series have one.
     #[serde(default)]
     pub interval: Option<Interval>,
-    /// The point in time up to which data counts as known, inclusive. The answer has the latest record with ts <=
+    /// The point in time up to which data counts as known, inclusive. The result has the latest record with ts <=
     /// `as_of`. For bars, the close time counts, because a bar's values are not known at its open
     /// time. None sets no limit.
     #[serde(default)]
     pub as_of: Option<Timestamp>,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -251,11 +261,11 @@ pub struct LatestBarsQuery {
     pub interval: Interval,
     /// The selected instruments.
     pub selection: Selection<Instrument>,
-    /// The point in time up to which data counts as known, inclusive. The answer has the latest bar with close time <=
+    /// The point in time up to which data counts as known, inclusive. The result has the latest bar with close time <=
     /// `as_of`, because a bar's values are not known at its open time. None sets no limit.
     #[serde(default)]
     pub as_of: Option<Timestamp>,
-    /// The page of the answer.
+    /// The page of the result.
     #[serde(default)]
     pub page: PageRequest,
 }
@@ -341,9 +351,9 @@ impl MaintainRequest {
 pub struct InstrumentQuery {
     /// The dataset.
     pub dataset: Dataset,
-    /// The exchange to which the answer is limited, if any.
+    /// The exchange to which the result is limited, if any.
     pub exchange: Option<Exchange>,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 
@@ -353,7 +363,7 @@ impl InstrumentQuery {
         Self { dataset, exchange: None, page: PageRequest::default() }
     }
 
-    /// Limits the answer to instruments of `exchange`.
+    /// Limits the result to instruments of `exchange`.
     #[must_use]
     pub fn of_exchange(mut self, exchange: Exchange) -> Self {
         self.exchange = Some(exchange);
@@ -448,7 +458,7 @@ pub struct RangeRequest {
     pub range: TimeRange,
     /// The sort order: oldest or newest first, by (time, seq).
     pub order: Order,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 
@@ -495,7 +505,7 @@ pub struct LatestRequest {
     pub interval: Option<Interval>,
     /// The point in time up to which data counts as known, inclusive; see [`LatestQuery`].
     pub as_of: Option<Timestamp>,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 
@@ -559,7 +569,7 @@ pub struct SeriesRequest {
     pub dataset: Dataset,
     /// The exchange to which instruments are limited, if any.
     pub exchange: Option<Exchange>,
-    /// The page of the answer.
+    /// The page of the result.
     pub page: PageRequest,
 }
 
@@ -583,7 +593,7 @@ impl SeriesRequest {
 }
 setters!(SeriesRequest);
 
-/// A query with paged answers: the fingerprint to which its cursors are bound, and the position of the next page.
+/// A query with paged results: the fingerprint to which its cursors are bound, and the position of the next page.
 pub trait Paged {
     /// Returns the fingerprint of the query, to which its cursors are bound.
     fn fingerprint(&self) -> QueryFingerprint;

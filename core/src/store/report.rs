@@ -115,7 +115,7 @@ pub struct StorePingReport {
 }
 
 impl StorePingReport {
-    /// Creates the status of a store that answered after `round_trip`.
+    /// Creates the report of a ping that the store answered after `round_trip`.
     pub fn new(round_trip: Duration) -> Self {
         Self { round_trip, version: None }
     }
@@ -199,6 +199,8 @@ impl InstrumentSummary {
 }
 
 /// One observed price with its position in the series.
+///
+/// The struct is open on purpose, because store adapters create it with a literal. A new field is a breaking change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PricePoint {
     /// The time of the observation.

@@ -16,7 +16,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
 use qi_core::bus::GroupInstanceId;
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::{Datasets, Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
 use qi_examples::pipeline::{Data, Job, JobCounters, Live, Stop, Summary};
 use qi_examples::probes;
@@ -78,7 +78,7 @@ struct Options {
     /// Serves /livez, /startupz, /readyz and /metrics over HTTP while the job runs. Port 0 selects a free port.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
-    /// The writer's static member name in its group. After a kill, the next run with this name continues at once.
+    /// The writer's static member name in its group. After a kill, the next run with this name continues immediately.
     #[arg(long, value_name = "NAME")]
     member: Option<GroupInstanceId>,
     /// The number of ticks in the simulated market.
@@ -178,7 +178,7 @@ fn verdict(summary: &Summary, reads_files: bool, exported: Option<&Instrument>) 
     ExitCode::from(FAILED)
 }
 
-/// Listens for SIGINT and SIGTERM. The first signal stops in order, a second one at once. The result has the first.
+/// Listens for SIGINT and SIGTERM. The first signal stops in order, a second one immediately. The result has the first.
 fn listen(stop: &Stop) -> Result<Arc<AtomicI32>> {
     let on = |kind: SignalKind| signal(kind).permanent("pipeline.signal", "listen");
     let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
@@ -258,8 +258,9 @@ async fn prepare(
     let metrics =
         options.listen.map(|address| Ok::<_, Error>((address, probes::install_metrics()?))).transpose()?;
     let (store, bus) = (config.open_store().await?, config.open_bus().await?);
-    let health =
-        Health::new().store(config.store_backend(), store.clone()).bus(config.bus_backend(), bus.clone());
+    let health = HealthChecker::new()
+        .store(config.store_backend(), store.clone())
+        .bus(config.bus_backend(), bus.clone());
     let health = Arc::new(health.expect_agents());
     let mut job = Job::new(store, bus, data)?;
     job.health = Some(health.clone());
@@ -283,15 +284,15 @@ async fn prepare(
 }
 
 /// Serves probes and metrics in a task that ends with the program.
-async fn listen_on(address: SocketAddr, health: Arc<Health>, metrics: PrometheusHandle) -> Result<()> {
-    let refuse = |error| {
+async fn listen_on(address: SocketAddr, health: Arc<HealthChecker>, metrics: PrometheusHandle) -> Result<()> {
+    let reject = |error| {
         Error::new(ErrorKind::Config, "pipeline.listen", "listen")
             .with_message("cannot listen there")
             .with_context("address", address)
             .with_source(error)
     };
-    let listener = TcpListener::bind(address).await.map_err(refuse)?;
-    let bound = listener.local_addr().map_err(refuse)?;
+    let listener = TcpListener::bind(address).await.map_err(reject)?;
+    let bound = listener.local_addr().map_err(reject)?;
     let _ = writeln!(std::io::stderr(), "pipeline: listening on http://{bound}");
     tokio::spawn(probes::serve(listener, health, metrics));
     Ok(())

@@ -93,7 +93,7 @@ mod tests {
         replace(new(), &path, sync).unwrap();
         assert_eq!(*synced.borrow(), [(true, false), (false, true)]);
         std::fs::remove_file(&path).unwrap();
-        let refused = replace(new(), &path, |_| Err(io::Error::other("the disk is full")));
-        assert!(refused.is_err() && !path.exists());
+        let rejected = replace(new(), &path, |_| Err(io::Error::other("the disk is full")));
+        assert!(rejected.is_err() && !path.exists());
     }
 }

@@ -24,7 +24,7 @@ use qi_core::bus::{
     GroupId, GroupInstanceId, GroupQuery, MessageBus, MessageBusExt, SubscribeRequest, TopicCatalogue,
     TopicName, TopicPartition,
 };
-use qi_core::health::Health;
+use qi_core::health::HealthChecker;
 use qi_core::{
     Backoff, Bar, Error, Ingest, IngestConfig, Instrument, Interval, PriceStore, PriceTick, Result, Selection,
 };
@@ -89,7 +89,7 @@ pub struct Job {
     /// The observer of the agents' transitions.
     pub observer: Option<Box<dyn Observer>>,
     /// The health report that the job adds its agents to.
-    pub health: Option<Arc<Health>>,
+    pub health: Option<Arc<HealthChecker>>,
     /// The callback for agents that do not end by the deadline. A program can exit in this callback.
     pub on_deadline_exceeded: Option<OnDeadlineExceeded>,
 }

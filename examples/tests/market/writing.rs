@@ -150,8 +150,11 @@ async fn failure_appears_in_receipt_report_and_metrics() {
     let (bus, _) = bare_bus();
     let market = writer(&bus);
     let tick = tick("kraken:BTC-USD", 1, 0, "1");
-    let refused = market.publish_price(&tick).await.unwrap().await.unwrap_err();
-    assert_eq!((refused.kind(), refused.context_value("delivery")), (ErrorKind::NotFound, Some("not_sent")));
+    let rejected = market.publish_price(&tick).await.unwrap().await.unwrap_err();
+    assert_eq!(
+        (rejected.kind(), rejected.context_value("delivery")),
+        (ErrorKind::NotFound, Some("not_sent"))
+    );
 
     let topic = TopicName::new("crypto-prices").unwrap();
     market.create_destination(TopicSpec::new(topic, 1).unwrap()).await.unwrap();

@@ -16,9 +16,9 @@ const LIMIT: usize = 1_000_000;
 /// The behaviour of one hook of one incarnation.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// Returns Ok at once.
+    /// Returns Ok immediately.
     Ok,
-    /// Returns an error of this kind at once.
+    /// Returns an error of this kind immediately.
     Err(ErrorKind),
     /// Panics with a text.
     Panic,

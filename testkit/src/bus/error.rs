@@ -49,12 +49,12 @@ pub(super) fn full(max_bytes: usize, largest_lag: Option<(&str, u64)>) -> Error 
         error(ErrorKind::Overloaded, "bus.memory.full", "publish").with_context("max_bytes", max_bytes);
     match largest_lag {
         Some((group, lag)) => error
-            .with_message(format_args!("the bus is full and waits for group {group}"))
+            .with_message(format_args!("log is full ({max_bytes} bytes); group {group} has a lag of {lag}"))
             .with_context("group", group)
             .with_context("lag", lag),
-        None => {
-            error.with_message("the bus is full, and no group has committed messages that can be removed")
-        }
+        None => error.with_message(format_args!(
+            "log is full ({max_bytes} bytes); no committed message can be removed"
+        )),
     }
 }
 
@@ -65,7 +65,7 @@ pub(super) fn delivery_timeout_while_disconnected() -> Error {
 
 pub(super) fn no_valid_position(partition: &TopicPartition, operation: &'static str) -> Error {
     error(ErrorKind::NotFound, "bus.memory.position", operation)
-        .with_message("the group has no valid position in this partition, and its offset_reset is Error")
+        .with_message("no valid commit, and offset_reset is error")
         .with_context("partition", partition)
 }
 
@@ -95,9 +95,15 @@ pub(super) fn no_group() -> Error {
 }
 
 pub(super) fn beyond_end(partition: &TopicPartition, offset: u64, end: u64) -> Error {
-    invalid("bus.memory.trim", "trim", "offset", offset, "must not exceed the high watermark")
-        .with_context("partition", partition)
-        .with_context("end", end)
+    invalid(
+        "bus.memory.delete_records",
+        "delete_records",
+        "offset",
+        offset,
+        "must not exceed the high watermark",
+    )
+    .with_context("partition", partition)
+    .with_context("end", end)
 }
 
 fn invalid(

@@ -117,11 +117,10 @@ impl MemoryBus {
         let topic = state
             .topics
             .get_mut(&partition.topic)
-            .ok_or_else(|| error::unknown_topic(&partition.topic, "trim"))?;
-        let log = topic
-            .partitions
-            .get_mut(partition.partition as usize)
-            .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "trim"))?;
+            .ok_or_else(|| error::unknown_topic(&partition.topic, "delete_records"))?;
+        let log = topic.partitions.get_mut(partition.partition as usize).ok_or_else(|| {
+            error::unknown_partition(&partition.topic, partition.partition, "delete_records")
+        })?;
         if offset > log.end {
             return Err(error::beyond_end(partition, offset, log.end));
         }
@@ -193,7 +192,7 @@ impl MessageBus for MemoryBus {
     }
 
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
-        self.enter("read").await?;
+        self.enter("open_reader").await?;
         Ok(Box::new(MemoryReader::open(self.log.clone(), self.client.clone(), &request)?))
     }
 

@@ -55,10 +55,10 @@ impl MemoryReader {
             for (partition, to) in &request.from {
                 let topic = state
                     .topic(&partition.topic)
-                    .ok_or_else(|| error::unknown_topic(&partition.topic, "read"))?;
-                let at = topic
-                    .partition(partition.partition)
-                    .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "read"))?;
+                    .ok_or_else(|| error::unknown_topic(&partition.topic, "open_reader"))?;
+                let at = topic.partition(partition.partition).ok_or_else(|| {
+                    error::unknown_partition(&partition.topic, partition.partition, "open_reader")
+                })?;
                 let owned = OwnedPartition::new(Some(resolve(at, *to)));
                 assigned
                     .insert(partition.clone(), ReaderPartition { topic: topic.id, owned, deleted: false });
@@ -198,7 +198,7 @@ impl Subscription for MemoryReader {
         }
     }
 
-    async fn commit(&mut self, _upto: &Offsets) -> Result<Committed> {
+    async fn commit(&mut self, _offsets: &Offsets) -> Result<Committed> {
         self.enter("commit").await?;
         Err(error::no_group())
     }

@@ -170,11 +170,11 @@ impl Subscription for MemorySubscription {
         }
     }
 
-    async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
+    async fn commit(&mut self, offsets: &Offsets) -> Result<Committed> {
         let committed = self
             .with_member("commit", |member, _, commits| {
                 let (mut stored, mut lost) = (Offsets::new(), Vec::new());
-                for (partition, next) in upto.iter() {
+                for (partition, next) in offsets.iter() {
                     match member.owned.get(partition) {
                         None => lost.push(partition.clone()),
                         Some(owned) if owned.position.is_none_or(|position| next > position) => {

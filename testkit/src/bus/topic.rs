@@ -232,12 +232,8 @@ impl Topic {
 
     /// Returns the settings by their Kafka names.
     pub(super) fn settings(&self) -> BTreeMap<String, String> {
-        let cleanup = match self.cleanup {
-            CleanupPolicy::Delete => "delete",
-            CleanupPolicy::Compact => "compact",
-        };
         let mut all = self.settings.clone();
-        all.insert("cleanup.policy".to_owned(), cleanup.to_owned());
+        all.insert("cleanup.policy".to_owned(), self.cleanup.as_str().to_owned());
         all.insert("max.message.bytes".to_owned(), self.max_message_bytes.to_string());
         all.insert("retention.ms".to_owned(), self.retention.as_millis().to_string());
         all
@@ -253,7 +249,7 @@ impl Topic {
         if let Some(retention) = spec.retention {
             wanted.insert("retention.ms".to_owned(), retention.as_millis().to_string());
         }
-        let cleanup = if spec.cleanup == CleanupPolicy::Compact { "compact" } else { "delete" };
+        let cleanup = spec.cleanup.as_str();
         wanted.insert("cleanup.policy".to_owned(), cleanup.to_owned());
         wanted
             .into_iter()

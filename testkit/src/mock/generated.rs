@@ -116,7 +116,7 @@ mock! {
     #[async_trait]
     impl Subscription for Reader {
         async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
-        async fn commit(&mut self, upto: &Offsets) -> Result<Committed>;
+        async fn commit(&mut self, offsets: &Offsets) -> Result<Committed>;
         async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()>;
         async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()>;
         async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;

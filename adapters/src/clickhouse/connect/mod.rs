@@ -29,7 +29,7 @@ pub(super) struct Connections {
     insert_client: Client,
     /// The number of connections opened so far.
     opened: Arc<AtomicU64>,
-    /// The cached answer of [`Connections::knows_deduplicate_insert`].
+    /// The cached result of [`Connections::knows_deduplicate_insert`].
     knows_deduplicate_insert: Mutex<Option<DeduplicateSupport>>,
     permits: Semaphore,
     max_permits: usize,
@@ -38,7 +38,7 @@ pub(super) struct Connections {
     version: RwLock<Option<String>>,
 }
 
-/// A cached answer to the question whether the server knows `deduplicate_insert`.
+/// The cached result of the query whether the server knows `deduplicate_insert`.
 struct DeduplicateSupport {
     /// The value of `opened` before the query.
     opened: u64,
@@ -131,9 +131,9 @@ impl Connections {
     /// Since version 26.2, `deduplicate_insert` overrides `insert_deduplicate` and is enabled by default. An older
     /// server rejects the name. The query before the first insert also confirms that the server is a ClickHouse
     /// server, because any HTTP server may respond "200 OK" to an insert. A new connection may lead to another
-    /// server or version, so the answer is valid only until a new connection is opened. A proxy may change the
-    /// server behind an open connection, so the answer also expires after one minute.
-    /// [`Connections::forget_deduplicate_insert`] drops the answer.
+    /// server or version, so the result is valid only until a new connection is opened. A proxy may change the
+    /// server behind an open connection, so the result also expires after one minute.
+    /// [`Connections::forget_deduplicate_insert`] drops the result.
     pub(super) async fn knows_deduplicate_insert(&self) -> Result<bool, Cause> {
         const CACHE_TTL: Duration = Duration::from_mins(1);
         let mut answer = self.knows_deduplicate_insert.lock().await;
@@ -155,7 +155,7 @@ impl Connections {
         Ok(knows_deduplicate_insert)
     }
 
-    /// Drops the cached answer after the server rejected a setting. The next insert queries the server again.
+    /// Drops the cached result after the server rejected a setting. The next insert queries the server again.
     pub(super) async fn forget_deduplicate_insert(&self) {
         *self.knows_deduplicate_insert.lock().await = None;
     }

@@ -3,8 +3,8 @@
 //! lag would never be 0.
 //!
 //! The event for the end of a partition is the trigger. It contains only the number of the partition, neither its topic
-//! nor an offset, so the event moves no position. A separate client, the probe, reads from the position. Its statistics
-//! contain the topic and the partition, and prove that a partition holds no message before an offset:
+//! nor an offset, so the event does not change a position. A separate client, the probe, reads from the position. Its
+//! statistics contain the topic and the partition, and prove that a partition holds no message before an offset:
 //!
 //! - The probe begins at the position and never seeks, so `next_offset` is the offset up to which the log was read without
 //!   a gap.
@@ -40,21 +40,21 @@ const STATISTICS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The fetch offset of a partition when librdkafka reached its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tail {
+pub(super) struct EndPosition {
     generation: u64,
     fetch_offset: u64,
 }
 
-/// The partitions to probe, with their tails.
-pub(super) type Tails = BTreeMap<TopicPartition, Tail>;
+/// The partitions to probe, with their end positions.
+pub(super) type EndPositions = BTreeMap<TopicPartition, EndPosition>;
 
 /// The partitions of a consumer that reached their ends.
 #[derive(Debug, Default)]
 pub(super) struct EndProbe {
-    tails: Tails,
+    positions: EndPositions,
     check: Check,
-    /// The end of the last probe.
-    last_end: Option<Instant>,
+    /// The time at which the last probe finished.
+    last_finished: Option<Instant>,
 }
 
 impl EndProbe {
@@ -62,43 +62,44 @@ impl EndProbe {
     pub(super) fn reached(&mut self, assignment: &Assignment, number: i32) {
         for (partition, state) in &assignment.partitions {
             if partition.partition.cast_signed() == number {
-                let tail = Tail { generation: state.generation, fetch_offset: state.fetch_offset };
-                self.tails.insert(partition.clone(), tail);
+                let position = EndPosition { generation: state.generation, fetch_offset: state.fetch_offset };
+                self.positions.insert(partition.clone(), position);
             }
         }
-        let pause =
-            self.last_end.map_or(Duration::ZERO, |last_end| PROBE_PAUSE.saturating_sub(last_end.elapsed()));
+        let pause = self
+            .last_finished
+            .map_or(Duration::ZERO, |last_finished| PROBE_PAUSE.saturating_sub(last_finished.elapsed()));
         self.check.request(pause.max(SETTLE_TIME));
     }
 
     /// Returns the partitions to probe now, if they are still at their ends. Returns None if no probe is due.
-    pub(super) fn start(&mut self, assignment: &Assignment) -> Option<Tails> {
+    pub(super) fn start(&mut self, assignment: &Assignment) -> Option<EndPositions> {
         if !self.check.start() {
             return None;
         }
-        let mut tails = std::mem::take(&mut self.tails);
-        tails.retain(|partition, tail| {
+        let mut positions = std::mem::take(&mut self.positions);
+        positions.retain(|partition, position| {
             assignment.partitions.get(partition).is_some_and(|state| {
-                (state.generation, state.fetch_offset) == (tail.generation, tail.fetch_offset)
+                (state.generation, state.fetch_offset) == (position.generation, position.fetch_offset)
                     && !state.needs_reassign
                     && state.failed.is_none()
             })
         });
-        if tails.is_empty() {
+        if positions.is_empty() {
             self.check.finish();
             return None;
         }
-        Some(tails)
+        Some(positions)
     }
 
     /// Ends a probe. Partitions whose ends are still unknown are probed again.
-    pub(super) fn finish(&mut self, unknown: Tails) {
-        for (partition, tail) in unknown {
-            self.tails.entry(partition).or_insert(tail);
+    pub(super) fn finish(&mut self, unknown: EndPositions) {
+        for (partition, position) in unknown {
+            self.positions.entry(partition).or_insert(position);
         }
         self.check.finish();
-        self.last_end = Some(Instant::now());
-        if !self.tails.is_empty() {
+        self.last_finished = Some(Instant::now());
+        if !self.positions.is_empty() {
             self.check.request(PROBE_PAUSE);
         }
     }
@@ -109,61 +110,61 @@ impl EndProbe {
 pub(super) fn probe<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     config: &ClientConfig,
-    mut tails: Tails,
+    mut positions: EndPositions,
     limit: Duration,
     is_closing: impl Fn() -> bool,
     skip: impl Fn(&TopicPartition, u64, u64, u64),
-) -> Tails {
+) -> EndPositions {
     // A partition without a leader can fail the entire query. The probe then finds the ends itself.
-    let ends = offsets::find_each(client, tails.keys(), OffsetSpec::Latest, limit).unwrap_or_default();
-    tails.retain(|partition, tail| match ends.get(partition) {
-        Some(Ok(end)) => *end > tail.fetch_offset,
+    let ends = offsets::find_each(client, positions.keys(), OffsetSpec::Latest, limit).unwrap_or_default();
+    positions.retain(|partition, position| match ends.get(partition) {
+        Some(Ok(end)) => *end > position.fetch_offset,
         Some(Err(error)) => !(error::is_missing(error) || error::is_unauthorized(error)),
         None => true,
     });
-    if tails.is_empty() {
-        return tails;
+    if positions.is_empty() {
+        return positions;
     }
-    let reader = match ProbeContext::start(config, &tails) {
+    let reader = match open_probe(config, &positions) {
         Ok(reader) => reader,
         Err(error) => {
             tracing::warn!(%error, "cannot probe the ends of partitions");
-            return tails;
+            return positions;
         }
     };
     let deadline = Instant::now() + PROBE_TIMEOUT;
-    while !tails.is_empty() && Instant::now() < deadline && !is_closing() {
+    while !positions.is_empty() && Instant::now() < deadline && !is_closing() {
         match reader.poll(STATISTICS_INTERVAL) {
             // The consumer receives this message as well.
-            Some(Ok(message)) => tails.retain(|partition, _| {
+            Some(Ok(message)) => positions.retain(|partition, _| {
                 partition.topic.as_str() != message.topic()
                     || partition.partition.cast_signed() != message.partition()
             }),
-            Some(Err(error)) => tracing::debug!(%error, "probe error"),
+            Some(Err(error)) => tracing::debug!(%error, "end probe error"),
             None => {}
         }
         let progress = std::mem::take(&mut *reader.context().lock());
-        tails.retain(|partition, tail| {
+        positions.retain(|partition, position| {
             let key = (partition.topic.to_string(), partition.partition.cast_signed());
             let Some(FetchProgress { to, end: seen_end }) = progress.get(&key).copied() else { return true };
             let end = ends.get(partition).and_then(|end| end.as_ref().ok()).copied();
-            // A long tail needs several probes. Each probe begins where the previous probe ended.
-            if to > tail.fetch_offset {
-                tracing::debug!(%partition, from = tail.fetch_offset, to, "skipped offsets without a message");
-                skip(partition, tail.generation, tail.fetch_offset, to);
-                tail.fetch_offset = to;
+            // A long range without messages needs several probes. Each probe begins where the previous probe ended.
+            if to > position.fetch_offset {
+                tracing::debug!(%partition, from = position.fetch_offset, to, "skipped offsets without a message");
+                skip(partition, position.generation, position.fetch_offset, to);
+                position.fetch_offset = to;
             }
             to < end.unwrap_or(seen_end)
         });
     }
-    tails
+    positions
 }
 
 /// The progress of a probe in a partition without queued messages.
 #[derive(Debug, Clone, Copy)]
 struct FetchProgress {
     to: u64,
-    /// The end of the partition in the last response.
+    /// The last stable offset of the partition in the last response.
     end: u64,
 }
 
@@ -172,24 +173,25 @@ struct FetchProgress {
 struct ProbeContext(Mutex<BTreeMap<(String, i32), FetchProgress>>);
 
 impl ProbeContext {
-    /// Starts a client that reads these partitions.
-    fn start(config: &ClientConfig, tails: &Tails) -> KafkaResult<BaseConsumer<Self>> {
-        let mut config = config.clone();
-        config
-            .remove("group.instance.id")
-            .set("enable.partition.eof", "false")
-            .set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string())
-            .set("queued.max.messages.kbytes", "1024")
-            .set("max.partition.fetch.bytes", "1024");
-        let reader: BaseConsumer<Self> = config.create_with_context(Self::default())?;
-        let starts = tails.iter().map(|(partition, tail)| (partition, offsets::offset(tail.fetch_offset)));
-        reader.assign(&offsets::list(starts)?)?;
-        Ok(reader)
-    }
-
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, i32), FetchProgress>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Opens a client that reads these partitions.
+fn open_probe(config: &ClientConfig, positions: &EndPositions) -> KafkaResult<BaseConsumer<ProbeContext>> {
+    let mut config = config.clone();
+    config
+        .remove("group.instance.id")
+        .set("enable.partition.eof", "false")
+        .set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string())
+        .set("queued.max.messages.kbytes", "1024")
+        .set("max.partition.fetch.bytes", "1024");
+    let reader: BaseConsumer<ProbeContext> = config.create_with_context(ProbeContext::default())?;
+    let starts =
+        positions.iter().map(|(partition, position)| (partition, offsets::offset(position.fetch_offset)));
+    reader.assign(&offsets::list(starts)?)?;
+    Ok(reader)
 }
 
 impl ClientContext for ProbeContext {
@@ -225,10 +227,10 @@ mod tests {
         let mut assignment = Assignment::default();
         assignment.gain(partition(), 0, None);
         let mut probe = EndProbe::default();
-        probe.finish(Tails::new());
-        let last_end = probe.last_end.unwrap();
+        probe.finish(EndPositions::new());
+        let last_finished = probe.last_finished.unwrap();
         probe.reached(&assignment, 0);
-        assert!(probe.check.due.unwrap() >= last_end + PROBE_PAUSE);
+        assert!(probe.check.due.unwrap() >= last_finished + PROBE_PAUSE);
     }
 
     #[test]
@@ -237,10 +239,10 @@ mod tests {
         config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "g");
         let client: BaseConsumer = config.create().unwrap();
         config.set("no.such.property", "1");
-        let tails = Tails::from([(partition(), Tail { generation: 0, fetch_offset: 3 })]);
+        let positions = EndPositions::from([(partition(), EndPosition { generation: 0, fetch_offset: 3 })]);
         let limit = Duration::from_millis(100);
         let skip = |_: &TopicPartition, _, _, _| panic!("nothing was probed");
-        assert_eq!(probe(&client, &config, tails.clone(), limit, || false, skip), tails);
+        assert_eq!(probe(&client, &config, positions.clone(), limit, || false, skip), positions);
     }
 
     #[test]
@@ -257,9 +259,9 @@ mod tests {
         config.set("group.id", "g");
         let client: BaseConsumer = config.create().unwrap();
         for fetch_offset in 0..3 {
-            let tails = Tails::from([(partition(), Tail { generation: 0, fetch_offset })]);
+            let positions = EndPositions::from([(partition(), EndPosition { generation: 0, fetch_offset })]);
             let skip = |_: &TopicPartition, _, from, to| panic!("skipped the messages from {from} to {to}");
-            let unknown = probe(&client, &config, tails, Duration::from_secs(10), || false, skip);
+            let unknown = probe(&client, &config, positions, Duration::from_secs(10), || false, skip);
             assert!(unknown.is_empty(), "the consumer gets the message, too");
         }
     }

@@ -15,4 +15,4 @@ mod thread;
 mod unreadable;
 
 pub(super) use subscription::RedpandaSubscription;
-pub(super) use thread::{ConsumerHandle, ConsumerSettings, Start, start};
+pub(super) use thread::{ConsumerHandle, ConsumerSettings, PartitionSource, start};

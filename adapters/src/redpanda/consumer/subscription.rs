@@ -56,7 +56,7 @@ impl Drop for PendingReply<'_> {
 impl Subscription for RedpandaSubscription {
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch> {
         tokio::task::coop::consume_budget().await;
-        self.consumer.check("recv")?;
+        self.consumer.check_open("recv")?;
         if max == 0 {
             return Err(error::zero_max());
         }
@@ -67,12 +67,12 @@ impl Subscription for RedpandaSubscription {
         Ok(polled.into_batch())
     }
 
-    async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
-        self.consumer.check("commit")?;
+    async fn commit(&mut self, offsets: &Offsets) -> Result<Committed> {
+        self.consumer.check_open("commit")?;
         if !self.consumer.settings.has_group() {
             return Err(error::commit_without_group());
         }
-        let offsets = upto.clone();
+        let offsets = offsets.clone();
         let answer = self.consumer.call("commit", |thread, reply| thread.commit(offsets, reply));
         let timed_out =
             |_| error::timed_out("commit", "no response from the brokers within the commit timeout");
@@ -98,7 +98,7 @@ impl Subscription for RedpandaSubscription {
 
     async fn close(&mut self) -> Result<()> {
         self.consumer.close();
-        if !self.consumer.closed(LEAVE_TIMEOUT).await {
+        if !self.consumer.wait_closed(LEAVE_TIMEOUT).await {
             tracing::warn!("subscription closed, but its consumer has not left the group");
         }
         Ok(())

@@ -1,8 +1,9 @@
 //! The consumer thread.
 //!
-//! The thread polls only while the fetch buffer has space and a `recv` is waiting or ended less than a second ago. A
-//! thread that always polled would never exceed the maximum poll interval, so a stuck reader would keep its partitions.
-//! A consumer without reads is suspended: it leaves its group, and the thread serves only librdkafka's events.
+//! Reads are expected while a `recv` waits and for a second afterwards. While reads are expected, the thread polls if the
+//! buffer has space; otherwise only as a keepalive. A thread that always polled would never exceed the maximum poll
+//! interval, so a subscription whose caller is stuck would keep its partitions. A consumer without reads is suspended: it
+//! leaves its group, and the thread serves only librdkafka's events.
 
 mod commit;
 mod handle;
@@ -38,15 +39,16 @@ use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
 use commit::Commits;
-pub(in crate::redpanda) use handle::{ConsumerHandle, Start, start};
+pub(in crate::redpanda) use handle::{ConsumerHandle, PartitionSource, start};
 use reassign::Rebalancing;
 
 /// The interval at which librdkafka's events are served while no messages arrive.
 const EVENT_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The pause before a failed request is repeated.
 const RETRY_BACKOFF: Duration = Duration::from_millis(100);
-/// The interval at which deleted topics are looked up, and at which a suspended consumer is served.
-const METADATA_RECHECK: Duration = Duration::from_secs(1);
+/// The interval at which deleted topics are looked up, a suspended consumer is served, and an incomplete search for
+/// unreadable batches is repeated.
+const IDLE_RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The number of successive empty polls after which librdkafka's queue counts as empty. A poll that served an
 /// event is also empty.
 const MAX_EMPTY_POLLS: usize = 10;
@@ -114,11 +116,12 @@ impl ConsumerSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BufferLevel {
     Free,
-    /// Space for one message per `recv`, so that its poll counts for the maximum poll interval.
+    /// At least half of the limit is in use. Each `recv` polls one message, because this poll proves to librdkafka that
+    /// the maximum poll interval is kept.
     AlmostFull,
-    /// No space. Buffered messages are not taken, or arriving messages are larger than the taken messages.
+    /// No space, because the caller takes no messages, or smaller messages than those that arrive. Nothing is polled.
     Full,
-    /// No space, but a poll is necessary for the maximum poll interval.
+    /// No space, and the last poll is so long ago that a keepalive is due before the maximum poll interval passes.
     KeepaliveDue,
 }
 
@@ -264,8 +267,8 @@ impl ConsumerThread {
         if self.recv.as_ref().is_some_and(|recv| recv.reply.is_closed()) {
             self.end_recv();
         }
-        let open = self.is_open();
-        if !open && self.since_poll() >= self.settings.max_idle() {
+        let caller_waits = self.caller_waits();
+        if !caller_waits && self.since_poll() >= self.settings.max_idle() {
             self.suspend();
         }
         if matches!(self.membership, Membership::Suspended { .. }) {
@@ -274,7 +277,7 @@ impl ConsumerThread {
             return self.until_deadline(wait);
         }
         self.take_rebalances();
-        if open {
+        if caller_waits {
             while let Some(apply) = self.deferred.pop_front() {
                 apply(self);
             }
@@ -283,17 +286,20 @@ impl ConsumerThread {
             self.complete_join();
         }
         self.reply_recv();
-        if !self.is_expecting() {
+        if !self.should_fetch() {
             return self.settings.max_idle().saturating_sub(self.since_poll());
         }
-        let may_poll =
-            if self.is_open() { !self.rebalancing.is_revoking() } else { !self.rebalancing.is_pending() };
+        let may_poll = if self.caller_waits() {
+            !self.rebalancing.is_revoking()
+        } else {
+            !self.rebalancing.is_pending()
+        };
         if !may_poll {
             // The next `recv` carries out the change. Until then, no messages are fetched.
             return self.until_deadline(EVENT_POLL_INTERVAL);
         }
         let level = self.settings.buffer_level(self.assignment.buffered_bytes(), self.since_poll());
-        if self.is_open() && level == BufferLevel::Free {
+        if self.caller_waits() && level == BufferLevel::Free {
             self.reassign();
         }
         let max_records = match level {
@@ -315,15 +321,14 @@ impl ConsumerThread {
         if more { Duration::ZERO } else { self.until_deadline(EVENT_POLL_INTERVAL) }
     }
 
-    /// Returns whether the assignment may change. This requires a waiting `recv`, or a caller that waits
-    /// for the first assignment.
-    fn is_open(&self) -> bool {
+    /// Returns whether a caller waits for `recv` or for the first assignment. Only then may the assignment change.
+    fn caller_waits(&self) -> bool {
         self.recv.is_some() || self.joined.is_some()
     }
 
-    /// Returns whether messages are fetched.
-    fn is_expecting(&self) -> bool {
-        self.is_open() || self.last_recv.elapsed() < PREFETCH_WINDOW
+    /// Returns whether messages should be fetched: a caller waits, or its next `recv` is expected.
+    fn should_fetch(&self) -> bool {
+        self.caller_waits() || self.last_recv.elapsed() < PREFETCH_WINDOW
     }
 
     fn since_poll(&self) -> Duration {
@@ -457,7 +462,8 @@ impl ConsumerThread {
                 self.rebalancing.announced &= polled.events.len() == events;
                 self.buffer.put_back(&mut self.assignment, polled);
             }
-            // Errors of the kinds `Unavailable` and `NotFound` occur again without this.
+            // `recv_result` computes errors of the kinds `Unavailable` and `NotFound` again for the next `recv`. Other
+            // errors were taken from `failure` and are restored.
             Err(error) if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound) => {
                 self.failure = Some(error);
             }

@@ -1,7 +1,7 @@
 //! The search for record batches that librdkafka cannot decompress. librdkafka fetches such a batch repeatedly.
 //!
 //! The text of librdkafka's error contains the first offset and the size of the batch, but not the partition. A
-//! separate client, the probe, therefore reads a partition from an offset. The answer is a message, the end of the
+//! separate client, the probe, therefore reads a partition from an offset. The result is a message, the end of the
 //! partition, or an error that names the batch at this offset. The probe first finds the partition, and then the first
 //! offset after the batch. The offsets of the batch become one message without a payload. No codec accepts this
 //! message, so it becomes a dead letter.
@@ -28,7 +28,7 @@ use crate::redpanda::offsets::{self, OffsetSpec};
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum duration of the read of one offset with the consumer's limit. A batch of 2 GiB takes some seconds.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// The maximum duration of one poll while a probe waits for its answer.
+/// The maximum duration of one poll while a probe waits for its result.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The smallest value of a probe's low limit. It bounds a response, and a zstd batch after decompression.
 const MIN_PROBE_BYTES: u64 = 16 << 20;
@@ -299,7 +299,7 @@ fn probe_offset(
                 if let Some(batch) = probe.context().take() {
                     break Some(ProbeResult::Unreadable(batch));
                 }
-                tracing::debug!(%error, "probe error");
+                tracing::debug!(%error, "unreadable-batch probe error");
             }
             Some(Ok(_)) | None => {}
         }
@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the answer for an offset of a log. The log is a list of adjacent batches, each with its first offset and
+    /// Returns the result of a probe from an offset of a log. The log is a list of adjacent batches, each with its first offset and
     /// true if the batch can be read.
     fn probe_result(log: &[(u64, bool)], offset: u64) -> ProbeResult {
         let at = log.partition_point(|(first, _)| *first <= offset) - 1;

@@ -267,14 +267,14 @@ impl Publisher {
             };
             record.timestamp = Some(message.timestamp.unwrap_or(chunk.now).as_millis_floor());
             self.in_flight.add();
-            let Err((refused, returned)) = handle.producer().send(record) else {
+            let Err((rejected, returned)) = handle.producer().send(record) else {
                 space.forget();
                 return Ok(());
             };
             self.in_flight.remove();
             record = returned;
             // The message was never sent, so it is not in the log.
-            let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
+            let failure = match error::code_of(&rejected).unwrap_or(RDKafkaErrorCode::Unknown) {
                 RDKafkaErrorCode::QueueFull if Instant::now() < outgoing.deadline => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     chunk.now = SystemClock.now();
@@ -388,7 +388,7 @@ struct Chunk<'a> {
     now: Timestamp,
     /// The remaining reserved space. None if the buffer had too little space; each message then waits for its space.
     space: Option<SemaphorePermit<'a>>,
-    /// The headers of the previous message, also in the form of librdkafka. A copy costs less than a conversion.
+    /// The headers of the previous message, and their form in librdkafka. A copy costs less than a conversion.
     headers: Option<(Headers, OwnedHeaders)>,
 }
 

@@ -213,9 +213,9 @@ impl Connections {
             Ok(Ok(connection)) => {
                 // The server responds again, but too late for this call.
                 connection.close().await;
-                Cause::AcquireTimeout
+                Cause::AcquireTimeout { timeout: self.acquire_timeout }
             }
-            Err(_) => Cause::AcquireTimeout,
+            Err(_) => Cause::AcquireTimeout { timeout: self.acquire_timeout },
         }
     }
 

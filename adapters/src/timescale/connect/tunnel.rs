@@ -26,7 +26,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::root_certs::{authorities, certificates};
 
-/// The maximum number of bytes copied at once in each direction.
+/// The maximum number of bytes copied with one call in each direction.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The time limit for opening an encrypted connection to the server.

@@ -266,7 +266,7 @@ fn checked<'c, 'm>(
     if message.headers_unreadable {
         return Err(corrupt("bus.codec.headers").with_message("a header name is not UTF-8 text"));
     }
-    let refuse = |name: &'static str, wanted: &dyn fmt::Display, found: &Bytes| {
+    let reject = |name: &'static str, wanted: &dyn fmt::Display, found: &Bytes| {
         corrupt("bus.codec.header")
             .with_message(format_args!("header {name} must be {wanted}"))
             .with_context("field", name)
@@ -279,18 +279,18 @@ fn checked<'c, 'm>(
     let Some(codec) = codec else {
         let names: Vec<_> = codecs.iter().map(|codec| codec.content_type()).collect();
         let found = message.headers.get(header::CONTENT_TYPE).cloned().unwrap_or_default();
-        return Err(refuse(header::CONTENT_TYPE, &names.join(" or "), &found));
+        return Err(reject(header::CONTENT_TYPE, &names.join(" or "), &found));
     };
     let dataset = records.as_records().dataset();
     if let Some(found) = message.headers.get(header::TYPE)
         && found != dataset.message().as_bytes()
     {
-        return Err(refuse(header::TYPE, &dataset.message(), found));
+        return Err(reject(header::TYPE, &dataset.message(), found));
     }
     if let Some(found) = message.headers.get(header::VERSION)
         && !is_number(found, dataset.version())
     {
-        return Err(refuse(header::VERSION, &dataset.version(), found));
+        return Err(reject(header::VERSION, &dataset.version(), found));
     }
     let payload = message.payload.as_ref();
     let payload =

@@ -309,10 +309,10 @@ pub(super) fn decode(payload: &[u8], records: &mut RecordVec) -> Result<()> {
             return error;
         }
         // The message already has the value. A source error would keep it in memory.
-        let refused = fault(error.message().unwrap_or("no valid record"));
+        let rejected = fault(error.message().unwrap_or("no valid record"));
         match error.context_value("field") {
-            Some(field) => refused.with_context("field", field),
-            None => refused,
+            Some(field) => rejected.with_context("field", field),
+            None => rejected,
         }
     })
 }
@@ -464,9 +464,9 @@ fn decimal(message: &[u8], name: &str) -> Result<Decimal> {
         (UNSCALED | SCALE | WIDE, _) => other = true,
         _ => {}
     })?;
-    let refuse = |rule: &str| fault(format_args!("the decimal {name} {rule}")).with_context("field", name);
+    let reject = |rule: &str| fault(format_args!("the decimal {name} {rule}")).with_context("field", name);
     if other {
-        return Err(refuse("has a field of another type"));
+        return Err(reject("has a field of another type"));
     }
     let unscaled = match wide {
         None => i128::from(unscaled),
@@ -476,13 +476,13 @@ fn decimal(message: &[u8], name: &str) -> Result<Decimal> {
             all[16 - bytes.len()..].copy_from_slice(bytes);
             i128::from_be_bytes(all)
         }
-        Some(_) => return Err(refuse("has more than 128 bits")),
+        Some(_) => return Err(reject("has more than 128 bits")),
     };
     let places = u32::try_from(scale).ok().and_then(|scale| Decimal::SCALE.checked_sub(scale));
-    let places = places.ok_or_else(|| refuse("has more than 18 decimal places"))?;
+    let places = places.ok_or_else(|| reject("has more than 18 decimal places"))?;
     let units = Decimal::power_of_ten(places).and_then(|power| unscaled.checked_mul(power));
     let units = units.and_then(|units| Decimal::from_units(units).ok());
-    units.ok_or_else(|| refuse("must be below 1e20 in magnitude"))
+    units.ok_or_else(|| reject("must be below 1e20 in magnitude"))
 }
 
 impl FieldReader for Reader<'_, '_> {
@@ -526,18 +526,18 @@ impl FieldReader for Reader<'_, '_> {
             Some(ColumnType::Levels { max }) => max,
             _ => 0,
         };
-        let (mut levels, mut refused) = (Vec::new(), None);
+        let (mut levels, mut rejected) = (Vec::new(), None);
         read_fields(self.payload, |found, field| {
-            if found == number as usize && refused.is_none() {
+            if found == number as usize && rejected.is_none() {
                 match bytes(field, name).and_then(|message| level(message, name)) {
                     // One level above the maximum is kept, so that the column's check rejects the record.
                     Ok(level) if levels.len() <= max => levels.push(level),
                     Ok(_) => {}
-                    Err(error) => refused = Some(error),
+                    Err(error) => rejected = Some(error),
                 }
             }
         })?;
-        refused.map_or(Ok(levels), Err)
+        rejected.map_or(Ok(levels), Err)
     }
 }
 

@@ -102,21 +102,21 @@ impl Row {
     /// # Errors
     /// `InvalidInput` for a series, a sort key or a value that does not fit the dataset.
     pub fn new(dataset: Dataset, series: SeriesKey, sort_key: SortKey, values: Vec<Value>) -> Result<Self> {
-        let refuse = |field, value: &dyn std::fmt::Debug| Err(misfit(dataset, field, value));
+        let reject = |field, value: &dyn std::fmt::Debug| Err(misfit(dataset, field, value));
         check_series(dataset, &series)?;
         if dataset.seq().is_none() && sort_key.1 != 0 {
-            return refuse("seq", &sort_key.1);
+            return reject("seq", &sort_key.1);
         }
         crate::record::macros::check_sort_key(
             (dataset.time(), sort_key.0),
             dataset.seq().map(|seq| (seq, sort_key.1)),
         )?;
         if values.len() != dataset.values().len() {
-            return refuse("values", &values.len());
+            return reject("values", &values.len());
         }
         for (value, column) in values.iter().zip(dataset.values()) {
             if !value.fits(column) {
-                return refuse(column.name, value);
+                return reject(column.name, value);
             }
         }
         Ok(Self { dataset, series, sort_key, values })
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_replace_insert_and_append() {
+    fn copy_to_replaces_inserts_and_appends() {
         let source = RecordVec::from_vec(ticks(10..20));
         let copied = |indices: Range<usize>, into: Range<usize>| {
             let mut out = RecordVec::from_vec(ticks(0..4));
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_is_checked() {
+    fn invalid_description_is_rejected_at_run_time() {
         const TWICE: [Column; 2] = [COLUMN, COLUMN];
         const RESERVED: [Column; 1] = [Column { name: "symbol", ..COLUMN }];
         const LEVELS: [Column; 1] = [Column { ty: ColumnType::Levels { max: 5 }, ..COLUMN }];
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_checked() {
+    fn row_that_differs_from_its_description_is_rejected() {
         let dataset = Dataset::declare(description(&[COLUMN])).unwrap();
         let series = SeriesKey { owner: Owner::Instrument("x:Y".parse().unwrap()), interval: None };
         let sort_key = (Timestamp::MIN, 0);
@@ -532,7 +532,7 @@ mod tests {
         row(&series, sort_key, vec![Value::Absent]).unwrap();
         let named = SeriesKey { owner: Owner::Name("x:Y".into()), interval: None };
         let timed = SeriesKey { interval: Some(Interval::M1), ..series.clone() };
-        for refused in [
+        for rejected in [
             row(&named, sort_key, vec![Value::Absent]),
             row(&timed, sort_key, vec![Value::Absent]),
             row(&series, (Timestamp::MIN, 1), vec![Value::Absent]),
@@ -541,7 +541,7 @@ mod tests {
             row(&series, sort_key, vec![Value::Integer(1)]),
             row(&series, sort_key, vec![Value::Counter(u64::MAX)]),
         ] {
-            assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(rejected.unwrap_err().kind(), ErrorKind::InvalidInput);
         }
     }
 }

@@ -77,7 +77,7 @@ impl<'q> BucketPlanner<'q> {
     /// the window by entire buckets.
     ///
     /// # Errors
-    /// Never in practice, because a window lies in the domain.
+    /// `InvalidInput` for a window outside the domain. The range of a query never causes this error.
     pub fn window(&mut self) -> Result<Option<TimeRange>> {
         self.found_before = self.found.len();
         let Some(remaining) = self.remaining.filter(|remaining| self.wanted() > 0 && !remaining.is_empty())
@@ -107,7 +107,7 @@ impl<'q> BucketPlanner<'q> {
     /// pass that tick to [`BucketPlanner::skip_to`].
     ///
     /// # Errors
-    /// Never in practice, because the remaining range lies in the domain.
+    /// `InvalidInput` for an empty or inverted range. The range of a query never causes this error.
     pub fn advance(&mut self, window: TimeRange) -> Result<Option<TimeRange>> {
         let (Some(remaining), added) = (self.remaining, self.found.len() - self.found_before) else {
             return Ok(None);
@@ -127,7 +127,7 @@ impl<'q> BucketPlanner<'q> {
     /// Continues at the bucket of the next tick in the query's order. Ends the plan if there is no next tick.
     ///
     /// # Errors
-    /// Never in practice, because the remaining range lies in the domain.
+    /// `InvalidInput` for an empty or inverted range. The range of a query never causes this error.
     pub fn skip_to(&mut self, next_tick: Option<Timestamp>) -> Result<()> {
         let BarQuery { interval, order, .. } = *self.query;
         self.remaining = match (self.remaining, next_tick) {

@@ -42,7 +42,7 @@ const OPTIONAL: &str = " optional";
 /// # Errors
 /// `SchemaMismatch` with the difference and the remedy.
 pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
-    let refuse = |rule: &str, stored: &str, declared: &str| {
+    let reject = |rule: &str, stored: &str, declared: &str| {
         Err(Error::new(ErrorKind::SchemaMismatch, "store.dataset.changed", "ensure_schema")
             .with_message(rule)
             .with_context("dataset", dataset)
@@ -60,7 +60,7 @@ pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
             _ => {
                 let rule = "the stored dataset differs: declare stored columns as they are stored, and new ones as \
                             optional columns after them; or give the dataset a new name";
-                return refuse(rule, stored, declared);
+                return reject(rule, stored, declared);
             }
         }
     }
@@ -68,12 +68,12 @@ pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
         if !added.ends_with(OPTIONAL) {
             let rule = "a new column must be optional, because stored records have no value; or give the dataset a \
                         new name";
-            return refuse(rule, "none", added);
+            return reject(rule, "none", added);
         }
         record.push(at);
     }
     match stored.iter().skip(declared.len()).find(|column| !column.ends_with(OPTIONAL)) {
-        Some(column) => refuse(
+        Some(column) => reject(
             "a required column is not declared: declare it as it is stored, or give the dataset a new name",
             column,
             "none",
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn description_of_the_ticks() {
+    fn lines_of_ticks_have_the_stored_form() {
         assert_eq!(
             lines(PriceTick::DATASET),
             [
@@ -134,15 +134,15 @@ mod tests {
             Ok(vec![]),
             "an older version"
         );
-        let refused = |change: fn(&mut Vec<String>), what: &str| {
+        let rejected = |change: fn(&mut Vec<String>), what: &str| {
             let message = changed(change).unwrap_err();
             assert!(message.contains(what), "{message}");
         };
-        refused(|stored| stored.truncate(1), "declared=price decimal");
-        refused(|stored| stored.push("fee decimal".to_owned()), "stored=fee decimal");
-        refused(|stored| stored[2] = "quantity decimal".to_owned(), "stored=quantity decimal");
-        refused(|stored| stored.swap(2, 3), "declared=quantity decimal optional");
-        refused(|stored| stored[0] = "instrument, ts".to_owned(), "stored=instrument, ts");
+        rejected(|stored| stored.truncate(1), "declared=price decimal");
+        rejected(|stored| stored.push("fee decimal".to_owned()), "stored=fee decimal");
+        rejected(|stored| stored[2] = "quantity decimal".to_owned(), "stored=quantity decimal");
+        rejected(|stored| stored.swap(2, 3), "declared=quantity decimal optional");
+        rejected(|stored| stored[0] = "instrument, ts".to_owned(), "stored=instrument, ts");
     }
 
     #[test]

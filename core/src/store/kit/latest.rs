@@ -27,7 +27,7 @@ pub trait LatestSource {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
-/// Answers a `latest` request: fetches owners and their latest records until the page is full.
+/// Computes the result of a `latest` request: fetches owners and their latest records until the page is full.
 ///
 /// Any number of the selected owners may have no record. Each round therefore fetches twice as many owners as the round
 /// before. `max_owners` limits this growth, and the number of owners in one call of [`LatestSource::newest`].

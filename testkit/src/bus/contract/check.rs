@@ -52,14 +52,17 @@ pub struct Check {
     /// The chapter and the property: `publish::messages_of_one_key_keep_their_order`.
     pub name: &'static str,
     /// The features that the backend must have.
-    pub needs: &'static [Capability],
+    pub capabilities: &'static [Capability],
     /// The function that tests the bus of a context.
     pub run: for<'a> fn(&'a TestContext) -> BoxFuture<'a, CheckResult>,
 }
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Check").field("name", &self.name).field("needs", &self.needs).finish_non_exhaustive()
+        f.debug_struct("Check")
+            .field("name", &self.name)
+            .field("capabilities", &self.capabilities)
+            .finish_non_exhaustive()
     }
 }
 

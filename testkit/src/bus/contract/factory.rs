@@ -12,7 +12,7 @@ use qi_core::{MessageBus, Result, Timestamp};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Capability {
-    /// Topics can be described, deleted and trimmed, and keep their settings. Every backend can create topics,
+    /// Topics can be described and deleted, their records can be deleted, and they keep their settings. Every backend can create topics,
     /// even without this feature.
     Admin,
     /// Groups can be listed, with members and commits.

@@ -37,9 +37,9 @@ pub fn trials(factory: &Arc<dyn BusFactory>, wrappers: &[Wrapper]) -> Vec<Trial>
 }
 
 fn run_trial(factory: &dyn BusFactory, wrapper: Wrapper, check: &Check) -> Result<Completion, Failed> {
-    let lacks = check.needs.iter().find(|need| !factory.capabilities().contains(need));
-    if let Some(need) = lacks {
-        return Ok(Completion::ignored_with(format!("{} lacks {need:?}", factory.backend())));
+    let lacks = check.capabilities.iter().find(|capability| !factory.capabilities().contains(capability));
+    if let Some(capability) = lacks {
+        return Ok(Completion::ignored_with(format!("{} lacks {capability:?}", factory.backend())));
     }
     if let Some(reason) = wrapper.skip_reason(check.name) {
         return Ok(Completion::ignored_with(reason));

@@ -1,4 +1,4 @@
-//! The steps of a history.
+//! Random sequences of bus operations (histories) for the model test.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -15,8 +15,8 @@ pub(super) fn partitions(topic: usize) -> u32 {
     if topic == 0 { 2 } else { 3 }
 }
 
-/// A step of a history. A step selects a member by its index among the present members, so every history can run. A
-/// step without a matching member does nothing.
+/// A step of a history. A step selects a member by its index, so every history can run. The index is taken modulo the
+/// number of present members. In an empty group, the step does nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
@@ -52,7 +52,7 @@ pub enum Step {
         group: usize,
         /// The index of the member.
         member: usize,
-        /// The number of messages that are not committed.
+        /// Offsets subtracted from each position.
         uncommitted: u64,
     },
     /// Commits an offset above the position of a member. The bus rejects this commit.

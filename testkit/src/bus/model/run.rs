@@ -303,10 +303,10 @@ impl Run<'_> {
         let Some((at, client)) = self.state.client(group, index) else { return Ok(()) };
         let Some(member) = self.groups[group].members.get(&at) else { return Ok(()) };
         let Some((partition, position)) = member.positions.iter().next() else { return Ok(()) };
-        let refused =
+        let rejected =
             client.sub.commit(&[(partition.clone(), position + 1)].into_iter().collect()).await.err();
         ensure_eq!(
-            refused.map(|e| e.kind()),
+            rejected.map(|e| e.kind()),
             Some(ErrorKind::InvalidInput),
             "the error of a commit above the position"
         );

@@ -134,15 +134,15 @@ impl Subscription for FaultySubscription {
         }
     }
 
-    async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
-        let everything = || Ok(Committed::new(upto.clone(), Vec::new()));
+    async fn commit(&mut self, offsets: &Offsets) -> Result<Committed> {
+        let everything = || Ok(Committed::new(offsets.clone(), Vec::new()));
         match self.fault {
             Fault::ForgetsCommits => everything(),
-            Fault::AcceptsAnyCommit => self.inner.commit(upto).await.or_else(|_| everything()),
+            Fault::AcceptsAnyCommit => self.inner.commit(offsets).await.or_else(|_| everything()),
             Fault::CommitsPartially => {
-                let committed = self.inner.commit(upto).await;
+                let committed = self.inner.commit(offsets).await;
                 if committed.is_err() {
-                    for (partition, next) in upto.iter() {
+                    for (partition, next) in offsets.iter() {
                         let one: Offsets = [(partition.clone(), next)].into_iter().collect();
                         // The invalid position fails again. The other positions are stored although the commit
                         // as a whole fails.
@@ -151,28 +151,28 @@ impl Subscription for FaultySubscription {
                 }
                 committed
             }
-            Fault::HidesLost => self.inner.commit(upto).await.and_then(|_| everything()),
+            Fault::HidesLost => self.inner.commit(offsets).await.and_then(|_| everything()),
             Fault::CommitsLostPartitions => {
-                let committed = self.inner.commit(upto).await?;
+                let committed = self.inner.commit(offsets).await?;
                 let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
                 for partition in &committed.lost {
-                    if let Some(next) = upto.get(partition) {
+                    if let Some(next) = offsets.get(partition) {
                         stale.set(partition.clone(), next);
                     }
                 }
                 Ok(committed)
             }
             Fault::CommitsBelowReset => {
-                let committed = self.inner.commit(upto).await?;
+                let committed = self.inner.commit(offsets).await?;
                 let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
                 for (partition, stored) in committed.stored.iter() {
-                    if let Some(next) = upto.get(partition).filter(|next| *next != stored) {
+                    if let Some(next) = offsets.get(partition).filter(|next| *next != stored) {
                         stale.set(partition.clone(), next);
                     }
                 }
                 everything()
             }
-            _ => self.inner.commit(upto).await,
+            _ => self.inner.commit(offsets).await,
         }
     }
 

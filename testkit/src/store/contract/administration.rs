@@ -22,7 +22,7 @@ promises! { "administration";
     every deletion_may_select_all_series: "a deletion may select all series",
     once deletion_leaves_other_intervals: "a deletion of bars affects only their interval",
     every deleted_records_can_be_inserted_again:
-        "deleted records can be inserted again, also the identical batch",
+        "deleted records can be inserted again, even as the identical batch",
     every deletion_is_idempotent: "a repeated deletion, or a deletion of unknown records, succeeds",
     every purge_cutoff_is_exact: "a purge removes the records before the cutoff, to the microsecond",
     every purged_batch_can_be_inserted_again: "purged records can be inserted again",

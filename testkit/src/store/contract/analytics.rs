@@ -66,7 +66,7 @@ async fn stats_equal_a_fold_over_the_ticks(context: &TestContext) -> CheckResult
 
 async fn stats_without_ticks_are_none(context: &TestContext) -> CheckResult {
     let query = StatsQuery::new(name(), range(minute(5), minute(9)));
-    for round in ["in an empty store", "beside other series", "beside the range"] {
+    for round in ["in an empty store", "with other series", "with records outside the range"] {
         expect_same(round, &context.store().stats(&query).await?, &None)?;
         expect_same(round, &context.store().vwap(&query).await?, &None)?;
         expect_same(round, &context.store().change(&query).await?, &None)?;

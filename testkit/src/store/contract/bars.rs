@@ -14,7 +14,7 @@ promises! { "bars";
     once bar_matches_a_hand_computed_bar: "open, high, low, close, volumes and count of one bar",
     once tick_on_the_boundary_opens_the_next_bar: "a bucket excludes its end",
     once open_and_close_are_ordered_by_seq:
-        "open and close follow (ts, seq), also after a correction of a tick with equal ts",
+        "open and close follow (ts, seq), even after a correction of a tick with equal ts",
     once empty_bucket_has_no_bar: "a bucket without ticks has no bar",
     once partially_covered_bucket_is_computed_completely:
         "a bar that opens in the range is computed from its complete bucket",

@@ -319,7 +319,7 @@ mod tests {
     use super::Checks;
 
     #[test]
-    fn names_are_unique_and_every_promise_is_said() {
+    fn check_names_are_unique_and_have_a_description() {
         let checks = Checks::standard();
         let names: BTreeSet<_> = checks.iter().map(|check| check.name).collect();
         assert_eq!(names.len(), checks.iter().count());

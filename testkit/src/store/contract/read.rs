@@ -96,7 +96,7 @@ async fn empty_range_returns_an_empty_page<D: Sample>(context: &TestContext) -> 
 }
 
 async fn unknown_series_returns_an_empty_page<D: Sample>(context: &TestContext) -> CheckResult {
-    for round in ["in an empty store", "beside other series"] {
+    for round in ["in an empty store", "with other series"] {
         let page = D::page(context.store(), &RangeParams::all(&D::series_no(7))).await?;
         expect_same_rows(round, &page.items, &[])?;
         expect_true("an empty page has no next page", page.next.is_none())?;

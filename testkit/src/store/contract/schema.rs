@@ -1,4 +1,4 @@
-//! Schema: created only by `ensure_schema`, which many callers may run at once.
+//! Schema: created only by `ensure_schema`, which many callers may run concurrently.
 
 use futures::future::join_all;
 use qi_core::Datasets;

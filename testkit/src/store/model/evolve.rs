@@ -176,7 +176,7 @@ async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> CheckResult 
         let third = reopen(of(*other)).await?;
         expect_error(kind, third.ensure_schema().await, ErrorKind::SchemaMismatch)?;
         expect_error(kind, third.plan_schema().await, ErrorKind::SchemaMismatch)?;
-        expect_same_rows("the plan after a refused version", &second.plan_schema().await?, &[])?;
+        expect_same_rows("the plan after a rejected version", &second.plan_schema().await?, &[])?;
 
         if old.values() != &new.values()[..old.values().len()] {
             let ensured = first.ensure_schema().await;

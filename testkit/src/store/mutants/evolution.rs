@@ -21,7 +21,7 @@ faults! { on Evolving;
     LosesAddedValues: "loses the values of an added column" => "schema::added_column_reads_as_absent",
     SortsTheNames: "renumbers the variants of an enumeration"
         => "schema::enumeration_accepts_appended_variants",
-    RefusesOlderVersions: "rejects a program whose schema needs no change"
+    RejectsOlderVersions: "rejects a program whose schema needs no change"
         => "schema::older_declaration_continues_to_work",
     PlansForEver: "plans existing steps again" => "schema::added_column_reads_as_absent",
 }
@@ -135,7 +135,7 @@ impl Fault for Version {
     }
 }
 
-fn refused() -> Error {
+fn rejected() -> Error {
     Error::new(ErrorKind::SchemaMismatch, "mutant.schema", "ensure_schema")
 }
 
@@ -211,12 +211,12 @@ impl Fault for SortsTheNames {
 }
 
 #[derive(Debug, Default)]
-struct RefusesOlderVersions;
+struct RejectsOlderVersions;
 
 #[async_trait]
-impl Fault for RefusesOlderVersions {
+impl Fault for RejectsOlderVersions {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
-        if inner.plan_schema().await?.is_empty() { Err(refused()) } else { inner.ensure_schema().await }
+        if inner.plan_schema().await?.is_empty() { Err(rejected()) } else { inner.ensure_schema().await }
     }
 }
 

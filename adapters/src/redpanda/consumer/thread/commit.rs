@@ -18,7 +18,7 @@ const COMMIT_RETRY_BACKOFF: Duration = Duration::from_millis(50);
 pub(super) struct Commits {
     waiting: VecDeque<PendingCommit>,
     pub(super) in_flight: bool,
-    /// The commit of start offsets.
+    /// Schedules the commit of start offsets.
     starts: Check,
     /// True if the commit of start offsets was tried since the last assignment.
     pub(super) starts_tried: bool,
@@ -39,9 +39,9 @@ impl ConsumerThread {
             let beyond = state.is_beyond_position(next);
             beyond.then(|| error::beyond_position(partition, next, state.position))
         };
-        let refused = self.fatal.clone().or_else(|| offsets.iter().find_map(beyond));
-        match refused {
-            Some(refused) => drop(reply.send(Err(refused))),
+        let rejected = self.fatal.clone().or_else(|| offsets.iter().find_map(beyond));
+        match rejected {
+            Some(rejected) => drop(reply.send(Err(rejected))),
             None => self.commits.waiting.push_back(PendingCommit { offsets, deadline, reply }),
         }
         self.next_commit();
@@ -56,7 +56,7 @@ impl ConsumerThread {
         let Some(PendingCommit { offsets, mut deadline, reply }) = self.commits.waiting.pop_front() else {
             return;
         };
-        // Nothing is stored if the caller already dropped the call.
+        // Nothing is stored if the maximum poll interval has passed or the caller dropped the call.
         let skip = self.is_overdue() || reply.is_closed();
         let (mut assigned, mut lost) = (Offsets::new(), Vec::new());
         for (partition, next) in offsets.iter() {
@@ -70,7 +70,7 @@ impl ConsumerThread {
             return self.next_commit();
         }
         if let Some(limit) = self.settings.max_poll_interval {
-            // Other members own the partitions from then on.
+            // Other members may own the partitions after the interval.
             deadline = deadline.min(self.last_poll + limit);
         }
         self.commits.in_flight = true;
@@ -121,7 +121,7 @@ impl ConsumerThread {
                     thread.commits.starts.request(RETRY_BACKOFF);
                 } else {
                     for (partition, generation, start) in starts {
-                        // A reset during the commit has another start, which is still to be committed.
+                        // If a reset changed the start during the commit, the new start is committed next.
                         if let Some(state) = thread.assignment.current(&partition, generation)
                             && state.pending_commit == Some(start)
                         {
@@ -149,8 +149,8 @@ fn store_with_retries(
     limit: Duration,
 ) -> KafkaResult<()> {
     while !offsets.is_empty() {
-        let Err(refused) = store(client, offsets) else { break };
-        let ends = match error::code_of(&refused) {
+        let Err(rejected) = store(client, offsets) else { break };
+        let ends = match error::code_of(&rejected) {
             // The broker no longer knows this member. Other members own its partitions.
             Some(Code::UnknownMemberId | Code::AssignmentLost) => None,
             Some(
@@ -165,11 +165,11 @@ fn store_with_retries(
                 continue;
             }
             // Offsets in a deleted topic cannot be stored.
-            _ if error::is_missing(&refused) => {
+            _ if error::is_missing(&rejected) => {
                 let partitions = offsets.iter().map(|(partition, _)| partition);
                 Some(offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_default())
             }
-            _ => return Err(refused),
+            _ => return Err(rejected),
         };
         let is_lost = |partition: &TopicPartition| match &ends {
             None => true,
@@ -178,7 +178,7 @@ fn store_with_retries(
         let before = lost.len();
         lost.extend(offsets.iter().map(|(partition, _)| partition).filter(|p| is_lost(p)).cloned());
         if lost.len() == before {
-            return Err(refused);
+            return Err(rejected);
         }
         let left = offsets.iter().filter(|(partition, _)| !is_lost(partition));
         *offsets = left.map(|(partition, next)| (partition.clone(), next)).collect();

@@ -17,7 +17,7 @@ use crate::redpanda::error;
 
 /// The source of a consumer's partitions.
 #[derive(Debug)]
-pub(in crate::redpanda) enum Start {
+pub(in crate::redpanda) enum PartitionSource {
     /// The group assigns partitions of the topics.
     Subscribe,
     /// The caller names the partitions.
@@ -45,7 +45,7 @@ impl ConsumerHandle {
     }
 
     /// Returns an error if the consumer is closed.
-    pub(in crate::redpanda) fn check(&self, operation: &'static str) -> Result<()> {
+    pub(in crate::redpanda) fn check_open(&self, operation: &'static str) -> Result<()> {
         if *self.closing.borrow() { Err(error::closed(operation)) } else { Ok(()) }
     }
 
@@ -63,7 +63,7 @@ impl ConsumerHandle {
         match reply.await {
             Ok(result) => result,
             Err(_) => Err(self
-                .check(operation)
+                .check_open(operation)
                 .err()
                 .unwrap_or_else(|| error::internal(operation, "the consumer thread panicked"))),
         }
@@ -87,8 +87,8 @@ impl ConsumerHandle {
         });
     }
 
-    /// Waits until the consumer has left its group. Returns false if the limit passes first.
-    pub(in crate::redpanda) async fn closed(&self, limit: Duration) -> bool {
+    /// Waits until the consumer thread has ended. Returns false if the limit passes first.
+    pub(in crate::redpanda) async fn wait_closed(&self, limit: Duration) -> bool {
         let mut closing = self.closing.clone();
         tokio::time::timeout(limit, async { while closing.changed().await.is_ok() {} }).await.is_ok()
     }
@@ -106,17 +106,17 @@ pub(in crate::redpanda) fn start(
     admin: Arc<AdminClient<KafkaContext>>,
     client_config: ClientConfig,
     context: KafkaContext,
-    start: Start,
+    source: PartitionSource,
 ) -> Result<(ConsumerHandle, oneshot::Receiver<Result<()>>)> {
-    let operation = if settings.has_group() { "subscribe" } else { "read" };
+    let operation = if settings.has_group() { "subscribe" } else { "open_reader" };
     let failed = |e| error::from_kafka(e, operation);
     let mut thread =
         ConsumerThread::new(Arc::new(settings), admin, client_config, context).map_err(failed)?;
     let (handle, (joined, result)) = (ConsumerHandle::new(&thread), oneshot::channel());
     thread.joined = Some(joined);
-    match start {
-        Start::Subscribe => thread.subscribe().map_err(failed)?,
-        Start::Assign(from) => thread.assign(from),
+    match source {
+        PartitionSource::Subscribe => thread.subscribe().map_err(failed)?,
+        PartitionSource::Assign(from) => thread.assign(from),
     }
     let builder = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
     builder.spawn(move || thread.run()).map_err(|e| error::internal(operation, e))?;

@@ -95,12 +95,12 @@ impl ConsumerThread {
     /// Assigns the partitions of a reader without a group.
     pub(super) fn assign(&mut self, from: Vec<(TopicPartition, SeekTo)>) {
         let limit = self.settings.request_timeout;
-        let starts = move |client: &Client| resolve(client, &from, limit, "read");
+        let starts = move |client: &Client| resolve(client, &from, limit, "open_reader");
         self.request(starts, |thread, starts| {
             let assigned = starts.and_then(|starts| {
                 let list = offsets::list(starts.iter().map(|(p, start)| (p, offsets::offset(*start))));
                 let assigned = list.and_then(|list| thread.client.assign(&list));
-                assigned.map_err(|e| error::from_kafka(e, "read"))?;
+                assigned.map_err(|e| error::from_kafka(e, "open_reader"))?;
                 Ok(starts)
             });
             match assigned {

@@ -9,7 +9,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
-use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offsets};
+use super::{Client, ConsumerThread, IDLE_RECHECK_INTERVAL, RETRY_BACKOFF, error, offsets};
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::consumer::record_batch::RecordBatch;
 use crate::redpanda::consumer::unreadable::{self, Range, Search, Suspect};
@@ -160,7 +160,7 @@ impl ConsumerThread {
             thread.unreadable_check.due = None;
             thread.unreadable.clear();
             if !complete {
-                thread.unreadable_check.request(METADATA_RECHECK);
+                thread.unreadable_check.request(IDLE_RECHECK_INTERVAL);
             }
         });
     }
@@ -211,10 +211,10 @@ impl ConsumerThread {
         }
     }
 
-    /// Starts a search for topics that were deleted or created again.
+    /// Checks which subscribed topics exist.
     pub(super) fn check_topics(&mut self) {
         if !self.deleted_topics.is_empty() {
-            self.topic_check.request(METADATA_RECHECK);
+            self.topic_check.request(IDLE_RECHECK_INTERVAL);
         }
         if !self.topic_check.start() {
             return;
@@ -234,7 +234,8 @@ impl ConsumerThread {
         });
     }
 
-    /// Records deleted topics and emits one `TopicDeleted` event for each. A topic that exists again is forgotten.
+    /// Records deleted topics and emits one `TopicDeleted` event for each. A topic that exists
+    /// again is removed from `deleted_topics`.
     fn apply_topics(&mut self, topics: Vec<(TopicName, Option<bool>)>) {
         for (topic, exists) in topics {
             match exists {

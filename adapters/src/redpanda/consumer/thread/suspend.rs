@@ -13,8 +13,8 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
 
 use super::{
-    ConsumerThread, MAX_EMPTY_POLLS_SUSPENDED, MAX_POLL_RECORDS, METADATA_RECHECK, Membership, RETRY_BACKOFF,
-    offsets,
+    ConsumerThread, IDLE_RECHECK_INTERVAL, MAX_EMPTY_POLLS_SUSPENDED, MAX_POLL_RECORDS, Membership,
+    RETRY_BACKOFF, offsets,
 };
 
 impl ConsumerThread {
@@ -30,7 +30,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Removes all partitions. Other members own them, because the maximum poll interval has passed.
+    /// Removes all partitions. Other members may own them, because the maximum poll interval has passed.
     pub(super) fn lose_by_poll_interval(&mut self) {
         self.assignment.lose_all();
         self.buffer.drop_lost(&self.assignment);
@@ -56,8 +56,8 @@ impl ConsumerThread {
         if !self.has_left() {
             return RETRY_BACKOFF;
         }
-        if !self.is_expecting() {
-            return METADATA_RECHECK;
+        if !self.should_fetch() {
+            return IDLE_RECHECK_INTERVAL;
         }
         match self.resume() {
             Ok(()) => Duration::ZERO,
@@ -89,8 +89,8 @@ impl ConsumerThread {
     }
 
     /// Returns whether librdkafka has left the group. `unsubscribe` empties the subscription immediately. During a
-    /// rebalance, librdkafka keeps its partitions and leaves only after the rebalance. It forgets a subscription that
-    /// is made before it has left.
+    /// rebalance, librdkafka keeps its partitions and leaves only after the rebalance. librdkafka discards a
+    /// subscription made before the leave completes. Always true for a reader without a group.
     fn has_left(&self) -> bool {
         let none = |topics: KafkaResult<TopicPartitionList>| topics.is_ok_and(|topics| topics.count() == 0);
         !self.settings.has_group() || none(self.client.subscription()) && none(self.client.assignment())

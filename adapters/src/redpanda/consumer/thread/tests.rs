@@ -87,7 +87,7 @@ fn a_rebalance_ends_a_poll() {
 }
 
 #[test]
-fn header_bytes_count_towards_the_poll_limit() {
+fn header_bytes_count_towards_the_maximum_poll_bytes() {
     const EACH: usize = 100 << 10;
     let cluster = cluster();
     let brokers = cluster.bootstrap_servers();
@@ -111,7 +111,7 @@ fn header_bytes_count_towards_the_poll_limit() {
     }
     thread.leave();
     assert!(buffered >= 40 * EACH, "{buffered} bytes came");
-    assert!(most < MAX_POLL_BYTES + 2 * EACH, "{most} bytes at once");
+    assert!(most < MAX_POLL_BYTES + 2 * EACH, "{most} bytes in one poll");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
     assert_eq!(until(&thread), Duration::ZERO);
     thread.membership = Membership::Suspended { leave_requested: true };
     thread.end_recv();
-    assert!(thread.is_expecting() && !thread.is_open(), "a caller that polls resumes the consumer, too");
+    assert!(thread.should_fetch() && !thread.caller_waits(), "a caller that polls resumes the consumer, too");
 }
 
 #[test]
@@ -152,10 +152,10 @@ fn seek_and_pause_after_a_revocation_are_rejected() {
     thread.seek(vec![(partition(), SeekTo::Offset(1))], sender);
     // The maximum poll interval passes during the request.
     thread.lose_by_poll_interval();
-    let refused = reply(&mut thread, receiver).unwrap_err();
-    assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
-    let refused = thread.set_paused(&[partition()], true, "pause").unwrap_err();
-    assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
+    let rejected = reply(&mut thread, receiver).unwrap_err();
+    assert_eq!((rejected.kind(), rejected.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
+    let rejected = thread.set_paused(&[partition()], true, "pause").unwrap_err();
+    assert_eq!((rejected.kind(), rejected.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
 }
 
 #[tokio::test]

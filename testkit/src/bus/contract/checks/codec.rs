@@ -225,9 +225,9 @@ async fn dead_letters_have_origin_and_error(context: &TestContext) -> CheckResul
     ensure_eq!(word(header::VERSION).as_deref(), Some("2"), "the original headers");
     // If the dead letter topic does not exist, the rejected messages must not be skipped silently.
     let nowhere = DeadLetters::to(context.unused_topic_name()?);
-    let refused = bus.send_dead_letters(&decoded.rejected, &nowhere).await.err();
+    let rejected = bus.send_dead_letters(&decoded.rejected, &nowhere).await.err();
     ensure_eq!(
-        refused.map(|e| e.kind()),
+        rejected.map(|e| e.kind()),
         Some(ErrorKind::NotFound),
         "the error of an unknown dead letter topic"
     );

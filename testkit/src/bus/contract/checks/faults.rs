@@ -226,8 +226,8 @@ async fn unreachable_brokers_make_ping_retryable(context: &TestContext) -> Check
     let client = context.client().await?;
     client.connection.interrupt().await;
     let began = Instant::now();
-    let refused = client.bus.ping().await.err();
-    let error = refused.ok_or_else(|| Failure::new("a ping without a connection succeeded"))?;
+    let rejected = client.bus.ping().await.err();
+    let error = rejected.ok_or_else(|| Failure::new("a ping without a connection succeeded"))?;
     ensure!(
         matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) && error.retry().is_retryable(),
         "unexpected error: {error}"

@@ -68,7 +68,7 @@ async fn closed_bus_rejects_every_call(context: &TestContext) -> CheckResult {
     is_closed(bus.publish(&[message_in_partition(&topic, 0, 0)], PublishOptions::NONE).await, "publish")?;
     is_closed(bus.publish(&[], PublishOptions::NONE).await, "publish of nothing")?;
     is_closed(bus.subscribe(context.subscribe_request(&context.new_group()?, &topic)?).await, "subscribe")?;
-    is_closed(bus.open_reader(read).await, "read")?;
+    is_closed(bus.open_reader(read).await, "open_reader")?;
     is_closed(bus.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await, "create_topics")?;
     is_closed(bus.delete_topics(std::slice::from_ref(&topic)).await, "delete_topics")?;
     is_closed(bus.topics().await, "topics")?;

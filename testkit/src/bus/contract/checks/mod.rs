@@ -30,14 +30,14 @@ pub fn all() -> Vec<Check> {
     .concat()
 }
 
-/// Defines a chapter from a list of check functions with their needs. The name of a check consists of the
+/// Defines a chapter from a list of check functions with their capabilities. The name of a check consists of the
 /// chapter and the function.
 macro_rules! chapter {
-    ($chapter:literal: $($check:ident [$($need:ident),*]),* $(,)?) => {
+    ($chapter:literal: $($check:ident [$($capability:ident),*]),* $(,)?) => {
         pub(super) const CHECKS: &[$crate::bus::contract::Check] = &[$(
             $crate::bus::contract::Check {
                 name: concat!($chapter, "::", stringify!($check)),
-                needs: &[$($crate::bus::contract::Capability::$need),*],
+                capabilities: &[$($crate::bus::contract::Capability::$capability),*],
                 run: |context| Box::pin($check(context)),
             }
         ),*];

@@ -95,9 +95,9 @@ async fn commit_above_the_position_is_rejected(context: &TestContext) -> CheckRe
     let group = context.new_group()?;
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let batch = context.receive(&mut *reader, 2).await?;
-    let refused = reader.commit(&positions(&topic, batch[1].offset + 2)).await.err();
+    let rejected = reader.commit(&positions(&topic, batch[1].offset + 2)).await.err();
     ensure_eq!(
-        refused.map(|e| e.kind()),
+        rejected.map(|e| e.kind()),
         Some(ErrorKind::InvalidInput),
         "the error of a commit above the position"
     );
@@ -119,9 +119,9 @@ async fn rejected_commit_stores_no_offset(context: &TestContext) -> CheckResult 
     };
     reader.commit(&both(1, 1)).await?;
     for wrong in [both(3, 4), both(4, 3)] {
-        let refused = reader.commit(&wrong).await.err();
+        let rejected = reader.commit(&wrong).await.err();
         ensure_eq!(
-            refused.map(|e| e.kind()),
+            rejected.map(|e| e.kind()),
             Some(ErrorKind::InvalidInput),
             "the error of a commit with one offset above the position"
         );
@@ -227,9 +227,9 @@ async fn seek_of_an_unassigned_partition_is_rejected(context: &TestContext) -> C
     let mut reader = context.subscribe(&*bus, &topic).await?;
     context.receive(&mut *reader, 3).await?;
     let both = [(at(&topic, 0), SeekTo::Earliest), (at(&topic, 1), SeekTo::Earliest)];
-    let refused = reader.seek(&both).await.err();
+    let rejected = reader.seek(&both).await.err();
     ensure_eq!(
-        refused.map(|e| e.kind()),
+        rejected.map(|e| e.kind()),
         Some(ErrorKind::InvalidInput),
         "the error of a seek of an unassigned partition"
     );
@@ -245,7 +245,7 @@ async fn pause_stops_only_the_paused_partition(context: &TestContext) -> CheckRe
     context.receive(&mut *reader, 3).await?;
     let before = reader.assignment().await?;
     let behind = before.partitions.iter().find(|p| p.lag > 0).map(|p| p.partition.clone());
-    let paused = behind.ok_or_else(|| Failure::new("all messages were received at once"))?;
+    let paused = behind.ok_or_else(|| Failure::new("all messages were received in one call"))?;
     let held = before.partitions.iter().filter(|p| p.partition == paused).map(|p| p.lag).sum::<u64>();
     reader.pause(std::slice::from_ref(&paused)).await?;
     let others = usize::try_from(before.lag() - held).unwrap_or(usize::MAX);

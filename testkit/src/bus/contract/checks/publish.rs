@@ -368,8 +368,8 @@ async fn unknown_topic_fails_immediately(context: &TestContext) -> CheckResult {
     let failure = outcomes[1].as_ref().err();
     ensure_eq!(failure.map(|f| f.error.kind()), Some(ErrorKind::NotFound), "the error kind");
     ensure_eq!(failure.map(|f| f.state), Some(DeliveryState::NotSent), "the delivery state");
-    let refused = bus.subscribe(context.subscribe_request(&context.new_group()?, &unknown)?).await;
-    ensure_eq!(refused.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "the error of subscribe");
+    let rejected = bus.subscribe(context.subscribe_request(&context.new_group()?, &unknown)?).await;
+    ensure_eq!(rejected.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "the error of subscribe");
     let names: Vec<_> = bus.topics().await?.into_iter().map(|topic| topic.name).collect();
     ensure!(names.contains(&known) && !names.contains(&unknown), "the unknown topic was created");
     Ok(())

@@ -253,9 +253,9 @@ async fn revocation_ends_the_pause(context: &TestContext) -> CheckResult {
     let kept = consumers.members[0].owned().await?;
     let moved: Vec<_> = both.iter().filter(|partition| !kept.contains(*partition)).cloned().collect();
     ensure_eq!(moved.len(), 1, "the number of reassigned partitions");
-    let refused = consumers.members[0].sub.resume(&moved).await.err();
+    let rejected = consumers.members[0].sub.resume(&moved).await.err();
     ensure_eq!(
-        refused.map(|e| e.kind()),
+        rejected.map(|e| e.kind()),
         Some(ErrorKind::InvalidInput),
         "the error of resume for a lost partition"
     );

@@ -92,11 +92,11 @@ async fn offset_reset_error_fails_without_a_commit(context: &TestContext) -> Che
     publish_to_partitions(&*bus, &topic, 1, 3).await?;
     let group = context.new_group()?;
     let strict = context.subscribe_request(&group, &topic)?.with_offset_reset(OffsetReset::Error);
-    let refused = match bus.subscribe(strict.clone()).await {
+    let rejected = match bus.subscribe(strict.clone()).await {
         Err(error) => Some(error),
         Ok(mut reader) => reader.recv(1, context.timing().receive_timeout * 4).await.err(),
     };
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "the error without a commit");
+    ensure_eq!(rejected.map(|e| e.kind()), Some(ErrorKind::NotFound), "the error without a commit");
     let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
     let batch = reader.recv(2, context.timing().receive_timeout * 4).await?;
     reader.commit(batch.offsets()).await?;
@@ -179,8 +179,8 @@ async fn recv_with_max_zero_is_rejected(context: &TestContext) -> CheckResult {
     let bus = context.bus().await?;
     let topic = context.create_topic(&*bus, 1).await?;
     let mut reader = context.subscribe(&*bus, &topic).await?;
-    let refused = reader.recv(0, Duration::ZERO).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "the error of a max of 0");
+    let rejected = reader.recv(0, Duration::ZERO).await.err();
+    ensure_eq!(rejected.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "the error of a max of 0");
     Ok(())
 }
 
@@ -428,8 +428,8 @@ async fn reader_without_group_reads_and_seeks(context: &TestContext) -> CheckRes
     reader.seek(&[(at(0), SeekTo::Offset(9))]).await?;
     let batch = reader.recv(10, context.timing().receive_timeout * 4).await?;
     ensure_eq!(batch.iter().map(text).collect::<Vec<_>>(), ["0#9"], "the message after a seek");
-    let refused = reader.commit(batch.offsets()).await.err();
-    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::Unsupported), "the error of commit");
+    let rejected = reader.commit(batch.offsets()).await.err();
+    ensure_eq!(rejected.map(|e| e.kind()), Some(ErrorKind::Unsupported), "the error of commit");
     let elsewhere = reader.seek(&[(at(2), SeekTo::Earliest)]).await.err();
     ensure_eq!(
         elsewhere.map(|e| e.kind()),
