@@ -81,7 +81,7 @@ async fn a_purge_of_ticks_requires_stored_bars_if_configured() {
     }
     let unset = build(file, [("QI__STORE__PURGE_REQUIRES_BARS", "")]).unwrap();
     assert!(unset.open_store().await.unwrap().to_string().starts_with("Traced("));
-    let error = refused("[store]\npurge_requires_bars = \"7m\"", NONE);
+    let error = rejected("[store]\npurge_requires_bars = \"7m\"", NONE);
     assert_eq!(error.context_value("key"), Some("store.purge_requires_bars"), "{error}");
 
     // A retention of the store would remove ticks without the guard.

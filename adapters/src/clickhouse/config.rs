@@ -259,12 +259,12 @@ impl ClickHouseConfig {
         self.retention.check(&RULES, "retention", &self.datasets)?;
         if self.materialized_bars == Some(true) {
             if self.cluster.is_some() {
-                return Err(RULES.refuse("materialized_bars", true, "is not supported with `cluster`"));
+                return Err(RULES.reject("materialized_bars", true, "is not supported with `cluster`"));
             }
             if self.retention.get("ticks").is_some() {
                 let rule = "must have no entry for ticks with `materialized_bars`, because a TTL marks no bars as stale; \
                             use `purge_before`";
-                return Err(RULES.refuse("retention", "ticks", rule));
+                return Err(RULES.reject("retention", "ticks", rule));
             }
         }
         for name in settings.keys() {

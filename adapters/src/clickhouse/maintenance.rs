@@ -102,7 +102,7 @@ impl ClickHouseStore {
             Ok(State { watermark, announced, settled, target: Interval::H1.floor(time(row.i64()?)) })
         })
         .await?;
-        found.into_iter().next().ok_or(Cause::ConcurrentChange)
+        found.into_iter().next().ok_or(Cause::ConcurrentChange { attempts: 1 })
     }
 
     async fn insert_state(&self, announced: Timestamp, watermark: Timestamp) -> Result<(), Cause> {

@@ -64,7 +64,7 @@ impl ClickHouseStore {
             let is_on = self.bars_state(true).await?.announced.is_some();
             // While materialized bars are switched, the constraint exists without the state.
             if is_unmarked || !is_on {
-                return Err(Cause::ConcurrentChange);
+                return Err(Cause::ConcurrentChange { attempts: 1 });
             }
         }
         outcome

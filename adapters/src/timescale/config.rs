@@ -423,7 +423,7 @@ impl TimescaleConfig {
         if self.materialized_bars == Some(true) && retention.get("ticks").is_some() {
             let rule = "must have no entry for ticks with `materialized_bars`, because a job of the server marks no bars \
                         as stale; use `purge_before`";
-            return Err(rules.refuse("retention", "ticks", rule));
+            return Err(rules.reject("retention", "ticks", rule));
         }
         self.check_datasets()
     }

@@ -142,7 +142,10 @@ fn damaged_messages_and_responses_never_panic() {
         let frame = match round % 4 {
             0 => (0..rng.usize(..100)).map(|_| rng.char(..)).collect(),
             1 => ["[", "{\"data\":", "{\"e\":", "9"][rng.usize(..4)].repeat(rng.usize(..2_000)),
-            _ => damaged(&mut rng, frames[rng.usize(..frames.len())]),
+            _ => {
+                let frame = frames[rng.usize(..frames.len())];
+                damaged(&mut rng, frame)
+            }
         };
         if let Ok(Frame::Trades(trades)) = wire.frame(symbol, &frame) {
             for trade in trades {
