@@ -1,6 +1,8 @@
 //! Materialized bars on a real server: the contract and the model with maintenance before each call, inserts without
 //! stale marks, and concurrent writers, maintainers and readers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bars_rig;
 mod clickhouse_rig;
 mod servers;
@@ -126,7 +128,7 @@ async fn killed(server: Server, spare: Spare) {
     let kill = async move {
         tokio::time::sleep(Duration::from_secs(6)).await;
         let _spare = spare.run_action("kill").await.run_action("start").await;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let plan = Plan { histories: if runs_long_tests() { 200 } else { 3 }, at_once: 3, seed: seed() };
     bars_rig::run(Arc::new(store), plan, kill).await;

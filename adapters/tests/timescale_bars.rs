@@ -1,6 +1,8 @@
 //! Materialized bars on real servers: the contract and the model with maintenance before each call, statements without
 //! stale marks, and concurrent writers, maintainers and readers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bars_rig;
 mod servers;
 mod timescale_rig;
@@ -97,7 +99,11 @@ async fn unmarked(server: Server) {
         "/*qi:series*/ INSERT INTO {s}.ticks (instrument_id, ts, seq, price) VALUES (1, now(), 1, 1)",
     ] {
         let error = execute(&mut connection, sql.replace("{s}", &schema)).await.unwrap_err();
-        let state = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+        let state = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .unwrap_or_default()
+            .into_owned();
         assert_eq!(state, "QI001", "{sql}: {error}");
     }
     assert_eq!(highs(&store, Interval::M1).await, ["1"]);

@@ -62,7 +62,8 @@ fn anchors_exist_and_link_labels_are_in_the_last_block() {
             if outside_code.matches(&format!("[{name}]")).count() < 2 {
                 faults.push(format!("{} does not use the link label [{name}]", page.display()));
             }
-            let Some((file, anchor)) = target.split_once('#').filter(|(file, _)| file.ends_with(".md"))
+            let Some((file, anchor)) =
+                target.split_once('#').filter(|(file, _)| file.strip_suffix(".md").is_some())
             else {
                 continue;
             };

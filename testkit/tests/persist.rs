@@ -142,9 +142,9 @@ async fn faults_at_every_call_lose_nothing_and_write_no_wrong_bar() {
         let wanted = bars(&store, BarSource::Derived).await;
         let faults = [Fault::Error, Fault::LostResponse];
         let chaos = Chaos::seeded(seed).everywhere(Rule::new(0.2, faults));
-        let faulty = Layered::new(store.clone(), chaos.clone());
+        let disturbed = Layered::new(store.clone(), chaos.clone());
         let mut runs = 0;
-        while let Err(error) = faulty.persist_bars(request(60 * MINUTE)).await {
+        while let Err(error) = disturbed.persist_bars(request(60 * MINUTE)).await {
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
             let stored = bars(&store, BarSource::Stored).await;
             assert_eq!(stored, wanted[..stored.len()], "complete pages in order");

@@ -33,10 +33,10 @@ pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
     let location = TableLocation::of(config);
     let table = |name: &str| location.quoted_name(name);
     let ticks = location.quoted_local_name(PriceTick::DATASET.name());
-    let (state, stale) = (table(STATE_TABLE), table(STALE_TABLE));
+    let (state, marks) = (table(STATE_TABLE), table(STALE_TABLE));
     if !on {
         let levels = LEVELS.map(|level| table(level_table(level)));
-        let dropped = [state].into_iter().chain(levels).chain([stale]);
+        let dropped = [state].into_iter().chain(levels).chain([marks]);
         let mut statements: Vec<_> =
             dropped.map(|name| format!("DROP TABLE IF EXISTS {name} SYNC")).collect();
         statements.push(format!("ALTER TABLE {ticks} DROP CONSTRAINT IF EXISTS qi_bars"));
@@ -54,7 +54,7 @@ pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
     };
     let mut statements = Vec::from(LEVELS.map(level));
     statements.push(format!(
-        "CREATE TABLE IF NOT EXISTS {stale} (id UInt64, exchange String, symbol String, first Int64, until Int64, \
+        "CREATE TABLE IF NOT EXISTS {marks} (id UInt64, exchange String, symbol String, first Int64, until Int64, \
          wait Int64, marked DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC'), sign Int8 DEFAULT 1) \
          ENGINE = CollapsingMergeTree(sign) ORDER BY id"
     ));

@@ -28,7 +28,7 @@ impl RegisteredDataset {
         let sql = Sql::of(&table);
         let is_ticks = dataset == PriceTick::DATASET;
         let marked = is_ticks.then(|| MarkedSql::of(schema, &sql.copy, &sql.merge, &sql.merge_converted));
-        Self { position, sql, marked, table }
+        Self { position, table, sql, marked }
     }
 }
 

@@ -51,8 +51,7 @@ pub(crate) fn run(setup: &Setup) {
 }
 
 fn maintain(setup: &Setup, target: &TargetStore<'_>) {
-    let request =
-        MaintainRequest::default().with_until(Timestamp::MAX).with_budget(Duration::from_secs(3_600));
+    let request = MaintainRequest::default().with_until(Timestamp::MAX).with_budget(Duration::from_hours(1));
     let time = timed(|| {
         let report = setup.block_on(target.store.maintain(&request)).expect("maintenance");
         assert!(report.is_complete());
