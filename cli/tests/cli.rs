@@ -380,7 +380,10 @@ fn invalid_usage_and_configuration_exit_with_code_2() {
         (vec!["query", "latest", "--interval", "1m"], "--interval must not be set"),
         (vec!["query", "records", "bars", "x:Y"], "--interval is required"),
         (vec!["query", "latest", "nonsense"], "EXCHANGE:SYMBOL"),
-        (vec!["instruments", "--dataset", "snapshots", "--exchange", "x"], "--exchange must not be set"),
+        (
+            vec!["instruments", "--dataset", "snapshots", "--exchange", "x"],
+            "--exchange applies only to datasets of instruments",
+        ),
         (vec!["import", "/does/not/exist.csv"], "/does/not/exist.csv"),
         (vec!["bars", "persist", "--all"], "--interval"),
         (vec!["bars", "persist", "--interval", "1m"], "--all"),

@@ -417,11 +417,13 @@ fn archive(from: &str, to: &str) -> Result<Completion, Failed> {
         store.close().await?;
         Ok::<_, Failed>(ticks.len() as u64)
     })?;
-    let mut kills = Vec::new();
+    let mut kills: Vec<(usize, bool)> = Vec::new();
     for _ in 0..20 {
+        // A busy machine needs longer until the first file.
+        let empty = kills.iter().rev().take_while(|(files, ended)| *files == 0 && !ended).count() as u64;
         let ended = run_or_kill(
             &mut namespace.qi(&["--store", from, "export", &address]),
-            Duration::from_millis(fastrand::u64(20..1_500)),
+            Duration::from_millis(fastrand::u64(20..1_500 * (1 + empty))),
         )?;
         let files = complete_files(&path)?;
         kills.push((files, ended));
@@ -712,7 +714,7 @@ fn restricted_principal() -> Result<Completion, Failed> {
     let replay = ["replay", "--topic", "crypto-prices", "--since", "2000-01-01T00:00:00Z"];
     broker.expect(&["migrate"], &["topic crypto-prices", "exists"])?;
     broker.expect(&replay, &["100 records stored"])?;
-    broker.expect(&["check"], &["0 groups", "8 of 8 catalogue topics complete; 8 topics in total"])?;
+    broker.expect(&["check"], &["0 groups", "8 of 8 catalogue topics complete"])?;
     // The topic is visible with hidden settings. The user may list groups, but not describe them.
     allow("--topic other-team --operation Describe")?;
     broker.expect(&["topics"], &["other-team", "hidden"])?;

@@ -24,8 +24,8 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// - A stop drops the call in progress. [`PriceStore::maintain`] is safe to kill at any point.
 /// - A store that materializes no bars is called too, because `qi migrate` may switch materialization on later.
 ///
-/// The agent sends a heartbeat after each call. A watchdog must therefore wait longer than the
-/// [budget](Maintenance::with_budget) and one step: at least two minutes with the default budget.
+/// The agent sends a heartbeat after each call. A watchdog must therefore wait longer than
+/// `retry.max_elapsed` plus `timeout.bulk`: at least eleven minutes with the default limits.
 /// [`guide::materialized_bars`](crate::guide::materialized_bars) describes the steps, and the metrics of the agent are
 /// in [`guide::observability`](crate::guide::observability).
 ///

@@ -134,8 +134,8 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// owners. [`latest_stream`](super::PriceStoreExt::latest_stream) returns all pages.
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
 
-    /// Returns one page (1,000 bars by default) of bars that are computed from the ticks at every call, so late and
-    /// corrected ticks change them immediately. Each bar is computed from its entire bucket. An empty bucket has no bar.
+    /// Returns one page (1,000 bars by default) of bars that are the exact result of the ticks at the time of the call, so
+    /// late and corrected ticks change them immediately. Each bar is computed from its entire bucket. An empty bucket has no bar.
     /// [`bar_stream`](super::PriceStoreExt::bar_stream) returns all pages.
     ///
     /// # Errors

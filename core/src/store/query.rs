@@ -316,10 +316,11 @@ impl StatsQuery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MaintainRequest {
-    /// The time up to which bars are materialized, rounded down to a full hour. A watermark never moves back, so an
-    /// earlier time only rebuilds. Defaults to the configured delay before the clock of the server.
+    /// The time to announce, rounded down to a full hour. Defaults to 10 minutes before the clock of the server. An
+    /// announced time never moves back: with an earlier value, the call still works up to the latest announced time.
     pub until: Option<Timestamp>,
-    /// The time after which the call starts no further step. Defaults to one minute. A step takes seconds.
+    /// The time after which the call starts no further step. Defaults to one minute. A step usually takes seconds, and at
+    /// most the time limit of bulk calls of the server.
     pub budget: Duration,
 }
 
