@@ -9,7 +9,7 @@ const PAGE: &str = include_str!("../../docs/observability.md");
 /// The rows of the page that begin with a metric: first the metrics of core, then of the adapters.
 fn rows() -> Vec<Vec<&'static str>> {
     // The targets of the log, such as `qi_core::agent`, have a table too.
-    let metrics = PAGE.lines().filter(|line| line.starts_with("| `qi_") && !line.starts_with("| `qi_core::"));
+    let metrics = PAGE.lines().filter(|line| line.starts_with("| `qi_") && !line.contains("::"));
     metrics.map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
 }
 
