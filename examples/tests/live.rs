@@ -243,7 +243,8 @@ fn disturbed(sources: &[(&str, Vec<SourceTrade>)], cuts: usize, seed: u64) {
             live.bad_frames(),
             live.slowest_fill(),
         );
-        assert!(live.filled() > 0 && live.duplicates() > 0 && live.bad_frames() > 0);
+        // A few cuts may all miss the trades.
+        assert!(cuts < 20 || (live.filled() > 0 && live.duplicates() > 0 && live.bad_frames() > 0));
     });
 }
 
@@ -561,12 +562,23 @@ impl Layer for Lossy {
 fn lost_trades(seed: u64) {
     let (server, mut platform) = (runtime(), Platform::new());
     let exchange =
-        Exchange::new("binance:BTC-USDT", simulated(seed, 10_001, 2_000, &[]), Faults::default(), seed);
+        Exchange::new("binance:BTC-USDT", simulated(seed, 10_001, 3_000, &[]), Faults::default(), seed);
     exchange.release(10);
     server.block_on(platform.serve(&exchange));
     platform.bus = Arc::new(Layered::new(platform.bus.clone(), Lossy::default()));
     let job = Running::start(&platform, std::slice::from_ref(&exchange));
     server.block_on(async {
+        exchange.release(1_000);
+        // Later trades show that the store has passed the lost ones.
+        for released in 1_001..2_900 {
+            let ranges = platform.ledger(&exchange).await.ranges();
+            let is_past = ranges.last().is_some_and(|range| *range.ids.end() > 10_510);
+            if is_past && ranges.iter().all(|range| range.proven.is_some()) {
+                break;
+            }
+            exchange.release(released);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         exchange.release_all(4).await;
         platform.wait_until_complete(&exchange).await;
         platform.check(&exchange).await;
