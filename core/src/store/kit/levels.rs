@@ -35,7 +35,7 @@ pub struct LevelSource {
 /// use qi_core::{Interval, TimeRange, Timestamp};
 ///
 /// # fn main() -> qi_core::Result<()> {
-/// let hour = |n| Timestamp::from_secs(1_700_006_400 + 3_600 * n);
+/// let hour = |n: i64| Timestamp::from_secs(1_700_006_400 + 3_600 * n);
 /// let window = TimeRange::new(hour(0)?, hour(6)?)?;
 /// let stale = [TimeRange::new(hour(2)?, hour(3)?)?];
 /// let sources = kit::level_sources(window, Interval::M5, hour(5)?, &stale, Order::Ascending)?;
