@@ -720,7 +720,7 @@ fn restricted_principal() -> Result<Completion, Failed> {
     broker.expect(&["topics"], &["other-team", "hidden"])?;
     allow("--cluster --operation Describe")?;
     broker.expect(&["lag"], &["modern", "hidden"])?;
-    broker.expect(&["check"], &["1 hidden", "9 in all, settings of 1"])?;
+    broker.expect(&["check"], &["1 hidden", "9 topics in", "settings of 1 hidden"])?;
     broker.expect(&replay, &["100 records stored"])?;
     // A group of the consumer protocol.
     allow("--group modern --operation Describe")?;
