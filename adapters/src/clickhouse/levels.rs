@@ -4,15 +4,15 @@
 //! before has its mark, or its hours were built again before the mark was removed.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::kit::{BarMerger, BarPart, BucketPlanner, LevelSource, level_sources};
+use qi_core::store::kit::{BarMerger, BarPart, BucketPlanner, LevelSource, level_sources, level_table};
 use qi_core::store::{BarQuery, Order, Page};
-use qi_core::{Bar, BarValues, Decimal, Operation, Quantity, TimeRange};
+use qi_core::{Bar, Decimal, Operation, TimeRange};
 
 use super::bars::read_sums;
 use super::connect::rows;
 use super::error::Cause;
 use super::marks::time;
-use super::materialized::{STATE_TABLE, level_table};
+use super::materialized::STATE_TABLE;
 use super::read::{FINAL_SETTINGS, range_condition};
 use super::store::ClickHouseStore;
 use super::table::{instrument_condition, literal, read_price, read_time};
@@ -116,13 +116,6 @@ fn too_large() -> Result<(Sum18, Sum36), Cause> {
 }
 
 fn bar_of(part: &BarPart, query: &BarQuery, is_on_page: bool) -> Result<Bar, Cause> {
-    let (volume, quote_volume) = match part.sums.filter(|_| is_on_page) {
-        None => (None, None),
-        Some((volume, turnover)) => {
-            (Some(Quantity::new(volume.total()?)?), Some(Quantity::new(turnover.total()?)?))
-        }
-    };
-    let BarPart { open, high, low, close, count, .. } = *part;
-    let values = BarValues { open, high, low, close, volume, quote_volume, count: Some(count) };
+    let values = part.values(is_on_page)?;
     Bar::new(query.instrument.clone(), query.interval, part.ts, values).map_err(Cause::Corrupt)
 }

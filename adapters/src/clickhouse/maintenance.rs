@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use qi_core::store::kit::LEVELS;
+use qi_core::store::kit::{LEVELS, StepSpan, level_table};
 use qi_core::store::{MaintainRequest, MaintenanceReport};
 use qi_core::{Exchange, Instrument, Interval, Symbol, TimeRange, Timestamp};
 
@@ -13,7 +13,7 @@ use super::bars::BUCKET_ORIGIN;
 use super::connect::{execute, rows};
 use super::error::Cause;
 use super::marks::{StaleRange, time};
-use super::materialized::{STATE_TABLE, level_table};
+use super::materialized::STATE_TABLE;
 use super::read::time_literal;
 use super::store::ClickHouseStore;
 use super::table::instrument_condition;
@@ -25,9 +25,6 @@ const DELAY_MICROS: i64 = 600_000_000;
 /// The numbers of ticks below which the span of the next step is doubled, and above which it is halved.
 const SMALL_STEP: u64 = 1_000_000;
 const LARGE_STEP: u64 = 4_000_000;
-
-/// The longest span of a step, in hours.
-const MAX_SPAN: i64 = 24 * 32;
 
 /// The maximum number of marks that one step removes.
 const MAX_REBUILT: usize = 64;
@@ -56,7 +53,7 @@ impl ClickHouseStore {
                 state.settled = state.announced;
             }
         }
-        let mut span = 1;
+        let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
         loop {
             let rebuilt = self.rebuild_step(state.watermark, &mut span).await?;
             report.rebuilt += rebuilt;
@@ -66,11 +63,11 @@ impl ClickHouseStore {
         }
         while state.watermark < state.settled && started.elapsed() < request.budget {
             let start = self.first_tick(state.watermark, state.settled).await?;
-            let end = later(start, span).min(state.settled);
+            let end = span.end(start).min(state.settled);
             let range = (None, TimeRange::new(start, end)?);
             let ticks = self.build(std::slice::from_ref(&range), state.watermark, end).await?;
             self.insert_state(state.announced, end).await?;
-            span = next_span(span, ticks);
+            span.adapt(ticks);
             state.watermark = end;
             report.ticks += ticks;
         }
@@ -203,7 +200,7 @@ impl ClickHouseStore {
     }
 
     /// Rebuilds the hours of some marks before the watermark. Returns the number of removed marks.
-    async fn rebuild_step(&self, watermark: Timestamp, span: &mut i64) -> Result<u64, Cause> {
+    async fn rebuild_step(&self, watermark: Timestamp, span: &mut StepSpan) -> Result<u64, Cause> {
         let condition = format!("f < {} ORDER BY e != '', f LIMIT {MAX_REBUILT}", watermark.as_micros());
         let settled = " AND settled <= toUnixTimestamp64Micro(now64(6))";
         let sql = self.marks_query("id, e, s, f, u", &condition, settled);
@@ -225,9 +222,9 @@ impl ClickHouseStore {
             // A mark of all instruments may span years, so it is rebuilt in steps.
             let limit = until.min(watermark);
             let start = self.first_tick(first, limit).await?;
-            let end = later(start, *span).min(limit);
+            let end = span.end(start).min(limit);
             let range = (None, TimeRange::new(start, end)?);
-            *span = next_span(*span, self.build(&[range], first, watermark).await?);
+            span.adapt(self.build(&[range], first, watermark).await?);
             if end < until {
                 self.add_marks(&[(None, TimeRange::new(end, until)?)], Duration::ZERO).await?;
             }
@@ -261,20 +258,3 @@ const BAR_AGGREGATES: &str = "argMinIf(open, bucket, is_real = 1), maxIf(high, i
     minIf(low, is_real = 1), argMaxIf(close, bucket, is_real = 1), sumIf(count, is_real = 1), \
     sumIf(quantities, is_real = 1), sumIf(volume, is_real = 1), sumIf(quote_volume, is_real = 1), \
     sumIf(volume_f, is_real = 1), sumIf(quote_volume_f, is_real = 1)";
-
-/// Returns the time `hours` after `start`, rounded down to a full hour.
-fn later(start: Timestamp, hours: i64) -> Timestamp {
-    let micros = start.as_micros().saturating_add(hours * Interval::H1.as_micros());
-    Interval::H1.floor(Timestamp::from_micros(micros).unwrap_or(Timestamp::MAX))
-}
-
-/// Returns the span of the next step, in hours, after a step with this number of ticks.
-fn next_span(span: i64, ticks: u64) -> i64 {
-    if ticks < SMALL_STEP {
-        (span * 2).min(MAX_SPAN)
-    } else if ticks > LARGE_STEP {
-        (span / 2).max(1)
-    } else {
-        span
-    }
-}

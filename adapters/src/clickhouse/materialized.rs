@@ -3,7 +3,7 @@
 //! A constraint of the table of ticks rejects inserts without the comment of this version: earlier versions of the
 //! library, and custom SQL. It does not see deletions.
 
-use qi_core::store::kit::LEVELS;
+use qi_core::store::kit::{LEVELS, level_table};
 use qi_core::{Interval, PriceTick};
 
 use super::config::ClickHouseConfig;
@@ -17,15 +17,6 @@ pub(super) const STALE_TABLE: &str = "qi_bars_stale";
 
 /// The comment of inserts that add marks. The constraint of the ticks requires it.
 pub(super) const MARKED_COMMENT: &str = "qi:bars";
-
-/// Returns the table of a level.
-pub(super) const fn level_table(level: Interval) -> &'static str {
-    match level {
-        Interval::D1 => "qi_bars_1d",
-        Interval::H1 => "qi_bars_1h",
-        _ => "qi_bars_1m",
-    }
-}
 
 /// Returns the statements that switch materialized bars on or off. The table of the state is created last and dropped
 /// first. While it does not exist, writers add no marks, and the constraint rejects their ticks.

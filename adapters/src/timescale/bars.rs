@@ -1,9 +1,8 @@
 //! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
-use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::kit::{BarPart, BucketPlanner, LevelSource, bucket_end};
+use qi_core::store::kit::{BarPart, BarSums, BucketPlanner, LevelSource, add_sums, bucket_end, level_table};
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
-use qi_core::{Bar, BarValues, Error, ErrorKind, Interval, Operation, Price, Quantity, TimeRange, Timestamp};
+use qi_core::{Bar, Error, ErrorKind, Interval, Operation, Price, TimeRange, Timestamp};
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
@@ -12,7 +11,6 @@ use sqlx::{AssertSqlSafe, Postgres, Row, ValueRef};
 use super::chunks::ChunkScan;
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
-use super::materialized::level_table;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
@@ -316,19 +314,6 @@ fn in_schema(statement: &str, ticks: &RegisteredDataset) -> AssertSqlSafe<String
     AssertSqlSafe(statement.replace("{ticks}", ticks.table.relation()))
 }
 
-/// Adds the sums of two parts. None if no quantity of either part is known.
-fn add_sums(
-    one: Option<(Sum18, Sum36)>,
-    other: Option<(Sum18, Sum36)>,
-) -> Result<Option<(Sum18, Sum36)>, Cause> {
-    Ok(match (one, other) {
-        (Some((volume, turnover)), Some((more, turned))) => {
-            Some((volume.plus_sum(more)?, turnover.plus_sum(turned)?))
-        }
-        (known, None) | (None, known) => known,
-    })
-}
-
 /// The statistics of the parts read so far.
 struct Aggregates {
     first: PricePoint,
@@ -336,7 +321,7 @@ struct Aggregates {
     part: TimeRange,
     min: Price,
     max: Price,
-    sums: Option<(Sum18, Sum36)>,
+    sums: BarSums,
     count: u64,
 }
 
@@ -378,26 +363,12 @@ pub(super) fn bar_part(row: &PgRow, summed: bool) -> Result<BarPart, Cause> {
 
 /// Returns the bar of these figures. Rounds the volumes only if `is_on_page` is true.
 pub(super) fn bar_of(part: &BarPart, query: &BarQuery, is_on_page: bool) -> Result<Bar, Cause> {
-    let (volume, quote_volume) = match part.sums.filter(|_| is_on_page) {
-        None => (None, None),
-        Some((volume, turnover)) => {
-            (Some(Quantity::new(volume.total()?)?), Some(Quantity::new(turnover.total()?)?))
-        }
-    };
-    let values = BarValues {
-        open: part.open,
-        high: part.high,
-        low: part.low,
-        close: part.close,
-        volume,
-        quote_volume,
-        count: Some(part.count),
-    };
+    let values = part.values(is_on_page)?;
     Ok(Bar::new(query.instrument.clone(), query.interval, part.ts, values)?)
 }
 
 /// Reads the sums of quantity and of price times quantity. Returns None if no quantity is known.
-fn read_sums(row: &PgRow, at: usize) -> Result<Option<(Sum18, Sum36)>, Cause> {
+fn read_sums(row: &PgRow, at: usize) -> Result<BarSums, Cause> {
     let (volume, turnover) = (row.try_get_raw(at)?, row.try_get_raw(at + 1)?);
     if volume.is_null() || turnover.is_null() {
         return Ok(None);

@@ -2,7 +2,7 @@
 //!
 //! A read is one snapshot over the watermark, the stale marks, the levels and the ticks.
 
-use qi_core::store::kit::{BarMerger, BucketPlanner, LevelSource, level_sources};
+use qi_core::store::kit::{BarMerger, BucketPlanner, LevelSource, level_sources, level_table};
 use qi_core::store::{BarQuery, Order, Page};
 use qi_core::{Bar, Interval, TimeRange, Timestamp};
 use sqlx::{AssertSqlSafe, Row};
@@ -10,7 +10,6 @@ use sqlx::{AssertSqlSafe, Row};
 use super::bars::{bar_of, bar_part, buckets_query};
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
-use super::materialized::level_table;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;

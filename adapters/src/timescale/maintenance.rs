@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use qi_core::store::kit::LEVELS;
+use qi_core::store::kit::{LEVELS, StepSpan, level_table};
 use qi_core::store::{MaintainRequest, MaintenanceReport};
 use qi_core::{Interval, Timestamp};
 use sqlx::Row;
@@ -10,7 +10,6 @@ use sqlx::postgres::PgRow;
 
 use super::connect::{PgConnection, PooledConnection, Transaction};
 use super::error::Cause;
-use super::materialized::level_table;
 use super::store::TimescaleStore;
 use super::types::Pg;
 
@@ -18,11 +17,8 @@ use super::types::Pg;
 const DELAY: &str = "10 minutes";
 
 /// The numbers of ticks below which the span of the next step is doubled, and above which it is halved.
-const SMALL_STEP: i64 = 500_000;
-const LARGE_STEP: i64 = 2_000_000;
-
-/// The longest span of a step, in hours.
-const MAX_SPAN: i64 = 24 * 32;
+const SMALL_STEP: u64 = 500_000;
+const LARGE_STEP: u64 = 2_000_000;
 
 /// The maximum number of stale hours that one step rebuilds. Together they lie within [`REBUILD_SPAN`], so that the
 /// statements open few chunks.
@@ -126,7 +122,7 @@ impl TimescaleStore {
         if watermark < announced.announced {
             self.wait_for_writers(connection).await?;
         }
-        let mut span = 1;
+        let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
         loop {
             let rebuilt = self.rebuild_step(connection, &mut span).await?;
             report.rebuilt += rebuilt;
@@ -210,7 +206,7 @@ impl TimescaleStore {
         &self,
         connection: &mut PooledConnection,
         announced: Timestamp,
-        span: &mut i64,
+        span: &mut StepSpan,
     ) -> Result<(Timestamp, u64), Cause> {
         let mut step = self.begin_step(connection).await?;
         let State { watermark, .. } = self.state(&mut step, None).await?;
@@ -219,16 +215,16 @@ impl TimescaleStore {
             return Ok((watermark, 0));
         }
         let start = self.first_tick(&mut step, watermark, announced).await?;
-        let end = later(start, *span).min(announced);
+        let end = span.end(start).min(announced);
         let ticks = self.materialize(&mut step, (watermark, start, end), end).await?;
-        *span = next_span(*span, ticks);
+        span.adapt(ticks);
         self.cut_marks(&mut step, watermark, end).await?;
         sqlx::query(self.in_bars_schema("UPDATE {schema}.qi_bars_state SET watermark = $1"))
             .bind(Pg(end))
             .execute(&mut *step)
             .await?;
         step.commit().await?;
-        Ok((end, ticks.cast_unsigned()))
+        Ok((end, ticks))
     }
 
     /// Returns the hour of the first tick in a range, or the end of the range.
@@ -253,7 +249,7 @@ impl TimescaleStore {
         step: &mut PgConnection<'_>,
         (first, start, end): (Timestamp, Timestamp, Timestamp),
         watermark: Timestamp,
-    ) -> Result<i64, Cause> {
+    ) -> Result<u64, Cause> {
         let (keys, ticks_within, bars_within) = ALL;
         let minutes = MINUTES.replace("{keys}", keys).replace("{within}", ticks_within);
         let sql =
@@ -272,11 +268,15 @@ impl TimescaleStore {
                 .execute(&mut *step)
                 .await?;
         }
-        Ok(ticks)
+        Ok(ticks.cast_unsigned())
     }
 
     /// Rebuilds some stale hours before the watermark. Returns the number of removed marks.
-    async fn rebuild_step(&self, connection: &mut PooledConnection, span: &mut i64) -> Result<u64, Cause> {
+    async fn rebuild_step(
+        &self,
+        connection: &mut PooledConnection,
+        span: &mut StepSpan,
+    ) -> Result<u64, Cause> {
         let mut step = self.begin_step(connection).await?;
         let State { watermark, .. } = self.state(&mut step, None).await?;
         let oldest = sqlx::query(self.in_bars_schema(OLDEST_MARK))
@@ -302,11 +302,11 @@ impl TimescaleStore {
         step: &mut PgConnection<'_>,
         (first, until): (Timestamp, Timestamp),
         watermark: Timestamp,
-        span: &mut i64,
+        span: &mut StepSpan,
     ) -> Result<u64, Cause> {
         let limit = until.min(watermark);
         let start = self.first_tick(step, first, limit).await?;
-        let end = later(start, *span).min(limit);
+        let end = span.end(start).min(limit);
         for level in LEVELS {
             sqlx::query(self.in_bars_schema(&REMOVE.replace("{level}", level_table(level))))
                 .bind(Pg(level.floor(first)))
@@ -315,7 +315,7 @@ impl TimescaleStore {
                 .await?;
         }
         let ticks = self.materialize(step, (first, start, end), watermark).await?;
-        *span = next_span(*span, ticks);
+        span.adapt(ticks);
         self.cut_marks(step, first, end).await
     }
 
@@ -398,21 +398,4 @@ fn coarser(level: Interval, finer: Interval, (keys, within): (&str, &str)) -> St
 
 fn end_of(unit: Interval, start: Timestamp) -> Timestamp {
     start.checked_add(unit.duration()).unwrap_or(Timestamp::MAX)
-}
-
-/// Returns the time `hours` after `start`, rounded down to a full hour.
-fn later(start: Timestamp, hours: i64) -> Timestamp {
-    let micros = start.as_micros().saturating_add(hours * Interval::H1.as_micros());
-    Interval::H1.floor(Timestamp::from_micros(micros).unwrap_or(Timestamp::MAX))
-}
-
-/// Returns the span of the next step, in hours, after a step with this number of ticks.
-fn next_span(span: i64, ticks: i64) -> i64 {
-    if ticks < SMALL_STEP {
-        (span * 2).min(MAX_SPAN)
-    } else if ticks > LARGE_STEP {
-        (span / 2).max(1)
-    } else {
-        span
-    }
 }

@@ -3,8 +3,8 @@
 //! Hours before the watermark are materialized. A trigger rejects statements without the marker of this version: earlier
 //! versions of the library, and custom SQL that did not call `qi_mark_stale` in its transaction.
 
-use qi_core::store::kit::LEVELS;
-use qi_core::{Interval, PriceTick, Timestamp};
+use qi_core::store::kit::{LEVELS, level_table};
+use qi_core::{PriceTick, Timestamp};
 
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::PgConnection;
@@ -13,15 +13,6 @@ use super::marks::{MARKED, MARKER};
 
 /// The name of the table of the watermarks. The schema has materialized bars if and only if it exists.
 pub(super) const STATE_TABLE: &str = "qi_bars_state";
-
-/// Returns the table of a level.
-pub(super) const fn level_table(level: Interval) -> &'static str {
-    match level {
-        Interval::D1 => "qi_bars_1d",
-        Interval::H1 => "qi_bars_1h",
-        _ => "qi_bars_1m",
-    }
-}
 
 /// Returns the statements that switch materialized bars on or off, with a label. Returns None if the schema already has
 /// the configured state.

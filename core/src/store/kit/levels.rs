@@ -2,7 +2,7 @@
 
 use crate::domain::{Sum18, Sum36};
 use crate::store::Order;
-use crate::{Interval, Price, Result, TimeRange, Timestamp};
+use crate::{BarValues, Interval, Price, Quantity, Result, TimeRange, Timestamp};
 
 /// The intervals of the materialized bars, shortest first.
 pub const LEVELS: [Interval; 3] = [Interval::M1, Interval::H1, Interval::D1];
@@ -13,6 +13,49 @@ const STALE_UNIT: Interval = Interval::H1;
 /// The maximum number of separate stale ranges in a window. Closer ranges are joined, and the clean hours between them
 /// are computed from the ticks.
 const MAX_STALE_RANGES: usize = 8;
+
+/// Returns the name of the table of a level.
+pub const fn level_table(level: Interval) -> &'static str {
+    match level {
+        Interval::D1 => "qi_bars_1d",
+        Interval::H1 => "qi_bars_1h",
+        _ => "qi_bars_1m",
+    }
+}
+
+/// The number of hours that the next step of maintenance covers. It adapts to the number of ticks of each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSpan {
+    hours: i64,
+    few: u64,
+    many: u64,
+}
+
+impl StepSpan {
+    /// The longest span, in hours.
+    const MAX_HOURS: i64 = 24 * 32;
+
+    /// Creates a span of one hour. A step with less than `few` ticks doubles the span, and a step with more than `many`
+    /// ticks halves it.
+    pub const fn new(few: u64, many: u64) -> Self {
+        Self { hours: 1, few, many }
+    }
+
+    /// Returns the end of a step that begins at `start`: a full hour.
+    pub fn end(&self, start: Timestamp) -> Timestamp {
+        let micros = start.as_micros().saturating_add(self.hours * STALE_UNIT.as_micros());
+        STALE_UNIT.floor(Timestamp::from_micros(micros).unwrap_or(Timestamp::MAX))
+    }
+
+    /// Adapts the span after a step with this number of ticks.
+    pub fn adapt(&mut self, ticks: u64) {
+        if ticks < self.few {
+            self.hours = (self.hours * 2).min(Self::MAX_HOURS);
+        } else if ticks > self.many {
+            self.hours = (self.hours / 2).max(1);
+        }
+    }
+}
 
 /// A part of a window, and the records from which its bars are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,23 +185,50 @@ pub struct BarPart {
     /// The price of the last tick.
     pub close: Price,
     /// The sums of quantity and of price times quantity. None if no quantity is known.
-    pub sums: Option<(Sum18, Sum36)>,
+    pub sums: BarSums,
     /// The number of ticks.
     pub count: u64,
 }
 
+/// The sums of quantity and of price times quantity. None if no quantity is known.
+pub type BarSums = Option<(Sum18, Sum36)>;
+
+/// Adds the sums of two parts.
+///
+/// # Errors
+/// `OutOfRange` if a sum exceeds the range of [`Sum18`] or [`Sum36`].
+pub fn add_sums(one: BarSums, other: BarSums) -> Result<BarSums> {
+    Ok(match (one, other) {
+        (Some((volume, turnover)), Some((more, turned))) => {
+            Some((volume.plus_sum(more)?, turnover.plus_sum(turned)?))
+        }
+        (known, None) | (None, known) => known,
+    })
+}
+
 impl BarPart {
+    /// Returns the values of the bar of these figures. Rounds the volumes only if `has_volumes` is true; otherwise they
+    /// are absent.
+    ///
+    /// # Errors
+    /// `OutOfRange` if a volume is 10²⁰ or more.
+    pub fn values(&self, has_volumes: bool) -> Result<BarValues> {
+        let (volume, quote_volume) = match self.sums.filter(|_| has_volumes) {
+            None => (None, None),
+            Some((volume, turnover)) => {
+                (Some(Quantity::new(volume.total()?)?), Some(Quantity::new(turnover.total()?)?))
+            }
+        };
+        let Self { open, high, low, close, count, .. } = *self;
+        Ok(BarValues { open, high, low, close, volume, quote_volume, count: Some(count) })
+    }
+
     /// Adds a part whose ticks all follow the ticks of this part.
     fn append(&mut self, later: &Self) -> Result<()> {
         self.high = self.high.max(later.high);
         self.low = self.low.min(later.low);
         self.close = later.close;
-        self.sums = match (self.sums, later.sums) {
-            (Some((volume, turnover)), Some((more, turned))) => {
-                Some((volume.plus_sum(more)?, turnover.plus_sum(turned)?))
-            }
-            (known, None) | (None, known) => known,
-        };
+        self.sums = add_sums(self.sums, later.sums)?;
         self.count += later.count;
         Ok(())
     }
