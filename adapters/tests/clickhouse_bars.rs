@@ -40,6 +40,10 @@ fn main() {
         .with_trial(histories(&server))
         .with_trial(trial(&server, "an_insert_without_marks_is_rejected", unmarked))
         .with_trial(trial(&server, "bars_are_switched_on_and_off_while_a_writer_runs", switched))
+        .with_trial(trial(&server, "an_interrupted_switch_is_completed", interrupted))
+        .with_trial(trial(&server, "only_the_holder_of_the_lease_builds_bars", leased))
+        .with_trial(trial(&server, "marks_wait_for_running_deletions", deleting))
+        .with_trial(trial(&server, "a_purge_drops_the_bars_of_complete_months", purged))
         .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
         .with_trial(spare_trial(&server, "a_killed_server_leaves_no_wrong_bar", killed))
         .main();
@@ -108,6 +112,88 @@ async fn switched(server: Server) {
     server.drop_tables(&prefix).await;
 }
 
+async fn interrupted(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let client = store.client();
+    client.query_raw(&format!("DROP TABLE {prefix}qi_bars_state SYNC")).execute().await.unwrap();
+    let error = store.insert_ticks(&[tick(0)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{}", error.report());
+    let mut config = server.config(&prefix).with_datasets(Datasets::none().with::<PriceTick>().unwrap());
+    config.materialized_bars = Some(false);
+    let off = ClickHouseStore::open(config).unwrap();
+    assert_eq!(off.migrate_schema().await.unwrap().applied, ["materialized bars off"]);
+    off.insert_ticks(&[tick(0)]).await.unwrap();
+    server.drop_tables(&prefix).await;
+}
+
+async fn leased(server: Server) {
+    let (store, prefix) = open(&server).await;
+    store.insert_ticks(&[tick(0)]).await.unwrap();
+    let lease = |expires: &str| {
+        let sql = format!("INSERT INTO {prefix}qi_bars_lease SELECT 1, 1, now64(6, 'UTC') + {expires}");
+        let client = store.client().clone();
+        async move { client.query_raw(&sql).execute().await.unwrap() }
+    };
+    let request = MaintainRequest::default().with_until(tick(86_400).ts()).with_budget(Duration::ZERO);
+    lease("toIntervalMinute(10)").await;
+    let report = store.maintain(&request).await.unwrap();
+    assert!(report.ticks == 0 && !report.is_complete(), "{report:?}");
+    lease("toIntervalMinute(-1)").await;
+    let report = store.maintain(&request.with_budget(Duration::from_secs(20))).await.unwrap();
+    assert!(report.ticks == 1 && report.is_complete(), "{report:?}");
+    // A dropped call ends its lease after its step.
+    let dropped = store.maintain(&request);
+    assert!(tokio::time::timeout(Duration::from_millis(5), dropped).await.is_err());
+    store.insert_ticks(&[tick(1)]).await.unwrap();
+    let report = store.maintain(&request.with_budget(Duration::from_secs(20))).await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    server.drop_tables(&prefix).await;
+}
+
+async fn deleting(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let ticks = format!("{prefix}ticks");
+    let run = |sql: String| {
+        let client = store.client().clone();
+        async move { client.query_raw(&sql).execute().await.unwrap() }
+    };
+    let everything = MaintainRequest::default().with_until(tick(86_400).ts());
+    store.insert_ticks(&[tick(0), tick(1)]).await.unwrap();
+    assert!(store.maintain(&everything).await.unwrap().is_complete());
+    run(format!("SYSTEM STOP MERGES {ticks}")).await;
+    store.insert_ticks(&[tick(2)]).await.unwrap();
+    run(format!("ALTER TABLE {ticks} DELETE WHERE seq = 9 SETTINGS mutations_sync = 0")).await;
+    let report = store.maintain(&everything).await.unwrap();
+    assert!(report.rebuilt == 0 && report.stale > 0, "{report:?}");
+    run(format!("SYSTEM START MERGES {ticks}")).await;
+    for _ in 0..100 {
+        if store.maintain(&everything).await.unwrap().is_complete() {
+            server.drop_tables(&prefix).await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the mark is not removed");
+}
+
+async fn purged(server: Server) {
+    const MONTH: i64 = 31 * 86_400;
+    let (store, prefix) = open(&server).await;
+    let everything = MaintainRequest::default().with_until(tick(12 * MONTH).ts());
+    store.insert_ticks(&(0..10).map(|n| tick(n * MONTH)).collect::<Vec<_>>()).await.unwrap();
+    assert!(store.maintain(&everything).await.unwrap().is_complete());
+    store.purge_before(PriceTick::DATASET, tick(8 * MONTH).ts()).await.unwrap();
+    assert!(store.maintain(&everything).await.unwrap().is_complete());
+    for level in ["1m", "1h", "1d"] {
+        let sql = format!("SELECT count() FROM {prefix}qi_bars_{level} FINAL");
+        let rows = store.client().query_raw(&sql).fetch_one::<u64>().await.unwrap();
+        assert!((2..=3).contains(&rows), "{rows} bars of {level}: those of complete months are left");
+    }
+    let query = BarQuery::new(Instrument::from_static("x:Y"), Interval::D1, TimeRange::ALL);
+    assert_eq!(store.derived_bars(&query).await.unwrap().items.len(), 2);
+    server.drop_tables(&prefix).await;
+}
+
 /// Runs with marks that settle at once, which adds the marks of each write twice, and with marks that settle later.
 async fn concurrent(server: Server) {
     for settle in [Duration::ZERO, Duration::from_secs(2)] {
@@ -124,7 +210,11 @@ async fn concurrent(server: Server) {
 }
 
 async fn killed(server: Server, spare: Spare) {
-    let (store, _) = open(&server).await;
+    let mut config = server.config("").with_datasets(Datasets::none().with::<PriceTick>().unwrap());
+    // A killed call leaves its lease for this time.
+    config.server_limits.bulk_timeout = Duration::from_secs(5);
+    let store = ClickHouseStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
     let kill = async move {
         tokio::time::sleep(Duration::from_secs(6)).await;
         let _spare = spare.run_action("kill").await.run_action("start").await;

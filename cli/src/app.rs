@@ -638,9 +638,11 @@ fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
     if arguments.files.len() > 1 {
         return usage("an archive must be the only argument");
     }
-    let ImportArguments { input_format, columns, input_interval, strict, .. } = arguments;
-    if input_format.is_some() || columns.is_some() || input_interval.is_some() || *strict {
-        return usage("--input-format, --columns, --input-interval and --strict are for files of exchanges");
+    let ImportArguments { input_format, columns, input_interval, strict, coverage, .. } = arguments;
+    if input_format.is_some() || columns.is_some() || input_interval.is_some() || *strict || *coverage {
+        return usage(
+            "--input-format, --columns, --input-interval, --strict and --coverage are for files of exchanges",
+        );
     }
     Ok(Some(address.to_owned()))
 }
@@ -743,11 +745,13 @@ async fn import_archive(
 }
 
 async fn open_files(arguments: ImportArguments) -> Result<(qi_files::Files, import::Plan)> {
-    let ImportArguments { files, input_format, columns, instrument, input_interval, strict, .. } = arguments;
+    let ImportArguments {
+        files, input_format, columns, instrument, input_interval, strict, coverage, ..
+    } = arguments;
     let options = qi_files::FileOptions::default().format(input_format).columns(columns);
     let options = options.instrument(instrument).interval(input_interval);
     let opened = tokio::task::spawn_blocking(move || qi_files::open(&files, &options)).await;
-    Ok((opened.permanent("import", "open")??, import::Plan { strict }))
+    Ok((opened.permanent("import", "open")??, import::Plan { strict, coverage }))
 }
 
 async fn import(

@@ -332,6 +332,7 @@ impl Options {
             )
             | Command::Coverage { .. } => return all(program),
             Command::Copy(arguments) => &arguments.datasets,
+            Command::Import(arguments) if arguments.coverage => return all(program),
             Command::Import(arguments) => &arguments.datasets,
             #[cfg(feature = "archive")]
             Command::Export(arguments) => &arguments.datasets,
@@ -682,6 +683,10 @@ pub(crate) struct ImportArguments {
     /// Stops at the first bad line.
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Records the trade ids of each file that matches its `.CHECKSUM` in the coverage ledger; see `qi coverage`. A file
+    /// of aggregated trades, or with bad lines, is not recorded.
+    #[arg(long)]
+    pub(crate) coverage: bool,
 }
 
 #[cfg(feature = "archive")]

@@ -1,10 +1,13 @@
 //! `qi import`: writes market data files directly into the store, without a bus.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qi_core::{Bar, Error, Instrument, PriceStore, PriceStoreExt, PriceTick, Record, Result, ResultExt as _};
+use qi_core::{
+    Bar, Error, Instrument, PriceStore, PriceStoreExt, PriceTick, Record, Result, ResultExt as _, Timestamp,
+};
+use qi_files::coverage::{Coverage, CoverageState, Ledger, Proof};
 use qi_files::{Batch, Data, Files, Numbering, Source};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +23,9 @@ const MAX_SHOWN: usize = 10;
 pub struct Plan {
     /// True to stop at the first bad line.
     pub strict: bool,
+    /// True to record the trade ids of verified files in the coverage ledger. The store must know the dataset
+    /// [`Coverage`].
+    pub coverage: bool,
 }
 
 /// The result of one file.
@@ -104,6 +110,7 @@ pub async fn run(
         store,
         plan,
         stored,
+        spans: None,
         done: ImportReport::default(),
     };
     let outcome = match files.data {
@@ -119,12 +126,20 @@ struct Import {
     numbering: Numbering,
     plan: Plan,
     stored: Arc<AtomicU64>,
+    /// The ids of the current file, if they can be recorded in the ledger.
+    spans: Option<BTreeMap<Instrument, Span>>,
     done: ImportReport,
 }
+
+/// The first and last id, and the earliest and latest time.
+type Span = ((u64, u64), (Timestamp, Timestamp));
 
 /// A record that files contain.
 trait Importable: Record {
     fn instrument(&self) -> &Instrument;
+
+    /// Returns the trade id and the time of a trade.
+    fn trade(&self) -> Option<(u64, Timestamp)>;
 
     /// Numbers the records of a file without ids.
     fn number(batch: &mut Batch<Self>, numbering: &mut Numbering) -> impl Future<Output = Result<()>> + Send;
@@ -135,6 +150,10 @@ impl Importable for PriceTick {
         self.instrument()
     }
 
+    fn trade(&self) -> Option<(u64, Timestamp)> {
+        Some((self.seq(), self.ts()))
+    }
+
     async fn number(batch: &mut Batch<Self>, numbering: &mut Numbering) -> Result<()> {
         numbering.number(&mut batch.records, batch.ahead.as_ref()).await
     }
@@ -143,6 +162,10 @@ impl Importable for PriceTick {
 impl Importable for Bar {
     fn instrument(&self) -> &Instrument {
         self.instrument()
+    }
+
+    fn trade(&self) -> Option<(u64, Timestamp)> {
+        None
     }
 
     async fn number(_: &mut Batch<Self>, _: &mut Numbering) -> Result<()> {
@@ -183,7 +206,10 @@ impl Import {
                 }
             };
             if let Some(file) = &batch.begins {
+                self.record_coverage().await?;
                 self.numbering.restart();
+                self.spans =
+                    (self.plan.coverage && file.is_verified && file.has_trade_ids).then(BTreeMap::new);
                 let (name, is_verified) = (file.name.clone(), file.is_verified);
                 self.done.files.push(FileCount { name, records: 0, bad_lines: 0, is_verified });
             }
@@ -192,6 +218,7 @@ impl Import {
                 T::number(&mut batch, &mut self.numbering).await?;
             }
             self.store.insert_records_chunked(&batch.records, CHUNK).await?;
+            self.extend_spans(&batch.records);
             let mut last = None;
             for record in &batch.records {
                 if last != Some(record.instrument()) {
@@ -206,6 +233,33 @@ impl Import {
             if let Some(file) = self.done.files.last_mut() {
                 file.records += count;
             }
+        }
+        self.record_coverage().await
+    }
+
+    fn extend_spans<T: Importable>(&mut self, records: &[T]) {
+        let Some(spans) = &mut self.spans else { return };
+        for record in records {
+            let Some((id, time)) = record.trade() else { continue };
+            if let Some((ids, times)) = spans.get_mut(record.instrument()) {
+                *ids = (ids.0.min(id), ids.1.max(id));
+                *times = (times.0.min(time), times.1.max(time));
+            } else {
+                spans.insert(record.instrument().clone(), ((id, id), (time, time)));
+            }
+        }
+    }
+
+    /// Records the ids of the file that has ended. A file with bad lines proves nothing.
+    async fn record_coverage(&mut self) -> Result<()> {
+        let Some(spans) = self.spans.take() else { return Ok(()) };
+        if self.done.files.last().is_none_or(|file| file.bad_lines > 0) {
+            return Ok(());
+        }
+        for (instrument, ((first, last), times)) in spans {
+            let mut ledger = Ledger::load(&*self.store, &instrument).await?;
+            let claim = Coverage::new(instrument, first..=last, times, CoverageState::Complete, Proof::File);
+            ledger.record(&*self.store, vec![claim]).await?;
         }
         Ok(())
     }

@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::RangeInclusive;
+use std::process::Command;
 use std::sync::Arc;
 
-use qi_cli::coverage;
 use qi_cli::output::Format;
+use qi_cli::{coverage, import};
 use qi_core::{Datasets, Instrument, PriceStore, Timestamp};
-use qi_files::coverage::{Coverage, CoverageState, Ledger, Proof};
+use qi_files::coverage::{Coverage, CoverageRange, CoverageState, Ledger, Proof};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
+use tokio_util::sync::CancellationToken;
 
 fn claim(instrument: &str, ids: RangeInclusive<u64>, state: CoverageState) -> Coverage {
     let at = |id: u64| Timestamp::from_secs(1_700_000_000 + i64::try_from(id).unwrap()).unwrap();
@@ -69,6 +71,47 @@ async fn a_probe_names_unknown_ids_and_instruments_without_coverage() {
     assert_eq!(all.above(&[], 9), Vec::<String>::new());
 }
 
+/// Imports a file of `binance:BTCUSDT` with these lines, and returns the ranges of the ledger.
+async fn imported(store: &Arc<dyn PriceStore>, lines: &str, has_checksum: bool) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("BTCUSDT-trades-2025-01-01.csv");
+    std::fs::write(&path, lines).unwrap();
+    if has_checksum {
+        let sum = Command::new("sha256sum").arg(&path).output().unwrap().stdout;
+        std::fs::write(folder.path().join("BTCUSDT-trades-2025-01-01.csv.CHECKSUM"), sum).unwrap();
+    }
+    let files = qi_files::open(&[path], &qi_files::FileOptions::default()).unwrap();
+    let plan = import::Plan { coverage: true, ..import::Plan::default() };
+    let stop = CancellationToken::new();
+    let report = import::run(store.clone(), files, plan, &stop, Arc::default()).await.unwrap();
+    assert!(report.is_good(), "{report:?}");
+    let ledger = Ledger::load(&**store, &"binance:BTCUSDT".parse().unwrap()).await.unwrap();
+    let range = |range: &CoverageRange| {
+        let state = range.proven.map_or("unknown".to_owned(), |(state, proof)| format!("{state} {proof}"));
+        format!("{}-{} {state}", range.ids.start(), range.ids.end())
+    };
+    ledger.ranges().iter().map(range).collect()
+}
+
+#[tokio::test]
+async fn a_verified_file_of_trades_proves_its_ids() {
+    let store = store().await;
+    let trade = |id: u64| format!("{id},5,1,5,{},True,True\n", 1_735_689_600_000_000 + id);
+    let trades = |ids: RangeInclusive<u64>| ids.map(trade).collect::<String>();
+    let none = Vec::<String>::new();
+    assert_eq!(imported(&store, &trades(10..=20), false).await, none);
+    assert_eq!(
+        imported(&store, &(trades(10..=20) + "21,x,1,5,1735689600000021,True,True\n"), true).await,
+        none
+    );
+    let aggregated = "7,5,1,70,71,1735689600000007,True,True\n";
+    assert_eq!(imported(&store, aggregated, true).await, none, "aggregated trades have other ids");
+    assert_eq!(imported(&store, &trades(10..=20), true).await, ["10-20 complete file"]);
+    let both = ["10-20 complete file", "21-30 unknown", "31-40 complete file"];
+    assert_eq!(imported(&store, &trades(31..=40), true).await, both);
+    assert_eq!(imported(&store, &trades(21..=30), true).await, ["10-40 complete file"]);
+}
+
 /// Runs the program on a new SQLite file, first with the commands that must succeed. Returns the exit code and the
 /// output of the last command.
 #[cfg(feature = "sqlite")]
@@ -76,7 +119,7 @@ fn run(commands: &[&[&str]]) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut last = (None, String::new());
     for arguments in commands {
-        let out = std::process::Command::new(env!("CARGO_BIN_EXE_qi"))
+        let out = Command::new(env!("CARGO_BIN_EXE_qi"))
             .env_remove("QI_CONFIG")
             .env("QI__STORE__BACKEND", "sqlite")
             .env("QI__STORE__SQLITE__PATH", folder.path().join("prices.db"))

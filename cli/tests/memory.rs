@@ -806,9 +806,7 @@ async fn stop_request_ends_an_import_within_bad_lines() {
     let (stop, store) = (CancellationToken::new(), Arc::new(MemoryStore::default()));
     let running = tokio::spawn({
         let stop = stop.clone();
-        async move {
-            import::run(store, files, import::Plan { strict: false }, &stop, std::sync::Arc::default()).await
-        }
+        async move { import::run(store, files, import::Plan::default(), &stop, std::sync::Arc::default()).await }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     stop.cancel();

@@ -47,6 +47,7 @@
 //! | move a topic into a store | [`Ingest`] |
 //! | write a long-running task | [`Agent`], [`AgentRuntime`] |
 //! | declare a record | [`guide::your_own_records`], [`record`] |
+//! | read bars of years in milliseconds | [`guide::materialized_bars`], [`Maintenance`] |
 //! | add retries or a layer | [`layer`], [`guide::layers`] |
 //! | check the health of a program | [`health`] |
 //! | behave well in an outage | the section [Outages](guide/operations/index.html#outages) of [`guide::operations`] |

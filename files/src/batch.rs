@@ -103,7 +103,7 @@ mod tests {
     fn bad_lines_after_a_full_batch_belong_to_their_file() {
         let start = |name: &str| {
             let (name, has_ids, is_verified) = (name.to_owned(), true, false);
-            Err(Input::File(FileStart { name, has_ids, is_verified }))
+            Err(Input::File(FileStart { name, has_ids, has_trade_ids: true, is_verified }))
         };
         let trade = |seq| {
             let instrument = "x:Y".parse().unwrap();

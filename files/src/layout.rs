@@ -241,6 +241,8 @@ pub(crate) struct Layout {
     pub(crate) is_json: bool,
     /// The exchange of such files, if there is only one.
     pub(crate) exchange: Option<&'static str>,
+    /// True if an id numbers the trades of one order together.
+    pub(crate) is_aggregated: bool,
 }
 
 const SECONDS: &[TimeUnit] = &[TimeUnit::Seconds];
@@ -272,6 +274,7 @@ impl Layout {
             header: None,
             is_json,
             exchange: None,
+            is_aggregated: false,
         };
         layout.take_names(headers.iter().copied());
         layout.kind = layout.columns.kind().unwrap_or(Kind::Trades);
@@ -308,6 +311,7 @@ impl Layout {
             };
             if let Some(place @ None) = self.columns.role(role) {
                 *place = Some(at);
+                self.is_aggregated |= role == "id" && matches!(name, "agg_trade_id" | "aggtradeid" | "a");
                 if let Some(unit) = unit.filter(|_| role == "time") {
                     self.units = only(unit);
                 }

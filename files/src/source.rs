@@ -36,6 +36,8 @@ pub struct FileStart {
     /// True if the sequence numbers are the exchange's ids. Otherwise each one is an ordinal among the trades of one
     /// timestamp in this file, which [`crate::Numbering`] continues from the stored trades.
     pub has_ids: bool,
+    /// True if consecutive trades of an instrument have consecutive ids. False for aggregated trades, whose ids are others.
+    pub has_trade_ids: bool,
     /// True if the file matches its checksum file.
     pub is_verified: bool,
 }
@@ -449,10 +451,11 @@ impl<T> Reader<T> {
             Ok(records) => records,
             Err(error) => return self.give_up(broken(&label, 0, error)),
         };
+        let has_trade_ids = has_ids && layout.kind == Kind::Trades && !layout.is_aggregated;
         let parser = LineParser::new(layout, instrument_source, has_ids, interval);
         self.open =
             Some(Opened { label: label.clone(), records, parser, ordinals: TimestampOrdinals::default() });
-        Input::File(FileStart { name: label, has_ids, is_verified: stream.verified })
+        Input::File(FileStart { name: label, has_ids, has_trade_ids, is_verified: stream.verified })
     }
 
     /// Ends the source, because later files may depend on a damaged file.

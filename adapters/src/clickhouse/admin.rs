@@ -71,21 +71,26 @@ impl ClickHouseStore {
         deletion: impl Future<Output = Result<(), Cause>>,
     ) -> Result<(), Cause> {
         let config = &self.inner.config;
-        if table.dataset != PriceTick::DATASET
-            || range.is_empty()
-            || self.bars_state(false).await?.announced.is_none()
-        {
+        if table.dataset != PriceTick::DATASET || range.is_empty() {
             return deletion.await;
         }
         let ranges: Vec<StaleRange> = match owners {
             None => vec![(None, range)],
             Some(owners) => owners.iter().map(|owner| (owner.instrument().cloned(), range)).collect(),
         };
+        if self.bars_state(false).await?.announced.is_none() {
+            deletion.await?;
+            // Materialized bars may have been switched on during the deletion.
+            if self.bars_state(true).await?.announced.is_some() {
+                self.add_marks(&ranges, Duration::ZERO).await?;
+            }
+            return Ok(());
+        }
         let outcome = async {
             let ids = self.add_marks(&ranges, config.server_limits.bulk_timeout + config.bars_settle).await?;
             deletion.await?;
             self.add_marks(&ranges, Duration::ZERO).await?;
-            self.remove_marks(&ids).await
+            self.remove_marks(&ids, None).await
         };
         self.check_bars_state(outcome.await, true).await
     }

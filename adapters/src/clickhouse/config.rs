@@ -66,8 +66,9 @@ pub struct ClickHouseConfig {
     /// Whether the tables have materialized bars, from which `derived_bars` reads. `qi migrate` changes existing tables.
     /// Without this key, the tables stay as they are. Not supported with `cluster`.
     pub materialized_bars: Option<bool>,
-    /// The time within which a write ends: stale hours are built again after it. A write that takes longer adds its
-    /// marks once more. Defaults to 2 minutes.
+    /// The time within which a write usually ends: stale hours are built again after it. A write that takes longer adds
+    /// its marks once more. Must be equal in all programs, and at least twice `server_limits.statement_timeout`. Defaults
+    /// to 2 minutes.
     #[serde(with = "duration")]
     pub bars_settle: Duration,
     /// Server settings for every request, as in the `SET` statement.

@@ -1,22 +1,25 @@
-//! Maintenance of materialized bars. Every step can be repeated, and two maintainers can run at the same time.
+//! Maintenance of materialized bars. Every step can be repeated. One call at a time runs steps.
 //!
-//! A bar has the time at which its build began, and the latest build wins. A build reads the ticks after the marks that
-//! it removes have settled, so a later build includes the writes of all marks that earlier builds removed.
+//! A build reads the ticks after the marks that it removes have settled, so its bars include the writes of these marks.
 
+use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qi_core::store::kit::{LEVELS, StepSpan, level_table};
 use qi_core::store::{MaintainRequest, MaintenanceReport};
-use qi_core::{Exchange, Instrument, Interval, Symbol, TimeRange, Timestamp};
+use qi_core::{Exchange, Instrument, Interval, Operation, PriceTick, Result, Symbol, TimeRange, Timestamp};
+use tokio::task::JoinError;
 
 use super::bars::BUCKET_ORIGIN;
 use super::connect::{execute, rows};
 use super::error::Cause;
+use super::lease::Lease;
 use super::marks::{StaleRange, time};
 use super::materialized::STATE_TABLE;
 use super::read::time_literal;
 use super::store::ClickHouseStore;
-use super::table::instrument_condition;
+use super::table::{TableLocation, instrument_condition, literal};
 
 /// The time between the watermark and the clock of the server, in microseconds. Ticks that arrive within this time make
 /// no marks.
@@ -25,6 +28,9 @@ const DELAY_MICROS: i64 = 600_000_000;
 /// The numbers of ticks below which the span of the next step is doubled, and above which it is halved.
 const SMALL_STEP: u64 = 1_000_000;
 const LARGE_STEP: u64 = 4_000_000;
+
+/// The length above which a mark is rebuilt in steps.
+const LONG_MARK: Duration = Duration::from_hours(24);
 
 /// The maximum number of marks that one step removes.
 const MAX_REBUILT: usize = 64;
@@ -39,48 +45,92 @@ struct State {
 }
 
 impl ClickHouseStore {
-    pub(super) async fn maintain_all(&self, request: &MaintainRequest) -> Result<MaintenanceReport, Cause> {
+    /// Runs the steps in a task of their own. If the caller drops its future, a statement continues on the server, so the
+    /// task completes its step and then ends the lease.
+    pub(super) async fn maintain_all(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
+        let caller = Arc::new(());
+        let (store, request, waiting) = (self.clone(), *request, Arc::downgrade(&caller));
+        let started = Instant::now();
+        let task = tokio::spawn(async move {
+            let is_over = || started.elapsed() >= request.budget || waiting.strong_count() == 0;
+            store.with_permit(Operation::Maintain, store.maintain_checked(request.until, is_over)).await
+        });
+        let outcome = task.await;
+        drop(caller);
+        match outcome.map_err(JoinError::try_into_panic) {
+            Ok(outcome) => outcome,
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_)) => Err(Cause::Closed.into_error(Operation::Maintain)),
+        }
+    }
+
+    async fn maintain_checked(
+        &self,
+        until: Option<Timestamp>,
+        is_over: impl Fn() -> bool,
+    ) -> Result<MaintenanceReport, Cause> {
         if self.bars_state(true).await?.announced.is_none() {
             return Ok(MaintenanceReport::default());
         }
-        let started = Instant::now();
+        self.check_bars_state(self.maintain_with_lease(until, is_over).await, true).await
+    }
+
+    async fn maintain_with_lease(
+        &self,
+        until: Option<Timestamp>,
+        is_over: impl Fn() -> bool,
+    ) -> Result<MaintenanceReport, Cause> {
+        let lease = self.take_lease(&is_over).await?;
         let mut report = MaintenanceReport::default();
-        let mut state = self.maintenance_state(request.until).await?;
+        let mut state = self.maintenance_state(until).await?;
+        if let Some(mut lease) = lease {
+            let outcome = self.run_steps(&mut lease, &mut state, &mut report, is_over).await;
+            // After another error, a statement may continue on the server.
+            if outcome.as_ref().err().is_none_or(Cause::is_server_error) {
+                self.end_lease(&lease).await?;
+            }
+            outcome?;
+        }
+        let condition = format!("f < {}", state.watermark.as_micros());
+        report.stale = self.count(&self.marks_query("count()", &condition, "")).await?;
+        report.watermark = Some(state.watermark);
+        report.target = Some(state.announced.max(state.target));
+        Ok(report)
+    }
+
+    async fn run_steps(
+        &self,
+        lease: &mut Lease,
+        state: &mut State,
+        report: &mut MaintenanceReport,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(), Cause> {
         if state.announced < state.target {
             state.announced = state.target;
-            self.insert_state(state.announced, Timestamp::MIN).await?;
+            self.insert_state(lease, state.announced, Timestamp::MIN).await?;
             if self.inner.config.bars_settle.is_zero() {
                 state.settled = state.announced;
             }
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
         loop {
-            let rebuilt = self.rebuild_step(state.watermark, &mut span).await?;
+            let rebuilt = self.rebuild_step(lease, state.watermark, &mut span).await?;
             report.rebuilt += rebuilt;
-            if rebuilt == 0 || started.elapsed() >= request.budget {
+            if rebuilt == 0 || is_over() {
                 break;
             }
         }
-        while state.watermark < state.settled && started.elapsed() < request.budget {
-            let start = self.first_tick(state.watermark, state.settled).await?;
+        while state.watermark < state.settled && !is_over() {
+            let start = self.first_tick(None, state.watermark, state.settled).await?;
             let end = span.end(start).min(state.settled);
-            let range = (None, TimeRange::new(start, end)?);
-            let ticks = self.build(std::slice::from_ref(&range), state.watermark, end).await?;
-            self.insert_state(state.announced, end).await?;
+            let range = (None, TimeRange::new(state.watermark, end)?);
+            let ticks = self.build(lease, &[range], end).await?;
+            self.insert_state(lease, state.announced, end).await?;
             span.adapt(ticks);
             state.watermark = end;
             report.ticks += ticks;
         }
-        let condition = format!("f < {}", state.watermark.as_micros());
-        let sql = self.marks_query("count()", &condition, "");
-        report.stale = rows(&self.inner.connections.read_client, &sql, |row| Ok(row.u64()?))
-            .await?
-            .first()
-            .copied()
-            .unwrap_or(0);
-        report.watermark = Some(state.watermark);
-        report.target = Some(state.announced);
-        Ok(report)
+        Ok(())
     }
 
     async fn maintenance_state(&self, until: Option<Timestamp>) -> Result<State, Cause> {
@@ -99,23 +149,43 @@ impl ClickHouseStore {
             Ok(State { watermark, announced, settled, target: Interval::H1.floor(time(row.i64()?)) })
         })
         .await?;
-        found.into_iter().next().ok_or(Cause::ConcurrentChange { attempts: 1 })
+        found.into_iter().next().ok_or(Cause::ConcurrentChange)
     }
 
-    async fn insert_state(&self, announced: Timestamp, watermark: Timestamp) -> Result<(), Cause> {
+    /// Announces or publishes a time. Does nothing after the lease has expired.
+    async fn insert_state(
+        &self,
+        lease: &Lease,
+        announced: Timestamp,
+        watermark: Timestamp,
+    ) -> Result<(), Cause> {
         let sql = format!(
-            "INSERT INTO {} SELECT {}, now64(6, 'UTC'), {}",
+            "INSERT INTO {} SELECT {}, now64(6, 'UTC'), {} FROM {}",
             self.bars_table(STATE_TABLE),
             announced.as_micros(),
-            watermark.as_micros()
+            watermark.as_micros(),
+            self.holding(lease)
         );
         execute(&self.inner.connections.bulk_client, &sql).await
     }
 
-    /// Returns the hour of the first tick in a range, or the end of the range.
-    async fn first_tick(&self, start: Timestamp, end: Timestamp) -> Result<Timestamp, Cause> {
+    /// Returns the number that a query counts.
+    async fn count(&self, sql: &str) -> Result<u64, Cause> {
+        let found = rows(&self.inner.connections.bulk_client, sql, |row| Ok(row.u64()?)).await?;
+        Ok(found.first().copied().unwrap_or(0))
+    }
+
+    /// Returns the hour of the first tick of an instrument, or of all instruments, in a range. Without a tick, returns the
+    /// end of the range.
+    async fn first_tick(
+        &self,
+        instrument: Option<&Instrument>,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Result<Timestamp, Cause> {
+        let condition = instrument.map_or_else(|| "1".to_owned(), instrument_condition);
         let sql = format!(
-            "SELECT toUnixTimestamp64Micro(min(ts)), count() FROM {} WHERE ts >= {} AND ts < {}",
+            "SELECT toUnixTimestamp64Micro(min(ts)), count() FROM {} WHERE {condition} AND ts >= {} AND ts < {}",
             self.ticks_table(),
             time_literal(start),
             time_literal(end)
@@ -126,21 +196,20 @@ impl ClickHouseStore {
         Ok(first.map_or(end, |(ts, _)| Interval::H1.floor(time(ts)).max(start)))
     }
 
-    /// Builds the bars of some hours, and of the days before the watermark that these hours belong to. The first range
-    /// also covers the time from `first` on, which has no ticks. Returns the number of ticks.
+    /// Builds the bars of some hours, and of the days before the watermark that these hours belong to. Returns the number
+    /// of ticks.
     async fn build(
         &self,
+        lease: &mut Lease,
         ranges: &[StaleRange],
-        first: Timestamp,
         watermark: Timestamp,
     ) -> Result<u64, Cause> {
         let condition = |column: &str, unit: Interval| -> String {
             let one = |(instrument, range): &StaleRange| {
-                let start = if instrument.is_none() { first.min(range.start()) } else { range.start() };
                 let end = unit.ceil(range.end()).unwrap_or(Timestamp::MAX).min(unit.floor(watermark));
                 let within = format!(
                     "{column} >= {} AND {column} < {}",
-                    time_literal(unit.floor(start)),
+                    time_literal(unit.floor(range.start())),
                     time_literal(end)
                 );
                 match instrument {
@@ -183,12 +252,15 @@ impl ClickHouseStore {
             let column = if at == 0 { "ts" } else { "bucket" };
             let sql = format!(
                 "INSERT INTO {target} SELECT exchange, symbol, fromUnixTimestamp64Micro(start, 'UTC'), {aggregates}, \
-                 now64(9, 'UTC') FROM (SELECT *, \
+                 {} FROM (SELECT *, \
                  intDiv(toUnixTimestamp64Micro({column}) - {BUCKET_ORIGIN}, {length}) * {length} + {BUCKET_ORIGIN} AS start \
                  FROM ({source} UNION ALL SELECT {empty} FROM {target} FINAL WHERE count > 0 AND ({}))) \
-                 GROUP BY exchange, symbol, start",
+                 GROUP BY exchange, symbol, start HAVING (SELECT count() FROM {}) > 0",
+                lease.generation,
                 condition("bucket", unit),
+                self.holding(lease),
             );
+            self.renew_lease(lease).await?;
             execute(client, &sql).await?;
         }
         let sql = format!(
@@ -196,11 +268,16 @@ impl ClickHouseStore {
             self.bars_table(level_table(Interval::H1)),
             condition("bucket", Interval::H1)
         );
-        Ok(rows(client, &sql, |row| Ok(row.u64()?)).await?.first().copied().unwrap_or(0))
+        self.count(&sql).await
     }
 
     /// Rebuilds the hours of some marks before the watermark. Returns the number of removed marks.
-    async fn rebuild_step(&self, watermark: Timestamp, span: &mut StepSpan) -> Result<u64, Cause> {
+    async fn rebuild_step(
+        &self,
+        lease: &mut Lease,
+        watermark: Timestamp,
+        span: &mut StepSpan,
+    ) -> Result<u64, Cause> {
         let condition = format!("f < {} ORDER BY e != '', f LIMIT {MAX_REBUILT}", watermark.as_micros());
         let settled = " AND settled <= toUnixTimestamp64Micro(now64(6))";
         let sql = self.marks_query("id, e, s, f, u", &condition, settled);
@@ -218,31 +295,74 @@ impl ClickHouseStore {
         })
         .await?;
         let Some((id, instrument, first, until)) = marks.first().cloned() else { return Ok(0) };
-        if instrument.is_none() {
-            // A mark of all instruments may span years, so it is rebuilt in steps.
+        // A deletion may continue after its client has gone, and its marks have settled.
+        let location = TableLocation::of(&self.inner.config);
+        let deletions = format!(
+            "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",
+            literal(location.database),
+            literal(&location.local_name(PriceTick::DATASET.name()))
+        );
+        if self.count(&deletions).await? > 0 {
+            return Ok(0);
+        }
+        let is_long = |instrument: &Option<Instrument>, first: Timestamp, until: Timestamp| {
+            instrument.is_none() || until.duration_since(first) > LONG_MARK
+        };
+        if is_long(&instrument, first, until) {
             let limit = until.min(watermark);
-            let start = self.first_tick(first, limit).await?;
-            let end = span.end(start).min(limit);
-            let range = (None, TimeRange::new(start, end)?);
-            span.adapt(self.build(&[range], first, watermark).await?);
-            if end < until {
-                self.add_marks(&[(None, TimeRange::new(end, until)?)], Duration::ZERO).await?;
+            let start = self.first_tick(instrument.as_ref(), first, limit).await?;
+            if instrument.is_none() {
+                self.drop_months(lease, TimeRange::new(first, start)?).await?;
             }
-            self.remove_marks(&[id]).await?;
+            let end = span.end(start).min(limit);
+            let range = (instrument.clone(), TimeRange::new(first, end)?);
+            span.adapt(self.build(lease, &[range], watermark).await?);
+            // The hours from the watermark on are built later, with this change.
+            if end < limit {
+                self.add_marks(&[(instrument, TimeRange::new(end, limit)?)], Duration::ZERO).await?;
+            }
+            self.remove_marks(&[id], Some(lease)).await?;
             return Ok(1);
         }
-        let ranges = marks.iter().filter(|(_, instrument, ..)| instrument.is_some());
         let (mut ids, mut stale) = (Vec::new(), Vec::<StaleRange>::new());
-        for (id, instrument, first, until) in ranges {
-            ids.push(*id);
-            let range = (instrument.clone(), TimeRange::new(*first, (*until).min(watermark).max(*first))?);
+        for (id, instrument, first, until) in marks {
+            if is_long(&instrument, first, until) {
+                continue;
+            }
+            ids.push(id);
+            let range = (instrument, TimeRange::new(first, until.min(watermark).max(first))?);
             if !stale.contains(&range) {
                 stale.push(range);
             }
         }
-        self.build(&stale, Timestamp::MAX, watermark).await?;
-        self.remove_marks(&ids).await?;
+        self.build(lease, &stale, watermark).await?;
+        self.remove_marks(&ids, Some(lease)).await?;
         Ok(ids.len() as u64)
+    }
+
+    /// Drops the bars of the complete months of a range without ticks. A build would only empty them.
+    async fn drop_months(&self, lease: &mut Lease, range: TimeRange) -> Result<(), Cause> {
+        let client = &self.inner.connections.bulk_client;
+        let location = TableLocation::of(&self.inner.config);
+        for level in LEVELS {
+            let sql = format!(
+                "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} \
+                 AND toUInt32(partition_id) > toYYYYMM({} - toIntervalMicrosecond(1)) \
+                 AND toUInt32(partition_id) < toYYYYMM({})",
+                location.system_parts(),
+                literal(location.database),
+                literal(&location.table_name(level_table(level))),
+                time_literal(range.start()),
+                time_literal(range.end()),
+            );
+            let table = self.bars_table(level_table(level));
+            for partition in rows(client, &sql, |row| Ok(row.text()?.to_owned())).await? {
+                self.renew_lease(lease).await?;
+                execute(client, &format!("ALTER TABLE {table} DROP PARTITION ID {}", literal(&partition)))
+                    .await?;
+            }
+        }
+        Ok(())
     }
 }
 

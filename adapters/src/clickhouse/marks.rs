@@ -2,9 +2,8 @@
 //!
 //! ClickHouse has no transactions, so the order of the requests replaces them. A writer reads the announced watermark,
 //! adds stale marks for its hours before this time, and then sends its records. Maintenance uses an announced watermark,
-//! or a mark, only after a time in which every write that began earlier has ended
-//! ([`ClickHouseConfig::bars_settle`](super::config::ClickHouseConfig::bars_settle)). A write that takes longer adds its
-//! marks again, before it is acknowledged.
+//! or a mark, only [`ClickHouseConfig::bars_settle`](super::config::ClickHouseConfig::bars_settle) later. By then, most
+//! writes that began earlier have ended. A write that takes longer adds its marks again before it is acknowledged.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use qi_core::{Instrument, Interval, TimeRange, Timestamp};
 
 use super::connect::{execute, rows};
 use super::error::{ACCESS_DENIED, Cause, NO_TABLE, VIOLATED_CONSTRAINT};
+use super::lease::Lease;
 use super::materialized::{STALE_TABLE, STATE_TABLE};
 use super::store::{BarsState, ClickHouseStore};
 use super::table::{TableLocation, literal};
@@ -64,7 +64,7 @@ impl ClickHouseStore {
             let is_on = self.bars_state(true).await?.announced.is_some();
             // While materialized bars are switched, the constraint exists without the state.
             if is_unmarked || !is_on {
-                return Err(Cause::ConcurrentChange { attempts: 1 });
+                return Err(Cause::ConcurrentChange);
             }
         }
         outcome
@@ -98,11 +98,12 @@ impl ClickHouseStore {
         Ok(ids)
     }
 
-    /// Removes marks. Two removals of a mark are one removal.
-    pub(super) async fn remove_marks(&self, ids: &[u64]) -> Result<(), Cause> {
+    /// Removes marks. Two removals of a mark are one removal. With a lease, does nothing after the lease has expired.
+    pub(super) async fn remove_marks(&self, ids: &[u64], lease: Option<&Lease>) -> Result<(), Cause> {
+        let source = lease.map_or_else(String::new, |lease| format!(" FROM {}", self.holding(lease)));
         for part in ids.chunks(MAX_MARKS) {
-            let values: Vec<_> = part.iter().map(|id| format!("({id},-1)")).collect();
-            self.insert_marks(&format!("(id, sign) VALUES {}", values.join(","))).await?;
+            let ids = part.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+            self.insert_marks(&format!("(id, sign) SELECT arrayJoin([{ids}]), -1{source}")).await?;
         }
         Ok(())
     }

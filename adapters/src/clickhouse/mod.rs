@@ -16,6 +16,8 @@ mod connect;
 #[cfg(feature = "clickhouse")]
 mod error;
 #[cfg(feature = "clickhouse")]
+mod lease;
+#[cfg(feature = "clickhouse")]
 mod levels;
 #[cfg(feature = "clickhouse")]
 mod maintenance;

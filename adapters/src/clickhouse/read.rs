@@ -145,7 +145,7 @@ impl ClickHouseStore {
                 return Ok(request.page_of(found)?);
             }
         }
-        Err(Cause::ConcurrentChange { attempts: MAX_ATTEMPTS })
+        Err(Cause::ConcurrentChange)
     }
 
     /// Returns a large page of one series in a range, oldest first, in the format of Arrow.
@@ -226,7 +226,7 @@ impl ClickHouseStore {
                 return Ok(found);
             }
         }
-        Err(Cause::ConcurrentChange { attempts: MAX_ATTEMPTS })
+        Err(Cause::ConcurrentChange)
     }
 
     /// Finds the latest record of each owner. Returns the owners whose row was deleted after the query for its time.

@@ -155,7 +155,7 @@ pub(super) async fn ensure(
             applied.extend(description);
         }
     }
-    Err(Cause::ConcurrentChange { attempts: ROUNDS })
+    Err(Cause::ConcurrentChange)
 }
 
 /// The current state of the schema in the database.
@@ -472,7 +472,12 @@ async fn bars_changes(
     let sql = format!(
         "SELECT count() FROM system.tables WHERE database = {} AND name = {}",
         literal(&config.database),
-        literal(&location.table_name(materialized::STATE_TABLE))
+        // Off: also after an interrupted switch. On: only after a complete switch.
+        literal(&location.table_name(if wanted {
+            materialized::STATE_TABLE
+        } else {
+            materialized::LEASE_TABLE
+        }))
     );
     let exists = current.database && rows(&connections.bulk_client, &sql, |row| Ok(row.u64()?)).await? != [0];
     if exists == wanted {

@@ -345,7 +345,7 @@ impl PriceStore for ClickHouseStore {
 
     async fn maintain(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
         self.table_of(PriceTick::DATASET, Operation::Maintain)?;
-        self.with_permit(Operation::Maintain, self.maintain_all(request)).await
+        self.maintain_all(request).await
     }
 
     async fn close(&self) -> Result<()> {

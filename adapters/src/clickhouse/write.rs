@@ -62,29 +62,36 @@ impl ClickHouseStore {
         let encoded: Vec<Vec<u8>> = series.iter().map(encoded).collect();
         let is_ticks = table.dataset == PriceTick::DATASET;
         let state = if is_ticks { Some(self.bars_state(false).await?) } else { None };
-        let marked = state.filter(|state| state.announced.is_some());
+        let mut marked = state.filter(|state| state.announced.is_some());
+        let is_marked = marked.is_some();
+        let settle = self.inner.config.bars_settle;
         let outcome = async {
             if let Some(state) = marked {
                 self.mark(&entries, &series, state).await?;
             }
-            for part in split(&entries, self.inner.config.write.max_request_records) {
-                let request = InsertRequest {
-                    batch: Some(batch),
-                    series: &encoded,
-                    entries: part,
-                    is_marked: marked.is_some(),
-                };
+            for (at, part) in split(&entries, self.inner.config.write.max_request_records).enumerate() {
+                // The marks may have settled during the earlier requests.
+                if at > 0 && marked.is_some_and(|state| state.read_at.elapsed() >= settle / 2) {
+                    marked = Some(self.mark_again(&entries, &series).await?);
+                }
+                let request =
+                    InsertRequest { batch: Some(batch), series: &encoded, entries: part, is_marked };
                 self.send(table, &request).await?;
             }
             // Maintenance may have built these hours during the write.
-            if marked.is_some_and(|state| state.read_at.elapsed() >= self.inner.config.bars_settle) {
-                let state = self.bars_state(true).await?;
-                self.mark(&entries, &series, state).await?;
+            if marked.is_some_and(|state| state.read_at.elapsed() >= settle) {
+                self.mark_again(&entries, &series).await?;
             }
             Ok(report)
         };
         let outcome = outcome.await;
-        if is_ticks { self.check_bars_state(outcome, marked.is_some()).await } else { outcome }
+        if is_ticks { self.check_bars_state(outcome, is_marked).await } else { outcome }
+    }
+
+    async fn mark_again(&self, entries: &[Entry], series: &[SeriesKey]) -> Result<BarsState, Cause> {
+        let state = self.bars_state(true).await?;
+        self.mark(entries, series, state).await?;
+        Ok(state)
     }
 
     /// Adds marks for the hours of sorted ticks before the announced watermark.
@@ -138,7 +145,7 @@ impl ClickHouseStore {
                 }
             }
         }
-        Err(Cause::ConcurrentChange { attempts: MAX_ATTEMPTS })
+        Err(Cause::ConcurrentChange)
     }
 
     /// Reads the column types from the database and stores the `Enum8` types with additional names. Returns whether

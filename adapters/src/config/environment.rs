@@ -38,8 +38,7 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, non_utf
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in variables {
         let Some(path) = name.strip_prefix(PREFIX) else { continue };
-        // Two variables that differ only in case set the same key. The order of the environment must not decide
-        // between them.
+        // Two variables whose names differ only in case would set one key, and the value would depend on their order.
         if let Some(other) = seen.insert(path.to_lowercase(), name.clone()) {
             return Err(reject(&name, &format!("names the same key as {other}")));
         }

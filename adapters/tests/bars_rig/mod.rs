@@ -15,13 +15,16 @@ use qi_core::{
     Selection, TimeRange, Timestamp,
 };
 use qi_testkit::store::model::reference_bars;
-use tokio::sync::RwLock;
+use tokio::sync::{Mutex, RwLock};
 
 /// A Monday, 00:00.
 const BASE: i64 = 1_699_833_600;
 
 /// The hours in which the ticks lie.
 const HOURS: i64 = 60;
+
+const INTERVALS: [Interval; 6] =
+    [Interval::M1, Interval::M15, Interval::H1, Interval::H4, Interval::D1, Interval::W1];
 
 const TICKS: Dataset = PriceTick::DATASET;
 
@@ -57,24 +60,48 @@ pub(crate) async fn run<D: Future<Output = ()>>(store: Arc<dyn PriceStore>, plan
     // The cutoffs of all purges. A purge concerns all instruments, so it excludes the steps of all histories.
     let purges = RwLock::new(Vec::new());
     let next = std::sync::atomic::AtomicU64::new(0);
+    let ended = Mutex::new(Vec::new());
     let histories = futures::future::join_all((0..plan.at_once).map(|_| async {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= plan.histories {
                 return;
             }
-            History::new(number, plan.seed).run(&*store, &purges).await;
+            let mut history = History::new(number, plan.seed);
+            history.run(&*store, &purges).await;
+            ended.lock().await.push(history);
         }
     }));
     let maintainers = futures::future::join_all(
         (0..2).map(|number| maintain(&*store, Rng::with_seed(plan.seed + number), &over)),
     );
     let work = async {
-        histories.await;
-        over.store(true, Ordering::Relaxed);
+        futures::future::join(
+            async {
+                histories.await;
+                over.store(true, Ordering::Relaxed);
+            },
+            maintainers,
+        )
+        .await;
+        // Reads of stale hours use the ticks. After complete maintenance, all bars come from the levels.
+        let everything = MaintainRequest::default().with_until(hour(HOURS + 24 * 7));
+        let complete = async {
+            while !retried(|| store.maintain(&everything)).await.is_complete() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(2), complete).await.unwrap();
+        let purges = purges.read().await;
+        for history in &mut *ended.lock().await {
+            history.apply(&purges);
+            for interval in INTERVALS {
+                history.check_bars(&*store, interval).await;
+            }
+        }
     };
     tokio::select! {
-        _ = futures::future::join(work, maintainers) => {}
+        () = work => {}
         () = disturb => unreachable!("the disturbance runs until it is dropped"),
     }
 }
@@ -112,7 +139,7 @@ impl History {
         }
     }
 
-    async fn run(mut self, store: &dyn PriceStore, purges: &RwLock<Vec<Timestamp>>) {
+    async fn run(&mut self, store: &dyn PriceStore, purges: &RwLock<Vec<Timestamp>>) {
         const STEPS: usize = 10;
         for _ in 0..STEPS {
             if self.rng.u8(0..100) == 0 {
@@ -122,13 +149,17 @@ impl History {
                 purges.push(cutoff);
             }
             let purges = purges.read().await;
-            for cutoff in &purges[self.purges..] {
-                self.ticks.retain(|(ts, _), _| ts >= cutoff);
-            }
-            self.purges = purges.len();
+            self.apply(&purges);
             self.step(store).await;
             self.check(store).await;
         }
+    }
+
+    fn apply(&mut self, purges: &[Timestamp]) {
+        for cutoff in &purges[self.purges..] {
+            self.ticks.retain(|(ts, _), _| ts >= cutoff);
+        }
+        self.purges = purges.len();
     }
 
     async fn step(&mut self, store: &dyn PriceStore) {
@@ -182,17 +213,19 @@ impl History {
         (0..count).map(tick).collect()
     }
 
-    /// Compares the bars of several intervals, and the statistics, with the ticks.
+    /// Compares the bars of an interval, and the statistics, with the ticks.
     async fn check(&mut self, store: &dyn PriceStore) {
-        let interval = self.rng.choice([
-            Interval::M1,
-            Interval::M15,
-            Interval::H1,
-            Interval::H4,
-            Interval::D1,
-            Interval::W1,
-        ]);
-        let interval = interval.unwrap();
+        let interval = self.rng.choice(INTERVALS).unwrap();
+        self.check_bars(store, interval).await;
+        let start = self.rng.i64(0..HOURS);
+        let range = hours(start, start + self.rng.i64(1..40));
+        let query = StatsQuery::new(self.instrument.clone(), range);
+        let stats = retried(|| store.stats(&query)).await;
+        let count = self.ticks.keys().filter(|(ts, _)| range.contains(*ts)).count() as u64;
+        assert_eq!(stats.map_or(0, |stats| stats.count()), count, "{} {range:?}", self.instrument);
+    }
+
+    async fn check_bars(&mut self, store: &dyn PriceStore, interval: Interval) {
         let mut query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
         let newest_first = self.rng.bool();
         if newest_first {
@@ -206,12 +239,6 @@ impl History {
         }
         expected.truncate(page.items.len().max(1_000));
         assert_eq!(page.items, expected, "{} {interval}", self.instrument);
-        let start = self.rng.i64(0..HOURS);
-        let range = hours(start, start + self.rng.i64(1..40));
-        let query = StatsQuery::new(self.instrument.clone(), range);
-        let stats = retried(|| store.stats(&query)).await;
-        let count = ticks.iter().filter(|tick| range.contains(tick.ts())).count() as u64;
-        assert_eq!(stats.map_or(0, |stats| stats.count()), count, "{} {range:?}", self.instrument);
     }
 }
 

@@ -12,6 +12,7 @@
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
+mod materialized;
 mod read;
 mod setup;
 #[allow(dead_code, reason = "a part of it is for the other benchmark")]
@@ -23,12 +24,13 @@ use qi_benches::Section;
 use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Setup>; 5] = [
+const SECTIONS: [Section<Setup>; 6] = [
     ("write", write::run),
     ("page", read::page),
     ("latest", read::latest),
     ("bars", read::bars),
     ("scale", read::scale),
+    ("materialized", materialized::run),
 ];
 
 const ROUNDS: usize = 7;

@@ -10,8 +10,8 @@ use crate::setup::{Setup, TargetStore, TimescaleTarget};
 use crate::ticks::{INSTRUMENTS, MILLION};
 
 /// The time between two ticks in microseconds, so that 10,000,000 ticks are a day, or a year.
-const DAY: i64 = 8_640;
-const YEAR: i64 = 365 * DAY;
+pub(crate) const DAY: i64 = 8_640;
+pub(crate) const YEAR: i64 = 365 * DAY;
 
 /// Short measurements need many rounds.
 const FACTOR: usize = 10;

@@ -111,10 +111,13 @@ impl TargetStore<'_> {
 
 impl Drop for TargetStore<'_> {
     fn drop(&mut self) {
-        for table in ["ticks", "quotes", "bars", "snapshots", "qi_migrations"] {
-            let drop = format!("DROP TABLE IF EXISTS {}{table} SYNC", self.prefix);
-            if let Err(error) = self.setup.block_on(self.store.client().query_raw(&drop).execute()) {
-                eprintln!("{}{table}: {error}", self.prefix);
+        let client = self.store.client();
+        let names = format!("SELECT name FROM system.tables WHERE startsWith(name, '{}')", self.prefix);
+        let tables = self.setup.block_on(client.query_raw(&names).fetch_all::<String>()).unwrap_or_default();
+        for table in tables {
+            let drop = format!("DROP TABLE IF EXISTS {table} SYNC");
+            if let Err(error) = self.setup.block_on(client.query_raw(&drop).execute()) {
+                eprintln!("{table}: {error}");
             }
         }
     }

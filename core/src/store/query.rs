@@ -338,7 +338,8 @@ impl MaintainRequest {
         self
     }
 
-    /// Sets the time after which the call starts no further step. At least one step runs.
+    /// Sets the time after which the call starts no further step. At least one step runs, unless another call runs steps
+    /// at that time.
     #[must_use]
     pub fn with_budget(mut self, budget: Duration) -> Self {
         self.budget = budget;

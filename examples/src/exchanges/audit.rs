@@ -10,7 +10,7 @@ use qi_core::{Backoff, PriceStoreExt as _, PriceTick, Result, TimeRange, Timesta
 use qi_files::coverage::{Coverage, CoverageRange, CoverageState, Ledger, Proof};
 use tokio::time::Instant;
 
-use super::feed::{Channel, LiveFeed};
+use super::feed::{Channel, LiveFeed, Trouble};
 use super::wire::Position;
 
 /// The largest difference between the order of ids and the order of times.
@@ -76,15 +76,16 @@ impl<'a> Audit<'a> {
     /// An error of the store that is not retryable.
     pub(super) async fn run(mut self, cx: &AgentContext, channel: &Channel<'_>) -> Result<()> {
         while cx.sleep(self.feed.config.audit_interval).await.is_some() {
-            match cx.until_cancelled(self.compare(channel)).await {
-                None => break,
-                Some(Ok(())) => {}
-                Some(Err(error)) if error.retry().is_retryable() => {
+            let Some(outcome) = cx.until_cancelled(self.compare(channel)).await else { break };
+            let reason = outcome.as_ref().err().map(|error| error.code().to_owned());
+            channel.set_trouble(cx, Trouble::Ledger, reason);
+            match outcome {
+                Ok(()) => {}
+                Err(error) if error.retry().is_retryable() => {
                     let instrument = &self.feed.instrument;
                     tracing::warn!(%instrument, error = %error.report(), "the coverage was not recorded");
-                    cx.degraded(error.code());
                 }
-                Some(Err(error)) => return Err(error),
+                Err(error) => return Err(error),
             }
         }
         Ok(())

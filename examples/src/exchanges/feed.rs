@@ -1,5 +1,6 @@
 //! The agent of one instrument.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -53,17 +54,41 @@ pub struct LiveFeed {
     pub live: Arc<LiveCounters>,
 }
 
+/// A cause for which an agent is degraded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Trouble {
+    Connection,
+    Exchange,
+    History,
+    Ledger,
+}
+
 /// The values that the parts of a running agent share.
 pub(super) struct Channel<'a> {
     /// The exchange's symbol.
     pub(super) symbol: &'a str,
     published: &'a Mutex<Published>,
     queue: mpsc::Sender<PriceTick>,
+    troubles: &'a Mutex<BTreeMap<Trouble, String>>,
 }
 
 impl Channel<'_> {
     pub(super) fn published(&self) -> MutexGuard<'_, Published> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets or clears the reason of a trouble. The agent is healthy if no trouble has a reason.
+    pub(super) fn set_trouble(&self, cx: &AgentContext, trouble: Trouble, reason: Option<String>) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match reason {
+            Some(reason) => drop(troubles.insert(trouble, reason)),
+            None if troubles.remove(&trouble).is_none() => return,
+            None => {}
+        }
+        match troubles.values().next() {
+            Some(reason) => cx.degraded(reason),
+            None => cx.healthy(),
+        }
     }
 }
 
@@ -80,7 +105,8 @@ impl Agent for LiveFeed {
         let audit = audit?;
         let published = Mutex::new(Published::new(audit.ledger()));
         let (queue, ticks) = mpsc::channel(QUEUE);
-        let channel = Channel { symbol: &symbol, published: &published, queue };
+        let troubles = Mutex::default();
+        let channel = Channel { symbol: &symbol, published: &published, queue, troubles: &troubles };
         tokio::try_join!(
             self.read_stream(cx, &channel),
             self.fill_gaps(cx, &channel),

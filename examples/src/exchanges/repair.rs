@@ -6,7 +6,7 @@ use qi_core::agent::AgentContext;
 use qi_core::{Result, Timestamp};
 use tokio::time::Instant;
 
-use super::feed::{Channel, LiveFeed};
+use super::feed::{Channel, LiveFeed, Trouble};
 use super::published::Gap;
 use super::wire::{HistoryPage, Position};
 
@@ -37,6 +37,8 @@ impl LiveFeed {
                 self.fill_once(channel).await
             });
             let Some(outcome) = outcome.await else { return Ok(()) };
+            let reason = outcome.as_ref().err().map(|error| error.code().to_owned());
+            channel.set_trouble(cx, Trouble::History, reason);
             match outcome {
                 Ok(true) => failures = 0,
                 Ok(false) => failures += 1,
@@ -44,7 +46,6 @@ impl LiveFeed {
                     failures += 1;
                     let instrument = &self.instrument;
                     tracing::warn!(%instrument, error = %error.report(), "the history is not available");
-                    cx.degraded(error.code());
                 }
                 Err(error) => return Err(error),
             }

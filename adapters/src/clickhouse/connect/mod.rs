@@ -76,6 +76,8 @@ impl Connections {
         for (name, value) in &config.settings {
             client = client.with_setting(name, value);
         }
+        // An acknowledged insert is visible, whatever the profile of the user says.
+        client = client.with_setting("async_insert", "0");
         if config.server_limits.memory_bytes > 0 {
             client = client.with_setting("max_memory_usage", config.server_limits.memory_bytes.to_string());
         }
@@ -97,7 +99,6 @@ impl Connections {
             // With deduplication, the server would drop a block that is sent again after its rows were deleted. Since
             // version 26.2 this setting is not sufficient: `Connections::insert_client` adds another setting.
             .with_setting("insert_deduplicate", "0")
-            .with_setting("async_insert", "0")
             .with_setting("max_partitions_per_insert_block", "0");
         if config.cluster.is_some() {
             // A majority of the replicas acknowledges an insert, and a read uses a replica that has all

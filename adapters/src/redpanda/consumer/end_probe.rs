@@ -135,7 +135,7 @@ pub(super) fn probe<C: ConsumerContext>(
     let deadline = Instant::now() + PROBE_TIMEOUT;
     while !positions.is_empty() && Instant::now() < deadline && !is_closing() {
         match reader.poll(STATISTICS_INTERVAL) {
-            // The consumer receives this message as well.
+            // The partition has a message at this position, which the consumer will receive.
             Some(Ok(message)) => positions.retain(|partition, _| {
                 partition.topic.as_str() != message.topic()
                     || partition.partition.cast_signed() != message.partition()

@@ -2,7 +2,7 @@
 //!
 //! A message is copied in two steps. The consumer thread copies keys and payloads into record batches, with one
 //! allocation per batch. The caller of `recv` converts the batches to messages. The thread limits the throughput, so it
-//! does as little as possible. The memory of a message is allocated on the thread that frees it.
+//! does as little as possible. The second step allocates the memory of a message on the thread that usually frees it.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +17,8 @@ use super::unreadable::Range;
 /// The size above which a key or payload has a separate allocation, in bytes. A small message then does not keep
 /// the large allocation alive.
 const LARGE: usize = 16 << 10;
-/// The maximum number of caught panics for one message. Each panic is written to the standard error. Headers after the
-/// last caught panic are dropped.
+/// The maximum number of caught panics for one message. rdkafka panics at a header name that is not UTF-8, and each
+/// panic prints a message. After the last caught panic, the remaining headers are dropped.
 const MAX_PANICS: usize = 8;
 /// The length of an absent key or payload.
 const ABSENT: u32 = u32::MAX;
@@ -129,7 +129,8 @@ impl RecordBatch {
         self.records.partition_point(|record| record.offset < offset)
     }
 
-    /// Returns the share of the buffer: all bytes, the future messages, and the memory of all headers.
+    /// Returns the memory that this batch takes of the receive buffer, in bytes. Includes the messages that the second
+    /// step will create.
     pub(super) fn weight(&self) -> usize {
         let large: usize = self.large.iter().map(Bytes::len).sum();
         let headers: usize = self.headers.iter().map(Headers::weight).sum();

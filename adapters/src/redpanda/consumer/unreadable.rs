@@ -70,7 +70,8 @@ pub(super) struct Range {
     pub(super) next: u64,
 }
 
-/// Returns the partitions that librdkafka fetches, ordered by the distance of their fetch offset to the nearest batch.
+/// Returns the partitions that librdkafka fetches. A partition whose fetch offset is close to the first offset of a batch
+/// comes first.
 pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBatch>) -> Vec<Suspect> {
     let read = assignment.partitions.iter().filter(|(_, state)| !state.paused && state.failed.is_none());
     let mut suspects: Vec<_> = read
@@ -89,7 +90,7 @@ pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBat
 /// The state of an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProbeResult {
-    /// The next message after the offset can be read, or there is no further message.
+    /// The first message at or after the offset can be read, or there is no such message.
     Readable,
     /// The offset lies in this batch, or before this batch with no message between.
     Unreadable(UnreadableBatch),
@@ -104,9 +105,9 @@ pub(super) struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Finds the unreadable ranges at the fetch offsets. Calls `on_found` as soon as the partition of a batch is known,
-    /// and then `on_ranges` with the ranges to skip. Returns true if the partitions of all batches were found, or if
-    /// every suspect was probed.
+    /// Probes the fetch offset of each suspect, to find the partition of each batch. When it has found one, calls
+    /// `on_found`, then searches for the ranges to skip, and calls `on_ranges`. Returns true if it found the partition of
+    /// each batch, or if it probed each suspect.
     pub(super) fn run<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,

@@ -30,7 +30,7 @@ pub(super) struct InsertLimits {
 /// The reason why a batch was not written completely. The records before the failure are stored.
 #[derive(Debug)]
 pub(super) enum InsertFailure {
-    /// A new key exceeds the capacity.
+    /// The table has no room for a new key.
     Full,
     /// The records could not be copied, because they have another type.
     Other(Error),
@@ -52,8 +52,8 @@ impl Table {
     }
 
     /// Writes the records `from..to` of a batch in order, so the last record of a key wins. Returns the number of
-    /// records that replaced a record of the same batch. `rows` counts the rows of all tables. A record older than the
-    /// cutoff needs no room, because it is not stored.
+    /// records that replaced a record of the same batch. `rows` is the number of rows in all tables, which this call
+    /// updates. A record that is older than the cutoff is not stored and not counted.
     pub(super) fn put_all(
         &mut self,
         part: StampedBatch<'_>,

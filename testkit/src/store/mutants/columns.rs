@@ -14,9 +14,9 @@ faults! {
         => "datasets::every_column_keeps_its_values",
     AbsentIsTheDefault: "an absent value is read as a value" => "datasets::absent_values_stay_absent",
     DefaultIsAbsent: "a zero is read as absent" => "datasets::absent_values_stay_absent",
-    LosesTheFiftiethLevel: "a side of a book loses its fiftieth level"
+    LosesTheFiftiethLevel: "one side of an order book has no fiftieth level"
         => "datasets::level_lists_keep_every_level",
-    LosesTheLastLevel: "a full list of levels loses its last level"
+    LosesTheLastLevel: "a list with the maximum number of levels loses its last level"
         => "datasets::level_lists_keep_every_level",
     SortsLevels: "a list of levels is sorted" => "datasets::level_lists_keep_every_level",
     TakesAnyDataset: "a dataset that is not registered is accepted"

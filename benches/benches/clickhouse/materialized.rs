@@ -1,0 +1,88 @@
+//! Materialized bars: the time of maintenance, reads beside stored bars, the cost of live writes, and the sizes.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use qi_benches::{ratio, timed};
+use qi_core::store::{BarQuery, MaintainRequest, PriceStore, PriceStoreExt};
+use qi_core::{Bar, Interval, TimeRange, Timestamp};
+
+use crate::read::{DAY, YEAR};
+use crate::setup::{Setup, TargetStore};
+use crate::ticks::{INSTRUMENTS, MILLION};
+
+pub(crate) fn run(setup: &Setup) {
+    let day = setup.create(materialized);
+    setup.fill(&day.store, 10 * MILLION, DAY);
+    maintain(setup, &day);
+    reads(setup, &day, Interval::M1, "a day of 1-minute bars");
+    let bytes = |table: &str| {
+        day.number(&format!(
+            "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND startsWith(table, '{}{table}')",
+            day.prefix
+        ))
+    };
+    println!("bytes: ticks {}, levels {}", day.compact(), bytes("qi_bars_1"));
+    drop(day);
+    let year = setup.create(materialized);
+    setup.fill(&year.store, 10 * MILLION, YEAR);
+    maintain(setup, &year);
+    reads(setup, &year, Interval::D1, "a year of daily bars");
+    drop(year);
+    writes(setup);
+}
+
+fn materialized(config: &mut qi_adapters::clickhouse::ClickHouseConfig) {
+    config.materialized_bars = Some(true);
+    config.bars_settle = Duration::ZERO;
+}
+
+fn maintain(setup: &Setup, target: &TargetStore<'_>) {
+    let until = Timestamp::from_secs(2_000_000_000).expect("a time");
+    let request = MaintainRequest::default().with_until(until).with_budget(Duration::from_hours(1));
+    let time = timed(|| {
+        let report = setup.block_on(target.store.maintain(&request)).expect("maintenance");
+        assert!(report.is_complete(), "{report:?}");
+        println!("maintenance of {} ticks, {} marks", report.ticks, report.rebuilt);
+    });
+    println!("maintenance (goal 30 s for 10,000,000 ticks): {:.1} s", time.as_secs_f64());
+}
+
+/// Reads the bars of one instrument and of all instruments, materialized and stored.
+fn reads(setup: &Setup, target: &TargetStore<'_>, interval: Interval, what: &str) {
+    let query = |instrument: usize| {
+        let query = BarQuery::new(setup.market.instruments()[instrument].clone(), interval, TimeRange::ALL);
+        query.with_limit(10_000).expect("the largest page")
+    };
+    let derived =
+        |n| -> Vec<Bar> { setup.block_on(target.store.derived_bars(&query(n))).expect("derived bars").items };
+    let stored = |n| -> Vec<Bar> { setup.block_on(target.store.bars(&query(n))).expect("stored bars").items };
+    for n in 0..INSTRUMENTS {
+        setup.block_on(target.store.insert_bars(&derived(n))).expect("a write");
+    }
+    let merge = format!("OPTIMIZE TABLE {}bars FINAL", target.prefix);
+    setup.block_on(target.store.client().query_raw(&merge).execute()).expect("a merge");
+    assert_eq!(derived(42), stored(42));
+    let rounds = setup.rounds * 10;
+    let times = ratio(rounds, || timed(|| black_box(derived(42))), || timed(|| black_box(stored(42))));
+    println!("{what} of one of 100 instruments, materialized / stored: {times}");
+    let all =
+        |read: &dyn Fn(usize) -> Vec<Bar>| timed(|| (0..INSTRUMENTS).for_each(|n| drop(black_box(read(n)))));
+    let times = ratio(setup.rounds, || all(&derived), || all(&stored));
+    println!("{what} of 100 instruments, one by one, materialized / stored: {times}");
+}
+
+/// Writes live data with and without materialized bars.
+fn writes(setup: &Setup) {
+    let write = |on: bool| {
+        let target = setup.create(|config| {
+            if on {
+                materialized(config);
+                config.bars_settle = Duration::from_mins(2);
+            }
+        });
+        timed(|| setup.fill(&target.store, MILLION, DAY))
+    };
+    let times = ratio(setup.rounds, || write(true), || write(false));
+    println!("1,000,000 live ticks, with / without materialized bars (goal 1.03): {times}");
+}
