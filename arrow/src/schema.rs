@@ -29,7 +29,7 @@ pub enum Decimals {
     Float64,
 }
 
-/// Returns the Arrow schema of a dataset. The crate's root page has the table of types.
+/// Returns the Arrow schema of a dataset. `docs/columnar.md` has the table of types.
 pub fn schema(dataset: Dataset, decimals: Decimals) -> SchemaRef {
     let mut fields = Vec::with_capacity(dataset.values().len() + 5);
     match dataset.series() {
@@ -89,7 +89,7 @@ fn value(ty: ColumnType, decimals: Decimals) -> DataType {
         ColumnType::Enumeration(_) | ColumnType::Interval => name(),
         ColumnType::Timestamp => time(),
         ColumnType::Levels { .. } => DataType::List(level_field(decimals)),
-        // `Text`. A further type would have a method in `FieldWriter`, without which this crate does not compile.
+        // `Text`. A new column type adds a required method to `FieldWriter`, so the encoder does not compile without it.
         _ => DataType::Utf8,
     }
 }

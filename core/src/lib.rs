@@ -42,7 +42,7 @@
 //! | task | start with |
 //! | --- | --- |
 //! | store and read records | [`PriceStore`], [`PriceStoreExt`]; single records: [`Buffered`] |
-//! | read bars | [`PriceStoreExt::bars`] (stored), [`PriceStore::derived_bars`] (computed from ticks) |
+//! | read bars | [`PriceStoreExt::bars`] (stored), [`PriceStore::derived_bars`] (from ticks) |
 //! | publish and consume messages | [`MessageBus`], [`MessageBusExt`], [`Subscription`] |
 //! | move a topic into a store | [`Ingest`] |
 //! | write a long-running task | [`Agent`], [`AgentRuntime`] |

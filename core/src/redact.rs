@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// The longest text that an error keeps, in characters.
+/// The longest text that an error keeps, in characters before control characters are escaped.
 pub const MAX_CONTEXT_CHARS: usize = 200;
 
 /// The longest text that is searched for secrets, in bytes. Longer texts are truncated before the search.
@@ -41,7 +41,7 @@ const SCHEMES: [&str; 8] =
 pub(crate) fn redact(value: &str) -> String {
     let end = value.floor_char_boundary(MAX_SEARCHED_BYTES);
     let mut hidden = hide_all(&value[..end], end < value.len());
-    // Hidden parts stay hidden, so an escape inside a secret cannot end it.
+    // Secrets are hidden before the text is unescaped, so an escaped quote in a secret cannot end the secret.
     if let Some(plain) = unescaped(&hidden) {
         let hidden_twice = hide_all(&plain, false);
         if hidden_twice != plain {
@@ -554,6 +554,8 @@ fn quote_end(text: &str, from: usize, quote: char, level: usize) -> usize {
     while let Some(found) = text[at..].find(quote) {
         let found = at + found;
         let escapes = text[from..found].bytes().rev().take_while(|b| *b == b'\\').count();
+        // A quote closes the value if it has fewer than `level` backslashes, or `level` plus a multiple of
+        // `2 * (level + 1)`.
         let closes = escapes < level || escapes % (2 * (level + 1)) == level;
         // SQL represents a quote in the value by two quotes.
         let doubled = text[found + 1..].starts_with(quote);
@@ -582,7 +584,8 @@ fn hide_credentials(text: &str, cut: bool) -> Cow<'_, str> {
         let part = &part[..part.find(['\n', '\r']).unwrap_or(part.len())];
         let word = skip(part, 0, |c| !c.is_whitespace());
         let end = skip(&part[..word], 0, |c| !matches!(c, '/' | '?'));
-        // A password may contain an `@` or a `/`, so the last `@` before white space ends the credentials.
+        // The last `@` before `/`, `?` or white space ends the credentials. Without one, a password may contain `/`, so the
+        // last `@` after the colon and before white space ends them.
         let credentials = part[..end].rfind('@').or_else(|| {
             let host = if part.starts_with('[') { part[..end].find(']')? } else { 0 };
             let colon = host + part[host..end].find(':')?;
@@ -604,8 +607,8 @@ fn hide_credentials(text: &str, cut: bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Returns the `@` that ends a password with white space. Digits after the colon count as a port, unless the next word
-/// has an `@`.
+/// Finds the `@` after a password with white space. If only digits follow the colon, they may be a port, so only the next
+/// word is searched.
 fn spaced(part: &str, colon: usize, word: usize) -> Option<usize> {
     let first = &part[colon + 1..word];
     let number = &first[..skip(first, 0, |c| c.is_ascii_digit())];
@@ -764,7 +767,7 @@ mod tests {
         }
 
         #[test]
-        fn redaction_is_bounded_and_idempotent(text in "\\PC{0,400}") {
+        fn redaction_is_bounded(text in "\\PC{0,400}") {
             let once = redact(&text);
             prop_assert!(once.chars().count() <= MAX_CONTEXT_CHARS + 1);
             prop_assert_eq!(hide_values(&once).chars().count() <= MAX_CONTEXT_CHARS + 1, true);
@@ -927,7 +930,7 @@ mod tests {
         }
     }
 
-    /// The limit is far above the expected time. A run of seconds would mean quadratic work with a large factor.
+    /// Linear work takes much less than the limit. Quadratic work takes more.
     #[test]
     fn redaction_of_hostile_texts_is_fast() {
         let started = std::time::Instant::now();

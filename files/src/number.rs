@@ -5,7 +5,8 @@ use qi_core::{Decimal, Error, Price, Quantity, Result};
 /// The maximum length of a number in bytes.
 const MAX_TEXT: usize = 64;
 
-/// Returns a number in units of 10⁻¹⁸. None if the text is not a number, or has no exact value in these units.
+/// Returns a number in units of 10⁻¹⁸. None if the text is not a number, is longer than 64 bytes, has an exponent beyond
+/// 1,000, or has no exact value in these units.
 pub(crate) fn units(text: &str) -> Option<i128> {
     if text.len() > MAX_TEXT {
         return None;
@@ -20,7 +21,7 @@ pub(crate) fn units(text: &str) -> Option<i128> {
         None => (rest, 0),
     };
     let (mut digits, mut count, mut places, mut after_point) = (0i128, 0usize, 0i32, false);
-    // Any number of trailing zeros does not change the value.
+    // Trailing zeros are counted and added to the exponent, so they cannot overflow `digits`.
     let mut zeros = 0u32;
     for byte in mantissa.bytes() {
         match byte {
@@ -133,7 +134,7 @@ mod tests {
         fn decimals_round_trip(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS, shift in -20i32..20) {
             let text = Decimal::from_units(units).unwrap().to_string();
             proptest::prop_assert_eq!(super::units(&text), Some(units));
-            // The same number with another position of its point.
+            // The number times a power of ten.
             let scientific = format!("{units}e{}", -18 + shift);
             let wanted = match shift {
                 0.. => units.checked_mul(10i128.pow(shift.unsigned_abs())),

@@ -4,7 +4,7 @@
 //! # Concepts
 //! - **Memory backends.** [`store::MemoryStore`] and [`bus::MemoryBus`] replace servers, and keep the complete contract.
 //! - **Paused time.** With `#[tokio::test(start_paused = true)]` all waits follow tokio's clock, so tests take
-//!   milliseconds. The attribute needs the feature `test-util` of tokio.
+//!   milliseconds. The attribute needs the feature `test-util` of tokio, which `qi-core/test` enables.
 //! - **Faults.** [`chaos::Chaos`] makes calls fail, hang or be interrupted, from a seed.
 //! - **Contract suites.** The feature `contract` checks an adapter against the contracts of the ports. The suites are
 //!   tested with **mutants**: backends that are broken on purpose.

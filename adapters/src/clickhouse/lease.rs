@@ -2,7 +2,8 @@
 //!
 //! ClickHouse has no locks. A call adds its lease, and then looks for other leases. Of two calls that do this at the same
 //! time, at least one sees the other, and a call that sees another lease ends its own. A killed call leaves its lease,
-//! which expires after the longest time that a statement of this call may continue on the server.
+//! which expires when no statement of this call can still run on the server: after [`RENEWAL`], the time limit of a
+//! statement, and `bars_settle` as a margin.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,7 @@ impl ClickHouseStore {
         self.set_expiry(lease, Duration::ZERO).await
     }
 
-    /// Returns the source of a query that has one row until the lease expires, and then none.
+    /// Returns the text after `FROM` of a query. It selects one row until the lease expires, and then none.
     pub(super) fn holding(&self, lease: &Lease) -> String {
         format!(
             "{} FINAL WHERE id = {} AND expires > now64(6, 'UTC')",

@@ -1,4 +1,5 @@
-//! Queries for offsets: the ends of logs, offsets by time, and commits. Each query is one call for all partitions.
+//! Queries for offsets: the ends of logs, offsets by time, and committed offsets. Usually one request per query. A request
+//! that fails because of one partition is divided until that partition is found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -78,7 +79,7 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
         Err(error) if error::code_of(&error) == Some(Code::UnknownPartition) => {
             return without_leaders(client, &partitions, limit);
         }
-        // A single deleted, hidden or leaderless partition can fail the entire request. The recursion
+        // A single partition that is deleted, unauthorized or without a leader can fail the entire request. The recursion
         // finds it by bisection.
         Err(error)
             if error::is_missing(&error)
@@ -113,8 +114,8 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     Ok(offsets)
 }
 
-/// Returns the reason why librdkafka knows no leader of these partitions. A partition has no leader, is
-/// deleted, or is hidden.
+/// Returns the reason why librdkafka knows no leader of these partitions, with one metadata request for each topic: the
+/// partition has no leader, it does not exist, or the principal may not describe the topic.
 fn without_leaders<C: ConsumerContext, T>(
     client: &BaseConsumer<C>,
     partitions: &[&TopicPartition],

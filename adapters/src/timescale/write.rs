@@ -46,8 +46,8 @@ impl WritePath {
 
 /// The series of a batch.
 struct SeriesNumbers<'a> {
-    /// The numbers by which the series are ordered. The high bits are the id of the instrument or the rank of the name;
-    /// the low bits are the interval.
+    /// The number of each record's series, by which records are ordered. The high bits are the id of the instrument or the
+    /// rank of the name; the low bits are the interval.
     numbers: Vec<u64>,
     /// The sorted names of the batch. Empty if the series are instruments.
     names: Vec<Cow<'a, str>>,
@@ -110,7 +110,7 @@ impl TimescaleStore {
         }));
         let (first, rest) = futures::join!(first, others);
         let outcome = rest.into_iter().fold(first, Result::and);
-        // A failed batch may be written partly.
+        // Also after an error, because a part of the batch may be committed.
         if let Some(epoch) = epoch
             && !outcome.as_ref().is_err_and(Cause::ends_connection)
         {
@@ -340,7 +340,8 @@ impl<'a> BatchWrite<'a> {
     /// Merges records with one statement. It reads the existing records, and writes only records that
     /// are new or differ.
     async fn merge(&self, connection: &mut PooledConnection, records: &[Entry]) -> Result<(), Cause> {
-        /// The number of records from which the rows in the columnstore are read as a set, in a transaction.
+        /// The number of records from which the rows in the columnstore are read by one hash join, instead of one lookup for
+        /// each record. Its transaction disables nested loops.
         const MIN_SET_RECORDS: usize = 200;
         let RegisteredDataset { sql, table, .. } = self.registered;
         let (merge, merge_converted) = match self.store.marked_sql(self.registered) {
@@ -413,7 +414,7 @@ type Statement = sqlx::query::Query<'static, Postgres, PgArguments>;
 
 /// The header of a COPY: the signature, no flags and no extension. See "Binary Format" in PostgreSQL's page on COPY.
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// The minimum size of the last data of a COPY, in bytes: more than one TCP segment on the loopback interface.
+/// The minimum size of the last `CopyData` message, in bytes: more than one TCP segment on the loopback interface.
 ///
 /// The driver does not set `TCP_NODELAY`. Therefore the final packet of a COPY is sent only after the server
 /// acknowledged the data. The acknowledgement takes 40 ms if the data fits in one segment.

@@ -135,7 +135,8 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
 
     /// Returns one page (1,000 bars by default) of bars that are the exact result of the ticks at the time of the call, so
-    /// late and corrected ticks change them immediately. Each bar is computed from its entire bucket. An empty bucket has no bar.
+    /// late and corrected ticks change them immediately. Each bar is computed from its entire bucket, so the bar of the
+    /// current bucket has the ticks so far. An empty bucket has no bar.
     /// [`bar_stream`](super::PriceStoreExt::bar_stream) returns all pages.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
-//! Binance spot: `SYMBOL@trade` streams, and `GET /api/v3/historicalTrades`.
+//! Binance spot: `SYMBOL@trade` streams, `GET /api/v3/historicalTrades`, and `GET /api/v3/trades` for the latest trade.
 //!
-//! The time unit is the microsecond on both ways, as in the files that Binance publishes since 2025. The same trade
-//! therefore has the same key from every source.
+//! The stream (by its URL) and the requests (by a header) use microseconds, as the files that Binance publishes since 2025.
+//! The same trade therefore has the same key from every source.
 
 use std::time::Duration;
 

@@ -13,7 +13,7 @@ pub(super) type Outcome = Result<Delivery, DeliveryError>;
 #[derive(Debug)]
 pub(super) struct PendingPublish {
     outcomes: Mutex<Vec<Option<Outcome>>>,
-    /// The share of the buffer for each message.
+    /// The bytes of the send buffer that each message takes.
     weights: Vec<usize>,
     /// The number of messages without an outcome.
     remaining: AtomicUsize,
@@ -125,14 +125,15 @@ impl InFlightTable {
         self.remove();
     }
 
-    /// Counts a message that is no longer in flight.
+    /// Removes a message from the number of messages in flight.
     pub(super) fn remove(&self) {
         if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.idle.notify_waiters();
         }
     }
 
-    /// Sets the outcome of a message. The last outcome frees the slot of the call.
+    /// Sets the outcome of a message, and returns its weight, or 0 if its call has ended. The last outcome frees the slot of
+    /// the call.
     pub(super) fn set_outcome(&self, slot: usize, index: usize, outcome: Outcome) -> usize {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(pending) = calls.get(slot) else { return 0 };

@@ -31,10 +31,10 @@ pub struct Trace {
 
 /// Runs a history without regard for owners and times. Every message has the time `stamp`. Every read continues until
 /// the group has all messages, and a commit covers all messages read. Steps that depend on a bus's timing are skipped:
-/// waits, seeks, pauses, deletions of records and topics, and starts at the end.
+/// waits, seeks, pauses, and deletions of records and topics. Every member starts at the earliest offset.
 ///
 /// # Errors
-/// A rejection by the bus that the contract does not allow.
+/// A rejection by the bus that the contract does not allow, a missing message, or different messages at one offset.
 pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> CheckResult<Trace> {
     let mut state = HistoryState::open(env).await?;
     let mut trace = Trace::default();
@@ -101,7 +101,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Chec
     Ok(trace)
 }
 
-/// Returns the code without the backend's name, which differs between two backends.
+/// Returns the code without its port and the backend's name, which differs between two backends.
 fn code(error: &Error) -> String {
     error.code().split('.').skip(2).collect::<Vec<_>>().join(".")
 }
@@ -155,7 +155,7 @@ async fn read_once(
     Ok(())
 }
 
-/// Reads until every partition has an owner at its end.
+/// Reads until every partition is assigned and its lag is 0.
 async fn read_to_the_end(
     state: &mut HistoryState<'_>,
     group: usize,

@@ -26,7 +26,7 @@ promises! { "schema";
     once incompatible_declaration_is_rejected:
         "any other difference of a declaration is rejected and changes nothing",
     once newer_schema_is_rejected: "a schema of a later version is rejected",
-    once unreachable_server_is_retryable: "a server that does not respond is Unavailable, which is retryable",
+    once unreachable_server_is_retryable: "a server that refuses connections is Unavailable, which is retryable",
     once ping_needs_no_schema: "ping succeeds before and after ensure_schema",
     every closed_store_rejects_every_call:
         "after close every call fails with Closed, and close is idempotent",
@@ -162,8 +162,8 @@ const A: Column = Column { name: "a", ty: ColumnType::Decimal, optional: false }
 const B: Column = Column { name: "b", ty: ColumnType::Text { max: 20 }, optional: true };
 const C: Column = Column { name: "c", ty: ColumnType::Enumeration(&["one", "two"]), optional: true };
 
-/// Returns the description of a version of the dataset.
-fn version(values: Vec<Column>) -> Description {
+/// Returns the declaration of the dataset `evolving` with these columns.
+fn declaration(values: Vec<Column>) -> Description {
     Description {
         name: "evolving",
         version: 1,
@@ -220,13 +220,13 @@ fn additions() -> (Vec<Column>, Vec<Value>) {
 }
 
 async fn added_column_reads_as_absent(context: &TestContext) -> CheckResult {
-    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let (old, old_datasets) = declared(declaration(vec![A, B, C]))?;
     let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?, row(old, 1, vec![])?]).await?;
 
     let (columns, values) = additions();
-    let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
+    let (new, new_datasets) = declared(declaration([vec![A, B, C], columns].concat()))?;
     let second = context.reopen_with(&reopen, &new_datasets).await?;
     expect_true("the plan lists the missing columns", !second.plan_schema().await?.is_empty())?;
     expect_true(
@@ -247,12 +247,12 @@ async fn added_column_reads_as_absent(context: &TestContext) -> CheckResult {
 }
 
 async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckResult {
-    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let (old, old_datasets) = declared(declaration(vec![A, B, C]))?;
     let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
     let longer = Column { ty: ColumnType::Enumeration(&["one", "two", "three"]), ..C };
-    let (new, new_datasets) = declared(version(vec![A, B, longer]))?;
+    let (new, new_datasets) = declared(declaration(vec![A, B, longer]))?;
     let second = context.reopen_with(&reopen, &new_datasets).await?;
     second.ensure_schema().await?;
     expect_same_rows("the plan after ensure_schema", &second.plan_schema().await?, &[])?;
@@ -270,12 +270,12 @@ async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckRe
 
 async fn older_declaration_continues_to_work(context: &TestContext) -> CheckResult {
     let (columns, values) = additions();
-    let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
+    let (new, new_datasets) = declared(declaration([vec![A, B, C], columns].concat()))?;
     let (second, reopen) = context.open_reopenable(&new_datasets).await?;
     second.ensure_schema().await?;
     insert(&*second, new, vec![row(new, 0, values.clone())?]).await?;
 
-    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let (old, old_datasets) = declared(declaration(vec![A, B, C]))?;
     let first = context.reopen_with(&reopen, &old_datasets).await?;
     expect_same_rows("the plan of the older version", &first.plan_schema().await?, &[])?;
     expect_same_rows("the steps of the older version", &first.ensure_schema().await?.applied, &[])?;
@@ -288,30 +288,42 @@ async fn older_declaration_continues_to_work(context: &TestContext) -> CheckResu
 }
 
 async fn incompatible_declaration_is_rejected(context: &TestContext) -> CheckResult {
-    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let (old, old_datasets) = declared(declaration(vec![A, B, C]))?;
     let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
     let required = Column { name: "d", ty: ColumnType::Decimal, optional: false };
     let name = SeriesType::Name { column: "strategy", max: 20 };
-    let same_columns = || version(vec![A, B, C]);
+    let same_columns = || declaration(vec![A, B, C]);
     let differences = [
-        ("another type", "a", version(vec![Column { ty: ColumnType::Integer, ..A }, B, C])),
-        ("a required column that may be absent", "a", version(vec![Column { optional: true, ..A }, B, C])),
-        ("an optional column that must be there", "b", version(vec![A, Column { optional: false, ..B }, C])),
-        ("another order", "b", version(vec![B, A, C])),
-        ("a longer text", "b", version(vec![A, Column { ty: ColumnType::Text { max: 21 }, ..B }, C])),
-        ("a shorter text", "b", version(vec![A, Column { ty: ColumnType::Text { max: 19 }, ..B }, C])),
-        ("a removed column", "b", version(vec![A, C])),
-        ("a renamed column", "b", version(vec![A, Column { name: "z", ..B }, C])),
-        ("a new column in between", "d", version(vec![A, Column { optional: true, ..required }, B, C])),
-        ("a new required column", "d", version(vec![A, B, C, required])),
+        ("another type", "a", declaration(vec![Column { ty: ColumnType::Integer, ..A }, B, C])),
+        (
+            "a required column that may be absent",
+            "a",
+            declaration(vec![Column { optional: true, ..A }, B, C]),
+        ),
+        (
+            "an optional column that must be there",
+            "b",
+            declaration(vec![A, Column { optional: false, ..B }, C]),
+        ),
+        ("another order", "b", declaration(vec![B, A, C])),
+        ("a longer text", "b", declaration(vec![A, Column { ty: ColumnType::Text { max: 21 }, ..B }, C])),
+        ("a shorter text", "b", declaration(vec![A, Column { ty: ColumnType::Text { max: 19 }, ..B }, C])),
+        ("a removed column", "b", declaration(vec![A, C])),
+        ("a renamed column", "b", declaration(vec![A, Column { name: "z", ..B }, C])),
+        ("a new column in between", "d", declaration(vec![A, Column { optional: true, ..required }, B, C])),
+        ("a new required column", "d", declaration(vec![A, B, C, required])),
         (
             "another name of a variant",
             "c",
-            version(vec![A, B, Column { ty: ColumnType::Enumeration(&["one", "deux"]), ..C }]),
+            declaration(vec![A, B, Column { ty: ColumnType::Enumeration(&["one", "deux"]), ..C }]),
         ),
-        ("a variant fewer", "c", version(vec![A, B, Column { ty: ColumnType::Enumeration(&["one"]), ..C }])),
+        (
+            "a variant fewer",
+            "c",
+            declaration(vec![A, B, Column { ty: ColumnType::Enumeration(&["one"]), ..C }]),
+        ),
         ("a sequence number in the key", "seq", Description { seq: Some("seq"), ..same_columns() }),
         ("an interval in the key", "interval", Description { interval: Some("interval"), ..same_columns() }),
         ("another time column", "at", Description { time: "at", ..same_columns() }),
