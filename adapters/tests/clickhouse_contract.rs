@@ -4,9 +4,17 @@ mod clickhouse_rig;
 mod servers;
 
 use clickhouse_rig::Server;
-use qi_testkit::store::contract::Suite;
-use servers::with_contract;
+use qi_testkit::store::contract::{Suite, Wrapper};
+use servers::{runs_long_tests, with_contract};
 
 fn main() {
-    with_contract(Suite::new(), Server::clickhouse()).at_once(4).main();
+    let (suite, server) = (Suite::new(), Server::clickhouse());
+    let suite = if runs_long_tests() {
+        with_contract(suite, server)
+    } else {
+        // The development server needs a second for the tables of a dataset.
+        let suite = suite.on_representative(server.clone(), [Wrapper::PLAIN]);
+        suite.on_datasets(server, [Wrapper::FULL_STACK_OVER_CHAOS], &["ticks"])
+    };
+    suite.at_once(4).main();
 }

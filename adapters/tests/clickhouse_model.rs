@@ -21,14 +21,14 @@ fn main() {
     };
     let trials = vec![
         trial("equals_the_model_over_random_histories", |server| {
-            check_histories(server, Wrapper::PLAIN, cases(32)).map_err(|failure| failure.to_string())
+            check_histories(server, Wrapper::PLAIN, cases(16)).map_err(|failure| failure.to_string())
         }),
         trial("random_schema_evolutions_succeed", |server| {
-            check_evolutions(server, cases(12)).map_err(|failure| failure.to_string())
+            check_evolutions(server, cases(6)).map_err(|failure| failure.to_string())
         }),
         trial("pages_and_cursors_equal_the_memory_store", |server| {
             let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
-            check_differences(server, &memory, cases(32)).map_err(|failure| failure.to_string())
+            check_differences(server, &memory, cases(16)).map_err(|failure| failure.to_string())
         }),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

@@ -731,7 +731,7 @@ mod difference {
             "clickhouse",
             absent,
             move || {
-                check_differences(&ours, &other, cases(32)).map_err(|failure| failure.to_string())?;
+                check_differences(&ours, &other, cases(8)).map_err(|failure| failure.to_string())?;
                 Ok(Completion::Completed)
             },
         )

@@ -14,7 +14,7 @@ use servers::with_long_tests;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Most of the time of a trial is spent waiting for brokers.
-    arguments.test_threads = arguments.test_threads.or(Some(8));
+    arguments.test_threads = arguments.test_threads.or(Some(12));
     let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda());
     let wrappers = with_long_tests([Wrapper::PLAIN, Wrapper::FULL_STACK], [Wrapper::ARC_DYN]);
     libtest_mimic::run(&arguments, trials(&brokers, &wrappers)).exit_code()

@@ -8,7 +8,7 @@ mod servers;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Completion, Trial};
+use libtest_mimic::Arguments;
 use qi_adapters::config::SaslMechanism;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
@@ -27,19 +27,20 @@ const PASSWORD: &str = "a-secret-of-this-test";
 
 fn main() {
     let brokers = Brokers::redpanda();
-    let mut trials = vec![spare_trial(&brokers, "sasl_plain_accepts_only_the_correct_password", plain)];
-    if cfg!(feature = "redpanda-tls") {
-        trials.push(spare_trial(&brokers, "sasl_scram_accepts_only_the_correct_password", scram));
-        trials.push(spare_trial(&brokers, "mutual_tls_verifies_both_certificates", certificates));
-    } else {
-        for name in ["sasl_scram_accepts_only_the_correct_password", "mutual_tls_verifies_both_certificates"]
-        {
-            trials.push(Trial::ignorable_test(format!("redpanda/{name}"), || {
-                Ok(Completion::ignored_with("needs the feature redpanda-tls"))
-            }));
-        }
-    }
+    // One broker for all of them, because its start takes most of the time.
+    let trials = vec![spare_trial(&brokers, "listeners_accept_only_correct_credentials", logins)];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+async fn logins(brokers: Brokers, spare: Spare) {
+    let authority = Authority::new();
+    let (spare, listeners) = with_listeners(spare, &authority).await;
+    plain(&listeners).await;
+    if cfg!(feature = "redpanda-tls") {
+        scram(&brokers, &listeners).await;
+        certificates(&authority, &listeners).await;
+    }
+    drop(spare);
 }
 
 /// The listeners of a broker in addition to its plain listener.
@@ -171,8 +172,7 @@ fn with_password(address: &str, mechanism: SaslMechanism, user: &str, password: 
     config
 }
 
-async fn plain(_: Brokers, spare: Spare) {
-    let (spare, listeners) = with_listeners(spare, &Authority::new()).await;
+async fn plain(listeners: &Listeners) {
     let plain = |user: &str, password: &str| {
         with_password(&listeners.passwords, SaslMechanism::Plain, user, password)
     };
@@ -181,11 +181,9 @@ async fn plain(_: Brokers, spare: Spare) {
     assert_rejected(plain("mallory", PASSWORD), ErrorKind::Unauthorized).await;
     // Without a login, the broker closes the connection without a reason.
     assert_rejected(config(&listeners.passwords), ErrorKind::Unavailable).await;
-    drop(spare);
 }
 
-async fn scram(brokers: Brokers, spare: Spare) {
-    let (spare, listeners) = with_listeners(spare, &Authority::new()).await;
+async fn scram(brokers: &Brokers, listeners: &Listeners) {
     for (mechanism, word) in
         [(SaslMechanism::ScramSha256, "SCRAM-SHA-256"), (SaslMechanism::ScramSha512, "SCRAM-SHA-512")]
     {
@@ -194,7 +192,7 @@ async fn scram(brokers: Brokers, spare: Spare) {
             "--alter --add-config {word}=[iterations=4096,password={PASSWORD}] --entity-type users \
              --entity-name {user}"
         );
-        tool(&brokers, "kafka.admin.ConfigCommand", &options, "").await;
+        tool(brokers, "kafka.admin.ConfigCommand", &options, "").await;
         assert_accepted(with_password(&listeners.passwords, mechanism, &user, PASSWORD)).await;
         let wrong = format!("{PASSWORD}?");
         assert_rejected(
@@ -203,12 +201,10 @@ async fn scram(brokers: Brokers, spare: Spare) {
         )
         .await;
     }
-    drop(spare);
 }
 
-async fn certificates(_: Brokers, spare: Spare) {
-    let (ours, foreign) = (Authority::new(), Authority::new());
-    let (spare, listeners) = with_listeners(spare, &ours).await;
+async fn certificates(ours: &Authority, listeners: &Listeners) {
+    let foreign = Authority::new();
     let (known, unknown) = (listeners.file("known.pem", &ours.1), listeners.file("unknown.pem", &foreign.1));
     let encrypted = |address: &str, authority: &str| {
         let mut config = config(address);
@@ -230,8 +226,7 @@ async fn certificates(_: Brokers, spare: Spare) {
         config.tls.client_key = Some(listeners.file(&format!("{name}.key"), &key));
         config
     };
-    assert_accepted(by(&ours, "a-client")).await;
+    assert_accepted(by(ours, "a-client")).await;
     assert_rejected(by(&foreign, "a-stranger"), ErrorKind::Unavailable).await;
     assert_rejected(encrypted(&listeners.mutual, &known), ErrorKind::Unavailable).await;
-    drop(spare);
 }

@@ -20,7 +20,7 @@ use redpanda_rig::Brokers;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Most of the time of a trial is spent waiting for brokers.
-    arguments.test_threads = arguments.test_threads.or(Some(8));
+    arguments.test_threads = arguments.test_threads.or(Some(20));
     let brokers = Brokers::redpanda();
     let factory: Arc<dyn BusFactory> = Arc::new(brokers.clone());
     // This trial closes the bus during a single call. If a fault holds back a part of that call, the part is not in

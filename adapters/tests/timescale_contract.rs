@@ -5,11 +5,17 @@
 mod servers;
 mod timescale_rig;
 
-use qi_testkit::store::contract::Suite;
-use servers::with_contract;
+use qi_testkit::store::contract::{Suite, Wrapper};
+use servers::{runs_long_tests, with_contract};
 use timescale_rig::Server;
 
 fn main() {
     let suite = with_contract(Suite::new(), Server::timescale());
-    with_contract(suite, Server::postgres()).at_once(4).main();
+    let suite = if runs_long_tests() {
+        with_contract(suite, Server::postgres())
+    } else {
+        // The layers are the same above both servers.
+        suite.on(Server::postgres(), [Wrapper::PLAIN])
+    };
+    suite.at_once(4).main();
 }

@@ -23,6 +23,8 @@ use timescale_rig::{Server, drop_schema};
 fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
+        // The longest trial is the first, so that the others run beside it.
+        trials.push(spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills));
         trials.push(trial(&server, "a_wrong_password_is_unauthorized", wrong_password));
         trials.push(trial(&server, "an_unknown_database_is_a_config_error", unknown_database));
         trials.push(trial(&server, "a_role_without_rights_is_unauthorized", missing_permissions));
@@ -34,9 +36,11 @@ fn main() {
         trials.push(spare_trial(&server, "a_failover_closes_the_pooled_connections", failover));
         trials.push(spare_trial(&server, "insert_is_complete_after_a_kill_during_a_copy", killed_in_copy));
         trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_recovers", disk_full));
-        trials.push(spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills));
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+    let mut arguments = Arguments::from_args();
+    // Most of the time of a trial is spent waiting for servers to start and stop.
+    arguments.test_threads = arguments.test_threads.or(Some(4));
+    libtest_mimic::run(&arguments, trials).exit()
 }
 
 fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {

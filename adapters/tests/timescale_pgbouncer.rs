@@ -38,7 +38,7 @@ fn main() -> ExitCode {
             _ if runs_long_tests() => suite.on(server.clone(), [wrapper]),
             // A subset of `TransactionPrepared` on the same server, and of `Session` on the other server.
             (Pooler::Transaction | Pooler::Session, true) => suite,
-            _ => suite.on_representative(server.clone(), [wrapper]),
+            _ => suite.on_datasets(server.clone(), [wrapper], &["ticks"]),
         };
         if pooler == Pooler::Transaction && !server.hypertables() {
             trials.push(trial(&server, "transaction/a_wrong_pool_mode_is_a_configuration_error", wrong_mode));
