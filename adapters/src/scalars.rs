@@ -1,4 +1,4 @@
-//! Values that another system receives as text: text, numbers and booleans.
+//! Configuration values (text, numbers and booleans) that another system receives as text.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -40,7 +40,7 @@ impl Outcome {
         self.rows.iter().map(|(_, report)| report.kept).sum()
     }
 
-    /// Returns a row for each instrument.
+    /// Returns a row for each instrument with at least one completed page.
     pub fn listing(&self) -> Listing {
         let mut listing =
             Listing::new(["instrument", "interval", "compared", "written", "kept", "complete until"]);

@@ -10,7 +10,7 @@
 //! A trade has no identity except its price and quantity, so a stored trade that equals a trade of the source may be
 //! the same trade or another trade. Equal stored trades count as the same trades if one of these conditions is true:
 //!
-//! 1. The previous timestamp of the source was stored too.
+//! 1. The trades of the previous timestamp of the source counted as stored trades.
 //! 2. All trades of the timestamp are at the beginning or the end of the stored timestamp, and the source continues
 //!    with another timestamp whose next trade is stored and did not count as new.
 //!
@@ -34,7 +34,7 @@ use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRang
 
 use crate::ordinals::MAX_TIMESTAMPS;
 
-/// The maximum distance of two timestamps in one query.
+/// The maximum distance between consecutive timestamps that one query covers.
 const MAX_GAP: Duration = Duration::from_hours(1);
 
 /// Numbers for the trades of one file of one instrument.

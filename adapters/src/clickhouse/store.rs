@@ -54,7 +54,7 @@ pub(super) struct Inner {
     warned_of_differences: AtomicBool,
 }
 
-/// The state of the materialized bars, as a writer read it.
+/// The state of the materialized bars, as the server returned it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BarsState {
     /// The announced watermark. None if the database has no materialized bars.
@@ -137,7 +137,7 @@ impl ClickHouseStore {
         Ok(&self.inner.tables[index])
     }
 
-    /// Returns the table of a request whose series and cursor are valid.
+    /// Checks the series and the cursor of a request, and returns its table.
     fn table_of_range(&self, request: &RangeRequest) -> Result<&Table> {
         let table = self.table_of(request.dataset, Operation::Range)?;
         validate_request(Operation::Range, || {

@@ -38,7 +38,7 @@ impl Column {
     }
 
     fn of(value: &DatasetColumn) -> Self {
-        // Delta, DoubleDelta, Gorilla and T64 do not support values of 16 bytes.
+        // A decimal has 16 bytes. Delta, DoubleDelta, Gorilla and T64 do not support this size.
         let (ty, codec) = match value.ty {
             ColumnType::Decimal => (DECIMAL_TYPE.to_owned(), VALUE_CODEC),
             ColumnType::Counter => ("UInt64".to_owned(), VALUE_CODEC),

@@ -250,7 +250,8 @@ pub(super) fn password_warning(config: &RedpandaConfig) -> PasswordWarning {
     warning
 }
 
-/// Rejects a program that is built with `panic = "abort"`. rdkafka panics on a header name that is not UTF-8.
+/// Rejects a program that is built with `panic = "abort"`, unless `allow_panic_abort` is set. rdkafka
+/// panics on a header name that is not UTF-8.
 pub(super) fn check_panic_strategy(config: &RedpandaConfig, aborts_on_panic: bool) -> Result<()> {
     if !aborts_on_panic || config.allow_panic_abort {
         return Ok(());

@@ -124,7 +124,7 @@ struct DescribeRequest<'a> {
 }
 
 impl DescribeRequest<'_> {
-    /// Describes one group. Returns None if the group does not exist, or has neither members nor commits in the queried
+    /// Describes one group. Returns None if the group does not exist, or has no members and no commits in the queried
     /// topics.
     fn describe(self, group: &GroupId) -> Result<Option<GroupInfo>> {
         let failed = |e| connect::auth_error_or(self.query_client, error::from_request(e, "groups"));

@@ -17,7 +17,7 @@ use super::values::{RowReader, Values};
 /// The figures of ticks that arrive in one of the two orders.
 #[derive(Clone, Copy)]
 struct Figures {
-    /// The first and the last tick in the order of arrival.
+    /// The first and the last tick that the query returned.
     ends: (PricePoint, PricePoint),
     prices: (Price, Price),
     sums: Option<(Sum18, Sum36)>,

@@ -28,7 +28,7 @@ pub struct ImportOptions {
     pub known: Datasets,
     /// The datasets to import. An empty list selects all.
     pub datasets: Vec<Dataset>,
-    /// The instruments. An empty set selects all. Datasets of names are imported completely.
+    /// The instruments. An empty set selects all. This set does not restrict datasets whose owners are names.
     pub instruments: BTreeSet<Instrument>,
     /// The range of times. A file is imported if its period begins in the range.
     pub range: TimeRange,
@@ -74,7 +74,7 @@ pub struct ImportReport {
     pub series: BTreeMap<(Dataset, SeriesKey), ImportedSeries>,
     /// The number of files that were not imported, or that differ from the store after the import.
     pub failed: u64,
-    /// The first failures, with the path of the data file.
+    /// The first failures, with the path of the data file, or the name of the folder of an unknown dataset.
     pub failures: Vec<(String, Error)>,
     /// True if the import was stopped before its end. The same import continues.
     pub interrupted: bool,
@@ -186,7 +186,7 @@ enum Failure {
 }
 
 enum Done {
-    /// The options do not select the file.
+    /// The options do not select the file, or the entry is a manifest whose data file exists.
     Skipped,
     /// The store has the records of the file, and whether they were written.
     Stored(Key, u64, bool),

@@ -27,7 +27,7 @@ pub(super) type Tasks = JoinSet<Option<ExitReason>>;
 
 #[derive(Default)]
 pub(super) struct Children {
-    /// Wakes the agent's task when a new child has to be polled for the first time.
+    /// Wakes the task that waits in `failed` after a spawn, so that it polls the set again.
     waker: AtomicWaker,
     set: Mutex<ChildSet>,
 }
@@ -96,7 +96,8 @@ impl Children {
     }
 }
 
-/// Waits for the children until `until`, then aborts them. Returns the exits of failed children.
+/// Waits for the children until `until` or the soft deadline, then aborts them. Detaches children that do not end.
+/// Returns the exits of failed children.
 pub(super) async fn end_children(
     agent: &str,
     mut tasks: Tasks,

@@ -25,7 +25,7 @@ pub struct RetryConfig {
     pub max_attempts: u32,
     /// The delays between attempts. Defaults to 100 ms, doubling up to 5 s, with a jitter of 0.5.
     pub backoff: Backoff,
-    /// The maximum time for all attempts and delays of a call. No attempt starts later. An attempt in progress is not
+    /// The time from the start of a call after which no attempt starts. An attempt in progress is not
     /// cancelled. Defaults to 30 s.
     ///
     /// The default equals the default of [`TimeoutConfig::call`](super::TimeoutConfig::call). If a server never
@@ -281,7 +281,7 @@ impl Attempts<'_> {
     }
 }
 
-/// Returns whether the error of a last attempt is marked as exhausted.
+/// Returns whether the error of a last attempt must be marked: it is retryable and not marked yet.
 fn is_to_be_marked(error: &Error) -> bool {
     error.retry().is_retryable() && error.exhausted().is_none()
 }

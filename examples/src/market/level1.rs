@@ -2,7 +2,7 @@
 
 use qi_core::{Decimal, Error, ErrorKind, Quote, Result};
 
-/// A quote for display by Layer 2. The spread is computed on demand and never stored, so that it cannot contradict the
+/// A quote for display by applications. The spread is computed on demand and never stored, so that it cannot contradict the
 /// prices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Level1(pub Quote);

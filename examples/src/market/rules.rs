@@ -6,7 +6,7 @@
 //! malformed symbol. Every error is returned as a `Result`, and a key has at most one record. The functions of this
 //! module do not repeat these checks.
 //!
-//! Left out:
+//! Rules of the replaced system that are left out:
 //! - **A maximum range of one year.** It bounded the size of the result. Here pages bound it, and a range may have any
 //!   length.
 //! - **A warning above a volume of a million.** Volume is counted in the base currency, so a million means something

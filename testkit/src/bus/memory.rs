@@ -89,7 +89,8 @@ impl MemoryBus {
         Self::client_of(self.log.clone())
     }
 
-    /// Disconnects this client, like a network failure. Its calls fail with `Unavailable`. Its members expire at their
+    /// Disconnects this client, like a network failure. Calls fail with `Unavailable`, `recv` after its wait. Published
+    /// messages fail with `Timeout` after the delivery timeout. `close` succeeds. The client's members expire at their
     /// session timeout, and a dropped subscription does not leave its group earlier.
     pub fn disconnect(&self) {
         let mut state = self.log.lock();
@@ -254,7 +255,7 @@ impl MessageBus for MemoryBus {
 #[repr(u8)]
 enum Phase {
     Open,
-    /// The client accepts no new messages and waits for calls of `publish` under way.
+    /// The bus rejects new calls and waits for calls of `publish` under way.
     Closing,
     Closed,
 }

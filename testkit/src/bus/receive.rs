@@ -13,7 +13,7 @@ use super::state::State;
 pub(super) enum ReadOutcome {
     /// A batch for the caller.
     Batch(Batch),
-    /// No messages. The time is the next deadline of a member, at which the group changes.
+    /// No messages. The time is the earliest deadline of any member of the group, if there is one.
     Empty(Option<Instant>),
 }
 
@@ -164,7 +164,8 @@ impl State {
     }
 }
 
-/// Resets a position that no longer exists by `offset_reset`, reports the reset, and commits the new position.
+/// Resets a position that no longer exists by `offset_reset`, and reports the reset. Commits the new position, unless the
+/// group has a valid commit.
 fn reset_lost_position(
     topics: &Topics,
     partition: &TopicPartition,

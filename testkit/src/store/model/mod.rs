@@ -4,7 +4,7 @@
 //! - [`Model`] is a list of rows with linear scans and bars by schoolbook arithmetic. It shares no code
 //!   with the memory store.
 //! - A [`History`] is a list of steps on the datasets of this library and on a generated dataset with random columns.
-//! - [`run_history`] runs a history in parallel on a store and on the model, and compares every response.
+//! - [`run_history`] runs each step of a history on a store and on the model, and compares every response.
 //! - [`compare`] runs a history on two stores.
 //! - [`check_histories`] generates histories and shrinks a failing history to the shortest one.
 //! - [`check_evolutions`] generates versions of a dataset, and values for them.

@@ -23,7 +23,7 @@ faults! { on Evolving;
         => "schema::enumeration_accepts_appended_variants",
     RejectsOlderVersions: "rejects a program whose schema needs no change"
         => "schema::older_declaration_continues_to_work",
-    PlansForEver: "plans existing steps again" => "schema::added_column_reads_as_absent",
+    PlansForEver: "plans a step when nothing is missing" => "schema::added_column_reads_as_absent",
 }
 
 /// A factory whose namespaces outlive their stores. The next version of a program finds the records
