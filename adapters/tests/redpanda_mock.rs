@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     tracing_subscriber::registry().with(LogCollector).init();
     let mut arguments = Arguments::from_args();
     // Most of the time of a trial is spent waiting for joins.
-    arguments.test_threads = arguments.test_threads.or(Some(12));
+    arguments.test_threads = arguments.test_threads.or(Some(8));
     let mock: Arc<dyn BusFactory> = Arc::new(MockFactory);
     let mut all = trials(&mock, &[Wrapper::PLAIN]);
     all.extend([
