@@ -13,8 +13,7 @@ fn main() {
         with_contract(suite, server)
     } else {
         // The development server needs a second for the tables of a dataset.
-        let suite = suite.on_representative(server.clone(), [Wrapper::PLAIN]);
-        suite.on_datasets(server, [Wrapper::FULL_STACK_OVER_CHAOS], &["ticks"])
+        suite.on_representative(server, [Wrapper::PLAIN])
     };
     suite.at_once(4).main();
 }

@@ -16,6 +16,6 @@ fn main() -> ExitCode {
     // Most of the time of a trial is spent waiting for brokers.
     arguments.test_threads = arguments.test_threads.or(Some(12));
     let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda());
-    let wrappers = with_long_tests([Wrapper::PLAIN, Wrapper::FULL_STACK], [Wrapper::ARC_DYN]);
+    let wrappers = with_long_tests([Wrapper::FULL_STACK], [Wrapper::PLAIN, Wrapper::ARC_DYN]);
     libtest_mimic::run(&arguments, trials(&brokers, &wrappers)).exit_code()
 }
