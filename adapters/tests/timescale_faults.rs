@@ -313,7 +313,7 @@ async fn failover(server: Server, first: Spare) {
         config.port = Some(switch.port);
         config.application_name = Some(name.to_owned());
         config.pool.max_connections = u32::try_from(CONNECTIONS).unwrap();
-        // Several pieces, so that an insert borrows a second connection.
+        // Several sub-batches, so that an insert borrows a second connection.
         config.write.max_statement_records = 2;
         TimescaleStore::open(config).unwrap()
     };

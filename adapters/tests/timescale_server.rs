@@ -1163,11 +1163,11 @@ mod write_path {
             });
             mine.map(|(.., value)| if let DebugValue::Counter(n) = value { *n } else { 0 }).sum()
         };
-        for (way, rows, pieces) in
+        for (way, rows, sub_batches) in
             [("copy", 1_200 + 2_300, 2), ("merge", 1 + 5 + 50 + 1_200, 4), ("copy_then_merge", 1_100, 1)]
         {
             assert_eq!(counted("qi_timescale_written_rows_total", way), rows, "{way}");
-            assert_eq!(counted("qi_timescale_written_pieces_total", way), pieces, "{way}");
+            assert_eq!(counted("qi_timescale_written_sub_batches_total", way), sub_batches, "{way}");
         }
         let gauge = |name: &str| {
             let found = all.iter().find(|(key, ..)| key.key().name() == name);

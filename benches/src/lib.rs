@@ -4,6 +4,8 @@
 //! in alternating order, and the result is the median of the rounds' ratios.
 
 use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The result of [`ratio`]. Displays as one line: `ratio 0.81 (ours 29.1 ms, baseline 36.0 ms, 30 rounds, middle half 0.78
@@ -96,6 +98,39 @@ pub fn processor_time() -> Duration {
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
     let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
     Duration::from_millis(ticks * 10)
+}
+
+/// Returns the result of `work`, and the largest private memory that a process whose command line contains `name` had
+/// during it, in KiB (`RssAnon`, read every 20 ms). Returns 0 KiB where the system has no `/proc`.
+pub fn peak_memory_of<T>(name: &str, work: impl FnOnce() -> T) -> (T, u64) {
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut peak = 0;
+            while !ended.load(Ordering::Relaxed) {
+                peak = peak.max(private_memory_of(name));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            peak
+        });
+        let result = work();
+        ended.store(true, Ordering::Relaxed);
+        (result, watch.join().unwrap_or_default())
+    })
+}
+
+fn private_memory_of(name: &str) -> u64 {
+    let memory = |folder: &Path| -> Option<u64> {
+        let command = std::fs::read(folder.join("cmdline")).ok()?;
+        if !String::from_utf8_lossy(&command).contains(name) {
+            return None;
+        }
+        let status = std::fs::read_to_string(folder.join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|process| memory(&process.path())).max().unwrap_or_default()
 }
 
 /// Returns the duration of `work`. The result is kept from the optimiser and dropped after the measurement.

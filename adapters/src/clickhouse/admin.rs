@@ -127,31 +127,35 @@ impl ClickHouseStore {
 
     /// Drops the partitions that lie entirely before the cutoff. Then deletes the remaining rows before the cutoff.
     async fn purge_marked(&self, table: &Table, cutoff: Timestamp) -> Result<(), Cause> {
-        let client = &self.inner.connections.bulk_client;
         let location = TableLocation::of(&self.inner.config);
-        let name = &table.local;
         // Selects entire partitions. The server computes the partition number of the cutoff.
-        let sql = format!(
-            "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} \
-             AND toUInt64OrZero(partition_id) < toUInt64({}({})) AND partition_id != '0'",
-            location.system_parts(),
-            literal(location.database),
-            literal(&location.local_name(table.dataset.name())),
+        let condition = format!(
+            "toUInt64OrZero(partition_id) < toUInt64({}({})) AND partition_id != '0'",
             table.partition_function(),
             time_literal(cutoff),
         );
-        let partitions = rows(client, &sql, |row| Ok(row.text()?.to_owned())).await?;
-        for partition in partitions {
-            execute(
-                client,
-                &format!(
-                    "ALTER TABLE {name}{} DROP PARTITION ID {}",
-                    location.on_cluster(),
-                    literal(&partition)
-                ),
-            )
-            .await?;
+        let of = format!("{}{}", table.local, location.on_cluster());
+        for partition in self.partitions(&location.local_name(table.dataset.name()), &condition).await? {
+            self.drop_partition(&of, &partition).await?;
         }
         self.delete_where(table, &range_condition(table.time(), TimeRange::before(cutoff))).await
+    }
+
+    /// Returns the ids of the partitions of a table that meet a condition.
+    pub(super) async fn partitions(&self, table: &str, condition: &str) -> Result<Vec<String>, Cause> {
+        let location = TableLocation::of(&self.inner.config);
+        let sql = format!(
+            "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} AND {condition}",
+            location.system_parts(),
+            literal(location.database),
+            literal(table),
+        );
+        rows(&self.inner.connections.bulk_client, &sql, |row| Ok(row.text()?.to_owned())).await
+    }
+
+    /// `table` is the quoted name, with the cluster if there is one.
+    pub(super) async fn drop_partition(&self, table: &str, partition: &str) -> Result<(), Cause> {
+        let sql = format!("ALTER TABLE {table} DROP PARTITION ID {}", literal(partition));
+        execute(&self.inner.connections.bulk_client, &sql).await
     }
 }

@@ -56,8 +56,7 @@ impl ClickHouseStore {
             return Ok(());
         }
         let renewed = Instant::now();
-        let sql = format!("SELECT count() FROM {}", self.holding(lease));
-        if rows(&self.inner.connections.read_client, &sql, |row| Ok(row.u64()?)).await? != [1] {
+        if self.count(&format!("SELECT count() FROM {}", self.holding(lease))).await? != 1 {
             return Err(Cause::ConcurrentChange);
         }
         self.extend(lease).await?;

@@ -170,7 +170,7 @@ impl ClickHouseStore {
     }
 
     /// Returns the number that a query counts.
-    async fn count(&self, sql: &str) -> Result<u64, Cause> {
+    pub(super) async fn count(&self, sql: &str) -> Result<u64, Cause> {
         let found = rows(&self.inner.connections.bulk_client, sql, |row| Ok(row.u64()?)).await?;
         Ok(found.first().copied().unwrap_or(0))
     }
@@ -342,24 +342,18 @@ impl ClickHouseStore {
 
     /// Drops the bars of the complete months of a range without ticks. A build would only empty them.
     async fn drop_months(&self, lease: &mut Lease, range: TimeRange) -> Result<(), Cause> {
-        let client = &self.inner.connections.bulk_client;
         let location = TableLocation::of(&self.inner.config);
+        let condition = format!(
+            "toUInt32(partition_id) > toYYYYMM({} - toIntervalMicrosecond(1)) \
+             AND toUInt32(partition_id) < toYYYYMM({})",
+            time_literal(range.start()),
+            time_literal(range.end()),
+        );
         for level in LEVELS {
-            let sql = format!(
-                "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} \
-                 AND toUInt32(partition_id) > toYYYYMM({} - toIntervalMicrosecond(1)) \
-                 AND toUInt32(partition_id) < toYYYYMM({})",
-                location.system_parts(),
-                literal(location.database),
-                literal(&location.table_name(level_table(level))),
-                time_literal(range.start()),
-                time_literal(range.end()),
-            );
-            let table = self.bars_table(level_table(level));
-            for partition in rows(client, &sql, |row| Ok(row.text()?.to_owned())).await? {
+            let name = location.table_name(level_table(level));
+            for partition in self.partitions(&name, &condition).await? {
                 self.renew_lease(lease).await?;
-                execute(client, &format!("ALTER TABLE {table} DROP PARTITION ID {}", literal(&partition)))
-                    .await?;
+                self.drop_partition(&self.bars_table(level_table(level)), &partition).await?;
             }
         }
         Ok(())

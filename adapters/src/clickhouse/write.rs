@@ -200,7 +200,7 @@ impl ClickHouseStore {
     }
 }
 
-/// Splits the entries into pieces of at most `max_records` records from at most [`MAX_PERIODS`] periods.
+/// Splits the entries into requests of at most `max_records` records from at most [`MAX_PERIODS`] periods.
 fn split(entries: &[Entry], max_records: usize) -> impl Iterator<Item = &[Entry]> {
     let (mut records, mut periods) = (0, 0);
     entries.chunk_by(move |entry, next| {

@@ -26,15 +26,15 @@ pub(super) async fn insert(
     let SeriesRanks { series, ranks } = SeriesRanks::of(batch);
     let entries = entries(batch, &ranks, |_| 0);
     let report = InsertReport::new(batch.len(), batch.len() - entries.len());
-    for piece in entries.chunks(TRANSACTION) {
+    for records in entries.chunks(TRANSACTION) {
         // Takes the lock at the beginning. A transaction that reads first could not wait for the lock.
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         // The entries are in the order of the ranks.
         let rank =
             |entry: Option<&Entry>| usize::try_from(entry.map_or(0, |entry| entry.series)).unwrap_or(0);
-        let (first, last) = (rank(piece.first()), rank(piece.last()));
+        let (first, last) = (rank(records.first()), rank(records.last()));
         let ids = series_ids(&mut transaction, &series[first..=last]).await?;
-        let mut rest = piece;
+        let mut rest = records;
         while let Some((rows, sql)) = table.inserts.iter().find(|(rows, _)| *rows <= rest.len()) {
             let (now, later) = rest.split_at(*rows);
             let mut values = Values::with_capacity(rows * table.width);

@@ -12,7 +12,7 @@ use qi_core::{Interval, Timestamp};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
 use super::connect::PgConnection;
-use super::pieces::owner_of;
+use super::sub_batches::owner_of;
 use super::types::Pg;
 
 /// The beginning of every statement that writes records of cataloged series. The trigger of the catalog ignores these

@@ -22,6 +22,8 @@ pub mod config;
 #[cfg(feature = "timescale")]
 mod connect;
 #[cfg(feature = "timescale")]
+mod duplicates;
+#[cfg(feature = "timescale")]
 mod error;
 #[cfg(feature = "timescale")]
 mod from_row;
@@ -36,13 +38,9 @@ mod marks;
 #[cfg(feature = "timescale")]
 mod materialized;
 #[cfg(feature = "timescale")]
-mod pieces;
-#[cfg(feature = "timescale")]
 mod policy;
 #[cfg(feature = "timescale")]
 mod read;
-#[cfg(feature = "timescale")]
-mod repeats;
 #[cfg(feature = "timescale")]
 mod schema;
 #[cfg(feature = "timescale")]
@@ -51,6 +49,8 @@ mod series;
 mod sql;
 #[cfg(feature = "timescale")]
 mod store;
+#[cfg(feature = "timescale")]
+mod sub_batches;
 #[cfg(feature = "timescale")]
 mod table;
 #[cfg(feature = "timescale")]

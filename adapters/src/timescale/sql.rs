@@ -7,8 +7,8 @@ use qi_core::PriceTick;
 use qi_core::record::{Dataset, SeriesType};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
+use super::duplicates::SEGMENT_KEYS;
 use super::marks::{MARKER, MarkedSql};
-use super::repeats::SEGMENT_KEYS;
 use super::table::{Column, ColumnType, Table, join, names};
 
 /// A registered dataset of a store.

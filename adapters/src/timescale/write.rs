@@ -16,12 +16,12 @@ use tokio::sync::Notify;
 use tracing::Instrument as _;
 
 use super::connect::{PgConnection, PooledConnection};
+use super::duplicates::{ProbedRecords, divide, samples, segments};
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
-use super::pieces::{INTERVAL_BITS, owner_of, split};
-use super::repeats::{ProbedRecords, divide, samples, segments};
 use super::series::TimeBounds;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
+use super::sub_batches::{INTERVAL_BITS, owner_of, split};
 use super::table::{Buffers, Column, ColumnType, Encoder};
 use super::types::Pg;
 
@@ -88,13 +88,13 @@ impl TimescaleStore {
             SeriesType::Name { .. } => None,
         };
         let write = BatchWrite { store: self, registered, batch, names: &series.names };
-        let pieces = split(&entries, self.inner.config.write.max_statement_records);
-        let writers = self.inner.config.write.connections.min(pieces.len());
-        let queue = std::sync::Mutex::new(pieces.into_iter());
+        let sub_batches = split(&entries, self.inner.config.write.max_statement_records);
+        let writers = self.inner.config.write.connections.min(sub_batches.len());
+        let queue = std::sync::Mutex::new(sub_batches.into_iter());
         // When the first writer has finished, the other writers stop waiting for a connection.
         let done = Notify::new();
         let first = async {
-            let outcome = write.write_pieces(connection, &queue).await;
+            let outcome = write.write_sub_batches(connection, &queue).await;
             done.notify_waiters();
             outcome
         };
@@ -104,7 +104,7 @@ impl TimescaleStore {
                 () = done.notified() => None,
             };
             let Some(mut other) = spare else { return Ok(()) };
-            let outcome = write.write_pieces(&mut other, &queue).await;
+            let outcome = write.write_sub_batches(&mut other, &queue).await;
             other.release(&outcome);
             outcome
         }));
@@ -165,16 +165,16 @@ struct BatchWrite<'a> {
 }
 
 impl<'a> BatchWrite<'a> {
-    /// Writes pieces until none is left or a write fails.
-    async fn write_pieces(
+    /// Writes sub-batches until none is left or a write fails.
+    async fn write_sub_batches(
         &self,
         connection: &mut PooledConnection,
         queue: &std::sync::Mutex<std::vec::IntoIter<&'a [Entry]>>,
     ) -> Result<(), Cause> {
         let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-        while let Some(piece) = next() {
-            if let Err(error) = self.write_piece(connection, piece).await {
-                // The other writers stop after their current piece.
+        while let Some(sub_batch) = next() {
+            if let Err(error) = self.write_sub_batch(connection, sub_batch).await {
+                // The other writers stop after their current sub-batch.
                 let mut queue = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 queue.by_ref().for_each(drop);
                 return Err(error);
@@ -183,18 +183,22 @@ impl<'a> BatchWrite<'a> {
         Ok(())
     }
 
-    async fn write_piece(&self, connection: &mut PooledConnection, piece: &[Entry]) -> Result<(), Cause> {
-        if piece.len() < self.store.inner.config.write.copy_from {
-            return self.send(connection, piece, WritePath::Merge).await;
+    async fn write_sub_batch(
+        &self,
+        connection: &mut PooledConnection,
+        sub_batch: &[Entry],
+    ) -> Result<(), Cause> {
+        if sub_batch.len() < self.store.inner.config.write.copy_from {
+            return self.send(connection, sub_batch, WritePath::Merge).await;
         }
-        let ProbedRecords { new, repeats } = self.probe(connection, piece).await?;
-        if new.len() < repeats.len() {
-            // The piece is mostly a replay, so one statement is cheaper than two.
-            return self.send(connection, piece, WritePath::Merge).await;
+        let ProbedRecords { new, duplicates } = self.probe(connection, sub_batch).await?;
+        if new.len() < duplicates.len() {
+            // The sub-batch is mostly a replay, so one statement is cheaper than two.
+            return self.send(connection, sub_batch, WritePath::Merge).await;
         }
         self.send(connection, &new, WritePath::Copy).await?;
-        if !repeats.is_empty() {
-            self.send(connection, &repeats, WritePath::Merge).await?;
+        if !duplicates.is_empty() {
+            self.send(connection, &duplicates, WritePath::Merge).await?;
         }
         Ok(())
     }
@@ -228,7 +232,7 @@ impl<'a> BatchWrite<'a> {
         span.record("write_path", path.as_str());
         let labels = [("dataset", self.registered.table.name()), ("write_path", path.as_str())];
         metrics::counter!("qi_timescale_written_rows_total", &labels).increment(records.len() as u64);
-        metrics::counter!("qi_timescale_written_pieces_total", &labels).increment(1);
+        metrics::counter!("qi_timescale_written_sub_batches_total", &labels).increment(1);
         Ok(())
     }
 
@@ -306,28 +310,28 @@ impl<'a> BatchWrite<'a> {
         copy.finish().await.map(drop)
     }
 
-    /// Queries the existing keys of a piece, and divides its records into new and repeated records.
+    /// Queries the existing keys of a sub-batch, and divides its records into new and repeated records.
     async fn probe(
         &self,
         connection: &mut PooledConnection,
-        piece: &[Entry],
+        sub_batch: &[Entry],
     ) -> Result<ProbedRecords, Cause> {
         let RegisteredDataset { sql, table, .. } = self.registered;
         // In the columnstore each probe decompresses rows, so only three records are probed. They detect most replays.
-        let converted = self.touches_columnstore(connection, piece).await?;
-        let segments = if converted { samples(piece) } else { segments(piece) };
+        let converted = self.touches_columnstore(connection, sub_batch).await?;
+        let segments = if converted { samples(sub_batch) } else { segments(sub_batch) };
         let query = bind_arrays(&sql.existing, &table.segment(), &segments, |segment, out| {
             let (Some(first), Some(last)) = (segment.first(), segment.last()) else { return };
             self.encode_key(first, out);
             self.encode_sort_key(last.sort_key, out);
         });
-        let query = bind_times(query, piece);
+        let query = bind_times(query, sub_batch);
         let found = query.fetch_all(&mut **connection).await?;
         if found.is_empty() {
-            return Ok(ProbedRecords { new: piece.to_vec(), repeats: Vec::new() });
+            return Ok(ProbedRecords { new: sub_batch.to_vec(), duplicates: Vec::new() });
         }
         if converted {
-            return Ok(ProbedRecords { new: Vec::new(), repeats: piece.to_vec() });
+            return Ok(ProbedRecords { new: Vec::new(), duplicates: sub_batch.to_vec() });
         }
         let key = |row: &PgRow| -> Result<(usize, SortKey), Cause> {
             let number: i64 = row.try_get(0)?;
@@ -363,14 +367,14 @@ impl<'a> BatchWrite<'a> {
         Ok(transaction.commit().await?)
     }
 
-    /// Returns whether the piece may touch chunks in the columnstore. Only the Community edition has a columnstore.
+    /// Returns whether the sub-batch may touch chunks in the columnstore. Only the Community edition has a columnstore.
     async fn touches_columnstore(
         &self,
         connection: &mut PooledConnection,
-        piece: &[Entry],
+        sub_batch: &[Entry],
     ) -> Result<bool, Cause> {
         let store = &self.store.inner;
-        match time_bounds(piece) {
+        match time_bounds(sub_batch) {
             Some((begin, _)) if store.connections.server_info().license.as_deref() == Some("timescale") => {
                 store.cache.chunks.are_converted(connection, self.registered, begin).await
             }
@@ -397,14 +401,14 @@ fn bind_arrays<T>(
     query
 }
 
-fn time_bounds(piece: &[Entry]) -> Option<(Timestamp, Timestamp)> {
-    let times = || piece.iter().map(|entry| entry.sort_key.0);
+fn time_bounds(sub_batch: &[Entry]) -> Option<(Timestamp, Timestamp)> {
+    let times = || sub_batch.iter().map(|entry| entry.sort_key.0);
     times().min().zip(times().max())
 }
 
-/// Binds the earliest and the latest time of a piece.
-fn bind_times(query: Statement, piece: &[Entry]) -> Statement {
-    match time_bounds(piece) {
+/// Binds the earliest and the latest time of a sub-batch.
+fn bind_times(query: Statement, sub_batch: &[Entry]) -> Statement {
+    match time_bounds(sub_batch) {
         Some((earliest, latest)) => query.bind(Pg(earliest)).bind(Pg(latest)),
         None => query,
     }
@@ -442,7 +446,7 @@ impl Buffers for CopyRows {
     }
 }
 
-/// The columns of a piece as arrays, with one buffer per column.
+/// The columns of a sub-batch as arrays, with one buffer per column.
 struct Arrays {
     columns: Vec<Vec<u8>>,
     next: usize,

@@ -1,9 +1,9 @@
-//! Materialized bars: the time of maintenance, reads beside stored bars, the cost of live writes, and the sizes.
+//! Materialized bars: the time and the memory of maintenance, reads beside stored bars, the cost of live writes, and the sizes.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use qi_benches::{ratio, timed};
+use qi_benches::{peak_memory_of, ratio, timed};
 use qi_core::store::{BarQuery, MaintainRequest, PriceStore, PriceStoreExt};
 use qi_core::{Bar, Interval, TimeRange, Timestamp};
 
@@ -12,9 +12,14 @@ use crate::setup::{Setup, TargetStore};
 use crate::ticks::{INSTRUMENTS, MILLION};
 
 pub(crate) fn run(setup: &Setup) {
-    let day = setup.create(materialized);
-    setup.fill(&day.store, 10 * MILLION, DAY);
-    maintain(setup, &day);
+    let filled = |ticks, span| {
+        let target = setup.create(materialized);
+        setup.fill(&target.store, ticks, span);
+        maintain(setup, &target);
+        target
+    };
+    drop(filled(MILLION, DAY));
+    let day = filled(10 * MILLION, DAY);
     reads(setup, &day, Interval::M1, "a day of 1-minute bars");
     let bytes = |table: &str| {
         day.number(&format!(
@@ -24,9 +29,7 @@ pub(crate) fn run(setup: &Setup) {
     };
     println!("bytes: ticks {}, levels {}", day.compact(), bytes("qi_bars_1"));
     drop(day);
-    let year = setup.create(materialized);
-    setup.fill(&year.store, 10 * MILLION, YEAR);
-    maintain(setup, &year);
+    let year = filled(10 * MILLION, YEAR);
     reads(setup, &year, Interval::D1, "a year of daily bars");
     drop(year);
     writes(setup);
@@ -40,12 +43,18 @@ fn materialized(config: &mut qi_adapters::clickhouse::ClickHouseConfig) {
 fn maintain(setup: &Setup, target: &TargetStore<'_>) {
     let until = Timestamp::from_secs(2_000_000_000).expect("a time");
     let request = MaintainRequest::default().with_until(until).with_budget(Duration::from_hours(1));
-    let time = timed(|| {
-        let report = setup.block_on(target.store.maintain(&request)).expect("maintenance");
-        assert!(report.is_complete(), "{report:?}");
-        println!("maintenance of {} ticks, {} marks", report.ticks, report.rebuilt);
+    let (time, memory) = peak_memory_of("clickhouse", || {
+        timed(|| {
+            let report = setup.block_on(target.store.maintain(&request)).expect("maintenance");
+            assert!(report.is_complete(), "{report:?}");
+            print!("maintenance of {} ticks", report.ticks);
+        })
     });
-    println!("maintenance (goal 30 s for 10,000,000 ticks): {:.1} s", time.as_secs_f64());
+    println!(
+        " (goal 30 s for 10,000,000): {:.1} s, largest private memory of the server {} MiB",
+        time.as_secs_f64(),
+        memory / 1_024
+    );
 }
 
 /// Reads the bars of one instrument and of all instruments, materialized and stored.

@@ -1,5 +1,6 @@
 //! Exports of the stores, and a columnar read of ClickHouse.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_adapters::sqlite::{SqliteConfig, SqliteStore};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_arrow::{
     Archive, Decimals, ExportOptions, ImportOptions, ParquetWriter, encode, export as export_store, import,
@@ -76,6 +78,10 @@ fn timescale(url: &str) -> Arc<dyn PriceStore> {
     Arc::new(TimescaleStore::open(config).expect("a configuration"))
 }
 
+fn sqlite(path: &Path) -> Arc<dyn PriceStore> {
+    Arc::new(SqliteStore::open(SqliteConfig::from_path(path)).expect("a configuration"))
+}
+
 /// Returns a store with new tables, and their prefix.
 fn clickhouse(url: &str) -> (ClickHouseStore, String) {
     let mut config = ClickHouseConfig::from_url(url);
@@ -123,8 +129,10 @@ async fn read_pages(store: &dyn PriceStore, bulk: bool, mut each: impl FnMut(&Re
 
 pub(crate) fn export(setup: &Setup) {
     let count = number_of_ticks();
+    let folder = tempfile::tempdir().expect("a folder");
     setup.runtime.block_on(async {
-        let mut stores: Vec<(&str, Arc<dyn PriceStore>)> = vec![("memory", memory_store(count))];
+        let mut stores =
+            vec![("memory", memory_store(count)), ("sqlite", sqlite(&folder.path().join("ticks.db")))];
         if let Some(url) = variable("QI_TIMESCALE_URL") {
             stores.push(("timescale", timescale(&url)));
         }

@@ -14,9 +14,9 @@
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
 mod baselines;
+mod duplicates;
 mod materialized;
 mod read;
-mod repeats;
 mod replay;
 mod setup;
 mod ticks;
@@ -30,7 +30,7 @@ use setup::Setup;
 const SECTIONS: [Section<Setup>; 9] = [
     ("write", write::run),
     ("replay", replay::run),
-    ("repeats", repeats::run),
+    ("duplicates", duplicates::run),
     ("page", read::page),
     ("latest", read::latest),
     ("bars", read::bars),

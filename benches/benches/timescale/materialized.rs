@@ -1,15 +1,15 @@
-//! Materialized bars: the time of maintenance, reads beside stored bars and beside SQL by hand, the cost of writes, and
-//! the sizes.
+//! Materialized bars: the time and the memory of maintenance; reads beside stored bars, beside SQL by hand and beside a
+//! continuous aggregate; the cost of writes; and the sizes.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use qi_benches::{ratio, timed};
+use qi_benches::{peak_memory_of, ratio, timed};
 use qi_core::store::{BarQuery, MaintainRequest, PriceStore, PriceStoreExt};
 use qi_core::{Bar, Interval, TimeRange, Timestamp};
 use sqlx::Row as _;
 
-use crate::read::bare_bars;
+use crate::read::{BareBar, bare_bars};
 use crate::setup::{Setup, TargetStore};
 use crate::ticks::{INSTRUMENTS, MILLION, time};
 
@@ -17,10 +17,15 @@ use crate::ticks::{INSTRUMENTS, MILLION, time};
 const TICKS: usize = 10 * MILLION;
 
 pub(crate) fn run(setup: &Setup) {
-    let target = setup.create(|config| config.materialized_bars = Some(true));
-    target.fill(0..TICKS);
-    target.compact();
-    maintain(setup, &target);
+    let filled = |ticks| {
+        let target = setup.create(|config| config.materialized_bars = Some(true));
+        target.fill(0..ticks);
+        target.compact();
+        maintain(setup, &target);
+        target
+    };
+    drop(filled(MILLION));
+    let target = filled(TICKS);
     setup.checkpoint();
     let day = TimeRange::new(time(0), time(TICKS)).expect("in order");
     store_bars(setup, &target, Interval::M1, day);
@@ -45,6 +50,7 @@ pub(crate) fn run(setup: &Setup) {
     );
     println!("1,440 bars of one instrument, materialized / time_bucket by hand: {times}");
     sizes(setup, &target);
+    continuous_aggregate(setup, &target, ids[42], &derived);
     drop(target);
     year(setup);
     writes(setup);
@@ -52,13 +58,18 @@ pub(crate) fn run(setup: &Setup) {
 
 fn maintain(setup: &Setup, target: &TargetStore<'_>) {
     let request = MaintainRequest::default().with_until(Timestamp::MAX).with_budget(Duration::from_hours(1));
-    let time = timed(|| {
-        let report = setup.block_on(target.store.maintain(&request)).expect("maintenance");
-        assert!(report.is_complete());
-        println!("maintenance of {} ticks", report.ticks);
-        report
+    let (time, memory) = peak_memory_of("postgres:", || {
+        timed(|| {
+            let report = setup.block_on(target.store.maintain(&request)).expect("maintenance");
+            assert!(report.is_complete());
+            print!("maintenance of {} ticks", report.ticks);
+        })
     });
-    println!("maintenance (goal 30 s for 10,000,000 ticks): {:.1} s", time.as_secs_f64());
+    println!(
+        " (goal 30 s for 10,000,000): {:.1} s, largest private memory of a server process {} MiB",
+        time.as_secs_f64(),
+        memory / 1_024
+    );
 }
 
 fn query(setup: &Setup, instrument: usize, interval: Interval, range: TimeRange) -> BarQuery {
@@ -126,6 +137,44 @@ fn year(setup: &Setup) {
         || timed(|| (0..INSTRUMENTS).for_each(|n| drop(black_box(stored(n))))),
     );
     println!("a year of daily bars of 100 instruments, materialized / stored (goal 3): {times}");
+}
+
+/// Compares the read with a continuous aggregate with real-time aggregation, 23 hours of which are materialized.
+fn continuous_aggregate(
+    setup: &Setup,
+    target: &TargetStore<'_>,
+    id: i32,
+    derived: &dyn Fn(usize) -> Vec<Bar>,
+) {
+    let license = sqlx::query_scalar("SELECT current_setting('timescaledb.license', true)");
+    let license: Option<String> =
+        setup.block_on(license.fetch_one(target.store.pool())).expect("the license");
+    if license.as_deref() != Some("timescale") {
+        println!("continuous aggregate: needs the Community edition, so nothing was measured");
+        return;
+    }
+    let view = format!("{}.aggregate", target.schema);
+    setup.sql(&format!(
+        "CREATE MATERIALIZED VIEW {view} WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS \
+         SELECT instrument_id, public.time_bucket('1 minute', ts) AS bucket, public.first(price, ts) AS open, \
+         max(price) AS high, min(price) AS low, public.last(price, ts) AS close, count(*) AS count, \
+         sum(quantity) AS volume, sum(price * quantity) AS quote_volume FROM {}.ticks GROUP BY 1, 2 WITH NO DATA",
+        target.schema
+    ));
+    let until = Timestamp::from_micros(time(0).as_micros() + 23 * Interval::H1.as_micros()).expect("a time");
+    let refresh = format!("CALL public.refresh_continuous_aggregate('{view}', NULL, '{until}')");
+    println!("refresh of the continuous aggregate: {:.1} s", timed(|| setup.sql(&refresh)).as_secs_f64());
+    let sql = format!(
+        "SELECT bucket, open, high, low, close, count, volume::text, quote_volume::text FROM {view} \
+         WHERE instrument_id = $1 ORDER BY bucket"
+    );
+    let read = || -> Vec<BareBar> {
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str())).bind(id);
+        setup.block_on(query.fetch_all(target.store.pool())).expect("rows")
+    };
+    assert_eq!(read().len(), derived(42).len());
+    let times = ratio(setup.rounds * 15, || timed(|| black_box(derived(42))), || timed(|| black_box(read())));
+    println!("1,440 bars of one instrument, materialized / continuous aggregate: {times}");
 }
 
 /// Writes live data with and without materialized bars.

@@ -11,7 +11,7 @@ use qi_files::coverage::{Coverage, CoverageRange, CoverageState, Ledger, Proof};
 use tokio::time::Instant;
 
 use super::feed::{Channel, LiveFeed, Trouble};
-use super::wire::Position;
+use super::protocol::Position;
 
 /// The largest difference between the order of ids and the order of times.
 const TIME_TOLERANCE: Duration = Duration::from_secs(1);

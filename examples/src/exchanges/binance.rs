@@ -11,8 +11,8 @@ use qi_files::fields;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::wire::{
-    Frame, HistoryPage, Position, Trade, Wire, garbled, is_permanent, json, rejected, temporary,
+use super::protocol::{
+    Frame, HistoryPage, Position, Protocol, Trade, garbled, is_permanent, json, rejected, temporary,
 };
 
 /// The number of trades in one page of the history.
@@ -74,7 +74,7 @@ fn trade(id: u64, time: u64, price: &str, quantity: &str, is_buyer_maker: bool) 
     })
 }
 
-impl Wire for Binance {
+impl Protocol for Binance {
     fn exchange(&self) -> &'static str {
         NAME
     }

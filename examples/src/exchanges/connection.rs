@@ -14,8 +14,8 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
 use super::feed::{Channel, LiveFeed, Trouble};
+use super::protocol::{Frame, rejected};
 use super::rest::tls;
-use super::wire::{Frame, rejected};
 
 impl LiveFeed {
     /// Reads the stream and reconnects until the agent must stop.
@@ -60,11 +60,11 @@ impl LiveFeed {
         let connect = connect_async_tls_with_config(&*self.stream_url, Some(limits), true, Some(connector));
         let (mut socket, _) = self.within(config.connect_timeout, "connecting", Box::pin(connect)).await?;
         self.live.connected();
-        let subscribe = socket.send(Message::text(self.wire.subscribe(channel.symbol)));
+        let subscribe = socket.send(Message::text(self.protocol.subscribe(channel.symbol)));
         self.within(config.connect_timeout, "sending", subscribe).await?;
         let (opened, mut heard) = (Instant::now(), Instant::now());
         // Agents that connected together reconnect at different times.
-        let max_age = self.wire.max_connection_age().map(|age| age.mul_f64(1.0 - 0.1 * fastrand::f64()));
+        let max_age = self.protocol.max_connection_age().map(|age| age.mul_f64(1.0 - 0.1 * fastrand::f64()));
         let mut is_subscribed = false;
         let mut pings = interval(config.heartbeat_timeout / 3);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,7 +100,7 @@ impl LiveFeed {
                 // The library answers pings.
                 _ => continue,
             };
-            match self.wire.frame(channel.symbol, &text) {
+            match self.protocol.frame(channel.symbol, &text) {
                 Ok(Frame::Trades(trades)) => {
                     self.publish(channel, trades).await?;
                     // A slow bus may have delayed the call.
@@ -112,14 +112,14 @@ impl LiveFeed {
                     channel.set_trouble(cx, Trouble::Connection, None);
                 }
                 Ok(Frame::Rejected { reason, is_permanent: true }) => {
-                    return Err(rejected(self.wire.exchange(), channel.symbol, reason));
+                    return Err(rejected(self.protocol.exchange(), channel.symbol, reason));
                 }
                 Ok(Frame::Rejected { reason, .. }) => {
                     return Err(self.ended(format_args!("the subscription was rejected: {reason:.200}")));
                 }
                 Ok(Frame::Status(Some(status))) => {
                     tracing::warn!(instrument = %self.instrument, status, "the exchange is not online");
-                    let reason = format!("{} reports {status:.40}", self.wire.exchange());
+                    let reason = format!("{} reports {status:.40}", self.protocol.exchange());
                     channel.set_trouble(cx, Trouble::Exchange, Some(reason));
                 }
                 Ok(Frame::Status(None)) => channel.set_trouble(cx, Trouble::Exchange, None),
@@ -152,7 +152,7 @@ impl LiveFeed {
     /// Returns the error of a connection that ended. The agent reconnects.
     fn ended(&self, why: impl std::fmt::Display) -> Error {
         Error::new(qi_core::ErrorKind::Unavailable, "live.stream", "read")
-            .with_backend(self.wire.exchange())
+            .with_backend(self.protocol.exchange())
             .with_message(why)
             .with_retry(qi_core::RetryAdvice::Backoff)
     }

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 
 use super::audit::Audit;
 use super::config::{LiveConfig, LiveCounters};
+use super::protocol::{Protocol, Trade};
 use super::published::Published;
 use super::rest::Rest;
-use super::wire::{Trade, Wire};
 use crate::pipeline::{JobCounters, PublishTask, wait_until_caught_up};
 
 /// The largest number of ticks that wait for the bus. A full queue delays the reading of the stream.
@@ -33,7 +33,7 @@ pub struct LiveFeed {
     /// The instrument.
     pub instrument: Instrument,
     /// The protocol of the exchange.
-    pub wire: Arc<dyn Wire>,
+    pub protocol: Arc<dyn Protocol>,
     /// The address of the stream.
     pub stream_url: String,
     /// The history of the exchange.
@@ -59,6 +59,7 @@ pub struct LiveFeed {
 pub(super) enum Trouble {
     Connection,
     Exchange,
+    Bus,
     History,
     Ledger,
 }
@@ -95,7 +96,7 @@ impl Channel<'_> {
 #[async_trait]
 impl Agent for LiveFeed {
     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
-        let symbol = self.wire.symbol(&self.instrument)?;
+        let symbol = self.protocol.symbol(&self.instrument)?;
         if let Some(writer) = &self.writer
             && cx.until_cancelled(wait_until_caught_up(&*self.bus, writer, &self.counters)).await.is_none()
         {
@@ -111,7 +112,7 @@ impl Agent for LiveFeed {
             self.read_stream(cx, &channel),
             self.fill_gaps(cx, &channel),
             audit.run(cx, &channel),
-            self.send(cx, ticks),
+            self.send(cx, &channel, ticks),
         )
         .map(drop)
     }
@@ -142,7 +143,13 @@ impl LiveFeed {
     }
 
     /// Publishes the queued ticks to the bus, one batch at a time and in their order.
-    async fn send(&self, cx: &AgentContext, mut ticks: mpsc::Receiver<PriceTick>) -> Result<()> {
+    async fn send(
+        &self,
+        cx: &AgentContext,
+        channel: &Channel<'_>,
+        mut ticks: mpsc::Receiver<PriceTick>,
+    ) -> Result<()> {
+        let set_trouble = |cx: &AgentContext, reason| channel.set_trouble(cx, Trouble::Bus, reason);
         let mut batch = Vec::new();
         loop {
             if cx.until_cancelled(ticks.recv_many(&mut batch, BATCH)).await.is_none_or(|count| count == 0) {
@@ -156,7 +163,7 @@ impl LiveFeed {
                 counters: self.counters.clone(),
                 instruments: batch.iter().map(|tick| tick.instrument().clone()).collect(),
             };
-            if !task.publish(messages).await? {
+            if !task.publish(messages, set_trouble).await? {
                 return Ok(());
             }
             batch.clear();

@@ -12,8 +12,8 @@ use qi_files::fields;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::wire::{
-    Frame, HistoryPage, Position, Trade, Wire, garbled, is_permanent, json, plain, rejected, temporary,
+use super::protocol::{
+    Frame, HistoryPage, Position, Protocol, Trade, garbled, is_permanent, json, plain, rejected, temporary,
 };
 
 const NAME: &str = "kraken";
@@ -86,7 +86,7 @@ fn is_request_at_fault(text: &str) -> bool {
         .any(|part| text.contains(part))
 }
 
-impl Wire for Kraken {
+impl Protocol for Kraken {
     fn exchange(&self) -> &'static str {
         NAME
     }

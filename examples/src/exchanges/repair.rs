@@ -7,8 +7,8 @@ use qi_core::{Result, Timestamp};
 use tokio::time::Instant;
 
 use super::feed::{Channel, LiveFeed, Trouble};
+use super::protocol::{HistoryPage, Position};
 use super::published::Gap;
-use super::wire::{HistoryPage, Position};
 
 /// The number of pages that are read for one gap before the next search for gaps.
 const PAGES: usize = 10;

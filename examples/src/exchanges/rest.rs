@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::wire::{HistoryPage, Position, Wire, temporary};
+use super::protocol::{HistoryPage, Position, Protocol, temporary};
 
 /// The longest response in bytes. A page of 1,000 trades has about 150,000 bytes.
 const MAX_RESPONSE: usize = 4 * 1_024 * 1_024;
@@ -43,7 +43,7 @@ pub(super) fn tls() -> Result<ClientConfig> {
 /// The REST interface of one exchange. All agents of a program that read from the exchange share one value, because the
 /// exchange counts the requests of an address.
 pub struct Rest {
-    wire: Arc<dyn Wire>,
+    protocol: Arc<dyn Protocol>,
     base: String,
     interval: Duration,
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
@@ -56,12 +56,12 @@ impl Rest {
     ///
     /// # Errors
     /// None in practice.
-    pub fn new(wire: Arc<dyn Wire>, base: &str, interval: Duration) -> Result<Self> {
+    pub fn new(protocol: Arc<dyn Protocol>, base: &str, interval: Duration) -> Result<Self> {
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls()?).https_or_http().enable_http1().build();
         let client = Client::builder(TokioExecutor::new()).build(connector);
         let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { wire, base, interval, client, next: Mutex::new(Instant::now()) })
+        Ok(Self { protocol, base, interval, client, next: Mutex::new(Instant::now()) })
     }
 
     /// Returns a page of the history from a position on, or a page with the latest trade.
@@ -72,30 +72,30 @@ impl Rest {
         let mut next = self.next.lock().await;
         sleep_until(*next).await;
         *next = Instant::now() + self.interval;
-        let address = format!("{}{}", self.base, self.wire.history_path(symbol, from));
+        let address = format!("{}{}", self.base, self.protocol.history_path(symbol, from));
         let (status, headers, body) = match timeout(TIMEOUT, self.get(&address)).await {
             Ok(response) => response?,
-            Err(_) => return Err(temporary(self.wire.exchange(), "the request took too long", None)),
+            Err(_) => return Err(temporary(self.protocol.exchange(), "the request took too long", None)),
         };
         let is_limited = matches!(status.as_u16(), 403 | 418 | 429);
         let pause = if is_limited { Some(retry_after(&headers).unwrap_or(DEFAULT_PAUSE)) } else { None };
         let page = match pause {
             Some(pause) => {
-                Err(temporary(self.wire.exchange(), format_args!("HTTP status {status}"), Some(pause)))
+                Err(temporary(self.protocol.exchange(), format_args!("HTTP status {status}"), Some(pause)))
             }
-            None => self.wire.history(symbol, from, status, &body),
+            None => self.protocol.history(symbol, from, status, &body),
         };
         if let Err(error) = &page
             && let RetryAdvice::After(pause) = error.retry()
         {
             *next = (*next).max(Instant::now() + pause);
-            tracing::warn!(exchange = self.wire.exchange(), ?pause, "the exchange limits requests");
+            tracing::warn!(exchange = self.protocol.exchange(), ?pause, "the exchange limits requests");
         }
         page.map_err(|error| error.with_context("address", address))
     }
 
     async fn get(&self, address: &str) -> Result<(StatusCode, HeaderMap, String)> {
-        let exchange = self.wire.exchange();
+        let exchange = self.protocol.exchange();
         let request = Request::get(address)
             .header("user-agent", concat!("qi/", env!("CARGO_PKG_VERSION")))
             // Only Binance knows this header.

@@ -4,7 +4,7 @@ use fastrand::Rng;
 use hyper::StatusCode;
 use qi_core::{Instrument, RetryAdvice, Side, Timestamp};
 
-use super::wire::{Frame, Position, Trade, Wire};
+use super::protocol::{Frame, Position, Protocol, Trade};
 use super::{Binance, Kraken};
 
 const BINANCE: &[&str] = &[
@@ -99,7 +99,7 @@ fn only_a_fault_of_the_request_is_permanent() {
 
 #[test]
 fn symbols_of_instruments_follow_the_exchange() {
-    let of = |wire: &dyn Wire, text: &str| wire.symbol(&text.parse::<Instrument>().unwrap()).ok();
+    let of = |protocol: &dyn Protocol, text: &str| protocol.symbol(&text.parse::<Instrument>().unwrap()).ok();
     assert_eq!(of(&Binance, "binance:BTC-USDT").as_deref(), Some("BTCUSDT"));
     assert_eq!(of(&Binance, "binance:BTCUSDT").as_deref(), Some("BTCUSDT"));
     assert_eq!(of(&Binance, "binance:a&b"), None);
@@ -134,7 +134,7 @@ fn damaged_messages_and_responses_never_panic() {
     let mut rng = Rng::with_seed(seed);
     let from = Position { id: 1, after: Timestamp::MIN };
     for round in 0..20_000 {
-        let (wire, symbol, frames, page): (&dyn Wire, _, _, _) = if rng.bool() {
+        let (protocol, symbol, frames, page): (&dyn Protocol, _, _, _) = if rng.bool() {
             (&Binance, "BTCUSDT", BINANCE, BINANCE_PAGE)
         } else {
             (&Kraken, "BTC/USD", KRAKEN, KRAKEN_PAGE)
@@ -147,13 +147,13 @@ fn damaged_messages_and_responses_never_panic() {
                 damaged(&mut rng, frame)
             }
         };
-        if let Ok(Frame::Trades(trades)) = wire.frame(symbol, &frame) {
+        if let Ok(Frame::Trades(trades)) = protocol.frame(symbol, &frame) {
             for trade in trades {
                 let _ = trade.tick(&"x:Y".parse().unwrap());
             }
         }
         let page = damaged(&mut rng, page);
         let position = rng.bool().then_some(from);
-        let _ = wire.history(symbol, position, StatusCode::from_u16(rng.u16(100..600)).unwrap(), &page);
+        let _ = protocol.history(symbol, position, StatusCode::from_u16(rng.u16(100..600)).unwrap(), &page);
     }
 }

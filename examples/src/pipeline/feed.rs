@@ -111,7 +111,7 @@ impl<T: Record> Feed<T> {
                     counters: self.counters.clone(),
                     instruments: records.iter().map(|record| record.instrument().clone()).collect(),
                 };
-                in_progress = Some(AbortOnDropHandle::new(tokio::spawn(delivery.publish(batch))));
+                in_progress = Some(AbortOnDropHandle::new(tokio::spawn(delivery.publish(batch, set_health))));
             }
             // On a runtime with one thread, its main future runs only while tasks yield.
             tokio::task::yield_now().await;
@@ -164,8 +164,13 @@ pub(crate) struct PublishTask {
 }
 
 impl PublishTask {
-    /// Publishes until every message is acknowledged. Returns false if the feed must stop before.
-    pub(crate) async fn publish(self, mut batch: Vec<Message>) -> Result<bool> {
+    /// Publishes until every message is acknowledged. Returns false if the feed must stop before. `set_trouble` receives
+    /// the reason before messages are sent again, and then None.
+    pub(crate) async fn publish(
+        self,
+        mut batch: Vec<Message>,
+        set_trouble: impl Fn(&AgentContext, Option<String>),
+    ) -> Result<bool> {
         let cx = &self.cx;
         loop {
             let Some(report) = cx.until_cancelled(self.bus.publish(&batch, PublishOptions::NONE)).await
@@ -196,12 +201,20 @@ impl PublishTask {
                 return Ok(true);
             }
             self.counters.count_resent(unknown);
-            cx.degraded(format_args!("{} messages are sent again", batch.len()));
+            set_trouble(cx, Some(format!("{} messages are sent again", batch.len())));
             if cx.sleep(RETRY_DELAY).await.is_none() {
                 return Ok(false);
             }
-            cx.healthy();
+            set_trouble(cx, None);
         }
+    }
+}
+
+/// Reports the agent as degraded for a reason, or as healthy.
+fn set_health(cx: &AgentContext, reason: Option<String>) {
+    match reason {
+        Some(reason) => cx.degraded(reason),
+        None => cx.healthy(),
     }
 }
 

@@ -10,7 +10,7 @@ use qi_core::bus::{GroupQuery, TopicName};
 use qi_core::{Error, Instrument, PriceTick, Result};
 
 use super::Job;
-use crate::exchanges::{LiveConfig, LiveCounters, LiveFeed, Rest, wire};
+use crate::exchanges::{LiveConfig, LiveCounters, LiveFeed, Rest, protocol};
 
 /// The instruments whose live trades are the input of a job.
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Live {
     pub fn check(&self) -> Result<()> {
         for (at, instrument) in self.instruments.iter().enumerate() {
             let exchange = instrument.exchange().as_str();
-            let Some(wire) = wire(exchange) else {
+            let Some(protocol) = protocol(exchange) else {
                 return Err(Error::invalid(
                     "live.exchange",
                     "exchange",
@@ -58,7 +58,7 @@ impl Live {
                     "must be binance or kraken",
                 ));
             };
-            wire.symbol(instrument)?;
+            protocol.symbol(instrument)?;
             if self.instruments[..at].contains(instrument) {
                 return Err(Error::invalid(
                     "live.instrument",
@@ -79,29 +79,29 @@ impl Live {
         let mut agents = Vec::new();
         for instrument in &self.instruments {
             let exchange = instrument.exchange().as_str();
-            let (wire, rest, stream_url) = match exchanges.entry(exchange) {
+            let (protocol, rest, stream_url) = match exchanges.entry(exchange) {
                 Entry::Occupied(found) => found.into_mut(),
                 Entry::Vacant(entry) => {
-                    let Some(wire) = wire(exchange) else { continue };
+                    let Some(protocol) = protocol(exchange) else { continue };
                     let own = || Addresses {
-                        stream: wire.stream_url().to_owned(),
-                        rest: wire.rest_url().to_owned(),
-                        request_interval: wire.request_interval(),
+                        stream: protocol.stream_url().to_owned(),
+                        rest: protocol.rest_url().to_owned(),
+                        request_interval: protocol.request_interval(),
                     };
                     let addresses = self.addresses.get(exchange).cloned().unwrap_or_else(own);
-                    let rest = Rest::new(wire.clone(), &addresses.rest, addresses.request_interval)?;
-                    entry.insert((wire, Arc::new(rest), addresses.stream))
+                    let rest = Rest::new(protocol.clone(), &addresses.rest, addresses.request_interval)?;
+                    entry.insert((protocol, Arc::new(rest), addresses.stream))
                 }
             };
-            let (instrument, wire, rest, stream_url) =
-                (instrument.clone(), wire.clone(), rest.clone(), stream_url.clone());
+            let (instrument, protocol, rest, stream_url) =
+                (instrument.clone(), protocol.clone(), rest.clone(), stream_url.clone());
             let (store, bus, counters) = (job.store.clone(), job.bus.clone(), job.counters.clone());
             let (topic, writer) = (topic.clone(), Some(writer.clone()));
             let (config, live) = (self.config.clone(), self.counters.clone());
             let name = format!("live {instrument}");
             let make = move || LiveFeed {
                 instrument: instrument.clone(),
-                wire: wire.clone(),
+                protocol: protocol.clone(),
                 stream_url: stream_url.clone(),
                 rest: rest.clone(),
                 store: store.clone(),

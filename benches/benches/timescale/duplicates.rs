@@ -10,12 +10,12 @@ use crate::ticks::INSTRUMENTS;
 
 /// The records that are stored before the measurement.
 const STORED: usize = 300_000;
-/// The number of stored records from which repeats are drawn.
+/// The number of stored records from which duplicates are drawn.
 const POOL: usize = 20_000;
 
 /// The source of the repeated records.
 #[derive(Debug, Clone, Copy)]
-enum Repeats {
+enum Duplicates {
     /// The newest stored records.
     Recent,
     /// The oldest stored records.
@@ -36,8 +36,8 @@ pub(crate) fn run(setup: &Setup) {
             feed.target.insert(&feed.take(STORED), POOL);
             feed.target.compact();
             for batch in [1_000, 10_000, 50_000] {
-                for repeats in [Repeats::Recent, Repeats::Old, Repeats::Scattered] {
-                    feed.measure(name, batch, repeats);
+                for duplicates in [Duplicates::Recent, Duplicates::Old, Duplicates::Scattered] {
+                    feed.measure(name, batch, duplicates);
                 }
             }
         }
@@ -63,36 +63,36 @@ impl Feed<'_> {
         (start..start + count).map(|n| self.tick(n)).collect()
     }
 
-    /// Returns a batch of new records, in which one record in a hundred, at a random position, is replaced by a repeat.
-    fn with_repeats(&self, size: usize, repeats: Repeats) -> Vec<PriceTick> {
+    /// Returns a batch of new records, in which one record in a hundred, at a random position, is replaced by a duplicate.
+    fn with_duplicates(&self, size: usize, duplicates: Duplicates) -> Vec<PriceTick> {
         let newest = self.next.get();
         let mut batch = self.take(size);
         let mut stored = Vec::new();
         for group in batch.chunks_mut(100) {
             let at = fastrand::usize(..group.len());
-            match repeats {
-                Repeats::Recent => group[at] = self.tick(newest - 1 - fastrand::usize(..POOL)),
-                Repeats::Old => group[at] = self.tick(fastrand::usize(..POOL)),
-                Repeats::Scattered => stored.push(group[at].clone()),
+            match duplicates {
+                Duplicates::Recent => group[at] = self.tick(newest - 1 - fastrand::usize(..POOL)),
+                Duplicates::Old => group[at] = self.tick(fastrand::usize(..POOL)),
+                Duplicates::Scattered => stored.push(group[at].clone()),
             }
         }
         self.target.insert(&stored, POOL);
         batch
     }
 
-    fn measure(&self, server: &str, size: usize, repeats: Repeats) {
+    fn measure(&self, server: &str, size: usize, duplicates: Duplicates) {
         let count = (50_000 / size).clamp(2, 20);
         let insert = |batches: Vec<Vec<PriceTick>>| {
             timed(|| batches.iter().for_each(|batch| self.target.insert(batch, size)))
         };
         let times = ratio(
             self.setup.rounds,
-            || insert((0..count).map(|_| self.with_repeats(size, repeats)).collect()),
+            || insert((0..count).map(|_| self.with_duplicates(size, duplicates)).collect()),
             || insert((0..count).map(|_| self.take(size)).collect()),
         );
         let (instruments, batches) = (self.instruments, count);
         println!(
-            "{server}, {instruments} instruments, {batches} batches of {size}, 1 percent repeats ({repeats:?}) / none \
+            "{server}, {instruments} instruments, {batches} batches of {size}, 1 percent duplicates ({duplicates:?}) / none \
              (goal 1.2): {times}"
         );
     }

@@ -77,7 +77,7 @@ pub struct HistoryPage {
 }
 
 /// The protocol of an exchange.
-pub trait Wire: Send + Sync + 'static {
+pub trait Protocol: Send + Sync + 'static {
     /// Returns the name of the exchange, as in instruments.
     fn exchange(&self) -> &'static str;
 

@@ -1,16 +1,16 @@
-//! Pieces: the parts of a batch. One statement writes one piece.
+//! Sub-batches: the parts of a batch. One statement writes one sub-batch.
 
 use qi_core::store::kit::Entry;
 
-/// The maximum span of a piece, in chunks. Each new chunk costs several locks.
+/// The maximum span of a sub-batch, in chunks. Each new chunk costs several locks.
 const MAX_SPAN: i64 = 50;
 
-/// The distance between two consecutive records that ends a piece, in chunks. A statement opens every chunk of its
+/// The distance between two consecutive records that ends a sub-batch, in chunks. A statement opens every chunk of its
 /// span, and a few chunks without records cost less than another statement.
 const MIN_GAP: i64 = 8;
 
-/// The number of records after which a piece ends at the next chunk. A statement looks up each of its records in every
-/// chunk of its span.
+/// The number of records after which a sub-batch ends at the next chunk. A statement looks up each of its records in
+/// every chunk of its span.
 const SOFT_MAX_RECORDS: usize = 5_000;
 
 /// The number of low bits that contain the interval in the number of a series.
@@ -22,9 +22,9 @@ pub(super) fn owner_of(entry: &Entry) -> i32 {
     u32::try_from(entry.series >> INTERVAL_BITS).unwrap_or(u32::MAX).cast_signed()
 }
 
-/// Splits the entries into pieces of at most `max_records` records, each of which spans few chunks.
+/// Splits the entries into sub-batches of at most `max_records` records, each of which spans few chunks.
 pub(super) fn split(entries: &[Entry], max_records: usize) -> Vec<&[Entry]> {
-    let mut pieces = Vec::new();
+    let mut sub_batches = Vec::new();
     let mut start = 0;
     for at in 1..entries.len() {
         let (gap, span) =
@@ -35,12 +35,12 @@ pub(super) fn split(entries: &[Entry], max_records: usize) -> Vec<&[Entry]> {
             || span >= MAX_SPAN
             || (gap > 0 && records >= SOFT_MAX_RECORDS)
         {
-            pieces.push(&entries[start..at]);
+            sub_batches.push(&entries[start..at]);
             start = at;
         }
     }
-    pieces.push(&entries[start..]);
-    pieces
+    sub_batches.push(&entries[start..]);
+    sub_batches
 }
 
 #[cfg(test)]
@@ -50,7 +50,7 @@ mod tests {
     fn sizes(groups: impl IntoIterator<Item = i64>, max_records: usize) -> Vec<usize> {
         let entry = |group| Entry { group, series: 1, sort_key: (qi_core::Timestamp::MIN, 0), at: 0 };
         let entries: Vec<_> = groups.into_iter().map(entry).collect();
-        split(&entries, max_records).iter().map(|piece| piece.len()).collect()
+        split(&entries, max_records).iter().map(|sub_batch| sub_batch.len()).collect()
     }
 
     #[test]

@@ -14,26 +14,26 @@ const SEGMENT_RECORDS: usize = 128;
 /// The maximum number of existing keys that the probe returns for a segment.
 pub(super) const SEGMENT_KEYS: usize = 8;
 
-/// Splits a piece into segments: consecutive records of one series in one chunk.
-pub(super) fn segments(piece: &[Entry]) -> Vec<&[Entry]> {
-    piece
+/// Splits a sub-batch into segments: consecutive records of one series in one chunk.
+pub(super) fn segments(sub_batch: &[Entry]) -> Vec<&[Entry]> {
+    sub_batch
         .chunk_by(|a, b| (a.group, a.series) == (b.group, b.series))
         .flat_map(|run| run.chunks(SEGMENT_RECORDS))
         .collect()
 }
 
-/// Returns the first, the middle and the last record of a piece as segments.
-pub(super) fn samples(piece: &[Entry]) -> Vec<&[Entry]> {
-    [0, piece.len() / 2, piece.len() - 1].map(|at| &piece[at..=at]).to_vec()
+/// Returns the first, the middle and the last record of a sub-batch as segments.
+pub(super) fn samples(sub_batch: &[Entry]) -> Vec<&[Entry]> {
+    [0, sub_batch.len() / 2, sub_batch.len() - 1].map(|at| &sub_batch[at..=at]).to_vec()
 }
 
-/// The records of a piece, each part in the order of the piece.
+/// The records of a sub-batch, each part in the order of the sub-batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ProbedRecords {
     /// Records whose keys did not exist at the time of the probe.
     pub(super) new: Vec<Entry>,
     /// Records whose keys may exist.
-    pub(super) repeats: Vec<Entry>,
+    pub(super) duplicates: Vec<Entry>,
 }
 
 /// Divides the records of the segments into new and repeated records. `existing` contains existing keys, each with the
@@ -48,9 +48,9 @@ pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, SortKey)>)
         // Older keys are unknown if the probe returned the maximum number of keys.
         let unknown_before = keys.first().filter(|_| keys.len() >= SEGMENT_KEYS);
         for entry in *segment {
-            let is_repeat = unknown_before.is_some_and(|(_, oldest)| entry.sort_key < *oldest)
+            let is_duplicate = unknown_before.is_some_and(|(_, oldest)| entry.sort_key < *oldest)
                 || keys.binary_search_by_key(&entry.sort_key, |(_, sort_key)| *sort_key).is_ok();
-            if is_repeat { records.repeats.push(*entry) } else { records.new.push(*entry) }
+            if is_duplicate { records.duplicates.push(*entry) } else { records.new.push(*entry) }
         }
     }
     records
@@ -74,38 +74,38 @@ mod tests {
 
     #[test]
     fn a_segment_has_one_series_of_one_chunk() {
-        let mut piece: Vec<_> = (0..300).map(|at| entry(0, 1, at)).collect();
-        piece.extend([entry(0, 2, 300), entry(1, 2, 301), entry(1, 2, 302)]);
-        let lengths: Vec<_> = segments(&piece).iter().map(|segment| segment.len()).collect();
+        let mut sub_batch: Vec<_> = (0..300).map(|at| entry(0, 1, at)).collect();
+        sub_batch.extend([entry(0, 2, 300), entry(1, 2, 301), entry(1, 2, 302)]);
+        let lengths: Vec<_> = segments(&sub_batch).iter().map(|segment| segment.len()).collect();
         assert_eq!(lengths, [128, 128, 44, 1, 2]);
-        let samples = samples(&piece);
+        let samples = samples(&sub_batch);
         assert_eq!(samples.iter().map(|sample| sample[0].at).collect::<Vec<_>>(), [0, 151, 302]);
-        assert_eq!(super::samples(&piece[..1]).len(), 3);
+        assert_eq!(super::samples(&sub_batch[..1]).len(), 3);
     }
 
     #[test]
     fn records_of_existing_keys_are_repeats() {
-        let piece: Vec<_> = (0..200).map(|at| entry(0, 1, at)).chain([entry(0, 2, 7)]).collect();
-        let segments = segments(&piece);
+        let sub_batch: Vec<_> = (0..200).map(|at| entry(0, 1, at)).chain([entry(0, 2, 7)]).collect();
+        let segments = segments(&sub_batch);
         // The probe also returns keys of other records, in any order.
         let between = (Timestamp::from_micros(SECS * 1_000_000 + 5_500_000).unwrap(), 0);
         let existing = vec![(1, sort_key(150)), (0, sort_key(9)), (0, between), (0, sort_key(3))];
-        let ProbedRecords { new, repeats } = divide(&segments, existing);
-        assert_eq!(repeats.iter().map(|entry| entry.at).collect::<Vec<_>>(), [3, 9, 150]);
+        let ProbedRecords { new, duplicates } = divide(&segments, existing);
+        assert_eq!(duplicates.iter().map(|entry| entry.at).collect::<Vec<_>>(), [3, 9, 150]);
         assert_eq!(new.len(), 198);
         assert!(new.is_sorted());
     }
 
     #[test]
     fn records_before_the_known_keys_may_be_repeats() {
-        let piece: Vec<_> = (0..100).map(|at| entry(0, 1, at)).collect();
-        let segments = segments(&piece);
+        let sub_batch: Vec<_> = (0..100).map(|at| entry(0, 1, at)).collect();
+        let segments = segments(&sub_batch);
         let newest: Vec<_> = (40..48).map(|at| (0, sort_key(at))).collect();
         assert_eq!(newest.len(), SEGMENT_KEYS);
-        let ProbedRecords { new, repeats } = divide(&segments, newest.clone());
-        assert_eq!(repeats, piece[..48]);
-        assert_eq!(new, piece[48..]);
-        let ProbedRecords { repeats, .. } = divide(&segments, newest[1..].to_vec());
-        assert_eq!(repeats, piece[41..48], "all existing keys of the segment are known");
+        let ProbedRecords { new, duplicates } = divide(&segments, newest.clone());
+        assert_eq!(duplicates, sub_batch[..48]);
+        assert_eq!(new, sub_batch[48..]);
+        let ProbedRecords { duplicates, .. } = divide(&segments, newest[1..].to_vec());
+        assert_eq!(duplicates, sub_batch[41..48], "all existing keys of the segment are known");
     }
 }
