@@ -6,7 +6,7 @@
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::{BarMerger, BarPart, BucketPlanner, LevelSource, level_sources, level_table};
 use qi_core::store::{BarQuery, Order, Page};
-use qi_core::{Bar, Decimal, Operation, TimeRange};
+use qi_core::{Bar, Decimal, Operation, TimeRange, Timestamp};
 
 use super::bars::read_sums;
 use super::connect::rows;
@@ -26,9 +26,14 @@ impl ClickHouseStore {
             // An empty range also queries the server, because only the server knows whether the schema exists.
             self.next_tick(query, TimeRange::new(query.range.start(), query.range.start())?).await?;
         }
+        let mut watermark = None;
         while let Some(window) = planner.window()? {
+            let watermark = match watermark {
+                Some(watermark) => watermark,
+                None => *watermark.insert(self.watermark().await?),
+            };
             let mut merger = BarMerger::new(query.interval, query.order);
-            for source in self.sources(query, window).await? {
+            for source in self.sources(query, window, watermark).await? {
                 if merger.len() > planner.wanted() {
                     break;
                 }
@@ -44,7 +49,19 @@ impl ClickHouseStore {
         Ok(planner.page()?)
     }
 
-    async fn sources(&self, query: &BarQuery, window: TimeRange) -> Result<Vec<LevelSource>, Cause> {
+    async fn watermark(&self) -> Result<Timestamp, Cause> {
+        let sql = format!("SELECT max(watermark) FROM {}", self.bars_table(STATE_TABLE));
+        let found = rows(&self.inner.connections.read_client, &sql, |row| Ok(row.i64()?)).await?;
+        Ok(time(found.first().copied().unwrap_or(0)))
+    }
+
+    /// Returns the sources of a window. The watermark was read before: a mark that was removed since has current bars.
+    async fn sources(
+        &self,
+        query: &BarQuery,
+        window: TimeRange,
+        watermark: Timestamp,
+    ) -> Result<Vec<LevelSource>, Cause> {
         let (exchange, symbol) = (query.instrument.exchange().as_str(), query.instrument.symbol().as_str());
         let conditions = format!(
             "((e = {} AND s = {}) OR e = '') AND f < {} AND u > {}",
@@ -53,13 +70,10 @@ impl ClickHouseStore {
             window.end().as_micros(),
             window.start().as_micros()
         );
-        // The marks are read after the watermark. A mark that was removed in between has current bars.
-        let sql = format!("SELECT max(watermark) FROM {}", self.bars_table(STATE_TABLE));
         let client = &self.inner.connections.read_client;
-        let watermark = rows(client, &sql, |row| Ok(row.i64()?)).await?.first().copied().unwrap_or(0);
         let sql = self.marks_query("DISTINCT f, u", &conditions, "");
         let stale = rows(client, &sql, |row| Ok(TimeRange::new(time(row.i64()?), time(row.i64()?))?)).await?;
-        Ok(level_sources(window, query.interval, time(watermark), &stale, query.order)?)
+        Ok(level_sources(window, query.interval, watermark, &stale, query.order)?)
     }
 
     /// Reads the parts of a source. Reads at least the first `wanted` buckets of it.

@@ -11,6 +11,9 @@ use crate::read::{DAY, YEAR};
 use crate::setup::{Setup, TargetStore};
 use crate::ticks::{INSTRUMENTS, MILLION};
 
+/// The number of ticks of the day, and of the year.
+const TICKS: usize = 10 * MILLION;
+
 pub(crate) fn run(setup: &Setup) {
     let filled = |ticks, span| {
         let target = setup.create(materialized);
@@ -19,8 +22,8 @@ pub(crate) fn run(setup: &Setup) {
         target
     };
     drop(filled(MILLION, DAY));
-    let day = filled(10 * MILLION, DAY);
-    reads(setup, &day, Interval::M1, "a day of 1-minute bars");
+    let day = filled(TICKS, DAY);
+    reads(setup, &day, Interval::M1, DAY, "a day of 1-minute bars");
     let bytes = |table: &str| {
         day.number(&format!(
             "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND startsWith(table, '{}{table}')",
@@ -29,8 +32,8 @@ pub(crate) fn run(setup: &Setup) {
     };
     println!("bytes: ticks {}, levels {}", day.compact(), bytes("qi_bars_1"));
     drop(day);
-    let year = filled(10 * MILLION, YEAR);
-    reads(setup, &year, Interval::D1, "a year of daily bars");
+    let year = filled(TICKS, YEAR);
+    reads(setup, &year, Interval::D1, YEAR, "a year of daily bars");
     drop(year);
     writes(setup);
 }
@@ -58,9 +61,14 @@ fn maintain(setup: &Setup, target: &TargetStore<'_>) {
 }
 
 /// Reads the bars of one instrument and of all instruments, materialized and stored.
-fn reads(setup: &Setup, target: &TargetStore<'_>, interval: Interval, what: &str) {
+fn reads(setup: &Setup, target: &TargetStore<'_>, interval: Interval, step: i64, what: &str) {
+    let first = crate::ticks::time(0);
+    let end =
+        Timestamp::from_micros(first.as_micros() + i64::try_from(TICKS).expect("a small number") * step)
+            .expect("a time");
+    let range = TimeRange::new(first, end).expect("in order");
     let query = |instrument: usize| {
-        let query = BarQuery::new(setup.market.instruments()[instrument].clone(), interval, TimeRange::ALL);
+        let query = BarQuery::new(setup.market.instruments()[instrument].clone(), interval, range);
         query.with_limit(10_000).expect("the largest page")
     };
     let derived =
