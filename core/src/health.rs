@@ -1,5 +1,11 @@
 //! The health of a program in one call: all its backends and agents.
 //!
+//! A [`HealthChecker`] performs the check. Its result, [`ProgramHealth`], contains one [`BackendHealth`] for each backend
+//! and one [`RuntimeHealth`]. A program without backends reads `RuntimeHealth` from its runtime directly. It contains one
+//! [`AgentHealthReport`](crate::agent::AgentHealthReport) for each agent, whose field `health` is the
+//! [`AgentHealth`](crate::agent::AgentHealth) that the agent itself reported. Each type is one level of the result or of
+//! its JSON form, so no two of them can be one.
+//!
 //! ```
 //! use std::sync::Arc;
 //! use qi_core::health::HealthChecker;

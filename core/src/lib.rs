@@ -235,8 +235,8 @@ pub mod prelude {
     #[doc(no_inline)]
     pub use crate::bus::{
         Batch, DeadLetters, GroupId, GroupInstanceId, Message, MessageBus, MessageBusExt, OffsetReset,
-        Offsets, ReaderRequest, SeekTo, SubscribeRequest, Subscription, SubscriptionEvent, TopicName,
-        TopicSpec,
+        Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo, SubscribeRequest, Subscription,
+        SubscriptionEvent, TopicName, TopicPartition, TopicSpec,
     };
     #[doc(no_inline)]
     pub use crate::datasets::{
@@ -250,8 +250,8 @@ pub mod prelude {
     };
     #[doc(no_inline)]
     pub use crate::store::{
-        BarQuery, BarSource, DeleteQuery, LatestBarsQuery, LatestQuery, Order, Page, PriceStore,
-        PriceStoreExt, RangeQuery, SnapshotQuery, StatsQuery,
+        BarQuery, BarSource, DeleteQuery, InstrumentQuery, LatestBarsQuery, LatestQuery, MoversQuery, Order,
+        Page, PageRequest, PersistRequest, PriceStore, PriceStoreExt, RangeQuery, SnapshotQuery, StatsQuery,
     };
     #[doc(no_inline)]
     pub use crate::{
