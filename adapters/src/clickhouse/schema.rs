@@ -33,8 +33,8 @@ pub(super) struct Change {
     description: Option<String>,
     pub(super) sql: String,
     is_declaration: bool,
-    /// True if only `migrate_schema` may run the statement, because it changes the retention or the materialized bars of
-    /// an existing table.
+    /// True if only `migrate_schema` may run the statement, because it changes the retention or the materialized bars
+    /// of an existing table.
     migrate_only: bool,
 }
 

@@ -80,7 +80,7 @@ pub trait StoreFactory: fmt::Debug + Send + Sync + 'static {
     /// Creates a store on a namespace with the schema of a later version of the library.
     async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore>;
 
-    /// Creates a store whose server does not answer. Its address rejects connections, and its configuration
+    /// Creates a store whose server does not answer. Its address refuses connections, and its configuration
     /// contains the password [`SECRET`].
     async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore>;
 

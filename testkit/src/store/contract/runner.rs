@@ -75,9 +75,10 @@ impl Suite {
         self.add(factory, wrappers, DatasetSelection::All)
     }
 
-    /// Adds every check as [`on`](Self::on), but limits dataset-independent checks to four representative datasets: those
-    /// of `PriceTick`, `Bar`, [`Everything`](super::Everything) and [`NamedSignal`](super::NamedSignal). Together they
-    /// have every form of a key and every type of column. On a server, all datasets take minutes.
+    /// Adds every check as [`on`](Self::on), but limits dataset-independent checks to four representative datasets.
+    /// These are the datasets of `PriceTick`, `Bar`, [`Everything`](super::Everything) and
+    /// [`NamedSignal`](super::NamedSignal). Together they have every form of a key and every type of column. On a
+    /// server, all datasets take minutes.
     #[must_use]
     pub fn on_representative(
         self,
@@ -87,8 +88,8 @@ impl Suite {
         self.on_datasets(factory, wrappers, &REPRESENTATIVE)
     }
 
-    /// Adds every check as [`on`](Self::on), but limits dataset-independent checks to the datasets of these names. Omits
-    /// the checks that run on none of them.
+    /// Adds every check as [`on`](Self::on), but limits dataset-independent checks to the datasets of these names.
+    /// Omits the checks that run on none of them.
     #[must_use]
     pub fn on_datasets(
         self,

@@ -26,7 +26,7 @@ promises! { "schema";
     once incompatible_declaration_is_rejected:
         "any other difference of a declaration is rejected and changes nothing",
     once newer_schema_is_rejected: "a schema of a later version is rejected",
-    once unreachable_server_is_retryable: "a server that rejects connections is Unavailable, which is retryable",
+    once unreachable_server_is_retryable: "a server that refuses connections is Unavailable, which is retryable",
     once ping_needs_no_schema: "ping succeeds before and after ensure_schema",
     every closed_store_rejects_every_call:
         "after close every call fails with Closed, and close is idempotent",
