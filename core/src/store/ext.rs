@@ -312,7 +312,7 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Returns one page (1,000 bars by default) of the stored bars of an instrument that open in a range, by open time.
-    /// [`PriceStore::derived_bars`] computes bars from ticks instead. [`bar_stream`](Self::bar_stream) returns all
+    /// [`PriceStore::derived_bars`] returns the bars of the ticks. [`bar_stream`](Self::bar_stream) returns all
     /// pages of either.
     fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();

@@ -668,7 +668,7 @@ impl Paged for SeriesRequest {
     }
 }
 
-/// A [`BarQuery`] whose bars are computed from ticks. Its cursors are not valid for stored bars.
+/// A [`BarQuery`] for derived bars. Its cursors are not valid for stored bars.
 #[derive(Debug, Clone, Copy)]
 pub struct Derived<'a>(pub &'a BarQuery);
 
