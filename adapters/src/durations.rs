@@ -54,7 +54,7 @@ impl DatasetDurations {
     }
 
     /// Returns the duration of a dataset in hours. [`Self::check`] rejects durations that are not full hours.
-    #[cfg(any(feature = "timescale", feature = "clickhouse"))]
+    #[cfg(feature = "timescale")]
     pub(crate) fn hours(&self, dataset: &str) -> Option<u32> {
         self.get(dataset).map(|duration| u32::try_from(duration.as_secs() / 3_600).unwrap_or(u32::MAX))
     }

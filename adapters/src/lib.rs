@@ -1,24 +1,5 @@
 //! The backends of `qi`, each behind a Cargo feature, and the [configuration](config) that selects them.
 //!
-//! | backend | technology | module | feature |
-//! | --- | --- | --- | --- |
-//! | `timescale`, `postgres` (store) | TimescaleDB, PostgreSQL | [`timescale`] | `timescale` |
-//! | `sqlite` (store) | SQLite, one file without a server | [`sqlite`] | `sqlite` |
-//! | `clickhouse` (store) | ClickHouse | [`clickhouse`] | `clickhouse` |
-//! | `redpanda`, `kafka` (bus) | Redpanda, Apache Kafka | [`redpanda`] | `redpanda` |
-//! | `memory` (store and bus) | in-process memory | the crate [`qi_testkit`] | `memory` |
-//!
-//! # Features
-//! | feature | default | content |
-//! | --- | --- | --- |
-//! | `memory` | yes | the store and the bus in memory |
-//! | `timescale` | no | TimescaleDB and PostgreSQL |
-//! | `sqlite` | no | SQLite; builds SQLite |
-//! | `clickhouse` | no | ClickHouse |
-//! | `redpanda` | no | Redpanda and Kafka; builds librdkafka |
-//! | `redpanda-tls` | no | also TLS and SCRAM for brokers; builds OpenSSL |
-//! | `opentelemetry` | no | the module [`opentelemetry`](opentelemetry/index.html): traces that cross the bus |
-//!
 //! # Concepts
 //! - An **adapter** implements a port of [`qi_core`] for one technology. Programs are written against the ports, so
 //!   another backend needs another configuration, not another program.
@@ -54,6 +35,26 @@
 //!
 //! A backend can also be opened without a configuration, for example with `TimescaleStore::open`. It then has no
 //! layers; [`LayerStack`](qi_core::layer::LayerStack) adds them.
+//!
+//! # Backends
+//! | backend | technology | module | feature |
+//! | --- | --- | --- | --- |
+//! | `timescale`, `postgres` (store) | TimescaleDB, PostgreSQL | [`timescale`] | `timescale` |
+//! | `sqlite` (store) | SQLite, one file without a server | [`sqlite`] | `sqlite` |
+//! | `clickhouse` (store) | ClickHouse | [`clickhouse`] | `clickhouse` |
+//! | `redpanda`, `kafka` (bus) | Redpanda, Apache Kafka | [`redpanda`] | `redpanda` |
+//! | `memory` (store and bus) | in-process memory | the crate [`qi_testkit`] | `memory` |
+//!
+//! # Features
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | `memory` | yes | the store and the bus in memory |
+//! | `timescale` | no | TimescaleDB and PostgreSQL |
+//! | `sqlite` | no | SQLite; builds SQLite |
+//! | `clickhouse` | no | ClickHouse |
+//! | `redpanda` | no | Redpanda and Kafka; builds librdkafka |
+//! | `redpanda-tls` | no | also TLS and SCRAM for brokers; builds OpenSSL |
+//! | `opentelemetry` | no | the module [`opentelemetry`](opentelemetry/index.html): traces that cross the bus |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

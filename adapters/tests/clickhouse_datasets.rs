@@ -274,7 +274,7 @@ async fn ages(server: Server) {
         let store = ClickHouseStore::open(config).unwrap();
         assert_eq!(store.info().retention.len(), 1);
         let made = store.ensure_schema().await.unwrap().applied;
-        assert_eq!(made, ["table order", "retention of order after 48 h", "declaration of order"]);
+        assert_eq!(made, ["table order", "retention of order after 2d", "declaration of order"]);
         assert!(store.plan_schema().await.unwrap().is_empty());
     })
     .await;
@@ -541,8 +541,8 @@ async fn first_version(server: Server) {
         kept.collect::<Vec<_>>().join("\n").replace(",\n)", "\n)")
     };
     assert_eq!(planned[1..].iter().map(without_projection).collect::<Vec<_>>(), FIRST);
-    let maker = ClickHouseStore::open(server.config("")).unwrap();
-    sql(&maker, &planned[0]).await;
+    let creator = ClickHouseStore::open(server.config("")).unwrap();
+    sql(&creator, &planned[0]).await;
     for statement in FIRST {
         sql(&store, statement).await;
     }

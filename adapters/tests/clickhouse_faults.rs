@@ -63,13 +63,13 @@ async fn with_store<R: Future<Output = ()>>(
 ) {
     let prefix = format!("{}_", namespace());
     let mut config = server.config(&prefix);
-    let maker = ClickHouseStore::open(config.clone()).unwrap();
-    maker.ensure_schema().await.unwrap();
+    let direct = ClickHouseStore::open(config.clone()).unwrap();
+    direct.ensure_schema().await.unwrap();
     change(&mut config);
     let store = ClickHouseStore::open(config).unwrap();
-    check(store.clone(), maker.clone(), prefix.clone()).await;
+    check(store.clone(), direct.clone(), prefix.clone()).await;
     store.close().await.unwrap();
-    maker.close().await.unwrap();
+    direct.close().await.unwrap();
     server.drop_tables(&prefix).await;
 }
 
@@ -120,14 +120,14 @@ async fn timeout(server: Server) {
         config.server_limits.statement_timeout = Duration::from_millis(20);
         config.settings.insert("max_threads".to_owned(), "1".to_owned());
     };
-    with_store(&server, change, async |store, maker, _| {
+    with_store(&server, change, async |store, direct, _| {
         for part in ticks("x:Y", 0, 900_000).chunks(30_000) {
-            maker.insert_ticks(part).await.unwrap();
+            direct.insert_ticks(part).await.unwrap();
         }
         let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
         let error = expect(store.stats(&query).await, ErrorKind::Timeout, true);
         assert_eq!(error.code(), "store.clickhouse.timeout");
-        assert_eq!(maker.stats(&query).await.unwrap().unwrap().count(), 900_000);
+        assert_eq!(direct.stats(&query).await.unwrap().unwrap().count(), 900_000);
     })
     .await;
 }
@@ -136,14 +136,14 @@ async fn memory(server: Server) {
     with_store(
         &server,
         |config| config.server_limits.memory_bytes = 2_000_000,
-        async |store, maker, _| {
+        async |store, direct, _| {
             for part in ticks("x:Y", 0, 300_000).chunks(30_000) {
-                maker.insert_ticks(part).await.unwrap();
+                direct.insert_ticks(part).await.unwrap();
             }
             let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
             let error = expect(store.stats(&query).await, ErrorKind::Internal, false);
             assert_eq!(error.code(), "store.clickhouse.query_memory");
-            assert_eq!(maker.stats(&query).await.unwrap().unwrap().count(), 300_000);
+            assert_eq!(direct.stats(&query).await.unwrap().unwrap().count(), 300_000);
         },
     )
     .await;

@@ -262,14 +262,14 @@ async fn ages(server: Server) {
             let report = other.ensure_schema().await.unwrap();
             assert_eq!(
                 (report.applied, report.differs),
-                (vec![], vec!["retention of ticks after 48 h".into()])
+                (vec![], vec!["retention of ticks after 2d".into()])
             );
-            assert_eq!(other.migrate_schema().await.unwrap().applied, ["retention of ticks after 48 h"]);
+            assert_eq!(other.migrate_schema().await.unwrap().applied, ["retention of ticks after 2d"]);
             let report = other.migrate_schema().await.unwrap();
             assert_eq!((report.applied, report.differs), (vec![], vec![]), "it is there");
             aged.retention.set("ticks", Duration::from_hours(24));
             let third = ClickHouseStore::open(aged).unwrap();
-            assert_eq!(third.migrate_schema().await.unwrap().applied, ["retention of ticks after 24 h"]);
+            assert_eq!(third.migrate_schema().await.unwrap().applied, ["retention of ticks after 1d"]);
             // Ticks of 2023 are removed when parts are merged. Current ticks stay.
             let now = Timestamp::from_micros(
                 i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_micros()).unwrap(),
@@ -410,14 +410,14 @@ async fn latest_during_deletions(server: Server) {
                 }
             });
             let instrument: Instrument = "x:Y".parse().unwrap();
-            let mut asked = 0;
+            let mut queries = 0;
             while !deletes.is_finished() {
                 let latest = store.latest_tick(&instrument).await.unwrap();
-                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at query {asked}");
-                asked += 1;
+                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at query {queries}");
+                queries += 1;
             }
             deletes.await.unwrap();
-            assert!(asked > 20, "{asked} queries during the deletions");
+            assert!(queries > 20, "{queries} queries during the deletions");
         },
     )
     .await;
@@ -454,15 +454,15 @@ impl CountingProxy {
             (client.into_split(), server.into_split());
         let back = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
         let first_line = b" HTTP/1.1\r\n";
-        // The end of a piece may contain the beginning of a first line.
+        // The end of a part may contain the beginning of a first line.
         let mut seen = Vec::new();
-        let mut piece = vec![0; 64 << 10];
-        while let Ok(length @ 1..) = from_client.read(&mut piece).await {
-            seen.extend_from_slice(&piece[..length]);
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            seen.extend_from_slice(&buffer[..length]);
             let found = seen.windows(first_line.len()).filter(|window| window == first_line).count();
             requests.fetch_add(found, Ordering::SeqCst);
             seen.drain(..seen.len().saturating_sub(first_line.len() - 1));
-            if to_server.write_all(&piece[..length]).await.is_err() {
+            if to_server.write_all(&buffer[..length]).await.is_err() {
                 break;
             }
         }
@@ -504,23 +504,23 @@ async fn latest_of_few(server: Server) {
                 .chain(ticks("x:Z", 0, 1))
                 .collect();
             store.insert_ticks(&batch).await.unwrap();
-            let asked = || requests.swap(0, Ordering::SeqCst);
-            assert!(asked() > 0, "the counter counts");
+            let sent = || requests.swap(0, Ordering::SeqCst);
+            assert!(sent() > 0, "the counter counts");
             let query = LatestBarsQuery::new(Interval::D1, Selection::All).with_limit(1).unwrap();
             assert_eq!(store.latest_bars(&query).await.unwrap().items, bars[3_000..]);
-            assert_few_requests(asked());
+            assert_few_requests(sent());
             let before = Timestamp::from_secs(1_700_000_000).unwrap();
             let query = LatestQuery::new(Selection::All).as_of(before).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
-            assert_few_requests(asked());
+            assert_few_requests(sent());
             let absent = (0..3_000).map(|n| format!("x:B{n:04}").parse().unwrap());
             let named = Selection::only(absent.chain(["x:Z".parse().unwrap()])).unwrap();
             let query = LatestQuery::new(named).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
-            assert_few_requests(asked());
+            assert_few_requests(sent());
             let all = LatestQuery::new(Selection::All).with_limit(10_000).unwrap();
             assert!(store.latest_ticks(&all).await.unwrap().items == batch);
-            assert_few_requests(asked());
+            assert_few_requests(sent());
         },
     )
     .await;

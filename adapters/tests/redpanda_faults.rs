@@ -34,8 +34,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const READER: &str = "QI_TEST_READER";
 
 fn main() {
-    if let Ok(told) = std::env::var(READER) {
-        child_reader(&told);
+    if let Ok(arguments) = std::env::var(READER) {
+        child_reader(&arguments);
         return;
     }
     let brokers = Brokers::redpanda();
@@ -659,7 +659,7 @@ async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
     // open.
     let (began, mut rejected) = (Instant::now(), 0);
     while began.elapsed() < 2 * session {
-        let asked = Instant::now();
+        let began = Instant::now();
         match sub.recv(50, SECOND / 2).await {
             Ok(batch) => got.extend(batch.iter().cloned()),
             Err(error) => {
@@ -668,7 +668,7 @@ async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
                 rejected += 1;
             }
         }
-        assert!(asked.elapsed() < 2 * SECOND, "a recv of half a second took {:?}", asked.elapsed());
+        assert!(began.elapsed() < 2 * SECOND, "a recv of half a second took {:?}", began.elapsed());
     }
     assert!(rejected >= 5, "recv returned {rejected} errors while the broker was down");
     let spare = spare.run_action("start").await;
@@ -705,36 +705,36 @@ async fn no_broker_reachable(brokers: Brokers, spare: Spare) {
     let bus = open(&brokers, |config| config.request_timeout = Duration::from_secs(1));
     let began = Instant::now();
     let topic = TopicName::new(namespace()).unwrap();
-    let asked = |what: &'static str, began: Instant| {
+    let measured = |what: &'static str, began: Instant| {
         assert!(began.elapsed() < 3 * limit + SECOND, "{what} took {:?}", began.elapsed());
         Instant::now()
     };
     expect(bus.ping().await, ErrorKind::Unavailable);
-    let began = asked("ping", began);
+    let began = measured("ping", began);
     let batch = [Message::new(topic.clone(), "x")];
     let report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
     let failure = report.into_outcomes().pop().unwrap().unwrap_err();
     assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Unavailable));
-    let began = asked("publish", began);
+    let began = measured("publish", began);
     expect(bus.subscribe(member(&topic, 6 * SECOND, 60 * SECOND)).await, ErrorKind::Unavailable);
-    let began = asked("subscribe", began);
+    let began = measured("subscribe", began);
     let place = (TopicPartition::new(topic.clone(), 0), SeekTo::Earliest);
     expect(bus.open_reader(ReaderRequest::new([place]).unwrap()).await, ErrorKind::Unavailable);
-    let began = asked("open_reader", began);
+    let began = measured("open_reader", began);
     expect(bus.topics().await, ErrorKind::Unavailable);
-    let began = asked("topics", began);
+    let began = measured("topics", began);
     expect(bus.groups(&GroupQuery::new(Selection::All)).await, ErrorKind::Unavailable);
-    let began = asked("groups", began);
+    let began = measured("groups", began);
     let group = GroupQuery::one(GroupId::new("g").unwrap());
     expect(bus.groups(&group).await, ErrorKind::Unavailable);
-    let began = asked("groups of one", began);
+    let began = measured("groups of one", began);
     let new = TopicSpec::new(topic.clone(), 2).unwrap();
     expect(bus.create_topics(std::slice::from_ref(&new)).await, ErrorKind::Unavailable);
-    let began = asked("create_topics", began);
+    let began = measured("create_topics", began);
     expect(bus.delete_topics(std::slice::from_ref(&topic)).await, ErrorKind::Unavailable);
-    let began = asked("delete_topics", began);
+    let began = measured("delete_topics", began);
     expect(bus.wait_ready(2 * limit).await, ErrorKind::Unavailable);
-    asked("wait_ready", began);
+    measured("wait_ready", began);
     // The same bus works as soon as a broker is available.
     let ready = tokio::spawn({
         let bus = bus.clone();
@@ -887,7 +887,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     let spare = spare.run_action("kill 2").await;
     let hasty = open(&brokers, |config| config.delivery_timeout = Duration::from_secs(4));
     let batch: Vec<_> = (1_500..1_600).map(|n| numbered(&topic, n)).collect();
-    let mut doubtful = BTreeMap::new();
+    let mut uncertain = BTreeMap::new();
     for bus in [&bus, &hasty] {
         let report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
         assert_eq!(report.len(), batch.len());
@@ -895,7 +895,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
             let failure = outcome.unwrap_err();
             assert!(failure.error.retry().is_retryable(), "{}", failure.error.report());
             if failure.state == DeliveryState::Unknown {
-                *doubtful.entry(n).or_insert(0) += 1;
+                *uncertain.entry(n).or_insert(0) += 1;
             }
         }
     }
@@ -908,11 +908,11 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     }
     let unknown = counter.unknown();
     for n in 0..2_000 {
-        let explained = [&doubtful, &unknown].iter().filter_map(|map| map.get(&n)).sum::<usize>();
+        let explained = [&uncertain, &unknown].iter().filter_map(|map| map.get(&n)).sum::<usize>();
         let found = times.get(&n).copied().unwrap_or(0);
         assert!(
             (1..=1 + explained).contains(&found),
-            "{n} is there {found} times, {explained} of them doubtful"
+            "{n} is there {found} times, {explained} of them uncertain"
         );
     }
     assert_ordered(&log);
@@ -979,8 +979,10 @@ async fn killed_coordinator(brokers: Brokers, spare: Spare) {
 
 /// Runs in a separate process: writes received messages to the output, commits three batches, receives a fourth batch,
 /// and waits to be killed.
-fn child_reader(told: &str) {
-    let [addresses, topic, group] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
+fn child_reader(arguments: &str) {
+    let [addresses, topic, group] = arguments.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{arguments}")
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let bus = RedpandaBus::open(config(addresses)).unwrap();
@@ -1017,10 +1019,10 @@ async fn killed_reader(brokers: Brokers) {
     let topic = create(&bus, spec(3)).await;
     let counter = Counter::default();
     counter.send(&bus, &topic, (0..COUNT).collect()).await;
-    let told = format!("{} {topic} {topic}", brokers.addresses());
+    let arguments = format!("{} {topic} {topic}", brokers.addresses());
     let (written, committed) = tokio::task::spawn_blocking(move || {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        let mut child = command.env(READER, told).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.env(READER, arguments).stdout(Stdio::piped()).spawn().unwrap();
         let (mut written, mut committed) = (BTreeSet::new(), BTreeMap::new());
         for line in BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap()) {
             match line.split(' ').collect::<Vec<_>>()[..] {

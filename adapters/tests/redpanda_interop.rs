@@ -454,8 +454,9 @@ async fn assert_same_group(brokers: &Brokers, info: &GroupInfo, state: &str) {
         .iter()
         .map(|row| {
             let place = (row["TOPIC"].clone(), row["PARTITION"].parse::<u32>().unwrap());
-            let told = (number(&row["CURRENT-OFFSET"]), number(&row["LOG-END-OFFSET"]), number(&row["LAG"]));
-            (place, told)
+            let reported =
+                (number(&row["CURRENT-OFFSET"]), number(&row["LOG-END-OFFSET"]), number(&row["LAG"]));
+            (place, reported)
         })
         .collect();
     let ours: BTreeMap<_, _> = info

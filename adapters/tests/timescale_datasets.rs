@@ -744,7 +744,7 @@ async fn chunks_and_ages(server: Server) {
                 let applied = other.migrate_schema().await.unwrap().applied;
                 assert_eq!(
                     applied,
-                    ["columnstore policy of order after 48 h", "retention policy of signals after 100 h"]
+                    ["columnstore policy of order after 2d", "retention policy of signals after 100h"]
                 );
                 assert!(other.plan_schema().await.unwrap().is_empty());
                 other.close().await.unwrap();

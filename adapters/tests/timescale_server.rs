@@ -974,13 +974,13 @@ async fn ages(server: Server) {
                 let applied = other.migrate_schema().await.unwrap().applied;
                 assert_eq!(
                     applied,
-                    ["columnstore policy of ticks after 336 h", "retention policy of bars after 24000 h"]
+                    ["columnstore policy of ticks after 14d", "retention policy of bars after 1000d"]
                 );
                 assert!(other.migrate_schema().await.unwrap().applied.is_empty(), "they are there");
                 aged.columnstore.set("ticks", Duration::from_hours(48));
                 let third = TimescaleStore::open(aged).unwrap();
                 let applied = third.migrate_schema().await.unwrap().applied;
-                assert_eq!(applied, ["columnstore policy of ticks after 48 h"]);
+                assert_eq!(applied, ["columnstore policy of ticks after 2d"]);
                 third.close().await.unwrap();
             } else {
                 let error = other.ensure_schema().await.unwrap_err();
@@ -1156,18 +1156,18 @@ mod write_path {
         );
         // A snapshot resets the metrics, so only one snapshot is taken.
         let all = snapshotter.snapshot().into_vec();
-        let counted = |name: &str, way: &str| -> u64 {
+        let counted = |name: &str, path: &str| -> u64 {
             let mine = all.iter().filter(|(key, ..)| {
                 let labels: Vec<_> = key.key().labels().map(|l| (l.key(), l.value())).collect();
-                key.key().name() == name && labels == [("dataset", "ticks"), ("write_path", way)]
+                key.key().name() == name && labels == [("dataset", "ticks"), ("write_path", path)]
             });
             mine.map(|(.., value)| if let DebugValue::Counter(n) = value { *n } else { 0 }).sum()
         };
-        for (way, rows, sub_batches) in
+        for (path, rows, sub_batches) in
             [("copy", 1_200 + 2_300, 2), ("merge", 1 + 5 + 50 + 1_200, 4), ("copy_then_merge", 1_100, 1)]
         {
-            assert_eq!(counted("qi_timescale_written_rows_total", way), rows, "{way}");
-            assert_eq!(counted("qi_timescale_written_sub_batches_total", way), sub_batches, "{way}");
+            assert_eq!(counted("qi_timescale_written_rows_total", path), rows, "{path}");
+            assert_eq!(counted("qi_timescale_written_sub_batches_total", path), sub_batches, "{path}");
         }
         let gauge = |name: &str| {
             let found = all.iter().find(|(key, ..)| key.key().name() == name);

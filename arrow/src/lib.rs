@@ -10,19 +10,6 @@
 //! - An **archive** is a folder of immutable Parquet files, each with the records of one series and period, and
 //!   manifests with their digests.
 //!
-//! # Features
-//! | feature | default | content |
-//! | --- | --- | --- |
-//! | none | | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
-//! | `parquet` | no | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
-//! | `archive` | no | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
-//! | `cloud` | no | archives in S3, Google Cloud Storage and Azure Blob Storage |
-//!
-//! # Schema
-//! [The page on Arrow and Parquet](qi_core::guide::columnar#schema) has the Arrow type of each column. The columns are in
-//! the order of the declaration: series, interval, time, sequence number, values. The metadata of the schema has the name
-//! and the version of the dataset as `qi.dataset` and `qi.version`.
-//!
 //! # A first program
 //! ```
 //! use qi_core::record::{Record as _, RecordVec, Slice};
@@ -37,6 +24,19 @@
 //! assert_eq!(back.as_slice::<PriceTick>()?, ticks);
 //! # Ok::<(), qi_core::Error>(())
 //! ```
+//!
+//! # Schema
+//! [The page on Arrow and Parquet](qi_core::guide::columnar#schema) has the Arrow type of each column. The columns are in
+//! the order of the declaration: series, interval, time, sequence number, values. The metadata of the schema has the name
+//! and the version of the dataset as `qi.dataset` and `qi.version`.
+//!
+//! # Features
+//! | feature | default | content |
+//! | --- | --- | --- |
+//! | none | | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
+//! | `parquet` | no | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
+//! | `archive` | no | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
+//! | `cloud` | no | archives in S3, Google Cloud Storage and Azure Blob Storage |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -44,7 +44,8 @@ fn bus(runtime: &Runtime) -> Duration {
     let topic = TopicName::new("crypto-prices").expect("a valid name");
     let batches = batches(&topic);
     runtime.block_on(async {
-        let config = MemoryBusConfig { max_bytes: 1 << 30, ..MemoryBusConfig::default() };
+        let mut config = MemoryBusConfig::default();
+        config.max_bytes = 1 << 30;
         let bus = Arc::new(
             MemoryBus::new(config, Arc::new(qi_core::SystemClock)).expect("the settings are in order"),
         );

@@ -142,11 +142,11 @@ async fn insert_rows(connection: &mut SqliteConnection, batches: &[Vec<Row>]) {
     const COLUMNS: &str = "_owner, ts, seq, price, quantity, side";
     for batch in batches {
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.expect("a transaction");
-        for piece in batch.chunks(ROWS) {
-            let values = vec!["(?, ?, ?, ?, ?, ?)"; piece.len()].join(", ");
+        for rows in batch.chunks(ROWS) {
+            let values = vec!["(?, ?, ?, ?, ?, ?)"; rows.len()].join(", ");
             let sql = format!("INSERT OR REPLACE INTO ticks ({COLUMNS}) VALUES {values}");
             let mut query = sqlx::query(AssertSqlSafe(sql));
-            for (owner, ts, seq, price, quantity, side) in piece {
+            for (owner, ts, seq, price, quantity, side) in rows {
                 query = query.bind(owner).bind(ts).bind(seq).bind(price.as_slice());
                 query = query.bind(quantity.as_deref()).bind(side);
             }

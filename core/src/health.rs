@@ -1,5 +1,11 @@
 //! The health of a program in one call: all its backends and agents.
 //!
+//! A [`HealthChecker`] performs the check. Its result is a tree, and each type is one level of the tree and of its JSON
+//! form. [`ProgramHealth`] contains one [`BackendHealth`] for each backend, and the [`RuntimeHealth`] of the agents.
+//! `RuntimeHealth` is also the health of a runtime without backends. It contains one
+//! [`AgentHealthReport`](crate::agent::AgentHealthReport) for each agent. The field `health` of the agent's snapshot is
+//! the [`AgentHealth`](crate::agent::AgentHealth) that the agent itself reported.
+//!
 //! ```
 //! use std::sync::Arc;
 //! use qi_core::health::HealthChecker;

@@ -4,6 +4,19 @@
 //! [`qi_adapters`] opens the backends that a configuration selects.
 //! [`qi_testkit`] has backends in memory and tools for tests.
 //!
+//! # Concepts
+//! - A **port** is a trait that separates programs from implementations: [`PriceStore`] for price storage,
+//!   [`MessageBus`] and [`Subscription`] for messaging, and [`Agent`] for long-running tasks. Adapters implement stores
+//!   and buses. Applications implement agents, and an [`AgentRuntime`] runs them.
+//! - A **record** is one row of a **dataset**. Nine datasets are built in, such as [`PriceTick`] and [`Bar`].
+//!   `#[derive(Record)]` declares your own: see [`record`].
+//! - The **series** and the **sort key** of a record are its key. The series is usually an [`Instrument`]. The sort key
+//!   is the time and a sequence number. A write replaces the record with the same key.
+//! - The result of a read is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all
+//!   pages.
+//! - A **layer** adds retries, time limits, concurrency limits, metrics or traces to a port: see [`layer`].
+//! - An [`Error`] has a kind, a stable code and advice on retries.
+//!
 //! # A first program
 //! The function stores a tick and reads it back. It works with every [`PriceStore`]: [`qi_adapters`] opens the store of
 //! a configuration, and `qi_testkit::store::MemoryStore::default()` is a store in memory. The third argument of
@@ -24,19 +37,6 @@
 //!     Ok(())
 //! }
 //! ```
-//!
-//! # Concepts
-//! - A **port** is a trait that separates programs from implementations: [`PriceStore`] for price storage,
-//!   [`MessageBus`] and [`Subscription`] for messaging, and [`Agent`] for long-running tasks. Adapters implement stores
-//!   and buses. Applications implement agents, and an [`AgentRuntime`] runs them.
-//! - A **record** is one row of a **dataset**. Nine datasets are built in, such as [`PriceTick`] and [`Bar`].
-//!   `#[derive(Record)]` declares your own: see [`record`].
-//! - The **series** and the **sort key** of a record are its key. The series is usually an [`Instrument`]. The sort key
-//!   is the time and a sequence number. A write replaces the record with the same key.
-//! - The result of a read is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all
-//!   pages.
-//! - A **layer** adds retries, time limits, concurrency limits, metrics or traces to a port: see [`layer`].
-//! - An [`Error`] has a kind, a stable code and advice on retries.
 //!
 //! # Where to continue
 //! | task | start with |
@@ -235,8 +235,8 @@ pub mod prelude {
     #[doc(no_inline)]
     pub use crate::bus::{
         Batch, DeadLetters, GroupId, GroupInstanceId, Message, MessageBus, MessageBusExt, OffsetReset,
-        Offsets, ReaderRequest, SeekTo, SubscribeRequest, Subscription, SubscriptionEvent, TopicName,
-        TopicSpec,
+        Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo, SubscribeRequest, Subscription,
+        SubscriptionEvent, TopicName, TopicPartition, TopicSpec,
     };
     #[doc(no_inline)]
     pub use crate::datasets::{
@@ -250,8 +250,8 @@ pub mod prelude {
     };
     #[doc(no_inline)]
     pub use crate::store::{
-        BarQuery, BarSource, DeleteQuery, LatestBarsQuery, LatestQuery, Order, Page, PriceStore,
-        PriceStoreExt, RangeQuery, SnapshotQuery, StatsQuery,
+        BarQuery, BarSource, DeleteQuery, InstrumentQuery, LatestBarsQuery, LatestQuery, MoversQuery, Order,
+        Page, PageRequest, PersistRequest, PriceStore, PriceStoreExt, RangeQuery, SnapshotQuery, StatsQuery,
     };
     #[doc(no_inline)]
     pub use crate::{

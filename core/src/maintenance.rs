@@ -86,6 +86,21 @@ impl<S: PriceStore> Maintenance<S> {
         self
     }
 
+    /// Returns the time between a call that leaves no step, or makes no progress, and the next call.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Returns the time after which a call starts no further step.
+    pub fn budget(&self) -> Duration {
+        self.request.budget
+    }
+
+    /// Returns the delays after retryable errors.
+    pub fn backoff(&self) -> Backoff {
+        self.backoff
+    }
+
     /// Records the metrics of a call. After an error, the age of the known watermark grows.
     fn measure(&self, backend: &'static str, began: Instant, now: Timestamp, report: &MaintenanceReport) {
         metrics::histogram!(MAINTENANCE_DURATION.name, "backend" => backend)

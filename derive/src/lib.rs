@@ -5,6 +5,28 @@
 //! the dataset, and the conversions between the fields and the columns. `#[derive(Columns)]` declares a group of columns
 //! that several records share, and `#[derive(Enumeration)]` declares a column with a closed list of names.
 //! The module `record` of `qi-core` explains the terms.
+//!
+//! # A first program
+//! ```
+//! use qi_core::prelude::*;
+//!
+//! #[derive(Debug, Clone, PartialEq, Record)]
+//! #[record(name = "fees", version = 1)]
+//! struct Fee {
+//!     #[series]
+//!     instrument: Instrument,
+//!     #[time]
+//!     ts: Timestamp,
+//!     taker: Percent,
+//! }
+//!
+//! async fn store_fee(store: &dyn PriceStore, fee: &Fee) -> Result<()> {
+//!     store.insert_record(fee).await?;
+//!     let query = RangeQuery::new(fee.instrument.clone(), TimeRange::since(fee.ts));
+//!     assert_eq!(store.range_of::<Fee>(&query).await?.items, [fee.clone()]);
+//!     Ok(())
+//! }
+//! ```
 
 mod columns;
 mod enumeration;

@@ -81,7 +81,7 @@ fn label(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix('[')?.split_once("]: ")
 }
 
-/// Whether a page has the heading of an anchor, by the rule of GitHub.
+/// Returns true if a page has the heading of an anchor, by the rule of GitHub.
 fn has_anchor(text: &str, anchor: &str) -> bool {
     let headings = text.split("```").step_by(2).flat_map(str::lines).filter(|line| line.starts_with('#'));
     let mut anchors = headings.map(|heading| {

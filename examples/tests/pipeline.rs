@@ -109,8 +109,8 @@ async fn faults_in_a_third_of_all_calls_cause_no_loss_and_no_duplicates() {
                     .with_seed(seed),
             )
             .with_timeout(TimeoutConfig::default().with_call(second).with_bulk(second));
-        let config =
-            MemoryBusConfig { delivery_timeout: Duration::from_secs(1), ..MemoryBusConfig::default() };
+        let mut config = MemoryBusConfig::default();
+        config.delivery_timeout = Duration::from_secs(1);
         let bus = MemoryBus::new(config, Arc::new(SystemClock)).unwrap();
         let plain = memory_store();
         let store = stack.wrap_store(ChaosStore::new(plain.clone(), of_store.clone()));
@@ -337,8 +337,8 @@ async fn permanent_bus_error_fails_the_job() {
 
 #[tokio::test(start_paused = true)]
 async fn full_bus_makes_the_feed_wait_without_loss() {
-    let config =
-        MemoryBusConfig { max_bytes: 200_000, max_message_bytes: 10_000, ..MemoryBusConfig::default() };
+    let mut config = MemoryBusConfig::default();
+    (config.max_bytes, config.max_message_bytes) = (200_000, 10_000);
     let bus = Arc::new(MemoryBus::new(config, Arc::new(SystemClock)).unwrap());
     let mut job = Job::new(memory_store(), bus, data(market(9, 20_000))).unwrap();
     let catalogue: Vec<_> = job.catalogue.topics().cloned().collect();

@@ -4,6 +4,16 @@
 //! columns and the unit of its times. The instrument and the interval of candles come from the file name, if the
 //! publisher includes them. [The page on files](qi_core::guide::files) lists the formats.
 //!
+//! # Concepts
+//! - [`Files`] are opened files of one kind, with their instruments. Their [`Data`] is a [`Source`] of trades, or a
+//!   source of candles with their interval.
+//! - A **source** is an iterator over records. In their place, it can return an [`Input`]: the start of a file, a bad
+//!   line, or an error that ends the source.
+//! - [`FileOptions`] state what the files do not show, such as the instrument, the format or the columns.
+//!
+//! # A first program
+//! The program reads the trades of a file from Kraken.
+//!
 //! ```
 //! use qi_files::{Data, FileOptions, Input};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,6 +37,7 @@
 //! # }
 //! ```
 //!
+//! # Memory
 //! The memory is bounded. A source holds one line ([`MAX_LINE_BYTES`]), the buffers of the decompression (less than 1
 //! MiB for gzip and zip; the window of the file for Zstandard, at most 128 MiB), and for trades without ids the numbers
 //! of 65,536 timestamps.

@@ -11,7 +11,7 @@
 //!
 //! [The page on testing](qi_core::guide::testing_your_layer_2) has a complete example.
 //!
-//! # A first test
+//! # A first program
 //! ```
 //! use qi_core::prelude::*;
 //! use qi_testkit::store::MemoryStore;

@@ -17,7 +17,7 @@ const BLOCKED_FOR: Duration = Duration::from_secs(4);
 
 /// Runs `blocking` agents that block their threads and one quiet agent on two worker threads. Returns the report that
 /// `on_deadline_exceeded` received, and the time from the stop request to that call.
-fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
+fn exceed_deadline(blocking: usize) -> (RuntimeReport, Duration) {
     let (sender, receiver) = mpsc::channel();
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut builder = AgentRuntime::builder().shutdown_deadline(DEADLINE).on_deadline_exceeded(
@@ -36,18 +36,18 @@ fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
     let handle = runtime.handle();
     tokio.spawn(runtime.run());
     std::thread::sleep(ms(200));
-    let asked = Instant::now();
+    let requested = Instant::now();
     handle.shutdown();
     let (report, when, thread) =
         receiver.recv_timeout(DEADLINE + ms(1_500)).expect("on_deadline_exceeded is called in time");
     assert_eq!(thread.as_deref(), Some("qi-deadline"), "the runtime has its own thread");
     tokio.shutdown_background();
-    (report, when - asked)
+    (report, when - requested)
 }
 
 #[test]
 fn one_blocked_thread_is_reported_and_other_agents_end() {
-    let (report, took) = overrun(1);
+    let (report, took) = exceed_deadline(1);
     assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "the shutdown took {took:?}");
     let leaked: Vec<_> = report.leaked().map(|a| (a.name.to_string(), a.termination)).collect();
     assert_eq!(leaked, [("blocks-0".to_owned(), Termination::Leaked { blocking: true })]);
@@ -59,7 +59,7 @@ fn one_blocked_thread_is_reported_and_other_agents_end() {
 
 #[test]
 fn two_blocked_threads_and_the_agents_that_wait_for_them_are_reported() {
-    let (report, took) = overrun(2);
+    let (report, took) = exceed_deadline(2);
     assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "the shutdown took {took:?}");
     for name in ["blocks-0", "blocks-1"] {
         assert_eq!(report.agent(name).unwrap().termination, Termination::Leaked { blocking: true });

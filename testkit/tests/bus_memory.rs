@@ -38,12 +38,9 @@ async fn small() -> MemoryBus {
 }
 
 async fn small_with(spec: TopicSpec, clock: Arc<dyn Clock>) -> MemoryBus {
-    let config = MemoryBusConfig {
-        max_bytes: 100_000,
-        max_message_bytes: 10_000,
-        delivery_timeout: Duration::from_secs(3),
-        ..MemoryBusConfig::default()
-    };
+    let mut config = MemoryBusConfig::default();
+    (config.max_bytes, config.max_message_bytes) = (100_000, 10_000);
+    config.delivery_timeout = Duration::from_secs(3);
     let bus = MemoryBus::new(config, clock).unwrap();
     bus.create_topics(&[spec]).await.unwrap().remove(0).result.unwrap();
     bus
@@ -176,12 +173,9 @@ async fn deleted_topic_frees_its_bytes() {
 
 #[tokio::test(start_paused = true)]
 async fn close_waits_for_a_publish_and_reports_the_rest_as_not_sent() {
-    let config = MemoryBusConfig {
-        max_bytes: 20_000,
-        max_message_bytes: 10_000,
-        close_timeout: Duration::from_secs(1),
-        ..MemoryBusConfig::default()
-    };
+    let mut config = MemoryBusConfig::default();
+    (config.max_bytes, config.max_message_bytes) = (20_000, 10_000);
+    config.close_timeout = Duration::from_secs(1);
     let bus = Arc::new(MemoryBus::new(config, Arc::new(ManualClock::default())).unwrap());
     bus.create_topics(&[TopicSpec::new(topic(), 1).unwrap()]).await.unwrap().remove(0).result.unwrap();
     let sending = tokio::spawn({
@@ -402,7 +396,8 @@ async fn concurrent_rebalances_lose_no_message() {
 
 #[test]
 fn capacity_below_one_message_is_a_configuration_error() {
-    let config = MemoryBusConfig { max_bytes: 1_000, ..MemoryBusConfig::default() };
+    let mut config = MemoryBusConfig::default();
+    config.max_bytes = 1_000;
     let error = MemoryBus::new(config, Arc::new(qi_core::SystemClock)).unwrap_err();
     assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some("bus.memory.max_bytes")));
 }

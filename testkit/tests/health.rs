@@ -127,7 +127,7 @@ async fn probe_shows_error_codes_without_texts() {
     use qi_core::{Error, ErrorKind};
     let failing = AgentSpec::new("failing", || {
         agent_fn(|_cx| async {
-            let error = Error::new(ErrorKind::Unauthorized, "test.refused", "run");
+            let error = Error::new(ErrorKind::Unauthorized, "test.rejected", "run");
             Err::<(), _>(error.with_message("text of the server"))
         })
     });
@@ -150,7 +150,7 @@ async fn probe_shows_error_codes_without_texts() {
     let json = serde_json::to_value(health.check().await).unwrap();
     assert!(!json.to_string().contains("text of the server"), "{json}");
     let agents = &json["runtime"]["agents"];
-    assert_eq!(agents[0]["last_exit"], "test.refused");
+    assert_eq!(agents[0]["last_exit"], "test.rejected");
     assert_eq!(agents[1]["last_exit"], "agent.panicked");
     assert_eq!(agents[2]["health"], "degraded");
     handle.shutdown();

@@ -156,7 +156,7 @@ async fn faults_at_every_call_lose_nothing_and_write_no_wrong_bar() {
     }
 }
 
-fn refusal(error: &Error) -> (&str, &str, &str) {
+fn rejection(error: &Error) -> (&str, &str, &str) {
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "layer.purge_guard.bars"), "{error}");
     let of = |key| error.context_value(key).unwrap();
     (of("instrument"), of("interval"), of("open_time"))
@@ -174,14 +174,14 @@ async fn a_purge_without_stored_bars_is_refused() {
     assert_eq!(guard.to_string(), "PurgeGuard(memory)");
     let purge = async |minute: i64| guard.purge_before(PriceTick::DATASET, time(minute * MINUTE)).await;
     let missing = purge(30).await.unwrap_err();
-    assert_eq!(refusal(&missing), ("binance:BTC-USDT", "1m", "2024-01-01T00:00:00Z"));
+    assert_eq!(rejection(&missing), ("binance:BTC-USDT", "1m", "2024-01-01T00:00:00Z"));
     assert!(missing.message().unwrap().contains("a stored bar is missing"), "{missing}");
     let remedy = "qi bars persist --instrument binance:BTC-USDT --interval 1m --since 2024-01-01T00:00:00Z";
     assert_eq!(missing.context_value("remedy"), Some(remedy));
     assert_eq!(ticks(&guard).await, 30, "nothing was purged");
 
     persist(&guard, request(20 * MINUTE)).await;
-    assert_eq!(refusal(&purge(21).await.unwrap_err()).2, "2024-01-01T00:20:00Z");
+    assert_eq!(rejection(&purge(21).await.unwrap_err()).2, "2024-01-01T00:20:00Z");
     purge(15).await.unwrap();
     assert_eq!((ticks(&guard).await, bars(&guard, BarSource::Stored).await.len()), (15, 20));
     // Nothing is left before the cutoff.
@@ -191,7 +191,7 @@ async fn a_purge_without_stored_bars_is_refused() {
     store.insert_tick(&tick(&instrument(), 16 * MINUTE + 1, 1)).await.unwrap();
     let late = purge(20).await.unwrap_err();
     assert!(late.message().unwrap().contains("a stored bar differs from its ticks"), "{late}");
-    assert_eq!(refusal(&late).2, "2024-01-01T00:16:00Z");
+    assert_eq!(rejection(&late).2, "2024-01-01T00:16:00Z");
     persist(&guard, request(20 * MINUTE)).await;
     let range = TimeRange::new(time(16 * MINUTE), time(16 * MINUTE + 1)).unwrap();
     guard.delete_range(&DeleteQuery::ticks(Selection::one(instrument()), range)).await.unwrap();
@@ -213,7 +213,7 @@ async fn a_purge_is_refused_for_any_instrument() {
     }
     let guard = PurgeGuard::new(store.clone(), Interval::H1);
     let error = guard.purge_before(PriceTick::DATASET, time(3_600)).await.unwrap_err();
-    assert_eq!(refusal(&error), ("binance:BTC-USDT", "1h", "2024-01-01T00:00:00Z"));
+    assert_eq!(rejection(&error), ("binance:BTC-USDT", "1h", "2024-01-01T00:00:00Z"));
     persist(&store, PersistRequest::new(instrument(), Interval::H1, time(3_600))).await;
     guard.purge_before(PriceTick::DATASET, time(3_600)).await.unwrap();
     assert_eq!(ticks(&guard).await, 0);

@@ -63,7 +63,7 @@ pub struct ClickHouseConfig {
     /// `[store.clickhouse.retention]`: the age at which the server removes the rows of a dataset, as a table TTL.
     /// Without an entry, no rows of the dataset are removed.
     pub retention: DatasetDurations,
-    /// Whether the tables have materialized bars, from which `derived_bars` reads. `qi migrate` changes existing tables.
+    /// True to add materialized bars, from which `derived_bars` reads. `qi migrate` changes existing tables.
     /// Without this key, the tables stay as they are. Not supported with `cluster`.
     pub materialized_bars: Option<bool>,
     /// The time within which a write usually ends: stale hours are built again after it. A write that takes longer adds

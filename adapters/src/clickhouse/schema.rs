@@ -5,8 +5,10 @@
 //! left, because another version of the program may have created a table in between.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use qi_core::PriceTick;
+use qi_core::domain::duration;
 use qi_core::store::SchemaReport;
 use qi_core::store::kit::evolution;
 
@@ -31,14 +33,15 @@ pub(super) struct Change {
     description: Option<String>,
     pub(super) sql: String,
     is_declaration: bool,
-    /// True if the statement changes a setting of an existing table, which may remove rows.
-    is_setting: bool,
+    /// True if only `migrate_schema` may run the statement, because it changes the retention or the materialized bars
+    /// of an existing table.
+    migrate_only: bool,
 }
 
 /// The changes that a call applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// All changes except the settings of existing tables.
+    /// All changes except those that only `migrate_schema` may apply.
     Missing,
     /// All changes.
     All,
@@ -46,7 +49,7 @@ pub(super) enum Scope {
 
 impl Change {
     fn new(description: impl Into<Option<String>>, sql: String) -> Self {
-        Self { description: description.into(), sql, is_declaration: false, is_setting: false }
+        Self { description: description.into(), sql, is_declaration: false, migrate_only: false }
     }
 }
 
@@ -133,7 +136,7 @@ pub(super) async fn ensure(
     for _ in 0..ROUNDS {
         let changes = plan(connections, config, tables).await?.into_iter();
         let (left, changes): (Vec<_>, Vec<_>) =
-            changes.partition(|change| change.is_setting && scope == Scope::Missing);
+            changes.partition(|change| change.migrate_only && scope == Scope::Missing);
         if changes.is_empty() {
             let mut report = SchemaReport::new(VERSION, applied);
             report.differs = left.into_iter().filter_map(|change| change.description).collect();
@@ -164,8 +167,9 @@ struct CurrentSchema {
     database: bool,
     steps: Vec<u64>,
     columns: HashMap<String, Vec<StoredColumn>>,
-    /// The tables without the projection, and the tables with parts that were written before it was added.
+    /// The tables without the projection.
     without_projection: HashSet<String>,
+    /// The tables with parts that do not have the projection and that no mutation completes.
     with_old_parts: HashSet<String>,
     /// The recorded declarations of each dataset, as lines.
     recorded: HashMap<String, Vec<Vec<String>>>,
@@ -339,7 +343,8 @@ pub(super) async fn stored_columns(
     .await
 }
 
-/// Returns the statements that adapt a table to its declaration.
+/// Returns the statements that create a table or adapt it to its declaration. Without `named`, they have no description
+/// in the report, because migration step 1 describes them.
 fn table_changes(
     location: &TableLocation<'_>,
     table: &Table,
@@ -451,8 +456,8 @@ fn declaration_change(
 
 /// Returns the TTL expression of a table. A TTL is a `DateTime`, which ends in 2106 and wraps to 1970. A later expiry is
 /// capped at the last second of that range, because the server would otherwise remove rows of the far future immediately.
-fn ttl_expression(table: &Table, hours: u32) -> String {
-    let seconds = u64::from(hours) * 3600;
+fn ttl_expression(table: &Table, age: Duration) -> String {
+    let seconds = age.as_secs();
     format!(
         "toDateTime(least(intDiv(toUnixTimestamp64Micro({}), 1000000) + {seconds}, {}))",
         table.time(),
@@ -472,7 +477,8 @@ async fn bars_changes(
     let sql = format!(
         "SELECT count() FROM system.tables WHERE database = {} AND name = {}",
         literal(&config.database),
-        // Off: also after an interrupted switch. On: only after a complete switch.
+        // Switching on creates the state table last, and switching off drops the lease table last. An interrupted
+        // switch is therefore repeated.
         literal(&location.table_name(if wanted {
             materialized::STATE_TABLE
         } else {
@@ -483,13 +489,13 @@ async fn bars_changes(
     if exists == wanted {
         return Ok(Vec::new());
     }
-    let is_setting = current.columns.contains_key(&location.local_name(PriceTick::DATASET.name()));
+    let migrate_only = current.columns.contains_key(&location.local_name(PriceTick::DATASET.name()));
     let mut statements = materialized::switch(config, wanted);
     let last = statements.pop();
     let state = if wanted { "on" } else { "off" };
     let mut changes: Vec<_> = statements.into_iter().map(|sql| Change::new(None, sql)).collect();
     changes.extend(last.map(|sql| Change::new(format!("materialized bars {state}"), sql)));
-    Ok(changes.into_iter().map(|change| Change { is_setting, ..change }).collect())
+    Ok(changes.into_iter().map(|change| Change { migrate_only, ..change }).collect())
 }
 
 /// Returns the statements that set the configured TTL of a table. Keeps a TTL that was set manually if the
@@ -501,11 +507,11 @@ async fn retention_change(
     current: &CurrentSchema,
 ) -> Result<Vec<Change>, Cause> {
     let dataset = table.dataset;
-    let Some(hours) = config.retention.hours(dataset.name()) else { return Ok(Vec::new()) };
+    let Some(age) = config.retention.get(dataset.name()) else { return Ok(Vec::new()) };
     let location = TableLocation::of(config);
-    let (name, ttl) = (location.local_name(dataset.name()), ttl_expression(table, hours));
-    let is_setting = current.columns.contains_key(&name);
-    if is_setting {
+    let (name, ttl) = (location.local_name(dataset.name()), ttl_expression(table, age));
+    let migrate_only = current.columns.contains_key(&name);
+    if migrate_only {
         // The server formats both expressions, so the comparison does not depend on its format.
         let sql = format!(
             "SELECT toInt8(position(formatQuerySingleLine(create_table_query), \
@@ -523,9 +529,12 @@ async fn retention_change(
         |change: &str| format!("ALTER TABLE {}{} MODIFY {change}", table.local, location.on_cluster());
     let changes = [
         Change::new(None, alter(&format!("SETTING {TTL_SETTINGS}"))),
-        Change::new(format!("retention of {dataset} after {hours} h"), alter(&format!("TTL {ttl}"))),
+        Change::new(
+            format!("retention of {dataset} after {}", duration::format(age)),
+            alter(&format!("TTL {ttl}")),
+        ),
     ];
-    Ok(changes.into_iter().map(|change| Change { is_setting, ..change }).collect())
+    Ok(changes.into_iter().map(|change| Change { migrate_only, ..change }).collect())
 }
 
 #[cfg(test)]

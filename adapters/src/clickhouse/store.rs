@@ -1,4 +1,4 @@
-//! The price store: checks each request before any I/O, and limits the concurrent calls.
+//! The price store: validates requests, and limits the concurrent calls.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};

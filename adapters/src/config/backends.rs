@@ -111,19 +111,21 @@ impl Backends {
         }
         match backend {
             #[cfg(feature = "memory")]
-            "memory" => Ok(Arc::new(qi_testkit::bus::MemoryBus::new(
-                qi_testkit::bus::MemoryBusConfig { codec: port.known.codec, ..section.deserialize()? },
-                Arc::new(qi_core::SystemClock),
-            )?)),
+            "memory" => {
+                let mut config: qi_testkit::bus::MemoryBusConfig = section.deserialize()?;
+                config.codec = port.keys.codec;
+                let clock = Arc::new(qi_core::SystemClock);
+                Ok(Arc::new(qi_testkit::bus::MemoryBus::new(config, clock)?))
+            }
             #[cfg(feature = "redpanda")]
             "redpanda" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
-                codec: port.known.codec,
+                codec: port.keys.codec,
                 ..section.deserialize()?
             })?)),
             #[cfg(feature = "redpanda")]
             "kafka" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
                 section: "bus.kafka",
-                codec: port.known.codec,
+                codec: port.keys.codec,
                 ..section.deserialize()?
             })?)),
             other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),

@@ -38,12 +38,12 @@ impl Config {
         let mut settings = Settings { root: &self.root, found: Vec::new() };
         settings.push("store.backend", self.store.backend.clone());
         settings.push("store.auto_schema", self.auto_schema().to_string());
-        if let Some(interval) = self.store.known.purge_requires_bars {
+        if let Some(interval) = self.store.keys.purge_requires_bars {
             settings.push("store.purge_requires_bars", interval.to_string());
         }
         settings.port(&self.store)?;
         settings.push("bus.backend", self.bus.backend.clone());
-        settings.push("bus.codec", self.bus.known.codec.to_string());
+        settings.push("bus.codec", self.bus.keys.codec.to_string());
         settings.port(&self.bus)?;
         if let Some(topics) = node_at(&self.root, &["bus", "topics"]) {
             settings.of_tree("bus.topics", topics, false);

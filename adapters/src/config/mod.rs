@@ -141,7 +141,7 @@ impl Config {
     /// The errors of [`Config::open_store`].
     pub async fn open_store_as(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.open_store_without_schema(backend)?;
-        if self.store.known.auto_schema {
+        if self.store.keys.auto_schema {
             store.ensure_schema().await?;
         }
         Ok(store)
@@ -177,7 +177,7 @@ impl Config {
     fn open_bare_store(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.backends.open_store(backend, &self.store);
         let checked = store.and_then(|store| {
-            self.store.known.check_retention(&store.info())?;
+            self.store.keys.check_retention(&store.info())?;
             Ok(store)
         });
         checked.map_err(|error| self.root.with_origin(error))
@@ -185,7 +185,7 @@ impl Config {
 
     /// Wraps a store in the guard of `purge_requires_bars`.
     fn guard_purges(&self, store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
-        match self.store.known.purge_requires_bars {
+        match self.store.keys.purge_requires_bars {
             Some(interval) => Arc::new(PurgeGuard::new(store, interval)),
             None => store,
         }
@@ -214,7 +214,7 @@ impl Config {
 
     /// Returns true if [`Config::open_store`] creates the schema.
     pub fn auto_schema(&self) -> bool {
-        self.store.known.auto_schema
+        self.store.keys.auto_schema
     }
 
     /// Returns the name of the store's backend.
@@ -235,7 +235,7 @@ impl Config {
     /// # Errors
     /// `Config` for invalid settings of a topic.
     pub fn catalogue(&self) -> Result<TopicCatalogue> {
-        self.bus.known.catalogue()
+        self.bus.keys.catalogue()
     }
 }
 

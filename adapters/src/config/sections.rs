@@ -32,7 +32,8 @@ pub(super) struct Port<K> {
     pub(super) sections: BTreeMap<String, Section>,
     datasets: Datasets,
     layers: LayerSections,
-    pub(super) known: K,
+    /// The keys that only this port has.
+    pub(super) keys: K,
 }
 
 /// The keys that only one of the two ports has.
@@ -53,7 +54,7 @@ impl<K: PortKeys> Port<K> {
     ) -> Result<Self> {
         let origin = node.origin().to_owned();
         let mut table = node.into_table(name)?;
-        let mut own = Node::empty(&origin);
+        let mut port_keys = Node::empty(&origin);
         let mut sections = BTreeMap::new();
         let mut backend = "memory".to_owned();
         let mut layers = LayerSections::default();
@@ -67,7 +68,7 @@ impl<K: PortKeys> Port<K> {
                 "backend" => backend = de::read(&node, &path)?,
                 other if LayerSections::KEYS.contains(&other) => layers.read(other, &node, &path)?,
                 other if K::KEYS.contains(&other) => {
-                    if let Value::Table(table) = &mut own.value {
+                    if let Value::Table(table) = &mut port_keys.value {
                         table.insert(key, node);
                     }
                 }
@@ -77,15 +78,15 @@ impl<K: PortKeys> Port<K> {
                     sections.insert(key, section);
                 }
                 other => {
-                    let known = std::iter::once("backend").chain(LayerSections::KEYS.iter().copied());
-                    let known =
-                        known.chain(K::KEYS.iter().copied()).chain(backends.iter().map(String::as_str));
-                    return Err(unknown_key(name, other, node.origin(), known));
+                    let valid = std::iter::once("backend").chain(LayerSections::KEYS.iter().copied());
+                    let valid =
+                        valid.chain(K::KEYS.iter().copied()).chain(backends.iter().map(String::as_str));
+                    return Err(unknown_key(name, other, node.origin(), valid));
                 }
             }
         }
-        let known = de::read(&own, name)?;
-        Ok(Self { name, backend, sections, datasets: datasets.clone(), layers, known })
+        let keys = de::read(&port_keys, name)?;
+        Ok(Self { name, backend, sections, datasets: datasets.clone(), layers, keys })
     }
 
     /// Returns the section of a backend, or an empty section if the file has none.
@@ -94,8 +95,8 @@ impl<K: PortKeys> Port<K> {
         self.sections.get(backend).cloned().unwrap_or_else(empty)
     }
 
-    /// Returns the settings of the selected backend and of the layers, with defaults and without secrets. None for the
-    /// backend of a program.
+    /// Returns the settings of the selected backend and those of the layers, with defaults and without secrets. The
+    /// settings of a backend of the program are None.
     pub(super) fn effective(&self) -> Result<(Option<toml::Value>, toml::Value)> {
         let section = K::effective(&self.backend, &self.section(&self.backend))?;
         Ok((section, toml::Value::try_from(&self.layers).permanent("config.value", "show")?))
@@ -278,11 +279,12 @@ impl BusSection {
                     .with_source(e)
             };
             let topic = TopicName::new(name).map_err(|e| invalid_topic("", e))?;
-            let known = catalogue.get(&topic).cloned();
-            let partitions = section.partitions.or(known.as_ref().map(|spec| spec.partitions)).unwrap_or(1);
+            let standard = catalogue.get(&topic).cloned();
+            let partitions =
+                section.partitions.or(standard.as_ref().map(|spec| spec.partitions)).unwrap_or(1);
             let mut spec = TopicSpec::new(topic, partitions).map_err(|e| invalid_topic(".partitions", e))?;
-            if let Some(known) = known {
-                spec = known;
+            if let Some(standard) = standard {
+                spec = standard;
                 spec.partitions = partitions;
             }
             if let Some(retention) = section.retention {
@@ -308,7 +310,7 @@ impl BusSection {
     }
 }
 
-/// The settings of a broker that a key of the section has, with the key.
+/// The topic settings of a broker that a key of the section sets, each with this key.
 const TOPIC_KEYS: &[(&str, &str)] =
     &[("max.message.bytes", "max_message_bytes"), ("retention.ms", "retention")];
 

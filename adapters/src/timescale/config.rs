@@ -85,7 +85,7 @@ pub struct TimescaleConfig {
     /// Defaults to none with hypertables, whose chunks serve the same purpose, and to the datasets with sequence numbers
     /// otherwise.
     pub time_index: Option<Vec<String>>,
-    /// Whether the schema has materialized bars, from which `derived_bars` reads. `qi migrate` changes an existing schema.
+    /// True to add materialized bars, from which `derived_bars` reads. `qi migrate` changes an existing schema.
     /// Without this key, the schema stays as it is.
     pub materialized_bars: Option<bool>,
     /// The datasets of the store. Defaults to [`Datasets::standard`]; see [`Self::with_datasets`].

@@ -1,6 +1,9 @@
 //! Settings of hypertables: the chunk interval, and the background policies of the Community edition.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use qi_core::domain::duration;
 
 use super::config::TimescaleConfig;
 use super::connect::PgConnection;
@@ -55,7 +58,8 @@ pub(super) async fn steps(
                 ));
             }
             if !statements.is_empty() {
-                steps.push((format!("{} policy of {} after {hours} h", kind.name, table.name()), statements));
+                let age = duration::format(Duration::from_hours(hours.into()));
+                steps.push((format!("{} policy of {} after {age}", kind.name, table.name()), statements));
             }
         }
     }

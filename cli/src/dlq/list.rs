@@ -103,14 +103,14 @@ pub async fn list(
 }
 
 impl DeadLetterCounts {
-    fn add(&mut self, letter: DeadLetter<'_>, selection: &Selection, seen: &mut Seen) {
-        if !selection.holds(letter) {
+    fn add(&mut self, dead_letter: DeadLetter<'_>, selection: &Selection, seen: &mut Seen) {
+        if !selection.holds(dead_letter) {
             return;
         }
-        let origin = letter.origin();
+        let origin = dead_letter.origin();
         let copy = origin.as_ref().is_some_and(|origin| !seen.insert(origin));
-        let code = letter.code().map(|code| escaped(code.as_bytes(), CODE_BYTES));
-        let topic = letter.0.topic.clone();
+        let code = dead_letter.code().map(|code| escaped(code.as_bytes(), CODE_BYTES));
+        let topic = dead_letter.0.topic.clone();
         let mut group = (topic, origin.map(|origin| origin.topic), code);
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
             group = (group.0, None, None);
@@ -121,7 +121,7 @@ impl DeadLetterCounts {
         } else {
             counts.dead_letters += 1;
         }
-        if let Some(time) = letter.0.timestamp {
+        if let Some(time) = dead_letter.0.timestamp {
             counts.first = Some(counts.first.map_or(time, |first| first.min(time)));
             counts.last = counts.last.max(Some(time));
         }

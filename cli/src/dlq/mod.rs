@@ -61,13 +61,13 @@ impl Selection {
         self.since.map_or(SeekTo::Earliest, SeekTo::At)
     }
 
-    fn holds(&self, letter: DeadLetter<'_>) -> bool {
-        let time = letter.0.timestamp;
+    fn holds(&self, dead_letter: DeadLetter<'_>) -> bool {
+        let time = dead_letter.0.timestamp;
         self.since.is_none_or(|since| time.is_some_and(|time| time >= since))
             && self.until.is_none_or(|until| time.is_some_and(|time| time < until))
-            && (self.codes.is_empty() || letter.code().is_some_and(|code| self.codes.contains(&*code)))
+            && (self.codes.is_empty() || dead_letter.code().is_some_and(|code| self.codes.contains(&*code)))
             && (self.origins.is_empty()
-                || letter.origin().is_some_and(|origin| self.origins.contains(&origin.topic)))
+                || dead_letter.origin().is_some_and(|origin| self.origins.contains(&origin.topic)))
     }
 }
 

@@ -137,8 +137,8 @@ pub async fn show(
     Ok(DeadLetterRows { rows, unread, interrupted })
 }
 
-fn row(letter: DeadLetter<'_>, limit: usize) -> Vec<Value> {
-    let (message, origin) = (letter.0, letter.origin());
+fn row(dead_letter: DeadLetter<'_>, limit: usize) -> Vec<Value> {
+    let (message, origin) = (dead_letter.0, dead_letter.origin());
     let shown = |bytes: Option<&[u8]>| maybe(bytes.map(|bytes| escaped(bytes, limit)));
     let of_header = |name: &str| shown(message.headers.get(name).map(|value| &value[..]));
     let mut headers = Vec::new();

@@ -65,7 +65,7 @@ pub use port::{Agent, AgentFn, agent_fn};
 pub use report::{AgentReport, RemovedAgent, RuntimeReport, ShutdownCause, Termination};
 pub use restart::{Decision, RestartMode, RestartPolicy, RestartState};
 pub use runtime::AgentRuntime;
-pub use spec::AgentSpec;
+pub use spec::{AgentLimits, AgentSpec};
 pub use state::AgentWatch;
 pub use status::{
     AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, ForcedStop, GiveUpReason,

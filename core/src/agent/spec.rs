@@ -36,6 +36,22 @@ pub struct AgentSpec {
     pub(super) factory: AgentFactory,
 }
 
+/// The limits of an agent, as set by the methods of [`AgentSpec`] with the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AgentLimits {
+    /// The time limit of `initialize`.
+    pub init_timeout: Duration,
+    /// The time from a stop until a pending hook is dropped.
+    pub stop_timeout: Duration,
+    /// The time limit of `cleanup`.
+    pub cleanup_timeout: Duration,
+    /// The limit of the time between two heartbeats, if any.
+    pub watchdog: Option<Duration>,
+    /// The maximum number of concurrent child tasks.
+    pub max_children: usize,
+}
+
 type OpenFuture = BoxFuture<'static, Result<Box<dyn Agent>>>;
 
 /// The factory of an agent's values.
@@ -152,6 +168,18 @@ impl AgentSpec {
     /// Returns whether the agent was marked with [`AgentSpec::run_to_completion`].
     pub fn is_run_to_completion(&self) -> bool {
         self.settings.run_to_completion
+    }
+
+    /// Returns the limits of the agent's hooks and child tasks.
+    pub fn limits(&self) -> AgentLimits {
+        let Settings { limits, watchdog, max_children, .. } = self.settings;
+        AgentLimits {
+            init_timeout: limits.initialize,
+            stop_timeout: limits.stop,
+            cleanup_timeout: limits.cleanup,
+            watchdog,
+            max_children,
+        }
     }
 
     /// Sets the reaction to a failure. Defaults to [`RestartPolicy::default`].

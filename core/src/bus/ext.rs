@@ -72,11 +72,11 @@ pub trait MessageBusExt: MessageBus {
                 return Ok(());
             }
             let limit = self.info().max_message_bytes;
-            let letters: Vec<_> = rejected
+            let messages: Vec<_> = rejected
                 .iter()
                 .map(|rejected| dead_letters.dead_letter(rejected, limit))
                 .collect::<Result<_>>()?;
-            let outcomes = self.publish(&letters, PublishOptions::NONE).await?.into_outcomes();
+            let outcomes = self.publish(&messages, PublishOptions::NONE).await?.into_outcomes();
             let mut final_outcomes = Vec::with_capacity(rejected.len());
             for (rejected, mut outcome) in rejected.iter().zip(outcomes) {
                 if outcome.as_ref().is_err_and(DeliveryError::is_too_large) {
@@ -144,8 +144,8 @@ async fn send_truncated<B: MessageBus + ?Sized>(
 ) -> Result<Option<Result<Delivery, DeliveryError>>> {
     let mut limit = bus.info().max_message_bytes;
     loop {
-        let letter = dead_letters.dead_letter(rejected, limit)?;
-        let report = bus.publish(std::slice::from_ref(&letter), PublishOptions::NONE).await?;
+        let message = dead_letters.dead_letter(rejected, limit)?;
+        let report = bus.publish(std::slice::from_ref(&message), PublishOptions::NONE).await?;
         match report.into_outcomes().pop().ok_or_else(no_outcome)? {
             Err(failure) if failure.is_too_large() => {
                 if limit == 0 {
@@ -158,7 +158,7 @@ async fn send_truncated<B: MessageBus + ?Sized>(
                     );
                     return Ok(None);
                 }
-                limit = limit.min(letter.size()) / 2;
+                limit = limit.min(message.size()) / 2;
                 if limit < dead_letter::MIN_TEXT_BYTES {
                     limit = 0;
                 }

@@ -1,4 +1,4 @@
-//! `PurgeGuard`: refuses to purge ticks whose bars are not stored.
+//! `PurgeGuard`: rejects a purge of ticks whose bars are not stored.
 
 use std::fmt::{self, Display};
 
@@ -6,7 +6,7 @@ use crate::record::Dataset;
 use crate::store::{SeriesRequest, closed_bars, compare_page, has_lost_ticks};
 use crate::{Bar, Error, ErrorKind, Instrument, Interval, PriceStore, PriceTick, Result, Timestamp};
 
-/// A store that refuses to purge ticks before their bars of one interval are stored.
+/// A store that rejects a purge of ticks before their bars of one interval are stored.
 ///
 /// Before a purge of ticks, the guard compares the derived bars of every instrument with the stored bars. If a stored bar
 /// is missing or different, the purge fails with `InvalidInput`, code `layer.purge_guard.bars`, and removes nothing. The
@@ -85,7 +85,7 @@ impl<S: PriceStore> PurgeGuard<S> {
             if let Some((derived, stored)) =
                 compared.into_iter().find(|(derived, stored)| stored.as_ref() != Some(derived))
             {
-                return Err(refusal(&derived, stored.as_ref(), cutoff));
+                return Err(rejection(&derived, stored.as_ref(), cutoff));
             }
             query = next;
         }
@@ -93,7 +93,7 @@ impl<S: PriceStore> PurgeGuard<S> {
     }
 }
 
-fn refusal(derived: &Bar, stored: Option<&Bar>, cutoff: Timestamp) -> Error {
+fn rejection(derived: &Bar, stored: Option<&Bar>, cutoff: Timestamp) -> Error {
     let (instrument, interval, open_time) = (derived.instrument(), derived.interval(), derived.open_time());
     let (rule, option) = match stored {
         None => ("a stored bar is missing", ""),

@@ -7,17 +7,17 @@ use std::pin::pin;
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use super::{Order, PricePoint, PriceStore, SeriesRequest, StatsQuery};
+use super::{BarQuery, Order, PricePoint, PriceStore, SeriesRequest, StatsQuery};
 use crate::domain::Sum18;
 use crate::{Bar, BarValues, Decimal, Error, Instrument, Interval, Result, Selection, TimeRange, Timestamp};
 
-/// The bars that a stream or an analysis reads: stored records, or bars computed from ticks.
+/// The bars that a stream or an analysis reads: stored records, or the bars of the ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BarSource {
-    /// Bars that the store keeps.
+    /// Records of the dataset `bars`, from an exchange or persisted from ticks.
     Stored,
-    /// Bars that the store computes from the ticks.
+    /// The bars of the ticks, computed at the read or read from equal materialized bars.
     Derived,
 }
 
@@ -185,6 +185,16 @@ pub(super) fn ascending_only(order: Order) -> Result<()> {
     }
 }
 
+/// Rejects a query that is descending or begins after the start of its range.
+pub(super) fn complete_only(query: &BarQuery) -> Result<()> {
+    ascending_only(query.order)?;
+    let rule = "must be absent: `gaps` reads the complete range";
+    query
+        .page
+        .cursor()
+        .map_or(Ok(()), |cursor| Err(Error::invalid("store.gaps.cursor", "cursor", cursor, rule)))
+}
+
 /// Puts a flat bar into every empty bucket between two bars.
 pub(super) fn filled(bars: BoxStream<'_, Result<Bar>>) -> BoxStream<'_, Result<FilledBar>> {
     struct State<'a> {
@@ -272,7 +282,7 @@ struct Ranking {
     losers: BinaryHeap<Reverse<Ranked>>,
 }
 
-/// An entry that orders by size and, for equal sizes, by instrument, the first instrument larger.
+/// An entry of a ranking. The order is that of the first field. Of two equal entries, the earlier instrument is larger.
 struct Ranked(Decimal, Instrument, Change);
 
 impl Ranked {

@@ -312,7 +312,7 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Returns one page (1,000 bars by default) of the stored bars of an instrument that open in a range, by open time.
-    /// [`PriceStore::derived_bars`] computes bars from ticks instead. [`bar_stream`](Self::bar_stream) returns all
+    /// [`PriceStore::derived_bars`] returns the bars of the ticks. [`bar_stream`](Self::bar_stream) returns all
     /// pages of either.
     fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();
@@ -460,6 +460,22 @@ pub trait PriceStoreExt: PriceStore {
         Ok(analytics::filled(self.bar_stream(query, source)))
     }
 
+    /// Returns the stream of [`bars_filled`](Self::bars_filled), which owns the store.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a descending query.
+    fn into_bars_filled(
+        self,
+        query: BarQuery,
+        source: BarSource,
+    ) -> Result<BoxStream<'static, Result<FilledBar>>>
+    where
+        Self: Sized,
+    {
+        analytics::ascending_only(query.order)?;
+        Ok(analytics::filled(self.into_bar_stream(query, source)))
+    }
+
     /// Returns the ranges of a query in which bars are missing, oldest first. Each range extends from the first missing
     /// open time to the open time of the next bar. The search covers the entire range of the query, including the time before
     /// the first and after the last bar.
@@ -467,17 +483,22 @@ pub trait PriceStoreExt: PriceStore {
     /// # Errors
     /// `InvalidInput` for a descending query, or for a query that does not begin at the start of its range.
     fn gaps(&self, query: BarQuery, source: BarSource) -> Result<BoxStream<'_, Result<TimeRange>>> {
-        analytics::ascending_only(query.order)?;
-        if let Some(cursor) = query.page.cursor() {
-            return Err(Error::invalid(
-                "store.gaps.cursor",
-                "cursor",
-                cursor,
-                "must be absent: `gaps` reads the complete range",
-            ));
-        }
+        analytics::complete_only(&query)?;
         let (interval, range) = (query.interval, query.range);
         Ok(analytics::gaps(self.bar_stream(query, source), interval, range))
+    }
+
+    /// Returns the stream of [`gaps`](Self::gaps), which owns the store.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a descending query, or for a query that does not begin at the start of its range.
+    fn into_gaps(self, query: BarQuery, source: BarSource) -> Result<BoxStream<'static, Result<TimeRange>>>
+    where
+        Self: Sized,
+    {
+        analytics::complete_only(&query)?;
+        let (interval, range) = (query.interval, query.range);
+        Ok(analytics::gaps(self.into_bar_stream(query, source), interval, range))
     }
 
     /// Returns the volume-weighted average price of a range's ticks. The sums are exact, divided and rounded once. None

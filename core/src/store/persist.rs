@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
 
 use super::{BarQuery, Page, PageRequest, PriceStore, RangeRequest, RecordPage};
 use crate::record::Slice;
 use crate::{Bar, Instrument, Interval, Result, TimeRange, Timestamp};
 
 /// A request for [`persist_bars`](super::PriceStoreExt::persist_bars).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PersistRequest {
     /// The instrument.
@@ -17,13 +19,19 @@ pub struct PersistRequest {
     /// The interval of the bars.
     pub interval: Interval,
     /// The earliest open time, inclusive. Defaults to [`Timestamp::MIN`].
+    #[serde(default = "first_time")]
     pub since: Timestamp,
     /// The latest close time, inclusive. A bar that closes later is not written, because its bucket may still receive
     /// ticks.
     pub until: Timestamp,
     /// Also replaces stored bars that count more ticks than the derived bar. Defaults to false, because such a bucket has
     /// probably lost ticks to a purge.
+    #[serde(default)]
     pub overwrite: bool,
+}
+
+fn first_time() -> Timestamp {
+    Timestamp::MIN
 }
 
 impl PersistRequest {

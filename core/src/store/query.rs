@@ -4,9 +4,9 @@
 //! dataset and have no record type: [`RangeRequest`], [`LatestRequest`].
 //! [`super::PriceStoreExt`] converts queries to requests.
 //!
-//! Queries implement serde's traits, and deserialising validates them. Requests, [`InstrumentQuery`] and
-//! [`DeleteQuery`] do not, because a [`Dataset`] exists only in the program that declares it. To read the name of a
-//! dataset, use [`Datasets::get`](crate::Datasets::get).
+//! Queries implement serde's traits, and deserialising validates them. [`InstrumentQuery`], [`DeleteQuery`] and the
+//! requests with a dataset do not, because a [`Dataset`] exists only in the program that declares it. To read the name
+//! of a dataset, use [`Datasets::get`](crate::Datasets::get).
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cursor::{Anchor, Cursor, QueryFingerprint};
 use super::{Page, PageRequest, RecordPage, SeriesSummary};
+use crate::domain::duration;
 use crate::record::{Dataset, Owner, Record, RecordVec, Series, SeriesKey, SeriesType, SortKey};
 use crate::{
     Bar, Error, Exchange, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Result, Scope, Selection,
@@ -313,7 +314,8 @@ impl StatsQuery {
 }
 
 /// A request for [`PriceStore::maintain`](super::PriceStore::maintain).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct MaintainRequest {
     /// The time to announce, rounded down to a full hour. Defaults to 10 minutes before the clock of the server. An
@@ -321,6 +323,7 @@ pub struct MaintainRequest {
     pub until: Option<Timestamp>,
     /// The time after which the call starts no further step. Defaults to one minute. A step usually takes seconds, and at
     /// most the time limit of bulk calls of the server.
+    #[serde(with = "duration")]
     pub budget: Duration,
 }
 
@@ -625,9 +628,9 @@ fn cursors(
     last: Option<&Anchor>,
     passed: Option<&Anchor>,
 ) -> Result<(Option<Cursor>, Cursor)> {
-    let (scope, before) = (query.fingerprint(), query.anchor()?);
-    let next = more.then(|| scope.cursor(last.unwrap_or(&before)));
-    Ok((next, scope.cursor(passed.unwrap_or(&before))))
+    let (fingerprint, before) = (query.fingerprint(), query.anchor()?);
+    let next = more.then(|| fingerprint.cursor(last.unwrap_or(&before)));
+    Ok((next, fingerprint.cursor(passed.unwrap_or(&before))))
 }
 
 impl Paged for RangeRequest {
@@ -665,7 +668,7 @@ impl Paged for SeriesRequest {
     }
 }
 
-/// A [`BarQuery`] whose bars are computed from ticks. Its cursors are not valid for stored bars.
+/// A [`BarQuery`] for derived bars. Its cursors are not valid for stored bars.
 #[derive(Debug, Clone, Copy)]
 pub struct Derived<'a>(pub &'a BarQuery);
 
@@ -701,6 +704,7 @@ impl Derived<'_> {
 mod tests {
     use super::*;
     use crate::BarValues;
+    use crate::store::PersistRequest;
 
     fn stored(query: &BarQuery, bars: Vec<Bar>) -> RecordPage {
         query.request().page_of(RecordVec::from_vec(bars)).unwrap()
@@ -772,6 +776,14 @@ mod tests {
         assert_eq!(serde_json::from_str::<BarQuery>(&text).unwrap(), bars);
         let reversed = "{\"instrument\":\"x:A\",\"range\":{\"start\":2000000000000,\"end\":1000000000000}}";
         assert!(serde_json::from_str::<StatsQuery>(reversed).is_err());
+
+        let maintain = MaintainRequest::default().with_budget(Duration::from_secs(30));
+        assert_eq!(serde_json::from_str::<MaintainRequest>("{\"budget\":\"30s\"}").unwrap(), maintain);
+        let persist = "{\"instrument\":\"x:A\",\"interval\":\"1h\",\"until\":1600000000000000}";
+        let persist: PersistRequest = serde_json::from_str(persist).unwrap();
+        assert_eq!((persist.since, persist.overwrite), (Timestamp::MIN, false));
+        let text = serde_json::to_string(&persist).unwrap();
+        assert_eq!(serde_json::from_str::<PersistRequest>(&text).unwrap(), persist);
     }
 
     #[test]

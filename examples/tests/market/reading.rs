@@ -73,8 +73,8 @@ async fn current_prices_cover_each_symbol_on_each_exchange() {
         tick("kraken:DOGE-USD", 1, 0, "0.1"),
     ];
     store.insert_ticks(&ticks).await.unwrap();
-    let asked = ["ETH-USD", "BTC-USD", "NEVER-USD", "BTC-USD"].map(symbol);
-    let found = market.current_prices(&asked).await.unwrap();
+    let requested = ["ETH-USD", "BTC-USD", "NEVER-USD", "BTC-USD"].map(symbol);
+    let found = market.current_prices(&requested).await.unwrap();
     assert_eq!(prices(&found), ["binance:BTC-USD 103", "kraken:BTC-USD 102", "kraken:ETH-USD 5"]);
     let none = market.current_prices(&[]).await.unwrap_err();
     assert_eq!(none.kind(), ErrorKind::InvalidInput, "an empty selection returned symbols");

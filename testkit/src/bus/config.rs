@@ -13,11 +13,13 @@ use super::topic::RECORD_COST;
 ///
 /// ```
 /// use qi_testkit::bus::MemoryBusConfig;
-/// let config = MemoryBusConfig { max_bytes: 64 << 20, ..MemoryBusConfig::default() };
+/// let mut config = MemoryBusConfig::default();
+/// config.max_bytes = 64 << 20;
 /// assert_eq!(config.delivery_timeout, std::time::Duration::from_mins(2));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct MemoryBusConfig {
     /// The capacity of all topics together, in bytes. It counts keys, payloads, headers (128 bytes more for each
     /// header), and about 100 bytes for each message. Defaults to 256 MiB.

@@ -14,8 +14,8 @@ use super::memory::Client;
 use super::state::{Log, State};
 use super::topic::{RECORD_COST, Topic};
 
-/// The interval at which a blocked publish checks for space freed by retention. Retention follows the injected clock,
-/// so tokio cannot schedule a wake-up for it.
+/// The longest time between two attempts of a blocked publish. Commits and other calls wake it earlier. No call
+/// announces space that retention can free, because retention follows the injected clock.
 const SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 type Outcome = Result<Delivery, DeliveryError>;

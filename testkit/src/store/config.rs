@@ -52,6 +52,7 @@ pub struct RetentionConfig(BTreeMap<String, RetentionRule>);
 /// The retention of a dataset. If both limits are set, both apply. Without limits, all records are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct RetentionRule {
     /// The largest age of a record, at least 1 s. The age counts from the record's time; the time of a bar
     /// is its open time. Older records are removed at the next insert into the dataset, and at every insert that could

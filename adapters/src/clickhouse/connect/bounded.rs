@@ -101,7 +101,7 @@ struct Collector {
     body: Vec<u8>,
 }
 
-/// The end of a body.
+/// The framing of a body, and the progress in it.
 enum Framing {
     /// The number of remaining bytes of the body.
     Length(usize),
@@ -155,7 +155,7 @@ impl Collector {
         (error && !empty).then_some(Self { head: kept, framing, body: Vec::new() })
     }
 
-    /// Processes bytes of the body. Returns whether the body is complete.
+    /// Processes bytes of the body. Returns true if the body is complete, or if a line is too long.
     fn take(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             match &mut self.framing {
@@ -184,7 +184,7 @@ impl Collector {
                 Framing::ChunkSize(line) => {
                     let Some(size) = take_line(line, &mut bytes) else { return line.len() > MAX_HEAD_BYTES };
                     let digits = size.split(';').next().unwrap_or_default().trim();
-                    // An invalid size ends the body.
+                    // An invalid size counts as 0, the size of the last chunk.
                     let size = usize::from_str_radix(digits, 16).unwrap_or(0);
                     self.framing = match size {
                         0 => Framing::Trailer(Vec::new()),

@@ -119,7 +119,7 @@ enum BufferLevel {
     /// At least half of the limit is in use. Each `recv` polls one message, because this poll proves to librdkafka that
     /// the maximum poll interval is kept.
     AlmostFull,
-    /// No space, because the caller takes no messages, or smaller messages than those that arrive. Nothing is polled.
+    /// No space: messages arrive faster than the caller takes them. Nothing is polled.
     Full,
     /// No space, and the last poll is so long ago that a keepalive is due before the maximum poll interval passes.
     KeepaliveDue,

@@ -67,7 +67,7 @@ pub struct LevelSource {
 }
 
 /// Returns the sources of the bars of `interval` in a window of complete buckets, in this order. Hours before
-/// `watermark` are materialized, except for those that a range of `stale` touches.
+/// `watermark` are materialized unless a range in `stale` overlaps them.
 ///
 /// # Errors
 /// Never in practice, because all ranges lie in the window.

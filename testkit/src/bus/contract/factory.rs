@@ -120,7 +120,7 @@ pub trait BusFactory: Debug + Send + Sync {
     /// Returns the features of the backend.
     fn capabilities(&self) -> &'static [Capability];
 
-    /// Returns the pace of time in the trials.
+    /// Returns the clock of the trials.
     fn clock_mode(&self) -> ClockMode;
 
     /// Creates the environment of a trial.

@@ -10,7 +10,7 @@ use qi_core::store::PriceStore;
 use super::{CHECK_LIMIT, CheckResult, Checks, Failure, Sample, StoreCheck, StoreFactory, TestContext};
 use crate::presence;
 
-/// A function that wraps a store: a layer of core, a stack of layers, or a mutant.
+/// A named function that wraps the tested store: layers, a pointer, or nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Wrapper {
     /// The name of the wrapper in the trials.
@@ -75,9 +75,10 @@ impl Suite {
         self.add(factory, wrappers, DatasetSelection::All)
     }
 
-    /// Adds every check as [`on`](Self::on), but runs a check of all datasets only on those of `PriceTick`, `Bar`,
-    /// [`Everything`](super::Everything) and [`NamedSignal`](super::NamedSignal), which together have every form of a
-    /// key and every type of column. It is for a second wrapper on a server, where all datasets take minutes.
+    /// Adds every check as [`on`](Self::on), but limits dataset-independent checks to four representative datasets.
+    /// These are the datasets of `PriceTick`, `Bar`, [`Everything`](super::Everything) and
+    /// [`NamedSignal`](super::NamedSignal). Together they have every form of a key and every type of column. On a
+    /// server, all datasets take minutes.
     #[must_use]
     pub fn on_representative(
         self,
@@ -87,8 +88,8 @@ impl Suite {
         self.on_datasets(factory, wrappers, &REPRESENTATIVE)
     }
 
-    /// Adds every check as [`on`](Self::on), but runs a check of all datasets only on the datasets of these names. Omits
-    /// the checks that run on none of them.
+    /// Adds every check as [`on`](Self::on), but limits dataset-independent checks to the datasets of these names.
+    /// Omits the checks that run on none of them.
     #[must_use]
     pub fn on_datasets(
         self,
@@ -111,7 +112,7 @@ impl Suite {
         self
     }
 
-    /// Adds the records `D` to every check of [`on`](Self::on).
+    /// Also runs the dataset-independent checks on the dataset of `D`.
     ///
     /// # Panics
     /// Panics like [`Checks::with`].

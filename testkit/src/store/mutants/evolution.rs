@@ -15,7 +15,7 @@ use super::writes::altered;
 use crate::store::contract::{MemoryFactory, StoreFactory, TestStore};
 
 faults! { on Evolving;
-    TakesEveryDifference: "accepts every difference of a declaration"
+    AcceptsEveryDifference: "accepts every difference of a declaration"
         => "schema::incompatible_declaration_is_rejected",
     AddedIsTheDefault: "an added column has a default" => "schema::added_column_reads_as_absent",
     LosesAddedValues: "loses the values of an added column" => "schema::added_column_reads_as_absent",
@@ -23,7 +23,7 @@ faults! { on Evolving;
         => "schema::enumeration_accepts_appended_variants",
     RejectsOlderVersions: "rejects a program whose schema needs no change"
         => "schema::older_declaration_continues_to_work",
-    PlansForEver: "plans a step when nothing is missing" => "schema::added_column_reads_as_absent",
+    AlwaysPlansAStep: "plans a step when nothing is missing" => "schema::added_column_reads_as_absent",
 }
 
 /// A factory whose namespaces outlive their stores. The next version of a program finds the records
@@ -150,10 +150,10 @@ async fn range_with(
 }
 
 #[derive(Debug, Default)]
-struct TakesEveryDifference;
+struct AcceptsEveryDifference;
 
 #[async_trait]
-impl Fault for TakesEveryDifference {
+impl Fault for AcceptsEveryDifference {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
         inner.ensure_schema().await.or_else(|_| Ok(SchemaReport::new(1, Vec::new())))
     }
@@ -221,10 +221,10 @@ impl Fault for RejectsOlderVersions {
 }
 
 #[derive(Debug, Default)]
-struct PlansForEver;
+struct AlwaysPlansAStep;
 
 #[async_trait]
-impl Fault for PlansForEver {
+impl Fault for AlwaysPlansAStep {
     async fn plan_schema(&self, _: &dyn PriceStore) -> Result<Vec<String>> {
         Ok(vec!["ALTER TABLE evolving".to_owned()])
     }

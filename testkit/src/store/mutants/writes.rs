@@ -18,7 +18,7 @@ faults! {
     LosesTheLastRow: "loses the last row of a batch" => "write::large_batch_is_stored",
     FirstWinsInBatch: "the first duplicate in a batch wins" => "write::last_duplicate_in_a_batch_wins",
     FirstWriteWins: "the first write of a key wins" => "write::last_write_wins",
-    SkipsWhatItHasSeen: "skips a batch that was written before"
+    SkipsRepeatedBatches: "skips a batch that was written before"
         => "write::rewriting_an_earlier_value_takes_effect",
     MixesWriters: "concurrent writers leave fields of both"
         => "write::concurrent_writers_of_one_key_leave_one_value",
@@ -29,7 +29,7 @@ faults! {
     FewDigits: "stores fifteen digits of a price" => "precision::decimals_are_stored_exactly",
     Milliseconds: "stores times to the millisecond" => "precision::times_are_kept_to_the_microsecond",
     NeedsNoSchema: "creates the schema at the first write" => "schema::missing_schema_is_rejected",
-    EmptiesItself: "ensure_schema removes the records"
+    EnsureSchemaDeletes: "ensure_schema removes the records"
         => "schema::ensure_schema_is_idempotent_and_keeps_the_data",
     IgnoresClose: "accepts calls after close" => "schema::closed_store_rejects_every_call",
     DeletesTheEnd: "includes the end of the range in a deletion" => "administration::deletion_is_half_open",
@@ -90,10 +90,10 @@ impl Fault for FirstWriteWins {
 }
 
 #[derive(Debug, Default)]
-struct SkipsWhatItHasSeen(Mutex<HashSet<Vec<PriceTick>>>);
+struct SkipsRepeatedBatches(Mutex<HashSet<Vec<PriceTick>>>);
 
 #[async_trait]
-impl Fault for SkipsWhatItHasSeen {
+impl Fault for SkipsRepeatedBatches {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let ticks = ticks_of_batch(batch)?;
         let seen = !ticks.is_empty() && !self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ticks);
@@ -243,10 +243,10 @@ impl Fault for NeedsNoSchema {
 }
 
 #[derive(Debug, Default)]
-struct EmptiesItself;
+struct EnsureSchemaDeletes;
 
 #[async_trait]
-impl Fault for EmptiesItself {
+impl Fault for EnsureSchemaDeletes {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<qi_core::store::SchemaReport> {
         let report = inner.ensure_schema().await?;
         inner.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
