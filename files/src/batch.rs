@@ -103,7 +103,8 @@ mod tests {
     fn bad_lines_after_a_full_batch_belong_to_their_file() {
         let start = |name: &str| {
             let (name, has_ids, is_verified) = (name.to_owned(), true, false);
-            Err(Input::File(FileStart { name, has_ids, has_trade_ids: true, is_verified }))
+            let is_exhaustive = false;
+            Err(Input::File(FileStart { name, has_ids, has_trade_ids: true, is_exhaustive, is_verified }))
         };
         let trade = |seq| {
             let instrument = "x:Y".parse().unwrap();

@@ -88,8 +88,8 @@ impl IntervalDetector {
         let steps = on.steps as f64;
         #[expect(clippy::cast_precision_loss, reason = "intervals are far below 2^52 microseconds")]
         let ratio = (interval.as_micros() / shorter.as_micros()) as f64;
-        // If rows of the shorter interval have a random distance, it is the longer interval with a probability of at most
-        // 1 / (2 * ratio). The factor of 2 only compensates for the choice of the rows and distances that do not count.
+        // If rows of the shorter interval have random distances, a distance is the longer interval with a probability of
+        // at most 1 / (2 * ratio). The factor of 2 pays only for the choice of the rows and distances that do not count.
         let choices = bits(on.rows, self.rows) + bits(on.steps, on.rows - 1);
         steps * ratio.log2() - (choices - steps).max(0.0) >= BITS
     }
@@ -97,13 +97,7 @@ impl IntervalDetector {
     /// Returns whether the rows are sparse candles of one minute. Each longer interval has the grid of two, three or five
     /// minutes, and the rows off such a grid are too many for bad lines.
     fn is_sparse(&self) -> bool {
-        let on = |wanted: Interval| {
-            Interval::ALL
-                .iter()
-                .zip(self.on)
-                .find(|(interval, _)| **interval == wanted)
-                .map_or(0, |(_, on)| on.rows)
-        };
+        let on = |interval: Interval| self.on[interval as usize].rows;
         let minutes = on(Interval::M1);
         let is_off = |rows: u64| minutes - rows > (self.rows / 4).max(1);
         let is_other = |(interval, on): (&Interval, AlignedRows)| {

@@ -153,10 +153,12 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
 }
 
 /// Returns the exit code of an error before the job began: 2 for wrong usage and configuration, 1 for an unavailable
-/// server and an unreadable file.
+/// server and a damaged file. `qi` has the same codes.
 fn code_of(error: &Error) -> u8 {
+    let describes_server =
+        ["store.clickhouse.no_database", "store.timescale.no_database"].contains(&error.code());
     let is_usage = matches!(error.kind(), ErrorKind::Config | ErrorKind::InvalidInput);
-    if is_usage && error.code() != "files.format" { USAGE } else { FAILED }
+    if is_usage && !describes_server { USAGE } else { FAILED }
 }
 
 /// Returns the exit code of a completed job. A job without records, with more bad lines than records, or without its
@@ -228,6 +230,9 @@ async fn prepare(
         // Checksums and the interval of candles require a scan of the complete files.
         let opened = tokio::task::spawn_blocking(move || qi_files::open(&paths, &how));
         let files = opened.await.permanent("pipeline.input", "open")??;
+        for note in &files.skipped {
+            let _ = writeln!(io::stderr(), "pipeline: {note}");
+        }
         (files.data.into(), files.instruments, Some(files.progress))
     };
     if let Some(name) = instrument.as_ref().filter(|name| options.input.is_empty() && !known.contains(name)) {
