@@ -119,11 +119,14 @@ async fn ids_that_a_verified_file_lacks_are_not_claimed_as_complete() {
     let wanted = ["10-11 complete file", "12-12 absent file", "13-14 complete file", "15-16 absent file"];
     let memory = store().await;
     for _ in 0..2 {
-        assert_eq!(imported(&memory, &sparse, true).await, [&wanted[..], &["17-17 complete file"]].concat());
+        assert_eq!(
+            imported(&memory, &sparse, true).await,
+            [&wanted[..], &["17-17 complete file"][..]].concat()
+        );
     }
     // The trade is in the store, so its id is not absent.
     let found = imported(&memory, &(trade(9) + &trade(18)), true).await;
-    assert_eq!(found, [&["9-11 complete file"], &wanted[1..], &["17-18 complete file"]].concat());
+    assert_eq!(found, [&["9-11 complete file"][..], &wanted[1..], &["17-18 complete file"]].concat());
 
     // Tardis writes the ids of exchanges that do not number the trades of each instrument.
     let header = "exchange,symbol,timestamp,local_timestamp,id,side,price,amount\n".to_owned();

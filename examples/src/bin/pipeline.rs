@@ -48,7 +48,8 @@ struct Options {
     /// The columns of CSV files, by number from 0 or by header name: time=0,price=1,quantity=2.
     #[arg(long, value_name = "COLUMNS", requires = "input", conflicts_with = "format")]
     columns: Option<ColumnMap>,
-    /// The interval of the candles in the files, if neither file names nor rows contain it.
+    /// The interval of the candles in the files, if neither file names nor rows contain it. Selects the entries of an
+    /// archive with several intervals.
     #[arg(long, value_name = "INTERVAL", requires = "input")]
     input_interval: Option<Interval>,
     /// Instruments whose live trades are stored until a stop, instead of the simulated market:
