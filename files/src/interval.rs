@@ -88,14 +88,15 @@ impl IntervalDetector {
         let steps = on.steps as f64;
         #[expect(clippy::cast_precision_loss, reason = "intervals are far below 2^52 microseconds")]
         let ratio = (interval.as_micros() / shorter.as_micros()) as f64;
-        // If rows of the shorter interval have random distances, a distance is the longer interval with a probability of
-        // at most 1 / (2 * ratio). The factor of 2 pays only for the choice of the rows and distances that do not count.
+        // If rows of the shorter interval have random distances, a distance is the longer interval with a probability
+        // of at most 1 / (2 * ratio). The factor of 2 only compensates for the choice of the rows and distances that
+        // do not count.
         let choices = bits(on.rows, self.rows) + bits(on.steps, on.rows - 1);
         steps * ratio.log2() - (choices - steps).max(0.0) >= BITS
     }
 
-    /// Returns whether the rows are sparse candles of one minute. Each longer interval has the grid of two, three or five
-    /// minutes, and the rows off such a grid are too many for bad lines.
+    /// Returns whether the rows are sparse candles of one minute. The rows of each longer interval are on the grid of
+    /// two, three or five minutes. The rows off each of these grids must be too many for bad lines.
     fn is_sparse(&self) -> bool {
         let on = |interval: Interval| self.on[interval as usize].rows;
         let minutes = on(Interval::M1);

@@ -177,8 +177,8 @@ impl Columns {
     }
 }
 
-/// The published headers without underscores and spaces, and their exchanges. A file with another header has no exchange,
-/// even if it has the same names in part. Bybit's header of derivatives is also the header of `BitMEX`.
+/// The published headers without underscores and spaces, and their exchanges. A file with another header has no
+/// exchange, even if it has the same names in part. Bybit's header of derivatives is also the header of `BitMEX`.
 const PUBLISHED: [(&str, &str, &str); 10] = [
     ("bybit", "bybit-spot", "id,timestamp,price,volume,side"),
     (

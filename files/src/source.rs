@@ -150,7 +150,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
         }
         let found = streams(path)?;
         let is_archive = found.len() > 1;
-        let (mut symbol, mut other_intervals) = (None, Vec::new());
+        let (before, mut symbol, mut other_intervals) = (plans.len(), None, Vec::new());
         for stream in found {
             if is_archive && is_document(&stream, options)? {
                 skipped.push(format!("{} is no data and is not read", stream.label()));
@@ -188,6 +188,11 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
             plans.push(planned.plan);
         }
         if let (Some(first), Some(interval)) = (other_intervals.first(), options.interval) {
+            if plans.len() == before {
+                let rule =
+                    format!("must have an entry with candles of {interval}, as --input-interval states");
+                return Err(Error::invalid("files.interval", "input", path.display(), rule));
+            }
             let count = other_intervals.len();
             skipped.push(format!(
                 "{count} entries have no candles of {interval} and are not read, such as {first}"

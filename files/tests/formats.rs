@@ -846,8 +846,11 @@ fn the_interval_option_selects_the_entries_of_an_archive() {
         let Data::Candles(source, found) = files.data else { panic!("candles") };
         assert_eq!((complete(source).len(), found), (60, interval));
     }
-    let error = open(&path, &FileOptions::default()).unwrap_err();
-    assert!(error.report().contains("--input-interval"), "{}", error.report());
+    for options in [FileOptions::default(), FileOptions::default().interval(Interval::H1)] {
+        let error = open(&path, &options).unwrap_err();
+        assert_eq!(error.code(), "files.interval");
+        assert!(error.report().contains("--input-interval"), "{}", error.report());
+    }
 }
 
 proptest::proptest! {
