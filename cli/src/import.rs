@@ -8,7 +8,7 @@ use qi_core::{
     Bar, Error, Instrument, PriceStore, PriceStoreExt, PriceTick, Record, Result, ResultExt as _, Timestamp,
 };
 use qi_files::coverage::{Coverage, CoverageState, Ledger, Proof};
-use qi_files::{Batch, Data, Files, Numbering, Source};
+use qi_files::{Batch, Data, Files, Numbering, Source, TradeIds};
 use tokio_util::sync::CancellationToken;
 
 use crate::output::{Listing, text};
@@ -136,7 +136,7 @@ struct Import {
 /// The ids in a file that matches its checksum.
 struct FileIds {
     /// True if an id that the file lacks between two others belongs to no trade.
-    is_exhaustive: bool,
+    is_consecutive: bool,
     /// The ranges of consecutive ids of each instrument, in the order of the file. The last range grows.
     ranges: BTreeMap<Instrument, Vec<Coverage>>,
 }
@@ -163,12 +163,12 @@ impl FileIds {
     }
 
     /// Returns the claims for an instrument. Ids that the ledger knows are not claimed as absent.
-    fn claims(is_exhaustive: bool, mut ranges: Vec<Coverage>, ledger: &Ledger) -> Vec<Coverage> {
+    fn claims(is_consecutive: bool, mut ranges: Vec<Coverage>, ledger: &Ledger) -> Vec<Coverage> {
         let has_all = ranges.len() <= MAX_RANGES;
         ranges.truncate(MAX_RANGES);
         ranges.sort_by_key(|range| range.first_id);
         let mut claims = ranges.clone();
-        if is_exhaustive && has_all {
+        if is_consecutive && has_all {
             let known = ledger.known();
             let mut before = ranges.first();
             for range in &ranges {
@@ -265,9 +265,9 @@ impl Import {
             if let Some(file) = &batch.begins {
                 self.record_coverage().await?;
                 self.numbering.restart();
-                let is_recorded = self.plan.coverage && file.is_verified && file.has_trade_ids;
-                let is_exhaustive = file.is_exhaustive;
-                self.ids = is_recorded.then(|| FileIds { is_exhaustive, ranges: BTreeMap::new() });
+                let is_recorded = self.plan.coverage && file.is_verified && file.trade_ids != TradeIds::None;
+                let is_consecutive = file.trade_ids == TradeIds::Consecutive;
+                self.ids = is_recorded.then(|| FileIds { is_consecutive, ranges: BTreeMap::new() });
                 let (name, is_verified) = (file.name.clone(), file.is_verified);
                 self.done.files.push(FileCount { name, records: 0, bad_lines: 0, is_verified });
             }
@@ -303,13 +303,13 @@ impl Import {
 
     /// Records the ids of the file that has ended. A file with bad lines proves nothing.
     async fn record_coverage(&mut self) -> Result<()> {
-        let Some(FileIds { is_exhaustive, ranges }) = self.ids.take() else { return Ok(()) };
+        let Some(FileIds { is_consecutive, ranges }) = self.ids.take() else { return Ok(()) };
         if self.done.files.last().is_none_or(|file| file.bad_lines > 0) {
             return Ok(());
         }
         for (instrument, ranges) in ranges {
             let mut ledger = Ledger::load(&*self.store, &instrument).await?;
-            let claims = FileIds::claims(is_exhaustive, ranges, &ledger);
+            let claims = FileIds::claims(is_consecutive, ranges, &ledger);
             ledger.record(&*self.store, claims).await?;
         }
         Ok(())

@@ -36,13 +36,22 @@ pub struct FileStart {
     /// True if the sequence numbers are the exchange's ids. Otherwise each one is an ordinal among the trades of one
     /// timestamp in this file, which [`crate::Numbering`] continues from the stored trades.
     pub has_ids: bool,
-    /// True if an id is the id of one trade. False for aggregated trades, whose ids are others.
-    pub has_trade_ids: bool,
-    /// True if the format is one in which the exchange publishes all trades of an instrument with consecutive ids, as
-    /// Binance does. An id that such a file lacks between two others belongs to no trade.
-    pub is_exhaustive: bool,
+    /// The meaning of the ids.
+    pub trade_ids: TradeIds,
     /// True if the file matches its checksum file.
     pub is_verified: bool,
+}
+
+/// The meaning of the ids in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TradeIds {
+    /// There are no ids of trades: the file has none, or those of aggregated trades.
+    None,
+    /// Each id belongs to one trade. Ids between those of a file may belong to other trades.
+    Sparse,
+    /// The exchange publishes all trades of an instrument with consecutive ids, as Binance does. An id that such a file
+    /// lacks between two others belongs to no trade.
+    Consecutive,
 }
 
 /// Records in the order of the files and their lines.
@@ -567,18 +576,17 @@ impl<T> Reader<T> {
             Ok(records) => records,
             Err(error) => return self.give_up(broken(&label, 0, error)),
         };
-        let has_trade_ids = has_ids && layout.kind == Kind::Trades && !layout.is_aggregated;
-        let is_exhaustive = has_trade_ids && layout.name == "binance" && layout.exchange.is_some();
+        let trade_ids = if !has_ids || layout.kind == Kind::Candles || layout.is_aggregated {
+            TradeIds::None
+        } else if layout.name == "binance" && layout.exchange.is_some() {
+            TradeIds::Consecutive
+        } else {
+            TradeIds::Sparse
+        };
         let parser = LineParser::new(layout, instrument_source, has_ids, interval);
         self.open =
             Some(Opened { label: label.clone(), records, parser, ordinals: TimestampOrdinals::default() });
-        Input::File(FileStart {
-            name: label,
-            has_ids,
-            has_trade_ids,
-            is_exhaustive,
-            is_verified: stream.verified,
-        })
+        Input::File(FileStart { name: label, has_ids, trade_ids, is_verified: stream.verified })
     }
 
     /// Ends the source, because later files may depend on a damaged file.

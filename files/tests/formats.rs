@@ -600,7 +600,7 @@ fn candles_at(
     options: &FileOptions,
 ) -> Result<(usize, usize, Interval), Error> {
     let rows: String =
-        minutes.into_iter().map(|m| format!("{},1,1,1,1,1\n", 1_709_510_400 + 60 * m)).collect();
+        minutes.into_iter().map(|m| format!("{},1,1,1,1,1\n", 1_709_510_400 + 60 * m)).collect::<Vec<_>>().concat();
     let (_folder, files) = open_named(name, rows.as_bytes(), options);
     let Data::Candles(source, interval) = files?.data else { panic!("candles") };
     let (found, bad, _) = read(source);
@@ -617,7 +617,8 @@ fn a_row_off_the_grid_of_candles_is_a_bad_line() {
             let found = candles_at("x.csv", minutes, &named());
             match &found {
                 Ok(found) => {
-                    assert_eq!(*found, (usize::try_from(rows).unwrap(), 1, interval))
+                        assert_eq!(*found, (usize::try_from(rows).unwrap(), 1, interval));
+                    }
                 }
                 Err(error) => assert!(error.report().contains("--input-interval"), "{error:?}"),
             }
@@ -650,7 +651,7 @@ fn an_interval_that_contradicts_the_file_is_rejected() {
         let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(Interval::M1));
         match files {
             Ok(files) => {
-                assert!(!is_rejected && matches!(files.data, Data::Candles(_, Interval::M1)), "{name}")
+                assert!(!is_rejected && matches!(files.data, Data::Candles(_, Interval::M1)), "{name}");
             }
             Err(error) => {
                 assert!(is_rejected && error.code() == "files.interval", "{name}: {}", error.report());
@@ -827,15 +828,16 @@ fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
 fn the_interval_option_selects_the_entries_of_an_archive() {
     let folder = tempfile::tempdir().unwrap();
     let rows = |length: u64| -> String {
-        (0..30).map(|n| format!("{},1,1,1,1,1,1\n", 1_735_689_600 + n * length)).collect()
+        let row = |n| format!("{},1,1,1,1,1,1\n", 1_735_689_600 + n * length);
+        (0..30).map(row).collect::<Vec<_>>().concat()
     };
-    let (minutes, fives) = (rows(60), rows(300));
+    let (one, five) = (rows(60), rows(300));
     let entries = [
-        ("OHLCVT/XBTEUR_1.csv", &*minutes),
-        ("OHLCVT/XBTEUR_5.csv", &*fives),
-        ("OHLCVT/ETHEUR_1.csv", &*minutes),
-        ("OHLCVT/ETHEUR_5.csv", &*fives),
-        ("OHLCVT/ETHEUR_21600.csv", &*fives),
+        ("OHLCVT/XBTEUR_1.csv", &*one),
+        ("OHLCVT/XBTEUR_5.csv", &*five),
+        ("OHLCVT/ETHEUR_1.csv", &*one),
+        ("OHLCVT/ETHEUR_5.csv", &*five),
+        ("OHLCVT/ETHEUR_21600.csv", &*five),
     ];
     let path = [archive(folder.path(), "Kraken_OHLCVT.zip", &entries)];
     for (interval, skipped) in [(Interval::M1, 3), (Interval::M5, 3)] {
