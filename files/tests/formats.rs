@@ -599,8 +599,11 @@ fn candles_at(
     minutes: impl IntoIterator<Item = u32>,
     options: &FileOptions,
 ) -> Result<(usize, usize, Interval), Error> {
-    let rows: String =
-        minutes.into_iter().map(|m| format!("{},1,1,1,1,1\n", 1_709_510_400 + 60 * m)).collect::<Vec<_>>().concat();
+    let rows: String = minutes
+        .into_iter()
+        .map(|m| format!("{},1,1,1,1,1\n", 1_709_510_400 + 60 * m))
+        .collect::<Vec<_>>()
+        .concat();
     let (_folder, files) = open_named(name, rows.as_bytes(), options);
     let Data::Candles(source, interval) = files?.data else { panic!("candles") };
     let (found, bad, _) = read(source);
@@ -617,8 +620,7 @@ fn a_row_off_the_grid_of_candles_is_a_bad_line() {
             let found = candles_at("x.csv", minutes, &named());
             match &found {
                 Ok(found) => {
-                        assert_eq!(*found, (usize::try_from(rows).unwrap(), 1, interval));
-                    }
+                    assert_eq!(*found, (usize::try_from(rows).unwrap(), 1, interval));
                 }
                 Err(error) => assert!(error.report().contains("--input-interval"), "{error:?}"),
             }
