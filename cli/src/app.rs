@@ -751,7 +751,11 @@ async fn open_files(arguments: ImportArguments) -> Result<(qi_files::Files, impo
     let options = qi_files::FileOptions::default().format(input_format).columns(columns);
     let options = options.instrument(instrument).interval(input_interval);
     let opened = tokio::task::spawn_blocking(move || qi_files::open(&files, &options)).await;
-    Ok((opened.permanent("import", "open")??, import::Plan { strict, coverage }))
+    let files = opened.permanent("import", "open")??;
+    for note in &files.skipped {
+        say(format_args!("{note}"));
+    }
+    Ok((files, import::Plan { strict, coverage }))
 }
 
 async fn import(

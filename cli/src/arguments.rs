@@ -677,7 +677,8 @@ pub(crate) struct ImportArguments {
     pub(crate) datasets: Vec<Dataset>,
     #[command(flatten)]
     pub(crate) times: Times,
-    /// The interval of the candles, if neither file names nor rows contain it.
+    /// The interval of the candles, if neither file names nor rows contain it. Selects the entries of a zip archive with
+    /// several intervals.
     #[arg(long, value_name = "INTERVAL")]
     pub(crate) input_interval: Option<Interval>,
     /// Stops at the first bad line.

@@ -8,13 +8,15 @@ use qi_core::{
     Bar, Error, Instrument, PriceStore, PriceStoreExt, PriceTick, Record, Result, ResultExt as _, Timestamp,
 };
 use qi_files::coverage::{Coverage, CoverageState, Ledger, Proof};
-use qi_files::{Batch, Data, Files, Numbering, Source};
+use qi_files::{Batch, Data, Files, Numbering, Source, TradeIds};
 use tokio_util::sync::CancellationToken;
 
 use crate::output::{Listing, text};
 
 /// The number of records in one insert.
 const CHUNK: usize = 10_000;
+/// The maximum number of ranges of consecutive ids of a file and instrument that are recorded in the coverage ledger.
+const MAX_RANGES: usize = 1_000;
 /// The number of bad lines that are kept for display. All are counted.
 const MAX_SHOWN: usize = 10;
 
@@ -110,7 +112,7 @@ pub async fn run(
         store,
         plan,
         stored,
-        spans: None,
+        ids: None,
         done: ImportReport::default(),
     };
     let outcome = match files.data {
@@ -127,12 +129,67 @@ struct Import {
     plan: Plan,
     stored: Arc<AtomicU64>,
     /// The ids of the current file, if they can be recorded in the ledger.
-    spans: Option<BTreeMap<Instrument, Span>>,
+    ids: Option<FileIds>,
     done: ImportReport,
 }
 
-/// The first and last id, and the earliest and latest time.
-type Span = ((u64, u64), (Timestamp, Timestamp));
+/// The ids in a file that matches its checksum.
+struct FileIds {
+    /// True if an id that the file lacks between two others belongs to no trade.
+    is_consecutive: bool,
+    /// The ranges of consecutive ids of each instrument, in the order of the file. The last range grows.
+    ranges: BTreeMap<Instrument, Vec<Coverage>>,
+}
+
+impl FileIds {
+    fn extend(&mut self, instrument: &Instrument, id: u64, time: Timestamp) {
+        if !self.ranges.contains_key(instrument) {
+            self.ranges.insert(instrument.clone(), Vec::new());
+        }
+        let Some(ranges) = self.ranges.get_mut(instrument) else { return };
+        match ranges.last_mut() {
+            Some(last) if last.ids().contains(&id) || last.last_id.checked_add(1) == Some(id) => {
+                last.last_id = last.last_id.max(id);
+                last.first_time = last.first_time.min(time);
+                last.last_time = last.last_time.max(time);
+            }
+            // One range more than the maximum, so that the ranges are known to be incomplete.
+            _ if ranges.len() <= MAX_RANGES => {
+                let (state, proof) = (CoverageState::Complete, Proof::File);
+                ranges.push(Coverage::new(instrument.clone(), id..=id, (time, time), state, proof));
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the claims for an instrument. Ids that the ledger knows are not claimed as absent.
+    fn claims(is_consecutive: bool, mut ranges: Vec<Coverage>, ledger: &Ledger) -> Vec<Coverage> {
+        let has_all = ranges.len() <= MAX_RANGES;
+        ranges.truncate(MAX_RANGES);
+        ranges.sort_by_key(|range| range.first_id);
+        let mut claims = ranges.clone();
+        if is_consecutive && has_all {
+            let known = ledger.known();
+            let mut before = ranges.first();
+            for range in &ranges {
+                if let Some(last) = before
+                    && last.last_id < range.first_id.saturating_sub(1)
+                {
+                    let (ids, times) =
+                        (last.last_id + 1..=range.first_id - 1, (last.last_time, last.last_time));
+                    if !known.overlaps(&ids) {
+                        let (state, proof) = (CoverageState::Absent, Proof::File);
+                        claims.push(Coverage::new(range.instrument.clone(), ids, times, state, proof));
+                    }
+                }
+                if before.is_none_or(|last| last.last_id < range.last_id) {
+                    before = Some(range);
+                }
+            }
+        }
+        claims
+    }
+}
 
 /// A record that files contain.
 trait Importable: Record {
@@ -208,8 +265,9 @@ impl Import {
             if let Some(file) = &batch.begins {
                 self.record_coverage().await?;
                 self.numbering.restart();
-                self.spans =
-                    (self.plan.coverage && file.is_verified && file.has_trade_ids).then(BTreeMap::new);
+                let is_recorded = self.plan.coverage && file.is_verified && file.trade_ids != TradeIds::None;
+                let is_consecutive = file.trade_ids == TradeIds::Consecutive;
+                self.ids = is_recorded.then(|| FileIds { is_consecutive, ranges: BTreeMap::new() });
                 let (name, is_verified) = (file.name.clone(), file.is_verified);
                 self.done.files.push(FileCount { name, records: 0, bad_lines: 0, is_verified });
             }
@@ -218,7 +276,13 @@ impl Import {
                 T::number(&mut batch, &mut self.numbering).await?;
             }
             self.store.insert_records_chunked(&batch.records, CHUNK).await?;
-            self.extend_spans(&batch.records);
+            if let Some(ids) = &mut self.ids {
+                for record in &batch.records {
+                    if let Some((id, time)) = record.trade() {
+                        ids.extend(record.instrument(), id, time);
+                    }
+                }
+            }
             let mut last = None;
             for record in &batch.records {
                 if last != Some(record.instrument()) {
@@ -237,29 +301,16 @@ impl Import {
         self.record_coverage().await
     }
 
-    fn extend_spans<T: Importable>(&mut self, records: &[T]) {
-        let Some(spans) = &mut self.spans else { return };
-        for record in records {
-            let Some((id, time)) = record.trade() else { continue };
-            if let Some((ids, times)) = spans.get_mut(record.instrument()) {
-                *ids = (ids.0.min(id), ids.1.max(id));
-                *times = (times.0.min(time), times.1.max(time));
-            } else {
-                spans.insert(record.instrument().clone(), ((id, id), (time, time)));
-            }
-        }
-    }
-
     /// Records the ids of the file that has ended. A file with bad lines proves nothing.
     async fn record_coverage(&mut self) -> Result<()> {
-        let Some(spans) = self.spans.take() else { return Ok(()) };
+        let Some(FileIds { is_consecutive, ranges }) = self.ids.take() else { return Ok(()) };
         if self.done.files.last().is_none_or(|file| file.bad_lines > 0) {
             return Ok(());
         }
-        for (instrument, ((first, last), times)) in spans {
+        for (instrument, ranges) in ranges {
             let mut ledger = Ledger::load(&*self.store, &instrument).await?;
-            let claim = Coverage::new(instrument, first..=last, times, CoverageState::Complete, Proof::File);
-            ledger.record(&*self.store, vec![claim]).await?;
+            let claims = FileIds::claims(is_consecutive, ranges, &ledger);
+            ledger.record(&*self.store, claims).await?;
         }
         Ok(())
     }

@@ -112,6 +112,37 @@ async fn a_verified_file_of_trades_proves_its_ids() {
     assert_eq!(imported(&store, &trades(21..=30), true).await, ["10-40 complete file"]);
 }
 
+#[tokio::test]
+async fn ids_that_a_verified_file_lacks_are_not_claimed_as_complete() {
+    let trade = |id: u64| format!("{id},5,1,5,{},True,True\n", 1_735_689_600_000_000 + id);
+    let sparse: String = [10, 11, 14, 13, 17].map(trade).concat();
+    let wanted = ["10-11 complete file", "12-12 absent file", "13-14 complete file", "15-16 absent file"];
+    let memory = store().await;
+    for _ in 0..2 {
+        assert_eq!(
+            imported(&memory, &sparse, true).await,
+            [&wanted[..], &["17-17 complete file"][..]].concat()
+        );
+    }
+    // The trade is in the store, so its id is not absent.
+    let found = imported(&memory, &(trade(9) + &trade(18)), true).await;
+    assert_eq!(found, [&["9-11 complete file"][..], &wanted[1..], &["17-18 complete file"]].concat());
+
+    // Tardis writes the ids of exchanges that do not number the trades of each instrument.
+    let header = "exchange,symbol,timestamp,local_timestamp,id,side,price,amount\n".to_owned();
+    let row = |id: u64| format!("binance,BTCUSDT,{0},{0},{id},buy,5,1\n", 1_735_689_600_000_000 + id);
+    let found = imported(&store().await, &(header + &row(10) + &row(12)), true).await;
+    assert_eq!(found, ["10-10 complete file", "11-11 unknown", "12-12 complete file"]);
+
+    let found = imported(&store().await, &(0..1_500).map(|n| trade(2 * n)).collect::<String>(), true).await;
+    let count = |state: &str| found.iter().filter(|range| range.ends_with(state)).count();
+    assert_eq!(
+        (count(" complete file"), count(" absent file")),
+        (1_000, 0),
+        "the number of claims is bounded"
+    );
+}
+
 /// Runs the program on a new SQLite file, first with the commands that must succeed. Returns the exit code and the
 /// output of the last command.
 #[cfg(feature = "sqlite")]

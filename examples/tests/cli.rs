@@ -55,6 +55,11 @@ fn invalid_usage_and_configuration_exit_with_code_2_and_the_reason() {
     let (_file, aligned) = trades(
         "2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:15:00,1,1,1,1,5\n2022-01-01 00:45:00,1,1,1,1,5\n",
     );
+    let (_file, unknown) = trades("hello\nworld\n");
+    let (_file, header) = trades("timestamp,volume,last\n1700000000,34000,5\n");
+    let folder = tempfile::tempdir().unwrap();
+    let five = folder.path().join("XBTUSD_5.csv").display().to_string();
+    std::fs::write(&five, "1700000100,1,1,1,1,1,1\n").unwrap();
     let candles = ["--input", &input, "--format", "candles", "--instrument", "x:Y"];
     let with = |more: &[&'static str]| [&candles[..], more].concat();
     for (arguments, why) in [
@@ -63,6 +68,9 @@ fn invalid_usage_and_configuration_exit_with_code_2_and_the_reason() {
         (vec!["--instrument", "nonsense"], "EXCHANGE:SYMBOL"),
         (vec!["--input", &input], "--instrument"),
         (vec!["--input", &aligned, "--instrument", "x:Y"], "--input-interval"),
+        (vec!["--input", &unknown, "--instrument", "x:Y"], "must have a known format"),
+        (vec!["--input", &header, "--instrument", "x:Y"], "--columns"),
+        (vec!["--input", &five, "--input-interval", "1m"], "not of 5m"),
         (vec!["--input", &input, "--columns", "time=0"], "time and price"),
         (vec!["--export", "never.csv"], "needs --instrument"),
         (vec!["--instrument", "sim:NONE"], "must be one of the market's"),

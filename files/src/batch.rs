@@ -98,12 +98,13 @@ mod tests {
     use qi_core::{PriceTick, Timestamp};
 
     use super::*;
+    use crate::source::TradeIds;
 
     #[test]
     fn bad_lines_after_a_full_batch_belong_to_their_file() {
         let start = |name: &str| {
             let (name, has_ids, is_verified) = (name.to_owned(), true, false);
-            Err(Input::File(FileStart { name, has_ids, has_trade_ids: true, is_verified }))
+            Err(Input::File(FileStart { name, has_ids, trade_ids: TradeIds::Sparse, is_verified }))
         };
         let trade = |seq| {
             let instrument = "x:Y".parse().unwrap();

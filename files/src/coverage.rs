@@ -32,7 +32,8 @@ pub enum CoverageState {
 pub enum Proof {
     /// The store has a trade for every id.
     Ids,
-    /// The range is a file that matches its checksum, and the store has acknowledged all trades of the file.
+    /// A file that matches its checksum. The store has acknowledged all trades of the file. It has every id of a complete
+    /// range, and no id of an absent range.
     File,
     /// A traversal of the exchange's history.
     History,

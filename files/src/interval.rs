@@ -1,8 +1,13 @@
 //! Inference of the interval of candles from their times.
 //!
-//! A sparse file has no row for a candle without trades, so the distances of its rows are no evidence: candles of one
-//! minute can be 15 minutes apart by chance. The grid of the complete file is evidence only if the file has so many
-//! rows that candles of a shorter interval cannot be on the grid by chance.
+//! A sparse file has no row for a candle without trades, so candles of one minute can be 15 minutes apart by chance. A
+//! row off the grid can be a bad line. Two kinds of evidence are therefore accepted:
+//!
+//! - Most rows are on the grid of the interval, and most of them follow each other at exactly this interval. For an
+//!   interval of which shorter candles exist, there are so many such rows that chance is excluded. Other rows are bad
+//!   lines, not a shorter interval.
+//! - The rows are on the grid of one minute and not, apart from some bad lines, on the grid of any longer interval.
+//!   These are sparse candles of one minute.
 
 use qi_core::{Interval, Timestamp};
 
@@ -14,6 +19,8 @@ const BITS: f64 = 20.0;
 pub(crate) struct IntervalDetector {
     rows: u64,
     on: [AlignedRows; Interval::ALL.len()],
+    /// The rows on the grid of two minutes, which is no interval.
+    even: u64,
     previous: Option<Timestamp>,
 }
 
@@ -21,8 +28,25 @@ pub(crate) struct IntervalDetector {
 #[derive(Debug, Default, Clone, Copy)]
 struct AlignedRows {
     rows: u64,
-    /// The greatest common divisor of the times of the rows, in microseconds.
-    divisor: i64,
+    /// The rows that are one interval after or before the previous row on the grid.
+    steps: u64,
+    previous: Option<Timestamp>,
+}
+
+impl AlignedRows {
+    fn add(&mut self, time: Timestamp, interval: Interval) {
+        self.rows += 1;
+        if let Some(previous) = self.previous.replace(time) {
+            self.steps += u64::from(
+                time.as_micros().abs_diff(previous.as_micros()) == interval.as_micros().unsigned_abs(),
+            );
+        }
+    }
+
+    /// Returns whether more than half of the distances between consecutive rows are one interval.
+    fn is_consecutive(self) -> bool {
+        self.steps * 2 > self.rows.saturating_sub(1)
+    }
 }
 
 impl IntervalDetector {
@@ -32,26 +56,25 @@ impl IntervalDetector {
             return;
         }
         self.rows += 1;
+        self.even += u64::from(time.as_micros() % (2 * Interval::M1.as_micros()) == 0);
         for (on, interval) in self.on.iter_mut().zip(Interval::ALL) {
             if interval.floor(time) == time {
-                on.rows += 1;
-                on.divisor = divisor(on.divisor, time.as_micros() - Timestamp::MIN.as_micros());
+                on.add(time, *interval);
             }
         }
     }
 
-    /// Returns the longest interval that the rows prove, or None.
+    /// Returns the interval that the rows prove, or None.
     pub(crate) fn interval(&self) -> Option<Interval> {
-        let mut longest_first = Interval::ALL.iter().zip(self.on).rev();
-        longest_first.find(|(interval, on)| self.proves(**interval, *on)).map(|(interval, _)| *interval)
+        let mut intervals = Interval::ALL.iter().zip(self.on);
+        let proven =
+            intervals.find(|(interval, on)| self.proves(**interval, *on)).map(|(interval, _)| *interval);
+        proven.or_else(|| self.is_sparse().then_some(Interval::M1))
     }
 
     fn proves(&self, interval: Interval, on: AlignedRows) -> bool {
         // Half of the rows of an interval are on the grid of an interval twice as long.
-        let is_most = on.rows * 3 >= self.rows * 2;
-        // Otherwise all rows are on a longer grid, possibly of an unknown interval such as 10 minutes.
-        let is_finest = on.divisor == interval.as_micros();
-        if on.rows < 2 || !is_most || !is_finest {
+        if !on.is_consecutive() || on.rows * 3 < self.rows * 2 {
             return false;
         }
         // Candles of seconds have a row for each second, so they are on no grid of minutes.
@@ -62,19 +85,41 @@ impl IntervalDetector {
         };
         let Some(shorter) = Interval::ALL.iter().rev().find(is_shorter) else { return true };
         #[expect(clippy::cast_precision_loss, reason = "the evidence needs no exact count")]
-        let (rows, on) = (self.rows as f64, on.rows as f64);
+        let steps = on.steps as f64;
         #[expect(clippy::cast_precision_loss, reason = "intervals are far below 2^52 microseconds")]
         let ratio = (interval.as_micros() / shorter.as_micros()) as f64;
-        // The probability that this many rows of the shorter interval are on the grid: at most C(rows, off) *
-        // ratio^-(on - 1).
-        let off = (rows - on) / rows;
-        let entropy = if off > 0.0 { -off * off.log2() - (1.0 - off) * (1.0 - off).log2() } else { 0.0 };
-        (on - 1.0) * ratio.log2() - rows * entropy >= BITS
+        // If rows of the shorter interval have random distances, a distance is the longer interval with a probability
+        // of at most 1 / (2 * ratio). The factor of 2 only compensates for the choice of the rows and distances that
+        // do not count.
+        let choices = bits(on.rows, self.rows) + bits(on.steps, on.rows - 1);
+        steps * ratio.log2() - (choices - steps).max(0.0) >= BITS
+    }
+
+    /// Returns whether the rows are sparse candles of one minute. The rows of each longer interval are on the grid of
+    /// two, three or five minutes. The rows off each of these grids must be too many for bad lines.
+    fn is_sparse(&self) -> bool {
+        let on = |interval: Interval| self.on[interval as usize].rows;
+        let minutes = on(Interval::M1);
+        let is_off = |rows: u64| minutes - rows > (self.rows / 4).max(1);
+        let is_other = |(interval, on): (&Interval, AlignedRows)| {
+            *interval > Interval::M1 && on.is_consecutive() && on.rows * 2 >= self.rows
+        };
+        minutes * 3 >= self.rows * 2
+            && [self.even, on(Interval::M3), on(Interval::M5)].into_iter().all(is_off)
+            && !Interval::ALL.iter().zip(self.on).any(is_other)
     }
 }
 
-fn divisor(one: i64, other: i64) -> i64 {
-    if other == 0 { one } else { divisor(other, one % other) }
+/// Returns the bits of the choice of `part` of `all`.
+fn bits(part: u64, all: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "the evidence needs no exact count")]
+    let (part, all) = (part as f64, all as f64);
+    let share = part / all;
+    if part == 0.0 || share >= 1.0 {
+        0.0
+    } else {
+        -all * (share * share.log2() + (1.0 - share) * (1.0 - share).log2())
+    }
 }
 
 #[cfg(test)]
@@ -82,12 +127,16 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
     use super::*;
 
-    fn of(minutes: impl IntoIterator<Item = i64>) -> Option<Interval> {
+    fn of_seconds(seconds: impl IntoIterator<Item = i64>) -> Option<Interval> {
         let mut detector = IntervalDetector::default();
-        for minute in minutes {
-            detector.add(Timestamp::from_secs(1_709_251_200 + minute * 60).unwrap());
+        for second in seconds {
+            detector.add(Timestamp::from_secs(1_709_251_200 + second).unwrap());
         }
         detector.interval()
+    }
+
+    fn of(minutes: impl IntoIterator<Item = i64>) -> Option<Interval> {
+        of_seconds(minutes.into_iter().map(|minute| minute * 60))
     }
 
     #[test]
@@ -98,37 +147,68 @@ mod tests {
         assert_eq!(of([0, 5, 20, 35, 70, 145]), None);
         assert_eq!(of([0, 1]), Some(Interval::M1));
         assert_eq!(of([0, 60]), None);
+        assert_eq!(of([0, 7]), None, "one of the rows can be a bad line");
         assert_eq!(of([0]), None);
-        let mut junk = IntervalDetector::default();
-        for seconds in [0, 900, 1_830, 2_700, 5_400] {
-            junk.add(Timestamp::from_secs(1_709_251_200 + seconds).unwrap());
-        }
-        assert_eq!(junk.interval(), None, "a row off the grid proves nothing about the others");
+        let junk = [0, 900, 1_830, 2_700, 5_400];
+        assert_eq!(of_seconds(junk), None, "a row off the grid proves nothing about the others");
         assert_eq!(of([]), None);
-        assert_eq!(of((0..100).map(|n| n * 10)), None, "10 minutes are no interval");
-        assert_eq!(of((0..100).map(|n| n * 2)), None, "2 minutes are no interval");
+        for step in [2, 10] {
+            assert_eq!(of((0..100).map(|n| n * step)), None, "{step} minutes are no interval");
+            assert_eq!(of((0..100).map(|n| n * step).chain([1_003])), None, "{step} minutes and a bad line");
+        }
+        assert_eq!(of((0..30).map(|n| n * n % 97)), Some(Interval::M1));
+        assert_eq!(of((0..60).map(|n| n * n % 97 * 60)), None, "sparse rows on full hours");
+    }
+
+    const LONGER: [(Interval, i64); 8] = [
+        (Interval::M3, 3),
+        (Interval::M5, 5),
+        (Interval::M15, 15),
+        (Interval::M30, 30),
+        (Interval::H1, 60),
+        (Interval::H4, 240),
+        (Interval::D1, 1_440),
+        (Interval::W1, 10_080),
+    ];
+
+    #[test]
+    fn many_consecutive_rows_have_an_interval() {
+        for (interval, step) in LONGER.into_iter().chain([(Interval::M1, 1)]) {
+            // 2024-03-04 is a Monday.
+            let rows = (0..30).map(|n| 4_320 + n * step);
+            assert_eq!(of(rows.clone()), Some(interval));
+            assert_eq!(of(rows.clone().rev()), Some(interval), "the latest row first");
+            let sparse = (0..200).filter(|n| n % 4 != 0).map(|n| 4_320 + n * step);
+            assert_eq!(of(sparse), Some(interval), "a quarter of the rows is absent");
+        }
+        assert_eq!(of_seconds((0..30).map(|n| n * 15)), Some(Interval::S15));
     }
 
     #[test]
-    fn many_aligned_rows_have_an_interval() {
-        for (interval, step) in [
-            (Interval::M1, 1),
-            (Interval::M5, 5),
-            (Interval::M15, 15),
-            (Interval::H1, 60),
-            (Interval::D1, 1_440),
-        ] {
-            assert_eq!(of((0..30).map(|n| n * step)), Some(interval));
-            assert_eq!(of((0..30).map(|n| n * n % 97 * step)), Some(interval), "sparse");
+    fn a_row_off_the_grid_is_no_other_interval() {
+        for (interval, step) in LONGER {
+            for rows in 3..60 {
+                for off in [1, 7, step / 2, step / 3, step - 1].map(|off| off.max(1)) {
+                    for bad in 1..=3 {
+                        let rows = (0..rows).map(|n| 4_320 + n * step);
+                        let bad = (0..bad).map(|n| 4_320 + n * 2 * step + off);
+                        let mut all: Vec<i64> = rows.chain(bad).collect();
+                        all.sort_unstable();
+                        all.dedup();
+                        let found = of(all.iter().copied());
+                        assert!(found.is_none_or(|found| found == interval), "{interval}: {found:?} {all:?}");
+                    }
+                }
+            }
         }
-    }
-
-    #[test]
-    fn a_single_misaligned_row_does_not_change_the_interval() {
-        let mut detector = IntervalDetector::default();
-        for n in 0..100 {
-            detector.add(Timestamp::from_secs(1_709_251_200 + n * 60 + i64::from(n == 50)).unwrap());
+        let hours = (0..24).map(|n| n * 60);
+        for bad in [607, 630, 601] {
+            let mut rows: Vec<i64> = hours.clone().chain([bad]).collect();
+            rows.sort_unstable();
+            assert_eq!(of(rows), Some(Interval::H1), "{bad}");
         }
-        assert_eq!(detector.interval(), Some(Interval::M1));
+        assert_eq!(of([0, 5, 7, 10, 15, 20, 25, 30, 35, 40, 45]), Some(Interval::M5));
+        let minutes = (0..100).map(|n| n * 60 + i64::from(n == 50));
+        assert_eq!(of_seconds(minutes), Some(Interval::M1));
     }
 }

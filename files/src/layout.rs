@@ -6,7 +6,7 @@ use std::str::FromStr;
 use qi_core::{Error, Interval, Result, Timestamp};
 
 use crate::lines::{Fields, MAX_FIELDS};
-use crate::number::units;
+use crate::number::{units, whole};
 use crate::row::field;
 use crate::time::{ANY, TimeUnit, is_clock, is_time};
 
@@ -177,23 +177,30 @@ impl Columns {
     }
 }
 
-/// The published headers, and their exchanges. A file with another header has no exchange, even if it has the same names
-/// in part. Bybit's header of derivatives is also the header of `BitMEX`.
-const PUBLISHED: [(&str, &str, &str); 7] = [
+/// The published headers without underscores and spaces, and their exchanges. A file with another header has no
+/// exchange, even if it has the same names in part. Bybit's header of derivatives is also the header of `BitMEX`.
+const PUBLISHED: [(&str, &str, &str); 10] = [
     ("bybit", "bybit-spot", "id,timestamp,price,volume,side"),
     (
         "bybit",
         "bybit",
         "timestamp,symbol,side,size,price,tickdirection,trdmatchid,grossvalue,homenotional,foreignnotional",
     ),
-    ("okx", "okx", "trade_id,side,size,price,created_time"),
-    ("okx", "okx", "instrument_name,trade_id,side,price,size,created_time"),
-    ("binance", "binance-futures", "id,price,qty,quote_qty,time,is_buyer_maker"),
-    ("binance", "binance-futures", "id,price,qty,base_qty,time,is_buyer_maker"),
+    ("okx", "okx", "tradeid,side,size,price,createdtime"),
+    ("okx", "okx", "instrumentname,tradeid,side,price,size,createdtime"),
+    ("binance", "binance", "id,price,qty,quoteqty,time,isbuyermaker,isbestmatch"),
+    ("binance", "binance", "tradeid,price,qty,quoteqty,time,isbuyermaker,isbestmatch"),
+    (
+        "binance",
+        "binance",
+        "aggtradeid,price,quantity,firsttradeid,lasttradeid,transacttime,isbuyermaker,isbestmatch",
+    ),
+    ("binance", "binance-futures", "id,price,qty,quoteqty,time,isbuyermaker"),
+    ("binance", "binance-futures", "id,price,qty,baseqty,time,isbuyermaker"),
     (
         "binance",
         "binance-futures",
-        "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker",
+        "aggtradeid,price,quantity,firsttradeid,lasttradeid,transacttime,isbuyermaker",
     ),
 ];
 
@@ -249,6 +256,8 @@ const SECONDS: &[TimeUnit] = &[TimeUnit::Seconds];
 const MILLIS: &[TimeUnit] = &[TimeUnit::Millis];
 const MICROS: &[TimeUnit] = &[TimeUnit::Micros];
 const NANOS: &[TimeUnit] = &[TimeUnit::Nanos];
+/// Each unit except seconds.
+const SCALED: &[TimeUnit] = &[TimeUnit::Millis, TimeUnit::Micros, TimeUnit::Nanos];
 /// The time units of Binance. The spot files have microseconds since 2025.
 const BINANCE: &[TimeUnit] = &[TimeUnit::Millis, TimeUnit::Micros];
 
@@ -340,8 +349,8 @@ impl Layout {
         let has = |wanted: &str| {
             names.iter().any(|name| name.split('/').next().unwrap_or("").eq_ignore_ascii_case(wanted))
         };
-        let bare: Vec<&str> = names.iter().map(|name| name.split('/').next().unwrap_or("").trim()).collect();
-        let bare = bare.join(",").to_ascii_lowercase();
+        let bare: Vec<&str> = names.iter().map(|name| name.split('/').next().unwrap_or("")).collect();
+        let bare = bare.join(",").to_ascii_lowercase().replace(['_', ' '], "");
         let published = PUBLISHED.into_iter().find(|(name, _, header)| match bare.strip_prefix(header) {
             Some("") => true,
             // Bybit has added columns at the end. Binance's header of futures begins its header of spot trades.
@@ -380,10 +389,14 @@ impl Layout {
             |at: usize| fields.get(at).is_some_and(|field| crate::row::parse_bool(field).is_some());
         let side = |at: usize| fields.get(at).is_some_and(|field| crate::row::is_side(field));
         let time = |at: usize| fields.get(at).is_some_and(|field| is_time(field) || units(field).is_some());
+        let is_scaled =
+            |at: usize| fields.get(at).is_some_and(|field| crate::time::parse(field, SCALED).is_ok());
         let word =
             |at: usize| fields.get(at).is_some_and(|field| units(field).is_none() && !field.is_empty());
         let mut exchange = None;
         let (name, headers): (_, &[&str]) = match fields.len() {
+            // Kraken publishes seconds.
+            3 if is_scaled(0) && numbers(1..3) => ("csv", &["time", "price", "quantity"]),
             3 if numbers(0..3) => ("kraken", &["time_s", "price", "quantity"]),
             5 if numbers(0..4) && word(4) && parse_bool(4) => {
                 ("binance", &["trade_id", "price", "quantity", "time", "buyer_maker"])
@@ -421,6 +434,14 @@ impl Layout {
                         "is_buyer_maker",
                     ],
                 )
+            }
+            7 if is_scaled(0) && numbers(1..7) => {
+                // Other publishers have the quote volume in the last column, with decimal places.
+                if whole("trades", fields[6]).is_ok() {
+                    ("csv", &["time", "open", "high", "low", "close", "volume", "trades"])
+                } else {
+                    ("csv", &["time", "open", "high", "low", "close", "volume", "other"])
+                }
             }
             7 if numbers(0..7) => ("kraken", &["time_s", "open", "high", "low", "close", "volume", "trades"]),
             8 if numbers(0..6) && word(6) && parse_bool(6) && parse_bool(7) => {
@@ -467,26 +488,42 @@ impl Layout {
     }
 
     /// Returns the layout of a file from its first lines. None if they do not determine it.
-    pub(crate) fn recognise(lines: &[Vec<u8>]) -> Option<Self> {
-        let mut lines = lines.iter().filter(|line| !line.trim_ascii().is_empty());
-        let first = lines.next()?;
-        if first.trim_ascii_start().starts_with(b"{") {
-            return Some(Self::of_names("kraken-rest", &JSON_TRADES, true));
+    ///
+    /// # Errors
+    /// A header without the columns of a trade or a candle.
+    pub(crate) fn recognise(lines: &[Vec<u8>]) -> Result<Option<Self>> {
+        let mut lines = lines.iter().filter(|line| !line.trim_ascii().is_empty()).peekable();
+        if lines.peek().is_some_and(|line| line.trim_ascii_start().starts_with(b"{")) {
+            return Ok(Some(Self::of_names("kraken-rest", &JSON_TRADES, true)));
         }
-        let delimiter = delimiter(first);
-        if let Some(mut layout) = Self::of_header(first, delimiter) {
-            // Bybit writes seconds, `BitMEX` dates.
-            if layout.exchange == Some("bybit") && lines.next().is_some_and(|line| !layout.has_number(line)) {
-                (layout.name, layout.exchange) = ("csv", None);
+        while let Some(line) = lines.next() {
+            let delimiter = delimiter(line);
+            if let Some(mut layout) = Self::of_header(line, delimiter) {
+                // Bybit writes seconds, `BitMEX` dates.
+                if layout.exchange == Some("bybit")
+                    && lines.next().is_some_and(|line| !layout.has_number(line))
+                {
+                    (layout.name, layout.exchange) = ("csv", None);
+                }
+                return Ok(Some(layout));
             }
-            return Some(layout);
-        }
-        let of = |line: &Vec<u8>| {
+            let text = String::from_utf8_lossy(line);
             let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
-            let count = fields.split(std::str::from_utf8(line).ok()?, delimiter, &mut out)?;
-            Self::of_values(&out[..count])
-        };
-        std::iter::once(first).chain(lines).find_map(of).map(|layout| Self { delimiter, ..layout })
+            let Some(count) = fields.split(&text, delimiter, &mut out) else { continue };
+            if let Some(layout) = Self::of_values(&out[..count]) {
+                return Ok(Some(Self { delimiter, ..layout }));
+            }
+            // The columns under an unknown header may have any order.
+            let names = || out[..count].iter().filter(|field| !field.is_empty());
+            let is_value = |field: &&str| units(field).is_some() || is_time(field);
+            if names().count() > 1 && !names().any(is_value) {
+                let rule = "must have the columns of trades (`time,price,quantity`, also `id`, `side`, `symbol`) or \
+                            candles (`time,open,high,low,close,volume`) under a usual name: name its columns with \
+                            `--columns time=timestamp,price=last,quantity=volume`";
+                return Err(Error::invalid("files.format", "header", &text, rule));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the layout of Kraken's JSON from its first array.
@@ -524,20 +561,33 @@ impl Layout {
         }
     }
 
+    /// Adds the properties of a format of the same kind. The format determines the unit of lines without a header.
+    pub(crate) fn with_format(self, format: Format) -> Self {
+        let hinted = Self::of_format(format);
+        let is_same = self.header.is_none() && self.columns == hinted.columns;
+        let (name, units) = if is_same { (hinted.name, hinted.units) } else { (self.name, self.units) };
+        let exchange = self.exchange.or(hinted.exchange.filter(|_| name == hinted.name));
+        Self { name, units, exchange, ..self }
+    }
+
     /// Returns the layout of a format, for a file whose content does not determine it.
     pub(crate) fn of_format(format: Format) -> Self {
         format.fallback()
     }
 
     /// Returns the interval from the open time to the close time of a line. None without a valid open and close time.
-    /// `Err` has a length in microseconds that is no [`Interval`]. Binance writes close times.
-    pub(crate) fn interval_of(&self, fields: &[&str]) -> Option<std::result::Result<Interval, i64>> {
+    /// `Err` has a length that is no [`Interval`]. Binance writes close times.
+    pub(crate) fn interval_of(&self, fields: &[&str]) -> Option<std::result::Result<Interval, String>> {
         let at = |place: Option<usize>| fields.get(place?).copied();
         let (open, close) = (self.time(fields).ok()?.as_micros(), at(self.columns.close_time)?);
         let close = crate::time::parse(close, self.units).ok()?.as_micros();
         // The close time is the last unit before the next candle.
-        let length = (close - open + 1_000) / 1_000_000 * 1_000_000;
-        Some(Interval::ALL.iter().copied().find(|i| i.as_micros() == length).ok_or(length))
+        let seconds = (close - open + 1_000) / 1_000_000;
+        let known = Interval::ALL.iter().copied().find(|i| i.as_micros() == seconds * 1_000_000);
+        Some(known.ok_or_else(|| match seconds % 86_400 {
+            0 => format!("{} days", seconds / 86_400),
+            _ => format!("{seconds} s"),
+        }))
     }
 }
 

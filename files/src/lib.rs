@@ -62,6 +62,6 @@ pub use batch::Batch;
 pub use layout::{ColumnMap, Format, Kind};
 pub use lines::MAX_LINE_BYTES;
 pub use numbering::Numbering;
-pub use source::{Data, FileOptions, FileStart, Files, Input, Source, is_same_file, open};
+pub use source::{Data, FileOptions, FileStart, Files, Input, Source, TradeIds, is_same_file, open};
 pub use time::TimeUnit;
 pub use unpack::Progress;

@@ -18,9 +18,9 @@ fn stem(name: &str) -> &str {
 pub(crate) fn instrument(stream: &Stream, layout: &Layout) -> Option<Instrument> {
     let stem = stem(stream.name());
     let symbol = match layout.name {
-        // BTCUSDT-trades-2025-01-01, BTCUSD_PERP-1m-2025-01
+        // BTCUSDT-trades-2025-01-01, BTCUSD_PERP-1m-2025-01, 币安人生USDT-trades-2025-10-10
         "binance" => stem.split_once('-').map(|(symbol, _)| symbol).filter(|symbol| is_code(symbol))?,
-        // XBTUSD, XBTUSD_60, XBTUSD-2025
+        // XBTUSD, XBTUSD_60, XBTUSD-2025, AAPLxUSD
         "kraken" => {
             let end = stem.split_once('_').filter(|(_, rest)| is_number(rest));
             // Other digits after a hyphen are the date of a future of another exchange.
@@ -80,30 +80,68 @@ fn binance(
     }
 }
 
+/// Returns whether a text is written like the symbols of exchanges: in capitals, digits, or another script than Latin.
+/// Small letters, as in `AAPLxUSD`, are accepted only before a currency in capitals, because other names of files have
+/// them too.
 fn is_code(text: &str) -> bool {
-    (2..=40).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.'))
-        && text.bytes().any(|b| b.is_ascii_uppercase())
+    let has_small = text.bytes().any(|b| b.is_ascii_lowercase());
+    let ends_in_capitals = text.len() > 3 && text.bytes().rev().take(3).all(|b| b.is_ascii_uppercase());
+    Symbol::new(text).is_ok()
+        && text.chars().nth(1).is_some()
+        && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '.'))
+        && text.starts_with(char::is_alphanumeric)
+        && text.chars().any(|c| c.is_alphabetic() && !c.is_ascii_lowercase())
+        && (ends_in_capitals || !has_small)
 }
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
+/// Returns whether a text is a day or a month: `2025-01-31`, `2025-01`.
+fn is_date(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit() || b == b'-') && dated(text, 0) == Some("")
+}
+
 fn is_year(text: &str) -> bool {
     text.len() == 4 && text.starts_with("20") && is_number(text)
 }
 
+/// The interval in a name.
+pub(crate) struct NamedInterval {
+    /// The interval. `Err` has one that is no [`Interval`].
+    pub(crate) interval: Result<Interval, String>,
+    /// True if the name has the form of the publisher, in which the interval cannot mean something else.
+    pub(crate) is_published: bool,
+}
+
 /// Returns the interval of candles, if the name has exactly one: `BTCUSDT-1h-2025-01.zip`, `XBTUSD_60.csv`.
-pub(crate) fn interval(stream: &Stream, layout: &Layout) -> Option<Interval> {
+pub(crate) fn interval(stream: &Stream, layout: &Layout) -> Option<NamedInterval> {
     let stem = stem(stream.name());
     if layout.name == "kraken" {
-        let minutes = stem.rsplit_once('_')?.1.parse::<i64>().ok()?.checked_mul(60_000_000)?;
-        return Interval::ALL.iter().copied().find(|interval| interval.as_micros() == minutes);
+        let minutes: i64 = stem.rsplit_once('_')?.1.parse().ok()?;
+        let micros = minutes.checked_mul(60_000_000)?;
+        let known = Interval::ALL.iter().copied().find(|interval| interval.as_micros() == micros);
+        let interval = match (known, minutes) {
+            (Some(interval), _) => Ok(interval),
+            (None, 21_600) => Err("15d".to_owned()),
+            _ => return None,
+        };
+        return Some(NamedInterval { interval, is_published: true });
     }
-    let mut named = stem.split(['-', '_', '.', ' ']).filter_map(|part| part.parse::<Interval>().ok());
+    let parse = |part: &str| match part {
+        "3d" | "1mo" => Some(Err(part.to_owned())),
+        _ => part.parse().ok().map(Ok),
+    };
+    let mut named = stem.split(['-', '_', '.', ' ']).filter_map(parse);
     let first = named.next()?;
-    named.all(|other| other == first).then_some(first)
+    if named.any(|other| other != first) {
+        return None;
+    }
+    let mut parts = stem.splitn(3, '-').skip(1);
+    let is_published =
+        parts.next().is_some_and(|part| parse(part).is_some()) && parts.next().is_some_and(is_date);
+    Some(NamedInterval { interval: first, is_published })
 }
 
 #[cfg(test)]
@@ -122,5 +160,36 @@ mod tests {
         assert_eq!(of("BTCUSDT-2022-11"), Some("BTCUSDT-"));
         assert_eq!(of("BTCUSD1232025-01-01"), Some("BTCUSD123"));
         assert_eq!(of("BTCUSDT"), None);
+    }
+
+    #[test]
+    fn symbols_of_exchanges_are_codes_and_words_are_not() {
+        for code in [
+            "XBTEUR",
+            "BTCUSD_PERP",
+            "BTCUSDT_250328",
+            "币安人生USDT",
+            "AAPLxUSD",
+            "1INCHEUR",
+            "XBT.dUSD",
+            "币安",
+        ] {
+            assert!(is_code(code), "{code}");
+        }
+        for word in [
+            "trades",
+            "Trades",
+            "my_trades_2025",
+            ".tmpABC",
+            "a",
+            "2025",
+            "XBT-EUR",
+            "XBT EUR",
+            "USDx",
+            "_USD",
+            "",
+        ] {
+            assert!(!is_code(word), "{word}");
+        }
     }
 }

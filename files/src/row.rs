@@ -155,6 +155,12 @@ impl LineParser {
         self.with_fields(line, Self::instrument_of)
     }
 
+    /// Returns the value of the symbol column of a line, if there is one.
+    pub(crate) fn symbol(&mut self, line: &str) -> Option<String> {
+        let at = self.layout.columns.symbol?;
+        self.with_fields(line, |_, fields| field(fields, Some(at), "symbol").map(str::to_owned)).ok()
+    }
+
     /// Returns the trade of a line.
     pub(crate) fn trade(&mut self, line: &str, ordinals: &mut TimestampOrdinals) -> Result<PriceTick> {
         self.with_fields(line, |this, fields| {
@@ -242,8 +248,8 @@ impl LineParser {
     }
 
     /// Returns the interval from the open time to the close time of a line. None without a valid open and close time.
-    /// `Err` has a length in microseconds that is no [`Interval`].
-    pub(crate) fn interval_of(&mut self, line: &str) -> Option<std::result::Result<Interval, i64>> {
+    /// `Err` has a length that is no [`Interval`].
+    pub(crate) fn interval_of(&mut self, line: &str) -> Option<std::result::Result<Interval, String>> {
         self.with_fields(line, |this, fields| Ok(this.layout.interval_of(fields))).ok().flatten()
     }
 }
@@ -261,7 +267,7 @@ mod tests {
     #[test]
     fn an_inconsistent_close_time_is_shown_in_its_error() {
         let line = |close: &str| format!("1735689600000,1,1,1,1,1,{close},1,1,1,1,0");
-        let layout = Layout::recognise(&[line("1735689659999").into_bytes()]).unwrap();
+        let layout = Layout::recognise(&[line("1735689659999").into_bytes()]).unwrap().unwrap();
         let source = InstrumentSource::One("binance:BTCUSDT".parse().unwrap());
         let mut parser = LineParser::new(layout, source, false, Some(Interval::M1));
         assert!(parser.candle(&line("1735689659999"), Interval::M1).is_ok());

@@ -10,10 +10,10 @@ use crate::interval::IntervalDetector;
 use crate::json::Arrays;
 use crate::layout::{ColumnMap, Format, Kind, Layout};
 use crate::lines::{Line, Lines, TOO_LONG};
-use crate::name;
+use crate::name::{self, NamedInterval};
 use crate::ordinals::TimestampOrdinals;
 use crate::row::{InstrumentSource, LineParser};
-use crate::unpack::{Progress, Stream, streams};
+use crate::unpack::{CHECKSUM, Progress, Stream, streams};
 
 /// Any item of a source that is not a record.
 #[derive(Debug)]
@@ -36,10 +36,22 @@ pub struct FileStart {
     /// True if the sequence numbers are the exchange's ids. Otherwise each one is an ordinal among the trades of one
     /// timestamp in this file, which [`crate::Numbering`] continues from the stored trades.
     pub has_ids: bool,
-    /// True if consecutive trades of an instrument have consecutive ids. False for aggregated trades, whose ids are others.
-    pub has_trade_ids: bool,
+    /// The meaning of the ids.
+    pub trade_ids: TradeIds,
     /// True if the file matches its checksum file.
     pub is_verified: bool,
+}
+
+/// The meaning of the ids in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TradeIds {
+    /// There are no ids of trades: the file has none, or those of aggregated trades.
+    None,
+    /// Each id belongs to one trade. Ids between those of a file may belong to other trades.
+    Sparse,
+    /// The exchange publishes all trades of an instrument with consecutive ids, as Binance does. An id that such a file
+    /// lacks between two others belongs to no trade.
+    Consecutive,
 }
 
 /// Records in the order of the files and their lines.
@@ -73,6 +85,8 @@ pub struct Files {
     /// The distinct instruments that are known before the files are read: from the options, the names, or the first
     /// lines.
     pub instruments: Vec<Instrument>,
+    /// Notes for the user about files and entries of archives that are not read, with the reason.
+    pub skipped: Vec<String>,
 }
 
 /// Options for properties that files do not contain.
@@ -135,26 +149,63 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
     let progress = Progress::default();
     let mut plans: Vec<Plan> = Vec::new();
     let mut instruments: Vec<Instrument> = Vec::new();
+    let mut skipped = Vec::new();
     let mut kind = options.columns.as_ref().map(ColumnMap::kind).or(options.format.map(Format::kind));
     for path in paths {
-        let found = streams(path)?;
-        let several = found.len() > 1;
-        if several && let Some(instrument) = &options.instrument {
-            let rule = "must not be set for an archive of several files, because each file has its own";
-            return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
-                .with_context("file", path.display()));
+        if is_checksum(path) {
+            skipped
+                .push(format!("{} is the checksum of another file and is not read as data", path.display()));
+            continue;
         }
+        let found = streams(path)?;
+        let is_archive = found.len() > 1;
+        let (before, mut symbol, mut other_intervals) = (plans.len(), None, Vec::new());
         for stream in found {
-            progress.expect(stream.size);
-            let Some((plan, first)) = plan(stream, options)? else { continue };
-            if *kind.get_or_insert(plan.layout.kind) != plan.layout.kind {
-                let rule = "must hold the same kind of records as the format and the other files";
-                return Err(Error::invalid("files.kind", "input", plan.stream.label(), rule));
+            if is_archive && is_document(&stream, options)? {
+                skipped.push(format!("{} is no data and is not read", stream.label()));
+                continue;
             }
-            if let Some(first) = first.filter(|first| !instruments.contains(first)) {
+            let (size, label) = (stream.size, stream.label());
+            let planned = match plan(stream, options, is_archive)? {
+                Planned::Empty => {
+                    progress.expect(size);
+                    continue;
+                }
+                Planned::OtherInterval => {
+                    other_intervals.push(label);
+                    continue;
+                }
+                Planned::Read(planned) => *planned,
+            };
+            progress.expect(size);
+            if *kind.get_or_insert(planned.plan.layout.kind) != planned.plan.layout.kind {
+                let rule = "must hold the same kind of records as the format and the other files";
+                return Err(Error::invalid("files.kind", "input", label, rule));
+            }
+            if let Some(instrument) = &options.instrument
+                && let Some(found) = planned.symbol
+                && *symbol.get_or_insert(found.clone()) != found
+            {
+                let rule = "must not be set for an archive with files of several instruments";
+                return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
+                    .with_context("file", label)
+                    .with_context("symbol", found));
+            }
+            if let Some(first) = planned.first.filter(|first| !instruments.contains(first)) {
                 instruments.push(first);
             }
-            plans.push(plan);
+            plans.push(planned.plan);
+        }
+        if let (Some(first), Some(interval)) = (other_intervals.first(), options.interval) {
+            if plans.len() == before {
+                let rule =
+                    format!("must have an entry with candles of {interval}, as --input-interval states");
+                return Err(Error::invalid("files.interval", "input", path.display(), rule));
+            }
+            let count = other_intervals.len();
+            skipped.push(format!(
+                "{count} entries have no candles of {interval} and are not read, such as {first}"
+            ));
         }
     }
     let data = match kind {
@@ -174,7 +225,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
         // Empty files contain no candles either.
         _ => Data::Trades(Box::new(Reader::new(plans, progress.clone(), Box::new(LineParser::trade)))),
     };
-    Ok(Files { data, progress, instruments })
+    Ok(Files { data, progress, instruments, skipped })
 }
 
 fn common_interval(plans: &[Plan], options: &FileOptions) -> Result<Interval> {
@@ -182,7 +233,10 @@ fn common_interval(plans: &[Plan], options: &FileOptions) -> Result<Interval> {
     for plan in plans {
         match (plan.interval, common) {
             (Some(interval), Some(common)) if interval != common => {
-                let rule = format!("must have candles of {common}, like the previous files");
+                let rule = format!(
+                    "must have candles of {common}, like the previous files; --input-interval selects the entries of \
+                     one interval from an archive"
+                );
                 return Err(Error::invalid("files.interval", "input", plan.stream.label(), rule));
             }
             (Some(interval), None) => common = Some(interval),
@@ -253,12 +307,55 @@ fn sample_json(stream: &Stream) -> io::Result<(Vec<Vec<u8>>, String)> {
     Ok((found, arrays.pair))
 }
 
-/// Returns the plan for a stream, and its first instrument. None for an empty stream.
-fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<Instrument>)>> {
+/// The result of looking at the start of a stream.
+enum Planned {
+    /// A stream without lines.
+    Empty,
+    /// An entry of an archive whose name states another interval than the option.
+    OtherInterval,
+    /// A stream to read.
+    Read(Box<Opening>),
+}
+
+struct Opening {
+    plan: Plan,
+    /// The first instrument.
+    first: Option<Instrument>,
+    /// The symbol in the lines or the name, even if the option sets another instrument.
+    symbol: Option<String>,
+}
+
+/// Returns whether a file is the checksum of another file in its folder.
+fn is_checksum(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == CHECKSUM) && path.with_extension("").is_file()
+}
+
+/// Returns whether an entry of an archive is a document: by its name, and because its content has no known format.
+fn is_document(stream: &Stream, options: &FileOptions) -> Result<bool> {
+    let name = stream.name().to_ascii_lowercase();
+    // Lines of a text file have a meaning if an option states it.
+    let is_stated = options.columns.is_some() || options.format.is_some();
+    let extension = Path::new(&name).extension().and_then(|end| end.to_str()).unwrap_or("");
+    let is_named = name.starts_with("readme")
+        || ["md", "pdf", "html"].contains(&extension)
+        || (extension == "txt" && !is_stated)
+        || extension.eq_ignore_ascii_case(CHECKSUM);
+    if !is_named {
+        return Ok(false);
+    }
+    let label = stream.label();
+    Ok(match sample(stream, &FileOptions::default()).map_err(|error| broken(&label, 0, error))? {
+        Sample::Lines(lines) => !matches!(Layout::recognise(&lines), Ok(Some(_))),
+        Sample::Json => false,
+        Sample::TooLong => true,
+    })
+}
+
+fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned> {
     let label = stream.label();
     let broken = |error: io::Error| broken(&label, 0, error);
     let mut lines = match sample(&stream, options).map_err(broken)? {
-        Sample::Lines(lines) if lines.is_empty() => return Ok(None),
+        Sample::Lines(lines) if lines.is_empty() => return Ok(Planned::Empty),
         Sample::Lines(lines) => lines,
         Sample::Json => vec![b"{".to_vec()],
         Sample::TooLong => {
@@ -266,15 +363,15 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
             return Err(Error::invalid("files.format", "input", &label, rule));
         }
     };
-    let mut layout = match (&options.columns, Layout::recognise(&lines), options.format) {
+    let recognised = match options.columns {
+        Some(_) => None,
+        None => Layout::recognise(&lines).map_err(|error| error.with_context("file", &label))?,
+    };
+    let mut layout = match (&options.columns, recognised, options.format) {
         (Some(columns), ..) => columns.layout(&lines[0])?,
         // The hint decides ambiguous content, for example six numbers.
         (_, Some(layout), None) => layout,
-        (_, Some(layout), Some(format)) if layout.kind == format.kind() => {
-            let hinted = Layout::of_format(format);
-            let exchange = layout.exchange.or(hinted.exchange.filter(|_| layout.name == hinted.name));
-            Layout { exchange, ..layout }
-        }
+        (_, Some(layout), Some(format)) if layout.kind == format.kind() => layout.with_format(format),
         // The kind of a JSON document follows from its arrays.
         (_, Some(layout), Some(_)) if layout.is_json => layout,
         (_, _, Some(format)) => Layout::of_format(format),
@@ -302,10 +399,11 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
         (layout.columns.symbol.is_some() && is_complete).then_some(InstrumentSource::Columns)
     };
     let of_pair = || format!("kraken:{pair}").parse::<Instrument>().ok();
-    let of_name = || if layout.is_json { of_pair() } else { name::instrument(&stream, &layout) };
+    let of_name = if layout.is_json { of_pair() } else { name::instrument(&stream, &layout) };
+    let symbol = of_name.as_ref().map(|instrument| instrument.symbol().to_string());
     let instrument_source = match &options.instrument {
         Some(instrument) => Some(InstrumentSource::One(instrument.clone())),
-        None => by_columns().or_else(|| of_name().map(InstrumentSource::One)),
+        None => by_columns().or_else(|| of_name.map(InstrumentSource::One)),
     };
     let Some(instrument_source) =
         instrument_source.or_else(|| texts.is_empty().then_some(InstrumentSource::Columns))
@@ -321,31 +419,58 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
         InstrumentSource::One(instrument) => Some(instrument.clone()),
         InstrumentSource::Columns => texts.iter().find_map(|line| parser.instrument(line).ok()),
     };
+    let symbol = texts.iter().find_map(|line| parser.symbol(line)).or(symbol);
     let interval = match parser.layout.kind {
         Kind::Trades => None,
-        Kind::Candles => Some(interval(&stream, &mut parser, &texts, options)?),
+        Kind::Candles => match interval(&stream, &mut parser, &texts, options, is_entry)? {
+            None => return Ok(Planned::OtherInterval),
+            found => found,
+        },
     };
     let LineParser { layout, instrument_source, has_ids, .. } = parser;
-    Ok(Some((Plan { stream, layout, instrument_source, has_ids, interval }, first)))
+    let plan = Plan { stream, layout, instrument_source, has_ids, interval };
+    Ok(Planned::Read(Box::new(Opening { plan, first, symbol })))
 }
 
+/// Returns the interval of the candles of a stream. None for an entry of an archive whose name states another interval
+/// than the option.
 fn interval(
     stream: &Stream,
     parser: &mut LineParser,
     texts: &[&str],
     options: &FileOptions,
-) -> Result<Interval> {
+    is_entry: bool,
+) -> Result<Option<Interval>> {
     let reject = |rule: String| Err(Error::invalid("files.interval", "input", stream.label(), rule));
-    let in_lines = texts.iter().find_map(|line| parser.interval_of(line));
-    match (options.interval, in_lines) {
-        (Some(interval), _) | (None, Some(Ok(interval))) => return Ok(interval),
-        (None, Some(Err(micros))) => {
-            return reject(format!("must have candles of a known interval, not of {} s", micros / 1_000_000));
+    let in_lines: Vec<_> = texts.iter().filter_map(|line| parser.interval_of(line)).collect();
+    // The close time of one candle can be wrong, for example that of the last candle of an outage.
+    let is_wanted = |found: &&Result<Interval, String>| match options.interval {
+        Some(wanted) => **found == Ok(wanted),
+        None => found.is_ok(),
+    };
+    let in_lines = in_lines.iter().find(is_wanted).or(in_lines.first()).cloned();
+    let counts = |named: &NamedInterval| is_entry || named.is_published || options.interval.is_none();
+    let stated =
+        in_lines.or(name::interval(stream, &parser.layout).filter(counts).map(|named| named.interval));
+    match (options.interval, stated) {
+        (Some(wanted), Some(found)) if found != Ok(wanted) => {
+            if is_entry {
+                return Ok(None);
+            }
+            let found = found.map_or_else(|text| text, |interval| interval.to_string());
+            return reject(format!(
+                "must have candles of {wanted}, as --input-interval states, not of {found}"
+            ));
+        }
+        (Some(wanted), _) => return Ok(Some(wanted)),
+        (None, Some(Ok(interval))) => return Ok(Some(interval)),
+        (None, Some(Err(found))) => {
+            let known: Vec<_> = Interval::ALL.iter().map(|interval| interval.as_str()).collect();
+            let rule = format!("must have candles of one of {}, not of {found}", known.join(" "));
+            let hint = if is_entry { "; --input-interval selects other entries of the archive" } else { "" };
+            return reject(rule + hint);
         }
         (None, None) => {}
-    }
-    if let Some(interval) = name::interval(stream, &parser.layout) {
-        return Ok(interval);
     }
     let label = stream.label();
     let mut detector = IntervalDetector::default();
@@ -363,8 +488,8 @@ fn interval(
         }
     }
     match detector.interval() {
-        Some(interval) => Ok(interval),
         None => reject("must have an interval in its name or rows: set --input-interval".to_owned()),
+        found => Ok(found),
     }
 }
 
@@ -451,11 +576,17 @@ impl<T> Reader<T> {
             Ok(records) => records,
             Err(error) => return self.give_up(broken(&label, 0, error)),
         };
-        let has_trade_ids = has_ids && layout.kind == Kind::Trades && !layout.is_aggregated;
+        let trade_ids = if !has_ids || layout.kind == Kind::Candles || layout.is_aggregated {
+            TradeIds::None
+        } else if layout.name == "binance" && layout.exchange.is_some() {
+            TradeIds::Consecutive
+        } else {
+            TradeIds::Sparse
+        };
         let parser = LineParser::new(layout, instrument_source, has_ids, interval);
         self.open =
             Some(Opened { label: label.clone(), records, parser, ordinals: TimestampOrdinals::default() });
-        Input::File(FileStart { name: label, has_ids, has_trade_ids, is_verified: stream.verified })
+        Input::File(FileStart { name: label, has_ids, trade_ids, is_verified: stream.verified })
     }
 
     /// Ends the source, because later files may depend on a damaged file.

@@ -24,6 +24,9 @@ const MAX_ENTRIES: usize = 65_536;
 /// The maximum window of a Zstandard file: 128 MiB, as for `zstd -d`.
 const MAX_WINDOW: u64 = 128 << 20;
 
+/// The extension of checksum files.
+pub(crate) const CHECKSUM: &str = "CHECKSUM";
+
 /// The progress of reading files, in bytes on disk. Clones share the counters.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
@@ -371,7 +374,8 @@ pub(crate) fn streams(path: &Path) -> Result<Vec<Stream>> {
 /// Verifies a file with `FILE.CHECKSUM`, if that exists. Afterwards the file is at its start again.
 fn verify(path: &Path, file: &mut File) -> Result<bool> {
     let mut checksum_path = path.as_os_str().to_owned();
-    checksum_path.push(".CHECKSUM");
+    checksum_path.push(".");
+    checksum_path.push(CHECKSUM);
     let checksum_path = PathBuf::from(checksum_path);
     let fail = |message: &str| {
         Error::new(ErrorKind::CorruptData, "files.checksum", "open")

@@ -1,9 +1,10 @@
 """Records of a published file, computed without the library, with csv, json and decimal of Python.
 
-usage: check_files.py FILE KIND DELIMITER HEADER UNIT COLUMNS
+usage: check_files.py FILE KIND DELIMITER HEADER UNIT COLUMNS [SYMBOL]
 KIND is trades or candles, HEADER the number of lines before the data, UNIT the number of time units in a second, or
 `date`. COLUMNS are indexes: for trades time,price,quantity,side,id (- for none); for candles
 time,open,high,low,close,volume,count. A boolean side states whether the buyer was the maker.
+With SYMBOL, only rows that have it in the second column are used.
 Prints the count, the first and the last record, the sum of the quantities, and the bars (of one minute for trades, of
 one hour for candles).
 """
@@ -46,10 +47,12 @@ def side(text):
 
 
 def main():
-    path, kind, delimiter, header, unit, columns = sys.argv[1:]
+    path, kind, delimiter, header, unit, columns, *symbol = sys.argv[1:]
     places = [None if place == "-" else int(place) for place in columns.split(",")]
     records, ties = [], {}
     for row in rows(path, delimiter, int(header)):
+        if symbol and row[1] != symbol[0]:
+            continue
         at = lambda n: None if places[n] is None else row[places[n]]
         time = micros(at(0), unit)
         if kind == "trades":

@@ -25,20 +25,28 @@ struct Sample {
     /// True if the name or the lines of the file contain the instrument.
     names_itself: bool,
     columns: Option<&'static str>,
+    /// True if the file has other instruments too.
+    is_mixed: bool,
 }
 
 const fn sample(file: &'static str, check: [&'static str; 5], instrument: &'static str) -> Sample {
-    Sample { file, check, instrument, names_itself: true, columns: None }
+    Sample { file, check, instrument, names_itself: true, columns: None, is_mixed: false }
 }
 
 const fn anonymous(file: &'static str, check: [&'static str; 5]) -> Sample {
-    Sample { file, check, instrument: "x:Y", names_itself: false, columns: None }
+    Sample { file, check, instrument: "x:Y", names_itself: false, columns: None, is_mixed: false }
 }
 
 const MS: &str = "1000";
 const US: &str = "1000000";
+const NS: &str = "1000000000";
+const MIXED: Sample = sample(
+    "binance-futures_trades_2025-01-02_PERPETUALS.csv",
+    ["trades", ",", "1", US, "2,6,7,5,4"],
+    "binance-futures:BTCUSDT",
+);
 
-const SAMPLES: [Sample; 22] = [
+const SAMPLES: &[Sample] = &[
     sample("BTCUSDT-trades-2024-12-31.csv", ["trades", ",", "0", MS, "4,1,2,5,0"], "binance:BTCUSDT"),
     sample("BTCUSDT-trades-2025-01-01.csv", ["trades", ",", "0", US, "4,1,2,5,0"], "binance:BTCUSDT"),
     sample("BTCUSDT-aggTrades-2025-01-01.csv", ["trades", ",", "0", US, "5,1,2,6,0"], "binance:BTCUSDT"),
@@ -75,6 +83,22 @@ const SAMPLES: [Sample; 22] = [
     anonymous("seconds.csv", ["candles", ",", "1", "1", "0,1,2,3,4,5,-"]),
     anonymous("millis.csv", ["candles", ",", "1", MS, "0,1,2,3,4,5,-"]),
     anonymous("micros.csv", ["candles", ",", "1", US, "0,1,2,3,4,5,-"]),
+    sample("ADAUSDT-trades-2025-02-01.csv", ["trades", ",", "1", US, "4,1,2,5,0"], "binance:ADAUSDT"),
+    sample("ADAUSDT-aggTrades-2024-02-01.csv", ["trades", ",", "0", MS, "5,1,2,6,0"], "binance:ADAUSDT"),
+    sample("SOLUSDT-trades-2020-10-01.csv", ["trades", ",", "0", MS, "4,1,2,5,0"], "binance-futures:SOLUSDT"),
+    sample(
+        "SOLUSDT-aggTrades-2020-10-01.csv",
+        ["trades", ",", "0", MS, "5,1,2,6,0"],
+        "binance-futures:SOLUSDT",
+    ),
+    anonymous("SOLUSDT-5m-2020-10-01.csv", ["candles", ",", "0", MS, "0,1,2,3,4,5,8"]),
+    anonymous("kraken-rest.csv", ["trades", ",", "0", "1", "2,0,1,3,5"]),
+    anonymous("nanos.csv", ["trades", ",", "1", NS, "0,1,2,3,4"]),
+    anonymous("tabs.tsv", ["trades", "\t", "1", "date", "0,1,2,-,-"]),
+    anonymous("ohlcvt-millis.csv", ["candles", ",", "0", MS, "0,1,2,3,4,5,6"]),
+    Sample { is_mixed: true, ..MIXED },
+    Sample { is_mixed: true, instrument: "binance-futures:ETHUSDT", ..MIXED },
+    Sample { is_mixed: true, instrument: "binance-futures:1000SHIBUSDT", ..MIXED },
 ];
 
 fn folder() -> PathBuf {
@@ -108,11 +132,14 @@ fn complete<T>(source: Source<T>) -> Vec<T> {
 }
 
 /// Returns the records in the output format of `check_files.py`.
-async fn report(files: Files, instrument: &Instrument) -> String {
+async fn report(files: Files, instrument: &Instrument, is_mixed: bool) -> String {
     let mut text = String::new();
     let (count, ends, sum, bars) = match files.data {
         Data::Trades(source) => {
-            let trades = complete(source);
+            let mut trades = complete(source);
+            if is_mixed {
+                trades.retain(|trade| trade.instrument() == instrument);
+            }
             let show = |trade: &PriceTick| {
                 let side = trade.side().map(|side| side.to_string()).unwrap_or_default();
                 let (time, seq) = (trade.ts().as_micros(), trade.seq());
@@ -163,17 +190,20 @@ async fn report(files: Files, instrument: &Instrument) -> String {
 }
 
 async fn compare(sample: &Sample, path: &Path) {
+    let instrument: Instrument = sample.instrument.parse().unwrap();
     let check = Command::new("python3")
         .arg(folder().join("check_files.py"))
         .arg(folder().join("samples").join(sample.file))
         .args(sample.check)
+        .args(sample.is_mixed.then(|| instrument.symbol().as_str()))
         .output()
         .unwrap();
     assert!(check.status.success(), "{}: {}", sample.file, String::from_utf8_lossy(&check.stderr));
-    let instrument: Instrument = sample.instrument.parse().unwrap();
     let files = open(&[path.to_owned()], &options(sample)).unwrap();
-    assert_eq!(files.instruments, std::slice::from_ref(&instrument), "{}", sample.file);
-    let (progress, found) = (files.progress.clone(), report(files, &instrument).await);
+    if !sample.is_mixed {
+        assert_eq!(files.instruments, std::slice::from_ref(&instrument), "{}", sample.file);
+    }
+    let (progress, found) = (files.progress.clone(), report(files, &instrument, sample.is_mixed).await);
     assert_eq!(found, String::from_utf8(check.stdout).unwrap(), "{}", path.display());
     let size = std::fs::metadata(path).unwrap().len();
     assert!(progress.total() <= size && progress.read() == progress.total(), "{progress:?} of {size}");
@@ -181,7 +211,7 @@ async fn compare(sample: &Sample, path: &Path) {
 
 #[tokio::test]
 async fn every_format_equals_an_independent_computation() {
-    for sample in &SAMPLES {
+    for sample in SAMPLES {
         compare(sample, &folder().join("samples").join(sample.file)).await;
     }
 }
@@ -195,7 +225,7 @@ async fn every_compression_is_recognised_by_its_content() {
         zipfile.ZipFile('stored', 'w').write(sys.argv[1], name)\n\
         inner = zipfile.ZipFile('inner', 'w'); inner.writestr(name + '.gz', gzip.compress(data))\n\
         inner.writestr('__MACOSX/._x', 'junk')\n";
-    for sample in &SAMPLES {
+    for sample in SAMPLES {
         let (work, path) = (tempfile::tempdir().unwrap(), folder().join("samples").join(sample.file));
         let made = Command::new("python3")
             .current_dir(&work)
@@ -560,6 +590,270 @@ fn columns_are_applied_to_the_first_line_with_text() {
         let options = named().columns(columns.parse::<qi_files::ColumnMap>().unwrap());
         let (found, bad, _) = trades("\r\n \nwhen;last\n1700000000;5\n", &options);
         assert_eq!((found.len(), bad.len()), (1, 0), "{columns}");
+    }
+}
+
+/// Writes a file with candles at these minutes of a day and opens it.
+fn candles_at(
+    name: &str,
+    minutes: impl IntoIterator<Item = u32>,
+    options: &FileOptions,
+) -> Result<(usize, usize, Interval), Error> {
+    let rows: String = minutes
+        .into_iter()
+        .map(|m| format!("{},1,1,1,1,1\n", 1_709_510_400 + 60 * m))
+        .collect::<Vec<_>>()
+        .concat();
+    let (_folder, files) = open_named(name, rows.as_bytes(), options);
+    let Data::Candles(source, interval) = files?.data else { panic!("candles") };
+    let (found, bad, _) = read(source);
+    Ok((found.len(), bad.len(), interval))
+}
+
+#[test]
+fn a_row_off_the_grid_of_candles_is_a_bad_line() {
+    for (interval, step, rows) in [(Interval::H1, 60, 24), (Interval::M5, 5, 12), (Interval::D1, 1_440, 27)] {
+        for off in [1, 7, 30, step / 2].into_iter().filter(|off| off % step != 0) {
+            let minutes = (0..rows).map(|n| n * step + if n == 3 { off } else { 0 });
+            let mut minutes: Vec<u32> = minutes.chain([3 * step]).collect();
+            minutes.sort_unstable();
+            let found = candles_at("x.csv", minutes, &named());
+            match &found {
+                Ok(found) => {
+                    assert_eq!(*found, (usize::try_from(rows).unwrap(), 1, interval));
+                }
+                Err(error) => assert!(error.report().contains("--input-interval"), "{error:?}"),
+            }
+        }
+    }
+    let day = (0..24).map(|n| n * 60).chain([607]);
+    assert_eq!(candles_at("x.csv", day, &named()).unwrap(), (24, 1, Interval::H1));
+}
+
+#[test]
+fn an_interval_that_contradicts_the_file_is_rejected() {
+    let kline = |length: u64| {
+        format!("1735689600000,1,1,1,1,1,{},1,1,1,1,0\n", 1_735_689_600_000 + length * 1_000 - 1)
+    };
+    let ohlcvt = "1735689600,1,1,1,1,1,1\n".to_owned();
+    let generic = "1735689600,1,1,1,1,1\n".to_owned();
+    for (name, content, is_rejected) in [
+        ("XBTUSD_5.csv", &ohlcvt, true),
+        ("XBTUSD_21600.csv", &ohlcvt, true),
+        ("XBTUSD_1.csv", &ohlcvt, false),
+        ("XBTUSD_7.csv", &ohlcvt, false),
+        ("x.csv", &kline(300), true),
+        ("BTCUSDT-1m-2025-01.csv", &kline(300), true),
+        ("BTCUSDT-5m-2025-01.csv", &kline(60), false),
+        ("BTCUSDT-5m-2025-01.csv", &generic, true),
+        ("BTCUSDT-1mo-2025-01-01.csv", &generic, true),
+        // One day of candles of one minute.
+        ("BTC-1d.csv", &generic, false),
+    ] {
+        let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(Interval::M1));
+        match files {
+            Ok(files) => {
+                assert!(!is_rejected && matches!(files.data, Data::Candles(_, Interval::M1)), "{name}");
+            }
+            Err(error) => {
+                assert!(is_rejected && error.code() == "files.interval", "{name}: {}", error.report());
+                assert!(error.report().contains("--input-interval"), "{name}: {}", error.report());
+            }
+        }
+    }
+}
+
+#[test]
+fn candles_of_an_interval_that_the_library_lacks_are_rejected_by_its_name() {
+    for (name, days, says) in
+        [("BTCUSDT-3d-2025-01.csv", 3, "not of 3 days"), ("BTCUSDT-1mo-2025-01.csv", 31, "not of 31 days")]
+    {
+        let row =
+            format!("1735689600000,1,1,1,1,1,{},1,1,1,1,0\n", 1_735_689_600_000u64 + days * 86_400_000 - 1);
+        let error = open_named(name, row.as_bytes(), &named()).1.unwrap_err();
+        assert!(error.report().contains(says) && error.report().contains("12h 1d 1w"), "{}", error.report());
+    }
+    let error = open_named("XBTUSD_21600.csv", b"1735689600,1,1,1,1,1,1\n", &named()).1.unwrap_err();
+    assert!(error.report().contains("not of 15d"), "{}", error.report());
+}
+
+#[test]
+fn an_unknown_header_is_rejected() {
+    for content in [
+        "timestamp,volume,last\n1700000000,34000,5\n",
+        "when,low,high,first,last,turnover\n1700000000,1,2,1,2,5\n",
+        "when;what;how many\n1700000000;34000;5\n",
+        "# an export\ntimestamp,volume,last\n1700000000,34000,5\n",
+    ] {
+        for format in [None, Some(Format::Kraken), Some(Format::Candles)] {
+            let (_folder, files) = open_named("XBTEUR.csv", content.as_bytes(), &named().format(format));
+            let error = files.unwrap_err();
+            assert_eq!(error.code(), "files.format", "{content}");
+            assert!(error.report().contains("time,price,quantity"), "{}", error.report());
+            assert!(error.report().contains("--columns"), "{}", error.report());
+        }
+    }
+    let options =
+        named().columns("time=timestamp,price=last,quantity=volume".parse::<qi_files::ColumnMap>().unwrap());
+    let (found, ..) = trades("timestamp,volume,last\n1700000000,34000,5\n", &options);
+    assert_eq!(found[0].price().to_string(), "5");
+    let (found, bad, _) = trades("https://example.com\nunix,side,price\n1700000000,buy,5\n", &named());
+    assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a line of text");
+}
+
+#[test]
+fn the_size_of_a_time_determines_its_unit_without_a_header() {
+    let micros = 1_735_689_600_000_000i64;
+    for time in [micros / 1_000_000, micros / 1_000, micros, micros * 1_000].map(|time| time.to_string()) {
+        let (found, bad, _) = trades(format!("{time},5,1\n"), &named());
+        assert_eq!((found[0].ts().as_micros(), bad.len()), (micros, 0), "{time}");
+        for last in ["17", "93.5"] {
+            let file = file(format!("{time},1,1,1,1,2,{last}\n"));
+            let files = open(&[file.path().to_owned()], &named().interval(Interval::M1)).unwrap();
+            let Data::Candles(source, _) = files.data else { panic!("candles") };
+            let (found, bad, _) = read(source);
+            // Kraken's last column is the number of trades.
+            if time.len() == 10 && last == "93.5" {
+                assert_eq!((found.len(), bad.len()), (0, 1));
+            } else {
+                let count = (last == "17").then_some(17);
+                assert_eq!(
+                    (found[0].open_time().as_micros(), found[0].values().count),
+                    (micros, count),
+                    "{time}"
+                );
+            }
+        }
+    }
+    let kraken = named().format(Format::Kraken);
+    let (found, bad, _) = trades("1735689600000,5,1\n", &kraken);
+    assert!(found.is_empty() && bad[0].report().contains("as seconds"), "the format determines the unit");
+}
+
+#[test]
+fn names_of_files_have_the_symbols_of_exchanges() {
+    let spot = b"1,5,1,5,1735689600000000,True,True\n";
+    for (name, content, wanted) in [
+        ("币安人生USDT-trades-2025-10-10.csv", &spot[..], "binance:币安人生USDT"),
+        ("AAPLxUSD.csv", b"1700000000,5,1\n", "kraken:AAPLxUSD"),
+        ("AAPLxUSD_60.csv", b"1700002800,5,5,5,5,1,1\n", "kraken:AAPLxUSD"),
+        (
+            "币安人生USDT_2025-01-01.csv",
+            b"id,timestamp,price,volume,side\n1,1735689600000,5,1,buy\n",
+            "bybit-spot:币安人生USDT",
+        ),
+    ] {
+        let (_folder, files) = open_named(name, content, &FileOptions::default());
+        assert_eq!(files.unwrap().instruments[0].to_string(), wanted);
+    }
+    for name in ["trades.csv", "Trades_2025.csv", "my-trades-2025-01-01.csv"] {
+        let error = open_named(name, b"1700000000,5,1\n", &FileOptions::default()).1.unwrap_err();
+        assert!(error.report().contains("--instrument"), "{name}");
+    }
+}
+
+#[test]
+fn a_header_of_binance_spot_determines_the_exchange() {
+    for (header, row) in [
+        ("id,price,qty,quote_qty,time,is_buyer_maker,is_best_match", "1,5,1,5,1735689600000000,True,True"),
+        ("trade Id,price,qty,quoteQty,time,isBuyerMaker,isBestMatch", "1,5,1,5,1735689600000,True,True"),
+        (
+            "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker,is_best_match",
+            "1,5,1,7,8,1735689600000000,True,True",
+        ),
+    ] {
+        let content = format!("{header}\n{row}\n");
+        let (_folder, files) =
+            open_named("BTCUSDT-x-2025-01-01.csv", content.as_bytes(), &FileOptions::default());
+        assert_eq!(files.unwrap().instruments[0].to_string(), "binance:BTCUSDT", "{header}");
+    }
+}
+
+/// Writes an archive with these entries.
+fn archive(folder: &Path, name: &str, entries: &[(&str, &str)]) -> PathBuf {
+    let script = "import sys, zipfile\nz = zipfile.ZipFile(sys.argv[1], 'w')\n\
+        [z.writestr(n, d) for n, d in zip(sys.argv[2::2], sys.argv[3::2])]\n";
+    let path = folder.join(name);
+    let entries = entries.iter().flat_map(|(name, content)| [name, content]);
+    let made = Command::new("python3").args(["-c", script]).arg(&path).args(entries).status();
+    assert!(made.unwrap().success());
+    path
+}
+
+#[test]
+fn documents_and_checksums_beside_the_data_are_skipped_with_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = [
+        ("README.txt", "These are trades, of Kraken.\n"),
+        ("notes.md", "time and price\n"),
+        ("XBTEUR.txt", "1700000000,5,1\n"),
+        ("XBTEUR.csv.CHECKSUM", "0  XBTEUR.csv\n"),
+    ];
+    let path = archive(folder.path(), "trades.zip", &entries);
+    let sum = Command::new("sha256sum").arg(&path).output().unwrap().stdout;
+    let checksum = folder.path().join("trades.zip.CHECKSUM");
+    std::fs::write(&checksum, sum).unwrap();
+    let columns = "time=0,price=1".parse::<qi_files::ColumnMap>().unwrap();
+    for options in [FileOptions::default(), named(), named().columns(columns), named().format(Format::Kraken)]
+    {
+        let files = open(&[path.clone(), checksum.clone()], &options).unwrap();
+        assert_eq!(files.skipped.len(), 4, "{:?}", files.skipped);
+        let Data::Trades(source) = files.data else { panic!("trades") };
+        assert_eq!(complete(source).len(), 1);
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(open(&[checksum], &named()).is_err(), "a checksum without its file");
+}
+
+#[test]
+fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = "1700000000,5,1\n";
+    let symbols = |symbol: &str| format!("time,symbol,price\n1700000000,{symbol},5\n");
+    for (entries, is_read) in [
+        (vec![("XBTEUR.csv", row), ("XBTEUR-2025.csv", row)], true),
+        (vec![("XBTEUR.csv", row), ("part 2.csv", row)], true),
+        (vec![("part 1.csv", row), ("part 2.csv", row)], true),
+        (vec![("XBTEUR.csv", row), ("ETHEUR.csv", row)], false),
+        (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("A"))], true),
+        (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("B"))], false),
+    ] {
+        let path = archive(folder.path(), "several.zip", &entries);
+        match open(&[path], &named()) {
+            Ok(files) => assert!(is_read && files.instruments.len() == 1, "{entries:?}"),
+            Err(error) => assert!(!is_read && error.code() == "files.instrument", "{entries:?} {error:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_interval_option_selects_the_entries_of_an_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = |length: u64| -> String {
+        let row = |n| format!("{},1,1,1,1,1,1\n", 1_735_689_600 + n * length);
+        (0..30).map(row).collect::<Vec<_>>().concat()
+    };
+    let (one, five) = (rows(60), rows(300));
+    let entries = [
+        ("OHLCVT/XBTEUR_1.csv", &*one),
+        ("OHLCVT/XBTEUR_5.csv", &*five),
+        ("OHLCVT/ETHEUR_1.csv", &*one),
+        ("OHLCVT/ETHEUR_5.csv", &*five),
+        ("OHLCVT/ETHEUR_21600.csv", &*five),
+    ];
+    let path = [archive(folder.path(), "Kraken_OHLCVT.zip", &entries)];
+    for (interval, skipped) in [(Interval::M1, 3), (Interval::M5, 3)] {
+        let files = open(&path, &FileOptions::default().interval(interval)).unwrap();
+        let instruments: Vec<_> = files.instruments.iter().map(ToString::to_string).collect();
+        assert_eq!(instruments, ["kraken:XBTEUR", "kraken:ETHEUR"]);
+        assert!(files.skipped[0].starts_with(&format!("{skipped} entries")), "{:?}", files.skipped);
+        let Data::Candles(source, found) = files.data else { panic!("candles") };
+        assert_eq!((complete(source).len(), found), (60, interval));
+    }
+    for options in [FileOptions::default(), FileOptions::default().interval(Interval::H1)] {
+        let error = open(&path, &options).unwrap_err();
+        assert_eq!(error.code(), "files.interval");
+        assert!(error.report().contains("--input-interval"), "{}", error.report());
     }
 }
 

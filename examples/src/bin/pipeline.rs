@@ -48,7 +48,8 @@ struct Options {
     /// The columns of CSV files, by number from 0 or by header name: time=0,price=1,quantity=2.
     #[arg(long, value_name = "COLUMNS", requires = "input", conflicts_with = "format")]
     columns: Option<ColumnMap>,
-    /// The interval of the candles in the files, if neither file names nor rows contain it.
+    /// The interval of the candles in the files, if neither file names nor rows contain it. Selects the entries of an
+    /// archive with several intervals.
     #[arg(long, value_name = "INTERVAL", requires = "input")]
     input_interval: Option<Interval>,
     /// Instruments whose live trades are stored until a stop, instead of the simulated market:
@@ -153,10 +154,12 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
 }
 
 /// Returns the exit code of an error before the job began: 2 for wrong usage and configuration, 1 for an unavailable
-/// server and an unreadable file.
+/// server and a damaged file. `qi` has the same codes.
 fn code_of(error: &Error) -> u8 {
+    let describes_server =
+        ["store.clickhouse.no_database", "store.timescale.no_database"].contains(&error.code());
     let is_usage = matches!(error.kind(), ErrorKind::Config | ErrorKind::InvalidInput);
-    if is_usage && error.code() != "files.format" { USAGE } else { FAILED }
+    if is_usage && !describes_server { USAGE } else { FAILED }
 }
 
 /// Returns the exit code of a completed job. A job without records, with more bad lines than records, or without its
@@ -228,6 +231,9 @@ async fn prepare(
         // Checksums and the interval of candles require a scan of the complete files.
         let opened = tokio::task::spawn_blocking(move || qi_files::open(&paths, &how));
         let files = opened.await.permanent("pipeline.input", "open")??;
+        for note in &files.skipped {
+            let _ = writeln!(io::stderr(), "pipeline: {note}");
+        }
         (files.data.into(), files.instruments, Some(files.progress))
     };
     if let Some(name) = instrument.as_ref().filter(|name| options.input.is_empty() && !known.contains(name)) {
