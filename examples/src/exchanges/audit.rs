@@ -10,7 +10,7 @@ use qi_core::{Backoff, PriceStoreExt as _, PriceTick, Result, TimeRange, Timesta
 use qi_files::coverage::{Coverage, CoverageRange, CoverageState, Ledger, Proof};
 use tokio::time::Instant;
 
-use super::feed::{Channel, LiveFeed, Trouble};
+use super::feed::{Channel, DegradedCause, LiveFeed};
 use super::protocol::Position;
 
 /// The largest difference between the order of ids and the order of times.
@@ -78,7 +78,7 @@ impl<'a> Audit<'a> {
         while cx.sleep(self.feed.config.audit_interval).await.is_some() {
             let Some(outcome) = cx.until_cancelled(self.compare(channel)).await else { break };
             let reason = outcome.as_ref().err().map(|error| error.code().to_owned());
-            channel.set_trouble(cx, Trouble::Ledger, reason);
+            channel.set_degraded(cx, DegradedCause::Ledger, reason);
             match outcome {
                 Ok(()) => {}
                 Err(error) if error.retry().is_retryable() => {

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
-use super::feed::{Channel, LiveFeed, Trouble};
+use super::feed::{Channel, DegradedCause, LiveFeed};
 use super::protocol::{Frame, rejected};
 use super::rest::tls;
 
@@ -39,7 +39,11 @@ impl LiveFeed {
             failures += 1;
             let delay = self.config.backoff.delay(failures, fastrand::f64());
             tracing::warn!(instrument = %self.instrument, ?delay, error = %error.report(), "the stream ended");
-            channel.set_trouble(cx, Trouble::Connection, Some(format!("reconnects: {}", error.code())));
+            channel.set_degraded(
+                cx,
+                DegradedCause::Connection,
+                Some(format!("reconnects: {}", error.code())),
+            );
             if cx.sleep(delay).await.is_none() {
                 return Ok(());
             }
@@ -109,7 +113,7 @@ impl LiveFeed {
                 Ok(Frame::Subscribed) => {
                     is_subscribed = true;
                     tracing::info!(instrument = %self.instrument, "subscribed");
-                    channel.set_trouble(cx, Trouble::Connection, None);
+                    channel.set_degraded(cx, DegradedCause::Connection, None);
                 }
                 Ok(Frame::Rejected { reason, is_permanent: true }) => {
                     return Err(rejected(self.protocol.exchange(), channel.symbol, reason));
@@ -120,9 +124,9 @@ impl LiveFeed {
                 Ok(Frame::Status(Some(status))) => {
                     tracing::warn!(instrument = %self.instrument, status, "the exchange is not online");
                     let reason = format!("{} reports {status:.40}", self.protocol.exchange());
-                    channel.set_trouble(cx, Trouble::Exchange, Some(reason));
+                    channel.set_degraded(cx, DegradedCause::Exchange, Some(reason));
                 }
-                Ok(Frame::Status(None)) => channel.set_trouble(cx, Trouble::Exchange, None),
+                Ok(Frame::Status(None)) => channel.set_degraded(cx, DegradedCause::Exchange, None),
                 Ok(Frame::Closing) => return Err(self.ended("the server announced its shutdown")),
                 Ok(Frame::Other) => {}
                 Err(error) => self.bad_frame(error.report()),

@@ -6,7 +6,7 @@ use qi_core::agent::AgentContext;
 use qi_core::{Result, Timestamp};
 use tokio::time::Instant;
 
-use super::feed::{Channel, LiveFeed, Trouble};
+use super::feed::{Channel, DegradedCause, LiveFeed};
 use super::protocol::{HistoryPage, Position};
 use super::published::Gap;
 
@@ -38,7 +38,7 @@ impl LiveFeed {
             });
             let Some(outcome) = outcome.await else { return Ok(()) };
             let reason = outcome.as_ref().err().map(|error| error.code().to_owned());
-            channel.set_trouble(cx, Trouble::History, reason);
+            channel.set_degraded(cx, DegradedCause::History, reason);
             match outcome {
                 Ok(true) => failures = 0,
                 Ok(false) => failures += 1,

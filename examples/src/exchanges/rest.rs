@@ -42,7 +42,7 @@ pub(super) fn tls() -> Result<ClientConfig> {
 
 /// The REST interface of one exchange. All agents of a program that read from the exchange share one value, because the
 /// exchange counts the requests of an address.
-pub struct Rest {
+pub struct RestClient {
     protocol: Arc<dyn Protocol>,
     base: String,
     interval: Duration,
@@ -51,7 +51,7 @@ pub struct Rest {
     next: Mutex<Instant>,
 }
 
-impl Rest {
+impl RestClient {
     /// Creates a client. Opens no connection.
     ///
     /// # Errors
