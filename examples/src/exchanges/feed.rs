@@ -8,7 +8,8 @@ use qi_core::agent::{Agent, AgentContext};
 use qi_core::bus::{GroupQuery, MessageBus, TopicName, encode_records};
 use qi_core::record::Slice;
 use qi_core::{Error, Instrument, PriceStore, PriceTick, Result};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::audit::Audit;
 use super::config::{LiveConfig, LiveCounters};
@@ -70,12 +71,23 @@ pub(super) struct Channel<'a> {
     pub(super) symbol: &'a str,
     published: &'a Mutex<Published>,
     queue: mpsc::Sender<PriceTick>,
+    /// Ends the pause before the next search for gaps.
+    pub(super) reconnected: &'a Notify,
     causes: &'a Mutex<BTreeMap<DegradedCause, String>>,
 }
 
 impl Channel<'_> {
     pub(super) fn published(&self) -> MutexGuard<'_, Published> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a search for the trades that the stream missed before this subscription.
+    pub(super) fn subscribed(&self) {
+        let mut published = self.published();
+        (published.is_latest_wanted, published.is_stream_behind) = (true, false);
+        published.gap_since.get_or_insert_with(Instant::now);
+        drop(published);
+        self.reconnected.notify_one();
     }
 
     /// Sets or clears the reason of a cause. The agent is healthy if no cause has a reason.
@@ -106,8 +118,14 @@ impl Agent for LiveFeed {
         let audit = audit?;
         let published = Mutex::new(Published::new(audit.ledger()));
         let (queue, ticks) = mpsc::channel(QUEUE);
-        let causes = Mutex::default();
-        let channel = Channel { symbol: &symbol, published: &published, queue, causes: &causes };
+        let (causes, reconnected) = (Mutex::default(), Notify::new());
+        let channel = Channel {
+            symbol: &symbol,
+            published: &published,
+            queue,
+            reconnected: &reconnected,
+            causes: &causes,
+        };
         tokio::try_join!(
             self.read_stream(cx, &channel),
             self.fill_gaps(cx, &channel),
