@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
 use libtest_mimic::{Arguments, Trial};
-use live_rig::{Exchange, Faults, SourceTrade, recorded, simulated};
+use live_rig::{Exchange, Faults, PAUSE, SourceTrade, recorded, simulated};
 use qi_core::agent::AgentHealth;
 use qi_core::bus::{Message, MessageBus, PublishOptions, PublishReport};
 use qi_core::health::HealthChecker;
@@ -58,6 +58,12 @@ fn main() -> ExitCode {
         trial("a_gap_above_the_limit_is_unknown_in_the_ledger", limited_backfill),
         trial("an_empty_ledger_begins_at_the_latest_stored_trade", empty_ledger),
         trial("trades_that_do_not_reach_the_store_are_fetched_again", lost_trades),
+        trial("gaps_are_filled_within_ten_seconds_after_reconnecting", prompt_fills),
+        trial("a_rejected_connection_pauses_requests_and_connections", limited_connections),
+        trial("a_connection_without_trades_is_replaced_if_the_history_has_newer_trades", idle_connection),
+        trial("an_implausible_id_of_the_stream_is_a_bad_frame", implausible_ids),
+        trial("one_page_without_a_trade_does_not_prove_its_absence", incomplete_page),
+        trial("stored_trades_without_entries_are_not_fetched_again", stored_trades),
     ];
     for (name, instrument) in [
         ("binance-BTCUSDT-trades-2021-01-08.csv", "binance:BTC-USDT"),
@@ -103,6 +109,7 @@ impl Platform {
         config.quiet_after = Duration::from_secs(1);
         config.audit_interval = Duration::from_millis(100);
         config.grace = Duration::from_secs(1);
+        config.absent_after = Duration::from_millis(200);
         Self {
             store: Arc::new(store),
             bus: Arc::new(MemoryBus::default()),
@@ -139,8 +146,11 @@ impl Platform {
 
     /// Returns whether the ledger has no unknown id up to the last trade of the exchange.
     async fn is_complete(&self, exchange: &Exchange) -> bool {
+        self.is_complete_up_to(exchange, exchange.trades.last().unwrap().id).await
+    }
+
+    async fn is_complete_up_to(&self, exchange: &Exchange, last: u64) -> bool {
         let ranges = self.ledger(exchange).await.ranges();
-        let last = exchange.trades.last().unwrap().id;
         ranges.iter().all(|range| range.proven.is_some())
             && ranges.last().is_some_and(|range| *range.ids.end() == last)
     }
@@ -506,13 +516,9 @@ fn empty_ledger(seed: u64) {
         exchange.release(300);
         server.block_on(platform.serve(&exchange));
         let trade = &exchange.trades[99];
-        let ts = qi_core::Timestamp::from_micros(trade.micros()).unwrap();
         // A trade of a file without ids has a small number.
-        let seq = if is_of_exchange { trade.id } else { 3 };
-        let price = trade.price.to_string().parse().unwrap();
-        let quantity: qi_core::Quantity = trade.quantity.to_string().parse().unwrap();
-        let tick = PriceTick::new(exchange.instrument.clone(), ts, seq, price).unwrap();
-        let tick = tick.with_quantity(quantity).with_side(trade.side);
+        let id = if is_of_exchange { trade.id } else { 3 };
+        let tick = exchange.tick(&SourceTrade { id, ..trade.clone() });
         server.block_on(async {
             platform.store.insert_record(&tick).await.unwrap();
         });
@@ -584,4 +590,179 @@ fn lost_trades(seed: u64) {
         platform.check(&exchange).await;
     });
     job.stop();
+}
+
+/// Runs a test in one thread with a simulated clock, which advances while all tasks wait.
+fn simulate(test: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
+/// Waits in steps of simulated time.
+async fn wait_until(what: &str, mut is_met: impl AsyncFnMut() -> bool) {
+    for _ in 0..200_000 {
+        if is_met().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}");
+}
+
+impl Platform {
+    /// Uses the settings of a program, with the limits of the exchange.
+    async fn serve_with_defaults(&mut self, exchange: &Arc<Exchange>) {
+        self.serve(exchange).await;
+        self.config = LiveConfig::default();
+        let name = exchange.instrument.exchange().as_str();
+        let addresses = self.addresses.get_mut(name).unwrap();
+        addresses.request_interval = qi_examples::exchanges::protocol(name).unwrap().request_interval();
+    }
+}
+
+/// Cuts the connection of a quiet market 20 times. All trades happen while no connection exists, so no later trade shows
+/// the gap.
+fn prompt_fills(seed: u64) {
+    for instrument in ["binance:BTC-USDT", "kraken:BTC-USD"] {
+        simulate(async {
+            let trades = simulated(seed, 50_000, 100, &[]);
+            let exchange = Exchange::new(instrument, trades, Faults::default(), seed);
+            let mut platform = Platform::new();
+            platform.serve_with_defaults(&exchange).await;
+            exchange.release(5);
+            let (job, stop) = platform.job(std::slice::from_ref(&exchange));
+            let job = tokio::task::spawn_local(job.run());
+            let mut slowest = Duration::ZERO;
+            for round in 1..=20 {
+                let before = exchange.subscribed.lock().unwrap().take();
+                if round > 1 {
+                    assert!(before.is_some());
+                    exchange.cut_now.notify_one();
+                    // The server ends the connection before the trades happen.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    exchange.release(5 * round);
+                }
+                let since = || *exchange.subscribed.lock().unwrap();
+                wait_until("no connection", async || since().is_some()).await;
+                wait_until("a gap stays open", async || platform.stored(&exchange).await.len() == 5 * round)
+                    .await;
+                slowest = slowest.max(since().unwrap().elapsed());
+            }
+            let counted = platform.counters.slowest_fill();
+            println!("{instrument}: at most {slowest:?} until stored, {counted:?} until published");
+            assert!(slowest <= Duration::from_secs(10), "{slowest:?}");
+            assert!(counted <= Duration::from_secs(10), "{counted:?}");
+            wait_until("unknown ids", async || platform.is_complete_up_to(&exchange, 50_099).await).await;
+            stop.graceful.cancel();
+            job.await.unwrap().unwrap();
+        });
+    }
+}
+
+fn limited_connections(seed: u64) {
+    for instrument in ["binance:BTC-USDT", "kraken:BTC-USD"] {
+        simulate(async {
+            let faults = Faults { limited_connections: AtomicUsize::new(2), ..Faults::default() };
+            let exchange = Exchange::new(instrument, simulated(seed, 50_000, 20, &[]), faults, seed);
+            let mut platform = Platform::new();
+            platform.serve_with_defaults(&exchange).await;
+            exchange.release(20);
+            let (job, stop) = platform.job(std::slice::from_ref(&exchange));
+            let job = tokio::task::spawn_local(job.run());
+            wait_until("no connection", async || exchange.subscribed.lock().unwrap().is_some()).await;
+            stop.graceful.cancel();
+            job.await.unwrap().unwrap();
+            let arrivals = exchange.arrivals.lock().unwrap().clone();
+            let limited: Vec<_> =
+                arrivals.iter().filter(|(_, is_limited)| *is_limited).map(|(at, _)| *at).collect();
+            assert_eq!(limited.len(), 2);
+            for at in limited {
+                let early = arrivals.iter().filter(|(other, _)| *other > at && *other < at + PAUSE);
+                assert_eq!(early.count(), 0, "{arrivals:#?}");
+            }
+        });
+    }
+}
+
+fn idle_connection(seed: u64) {
+    for instrument in ["binance:BTC-USDT", "kraken:BTC-USD"] {
+        simulate(async {
+            let faults = Faults { idle: AtomicUsize::new(1), ..Faults::default() };
+            let exchange = Exchange::new(instrument, simulated(seed, 50_000, 2_000, &[]), faults, seed);
+            let mut platform = Platform::new();
+            platform.serve_with_defaults(&exchange).await;
+            exchange.release(5);
+            let (job, stop) = platform.job(std::slice::from_ref(&exchange));
+            let job = tokio::task::spawn_local(job.run());
+            wait_until("no trade", async || platform.is_complete_up_to(&exchange, 50_004).await).await;
+            // A quiet market is no reason to reconnect.
+            tokio::time::sleep(4 * platform.config.quiet_after).await;
+            assert_eq!(exchange.connections.load(Ordering::SeqCst), 1);
+            exchange.release(10);
+            wait_until("no new connection", async || exchange.connections.load(Ordering::SeqCst) == 2).await;
+            exchange.release(2_000);
+            wait_until("unknown ids", async || platform.is_complete(&exchange).await).await;
+            platform.check(&exchange).await;
+            stop.graceful.cancel();
+            job.await.unwrap().unwrap();
+        });
+    }
+}
+
+fn implausible_ids(seed: u64) {
+    for instrument in ["binance:BTC-USDT", "kraken:BTC-USD"] {
+        let invented = vec![9_000_000_000_000_000_000, 200_000, u64::MAX];
+        let count = invented.len() as u64;
+        let faults = Faults { invented, ..Faults::default() };
+        let exchange = Exchange::new(instrument, simulated(seed, 50_000, 300, &[]), faults, seed);
+        exchange.release(10);
+        runtime().block_on(async {
+            let mut platform = Platform::new();
+            platform.serve(&exchange).await;
+            let job = Running::start(&platform, std::slice::from_ref(&exchange));
+            tokio::join!(exchange.release_all(2), platform.wait_until_complete(&exchange));
+            platform.check(&exchange).await;
+            wait_until("no bad frame", async || platform.counters.bad_frames() >= count).await;
+            job.stop();
+        });
+    }
+}
+
+fn incomplete_page(seed: u64) {
+    for instrument in ["binance:BTC-USDT", "kraken:BTC-USD"] {
+        let (server, mut platform) = (runtime(), Platform::new());
+        let faults = Faults::default();
+        let exchange = Exchange::new(instrument, simulated(seed, 10_001, 3_000, &[11_000]), faults, seed);
+        exchange.release(100);
+        server.block_on(platform.serve(&exchange));
+        run_until(&platform, &exchange, 10_100, &server);
+        exchange.release(2_999);
+        exchange.faults.incomplete_pages.store(2, Ordering::SeqCst);
+        let job = Running::start(&platform, std::slice::from_ref(&exchange));
+        server.block_on(platform.wait_until_complete(&exchange));
+        server.block_on(platform.check(&exchange));
+        job.stop();
+        assert_eq!(exchange.faults.incomplete_pages.load(Ordering::SeqCst), 0);
+    }
+}
+
+fn stored_trades(seed: u64) {
+    let (server, mut platform) = (runtime(), Platform::new());
+    let exchange =
+        Exchange::new("binance:BTC-USDT", simulated(seed, 10_001, 250_000, &[]), Faults::default(), seed);
+    exchange.release(100);
+    server.block_on(platform.serve(&exchange));
+    run_until(&platform, &exchange, 10_100, &server);
+    // An import without entries: more trades than one comparison reads.
+    let ticks: Vec<_> = exchange.trades[100..].iter().map(|trade| exchange.tick(trade)).collect();
+    server.block_on(async {
+        platform.store.insert_records_chunked(&ticks, 1_000).await.unwrap();
+    });
+    exchange.release(250_000);
+    let filled = platform.counters.filled();
+    let job = Running::start(&platform, std::slice::from_ref(&exchange));
+    server.block_on(platform.wait_until_complete(&exchange));
+    job.stop();
+    assert_eq!(platform.counters.filled(), filled);
 }

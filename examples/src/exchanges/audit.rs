@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use qi_core::agent::AgentContext;
+use qi_core::domain::MAX_COUNTER;
 use qi_core::store::RangeQuery;
 use qi_core::{Backoff, PriceStoreExt as _, PriceTick, Result, TimeRange, Timestamp};
 use qi_files::coverage::{Coverage, CoverageRange, CoverageState, Ledger, Proof};
 use tokio::time::Instant;
 
-use super::feed::{Channel, LiveFeed, Trouble};
+use super::feed::{Channel, DegradedCause, LiveFeed};
 use super::protocol::Position;
 
 /// The largest difference between the order of ids and the order of times.
@@ -41,12 +42,30 @@ impl<'a> Audit<'a> {
         if audit.ledger.ranges().is_empty() {
             audit.begin_at_latest_trade(symbol).await?;
         }
-        if let Some(last) = audit.ledger.ranges().last() {
-            let (from, after) = (last.ids.end() + 1, last.end);
-            let claims = audit.stored(after, Timestamp::MAX, from..=u64::MAX).await?;
-            audit.ledger.record(&*feed.store, claims).await?;
+        let ranges = audit.ledger.ranges();
+        for range in ranges.iter().filter(|range| range.proven.is_none()) {
+            audit.record_stored(range.start, range.end, range.ids.clone()).await?;
+        }
+        if let Some(last) = ranges.last() {
+            audit.record_stored(last.end, Timestamp::MAX, last.ids.end() + 1..=MAX_COUNTER).await?;
         }
         Ok(audit)
+    }
+
+    /// Records the stored trades with these ids, with several queries if there are many.
+    async fn record_stored(
+        &mut self,
+        mut from: Timestamp,
+        to: Timestamp,
+        mut ids: RangeInclusive<u64>,
+    ) -> Result<()> {
+        while !ids.is_empty() {
+            let claims = self.stored(from, to, ids.clone()).await?;
+            let Some(last) = claims.last() else { break };
+            (from, ids) = (last.last_time, last.last_id + 1..=*ids.end());
+            self.ledger.record(&*self.feed.store, claims).await?;
+        }
+        Ok(())
     }
 
     /// Begins an empty ledger at the latest stored trade, if the exchange has the same trade with this id. Trades of files
@@ -78,7 +97,7 @@ impl<'a> Audit<'a> {
         while cx.sleep(self.feed.config.audit_interval).await.is_some() {
             let Some(outcome) = cx.until_cancelled(self.compare(channel)).await else { break };
             let reason = outcome.as_ref().err().map(|error| error.code().to_owned());
-            channel.set_trouble(cx, Trouble::Ledger, reason);
+            channel.set_degraded(cx, DegradedCause::Ledger, reason);
             match outcome {
                 Ok(()) => {}
                 Err(error) if error.retry().is_retryable() => {
@@ -113,7 +132,7 @@ impl<'a> Audit<'a> {
         let is_hole_filled = !claims.is_empty();
         let tail = ranges.last().map(|last| (last.ids.end() + 1, last.end)).or(first);
         if let Some((mut next, after)) = tail {
-            for claim in self.stored(after, Timestamp::MAX, next..=u64::MAX).await? {
+            for claim in self.stored(after, Timestamp::MAX, next..=MAX_COUNTER).await? {
                 if claim.first_id > next && !self.is_hole_old(next) {
                     break;
                 }

@@ -99,14 +99,15 @@ impl Protocol for Binance {
 
     fn symbol(&self, instrument: &Instrument) -> Result<String> {
         let symbol = instrument.symbol().as_str().replace(['-', '/'], "");
-        if symbol.is_empty() || !symbol.chars().all(|c| c.is_alphanumeric() || c == '_') {
+        let is_valid = |c: char| (c.is_alphanumeric() && !c.is_lowercase()) || c == '_';
+        if symbol.is_empty() || !symbol.chars().all(is_valid) {
             return Err(rejected(
                 NAME,
                 instrument.symbol().as_str(),
-                "it must have the form BTC-USDT or BTCUSDT",
+                "it must have the form BTC-USDT or BTCUSDT, in upper case",
             ));
         }
-        Ok(symbol.to_uppercase())
+        Ok(symbol)
     }
 
     fn subscribe(&self, symbol: &str) -> String {

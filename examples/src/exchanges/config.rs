@@ -24,8 +24,10 @@ pub struct LiveConfig {
     pub max_message: usize,
     /// The time between two searches for gaps. Defaults to 1 s.
     pub repair_interval: Duration,
-    /// The time without a new trade after which the history is asked for the latest trade. Defaults to 60 s.
+    /// The time without a new trade after which the agent requests the latest trade from the history. Defaults to 60 s.
     pub quiet_after: Duration,
+    /// The least time between the two pages of the history that prove an id absent. Defaults to 5 s.
+    pub absent_after: Duration,
     /// The largest number of ids that one run fetches for the time before its start. Defaults to 1,000,000.
     pub max_backfill: u64,
     /// The time between two comparisons of the store with the ledger. Defaults to 2 s.
@@ -45,6 +47,7 @@ impl Default for LiveConfig {
             max_message: 1_024 * 1_024,
             repair_interval: Duration::from_secs(1),
             quiet_after: Duration::from_mins(1),
+            absent_after: Duration::from_secs(5),
             max_backfill: 1_000_000,
             audit_interval: Duration::from_secs(2),
             grace: Duration::from_secs(10),
@@ -69,7 +72,7 @@ impl LiveCounters {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of messages that were not understood.
+    /// Returns the number of messages that were not understood, and of trades with implausible ids.
     pub fn bad_frames(&self) -> u64 {
         self.bad_frames.load(Ordering::Relaxed)
     }
@@ -89,7 +92,7 @@ impl LiveCounters {
         self.absent.load(Ordering::Relaxed)
     }
 
-    /// Returns the longest time with an open gap: from the detection of a gap until no id is missing.
+    /// Returns the longest time from a reconnect, or from the detection of a later gap, until no id is missing.
     pub fn slowest_fill(&self) -> Duration {
         Duration::from_millis(self.slowest_fill.load(Ordering::Relaxed))
     }

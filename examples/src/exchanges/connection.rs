@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{SinkExt as _, StreamExt as _, TryFutureExt as _};
 use qi_core::agent::AgentContext;
 use qi_core::{Error, Result};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
-use super::feed::{Channel, LiveFeed, Trouble};
+use super::feed::{Channel, DegradedCause, LiveFeed};
 use super::protocol::{Frame, rejected};
-use super::rest::tls;
+use super::rest::{limit_pause, tls};
 
 impl LiveFeed {
     /// Reads the stream and reconnects until the agent must stop.
@@ -26,6 +26,10 @@ impl LiveFeed {
         let tls = Arc::new(tls()?);
         let mut failures = 0;
         loop {
+            // The exchange counts connections, too.
+            if cx.until_cancelled(self.rest.wait_for_slot()).await.is_none() {
+                return Ok(());
+            }
             let began = Instant::now();
             let connection = Box::pin(self.connection(cx, channel, Connector::Rustls(tls.clone())));
             let Some(outcome) = cx.until_cancelled(connection).await else { return Ok(()) };
@@ -39,7 +43,11 @@ impl LiveFeed {
             failures += 1;
             let delay = self.config.backoff.delay(failures, fastrand::f64());
             tracing::warn!(instrument = %self.instrument, ?delay, error = %error.report(), "the stream ended");
-            channel.set_trouble(cx, Trouble::Connection, Some(format!("reconnects: {}", error.code())));
+            channel.set_degraded(
+                cx,
+                DegradedCause::Connection,
+                Some(format!("reconnects: {}", error.code())),
+            );
             if cx.sleep(delay).await.is_none() {
                 return Ok(());
             }
@@ -58,7 +66,14 @@ impl LiveFeed {
             .max_message_size(Some(config.max_message))
             .max_frame_size(Some(config.max_message));
         let connect = connect_async_tls_with_config(&*self.stream_url, Some(limits), true, Some(connector));
-        let (mut socket, _) = self.within(config.connect_timeout, "connecting", Box::pin(connect)).await?;
+        let connect = Box::pin(connect).inspect_err(|error| {
+            if let WsError::Http(response) = error
+                && let Some(pause) = limit_pause(response.status(), response.headers())
+            {
+                self.rest.pause(pause);
+            }
+        });
+        let (mut socket, _) = self.within(config.connect_timeout, "connecting", connect).await?;
         self.live.connected();
         let subscribe = socket.send(Message::text(self.protocol.subscribe(channel.symbol)));
         self.within(config.connect_timeout, "sending", subscribe).await?;
@@ -77,6 +92,9 @@ impl LiveFeed {
                     }
                     if !is_subscribed && opened.elapsed() >= config.subscribe_timeout {
                         return Err(self.ended("the subscription was not acknowledged in time"));
+                    }
+                    if is_subscribed && channel.published().is_stream_behind {
+                        return Err(self.ended("the history has trades that the stream did not deliver"));
                     }
                     if max_age.is_some_and(|age| opened.elapsed() >= age) {
                         return Err(self.ended("the connection is renewed before the exchange closes it"));
@@ -102,14 +120,17 @@ impl LiveFeed {
             };
             match self.protocol.frame(channel.symbol, &text) {
                 Ok(Frame::Trades(trades)) => {
-                    self.publish(channel, trades).await?;
+                    let plausible = channel.published().hold_implausible(trades);
+                    self.publish(channel, plausible).await?;
                     // A slow bus may have delayed the call.
                     heard = Instant::now();
                 }
+                Ok(Frame::Subscribed) if is_subscribed => {}
                 Ok(Frame::Subscribed) => {
                     is_subscribed = true;
+                    channel.subscribed();
                     tracing::info!(instrument = %self.instrument, "subscribed");
-                    channel.set_trouble(cx, Trouble::Connection, None);
+                    channel.set_degraded(cx, DegradedCause::Connection, None);
                 }
                 Ok(Frame::Rejected { reason, is_permanent: true }) => {
                     return Err(rejected(self.protocol.exchange(), channel.symbol, reason));
@@ -120,9 +141,9 @@ impl LiveFeed {
                 Ok(Frame::Status(Some(status))) => {
                     tracing::warn!(instrument = %self.instrument, status, "the exchange is not online");
                     let reason = format!("{} reports {status:.40}", self.protocol.exchange());
-                    channel.set_trouble(cx, Trouble::Exchange, Some(reason));
+                    channel.set_degraded(cx, DegradedCause::Exchange, Some(reason));
                 }
-                Ok(Frame::Status(None)) => channel.set_trouble(cx, Trouble::Exchange, None),
+                Ok(Frame::Status(None)) => channel.set_degraded(cx, DegradedCause::Exchange, None),
                 Ok(Frame::Closing) => return Err(self.ended("the server announced its shutdown")),
                 Ok(Frame::Other) => {}
                 Err(error) => self.bad_frame(error.report()),

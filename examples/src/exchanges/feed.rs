@@ -8,13 +8,14 @@ use qi_core::agent::{Agent, AgentContext};
 use qi_core::bus::{GroupQuery, MessageBus, TopicName, encode_records};
 use qi_core::record::Slice;
 use qi_core::{Error, Instrument, PriceStore, PriceTick, Result};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::audit::Audit;
 use super::config::{LiveConfig, LiveCounters};
 use super::protocol::{Protocol, Trade};
 use super::published::Published;
-use super::rest::Rest;
+use super::rest::RestClient;
 use crate::pipeline::{JobCounters, PublishTask, wait_until_caught_up};
 
 /// The largest number of ticks that wait for the bus. A full queue delays the reading of the stream.
@@ -37,7 +38,7 @@ pub struct LiveFeed {
     /// The address of the stream.
     pub stream_url: String,
     /// The history of the exchange.
-    pub rest: Arc<Rest>,
+    pub rest: Arc<RestClient>,
     /// The store that the writer moves the ticks to. It knows the dataset of [`qi_files::coverage::Coverage`].
     pub store: Arc<dyn PriceStore>,
     /// The bus.
@@ -56,7 +57,7 @@ pub struct LiveFeed {
 
 /// A cause for which an agent is degraded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Trouble {
+pub(super) enum DegradedCause {
     Connection,
     Exchange,
     Bus,
@@ -70,7 +71,9 @@ pub(super) struct Channel<'a> {
     pub(super) symbol: &'a str,
     published: &'a Mutex<Published>,
     queue: mpsc::Sender<PriceTick>,
-    troubles: &'a Mutex<BTreeMap<Trouble, String>>,
+    /// Ends the pause before the next search for gaps.
+    pub(super) reconnected: &'a Notify,
+    causes: &'a Mutex<BTreeMap<DegradedCause, String>>,
 }
 
 impl Channel<'_> {
@@ -78,15 +81,24 @@ impl Channel<'_> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets or clears the reason of a trouble. The agent is healthy if no trouble has a reason.
-    pub(super) fn set_trouble(&self, cx: &AgentContext, trouble: Trouble, reason: Option<String>) {
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Starts a search for the trades that the stream missed before this subscription.
+    pub(super) fn subscribed(&self) {
+        let mut published = self.published();
+        (published.is_latest_wanted, published.is_stream_behind) = (true, false);
+        published.gap_since.get_or_insert_with(Instant::now);
+        drop(published);
+        self.reconnected.notify_one();
+    }
+
+    /// Sets or clears the reason of a cause. The agent is healthy if no cause has a reason.
+    pub(super) fn set_degraded(&self, cx: &AgentContext, cause: DegradedCause, reason: Option<String>) {
+        let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
         match reason {
-            Some(reason) => drop(troubles.insert(trouble, reason)),
-            None if troubles.remove(&trouble).is_none() => return,
+            Some(reason) => drop(causes.insert(cause, reason)),
+            None if causes.remove(&cause).is_none() => return,
             None => {}
         }
-        match troubles.values().next() {
+        match causes.values().next() {
             Some(reason) => cx.degraded(reason),
             None => cx.healthy(),
         }
@@ -106,8 +118,14 @@ impl Agent for LiveFeed {
         let audit = audit?;
         let published = Mutex::new(Published::new(audit.ledger()));
         let (queue, ticks) = mpsc::channel(QUEUE);
-        let troubles = Mutex::default();
-        let channel = Channel { symbol: &symbol, published: &published, queue, troubles: &troubles };
+        let (causes, reconnected) = (Mutex::default(), Notify::new());
+        let channel = Channel {
+            symbol: &symbol,
+            published: &published,
+            queue,
+            reconnected: &reconnected,
+            causes: &causes,
+        };
         tokio::try_join!(
             self.read_stream(cx, &channel),
             self.fill_gaps(cx, &channel),
@@ -149,7 +167,7 @@ impl LiveFeed {
         channel: &Channel<'_>,
         mut ticks: mpsc::Receiver<PriceTick>,
     ) -> Result<()> {
-        let set_trouble = |cx: &AgentContext, reason| channel.set_trouble(cx, Trouble::Bus, reason);
+        let set_degraded = |cx: &AgentContext, reason| channel.set_degraded(cx, DegradedCause::Bus, reason);
         let mut batch = Vec::new();
         loop {
             if cx.until_cancelled(ticks.recv_many(&mut batch, BATCH)).await.is_none_or(|count| count == 0) {
@@ -163,7 +181,7 @@ impl LiveFeed {
                 counters: self.counters.clone(),
                 instruments: batch.iter().map(|tick| tick.instrument().clone()).collect(),
             };
-            if !task.publish(messages, set_trouble).await? {
+            if !task.publish(messages, set_degraded).await? {
                 return Ok(());
             }
             batch.clear();

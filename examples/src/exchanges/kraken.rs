@@ -1,7 +1,8 @@
 //! Kraken spot: the channel `trade` of WebSocket version 2, and `GET /0/public/Trades`.
 //!
-//! The stream has times in microseconds. The history has the same times as floating-point numbers with seven places, so
-//! the microsecond of a trade can differ by one between both. [`super::LiveFeed`] therefore publishes an id only once.
+//! The stream has times in microseconds. The history has the same times as floating-point numbers, which are multiples of
+//! 238 ns. A time of the history therefore does not determine the microsecond of the stream, and both can differ by one.
+//! [`super::LiveFeed`] therefore publishes an id only once.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -71,6 +72,24 @@ fn row(cells: &[Box<RawValue>]) -> Result<Trade> {
     })
 }
 
+/// Returns the common code of an asset, which the stream uses.
+fn common_code(code: &str) -> &str {
+    match code {
+        "XBT" => "BTC",
+        "XDG" => "DOGE",
+        other => other,
+    }
+}
+
+/// Returns the code of an asset in the history.
+fn history_code(code: &str) -> &str {
+    match code {
+        "BTC" => "XBT",
+        "DOGE" => "XDG",
+        other => other,
+    }
+}
+
 fn side(text: &str) -> Result<Side> {
     match text {
         "buy" | "b" => Ok(Side::Buy),
@@ -118,12 +137,7 @@ impl Protocol for Kraken {
             return Err(rejected(NAME, symbol, "it must have the form BTC-USD"));
         }
         // Version 2 of the stream uses the common codes.
-        let base = match base {
-            "XBT" => "BTC",
-            "XDG" => "DOGE",
-            other => other,
-        };
-        Ok(format!("{base}/{quote}"))
+        Ok(format!("{}/{}", common_code(base), common_code(quote)))
     }
 
     fn subscribe(&self, symbol: &str) -> String {
@@ -175,11 +189,7 @@ impl Protocol for Kraken {
 
     fn history_path(&self, symbol: &str, from: Option<Position>) -> String {
         let (base, quote) = symbol.split_once('/').unwrap_or((symbol, ""));
-        let base = match base {
-            "BTC" => "XBT",
-            "DOGE" => "XDG",
-            other => other,
-        };
+        let (base, quote) = (history_code(base), history_code(quote));
         match from {
             // The trade before the position is part of the page, so that the page covers the ids after this trade.
             Some(Position { after, .. }) => {

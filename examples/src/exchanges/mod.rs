@@ -25,7 +25,7 @@ pub use config::{LiveConfig, LiveCounters};
 pub use feed::LiveFeed;
 pub use kraken::Kraken;
 pub use protocol::{Frame, HistoryPage, Position, Protocol, Trade};
-pub use rest::Rest;
+pub use rest::RestClient;
 
 /// Returns the protocol of an exchange, or None for an unknown exchange.
 pub fn protocol(exchange: &str) -> Option<Arc<dyn Protocol>> {

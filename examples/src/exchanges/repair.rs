@@ -6,16 +6,16 @@ use qi_core::agent::AgentContext;
 use qi_core::{Result, Timestamp};
 use tokio::time::Instant;
 
-use super::feed::{Channel, LiveFeed, Trouble};
-use super::protocol::{HistoryPage, Position};
+use super::feed::{Channel, DegradedCause, LiveFeed};
+use super::protocol::{HistoryPage, Position, Trade};
 use super::published::Gap;
 
 /// The number of pages that are read for one gap before the next search for gaps.
 const PAGES: usize = 10;
 
 impl LiveFeed {
-    /// Fills gaps until the agent must stop, the newest first. Also asks for the latest trade at the start and when the
-    /// stream is quiet, so that a gap before a rare trade is found.
+    /// Fills gaps until the agent must stop, the newest first. Also requests the latest trade at the start, after each
+    /// reconnect and when the stream is quiet, so that a gap before a rare trade is found.
     ///
     /// # Errors
     /// A permanent rejection of the symbol.
@@ -23,22 +23,22 @@ impl LiveFeed {
         let mut backoff = self.config.backoff;
         (backoff.min, backoff.max) =
             (self.config.repair_interval, backoff.max.max(self.config.repair_interval));
-        let (mut failures, mut asked) = (0, None::<Instant>);
+        let (mut failures, mut asked) = (0, Instant::now());
         loop {
             let outcome = cx.until_cancelled(async {
                 let heard = channel.published().heard;
-                let quiet = |since: Instant| since.elapsed() >= self.config.quiet_after;
-                if asked.is_none_or(|asked| quiet(asked) && quiet(heard)) {
-                    let page = self.rest.history(channel.symbol, None).await?;
-                    asked = Some(Instant::now());
-                    self.publish(channel, page.trades).await?;
-                    channel.published().begin();
+                let is_wanted = std::mem::take(&mut channel.published().is_latest_wanted);
+                if is_wanted || asked.max(heard).elapsed() >= self.config.quiet_after {
+                    let latest = self.publish_latest(channel, !is_wanted).await;
+                    channel.published().is_latest_wanted |= is_wanted && latest.is_err();
+                    latest?;
+                    asked = Instant::now();
                 }
                 self.fill_once(channel).await
             });
             let Some(outcome) = outcome.await else { return Ok(()) };
             let reason = outcome.as_ref().err().map(|error| error.code().to_owned());
-            channel.set_trouble(cx, Trouble::History, reason);
+            channel.set_degraded(cx, DegradedCause::History, reason);
             match outcome {
                 Ok(true) => failures = 0,
                 Ok(false) => failures += 1,
@@ -50,10 +50,36 @@ impl LiveFeed {
                 Err(error) => return Err(error),
             }
             let pause = backoff.delay(failures.max(1), if failures > 0 { fastrand::f64() } else { 0.0 });
-            if cx.sleep(pause).await.is_none() {
+            let pause = async {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = channel.reconnected.notified() => failures = 0,
+                }
+            };
+            if cx.until_cancelled(pause).await.is_none() {
                 return Ok(());
             }
         }
+    }
+
+    /// Publishes the latest trades of the history, and the streamed trades whose ids they confirm.
+    async fn publish_latest(&self, channel: &Channel<'_>, is_stream_quiet: bool) -> Result<()> {
+        let mut trades = self.rest.history(channel.symbol, None).await?.trades;
+        {
+            let mut published = channel.published();
+            let latest = trades.last().map_or(0, |trade| trade.id);
+            published.is_stream_behind |= is_stream_quiet && latest > published.last();
+            let (confirmed, discarded) = published.confirm(latest);
+            trades.extend(confirmed);
+            for _ in 0..discarded {
+                self.live.bad_frame();
+            }
+        }
+        // The first trade is the start of the ledger.
+        trades.sort_by_key(|trade| trade.id);
+        self.publish(channel, trades).await?;
+        channel.published().begin();
+        Ok(())
     }
 
     /// Fills the present gaps. Returns false if the history does not have all of them yet.
@@ -66,6 +92,7 @@ impl LiveFeed {
         }
         let mut published = channel.published();
         if let Some(since) = published.gap_since
+            && !published.is_latest_wanted
             && published.gaps(self.config.max_backfill).is_empty()
         {
             self.live.fill_took(since.elapsed());
@@ -74,33 +101,50 @@ impl LiveFeed {
         Ok(is_done)
     }
 
-    /// Fills a gap, or the first pages of a long one. Returns false if the history ends before the gap does.
+    /// Fills a gap, or the first pages of a long one. Returns false if the history does not answer for all ids yet.
     async fn fill(&self, channel: &Channel<'_>, gap: &Gap) -> Result<bool> {
         let mut at = Position { id: *gap.ids.start(), after: gap.after };
+        let is_known = |last| channel.published().ids().gaps(&(*gap.ids.start()..=last)).next().is_none();
         for _ in 0..PAGES {
             let page = self.rest.history(channel.symbol, Some(at)).await?;
-            let Some(covers) = page.covers.clone().filter(|covers| *covers.end() >= at.id) else {
+            let Some(Answer { mut trades, absent, next }) = answer(page, at, *gap.ids.end()) else {
                 return Ok(false);
             };
-            let Some(last) = page.trades.last().map(|trade| trade.time) else { return Ok(false) };
-            let proven = at.id.max(*covers.start())..=(*covers.end()).min(*gap.ids.end());
-            let absent = absent(&page, &proven, at.after);
-            let trades = page.trades.into_iter().filter(|trade| proven.contains(&trade.id));
+            trades.retain(|trade| !channel.published().ids().contains(&trade.id));
             let filled = self.publish(channel, trades).await?;
             let mut missing = 0;
             for (ids, after) in absent {
-                missing += (ids.end() - ids.start()).saturating_add(1);
-                tracing::info!(instrument = %self.instrument, ?ids, "the exchange does not have these ids");
-                channel.published().insert_absent(ids, after);
+                tracing::info!(instrument = %self.instrument, ?ids, "the history does not have these ids");
+                missing += channel.published().insert_absent(&ids, after, self.config.absent_after);
             }
             self.live.add_filled(filled, missing);
-            if *covers.end() >= *gap.ids.end() {
-                return Ok(true);
-            }
-            at = Position { id: covers.end() + 1, after: last };
+            let Some(next) = next else { return Ok(is_known(*gap.ids.end())) };
+            at = next;
         }
-        Ok(true)
+        Ok(is_known(at.id - 1))
     }
+}
+
+/// The part of a page of the history that answers for a gap.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) trades: Vec<Trade>,
+    /// Ids that the page does not have, each range with the time of the trade before.
+    pub(super) absent: Vec<(RangeInclusive<u64>, Timestamp)>,
+    /// The position of the next page, if the page ends before the gap does.
+    pub(super) next: Option<Position>,
+}
+
+/// Returns the answer of a page that was requested at a position, for the ids up to `last`. None if the page ends before
+/// the position.
+pub(super) fn answer(page: HistoryPage, at: Position, last: u64) -> Option<Answer> {
+    let covers = page.covers.clone().filter(|covers| *covers.end() >= at.id)?;
+    let after = page.trades.last()?.time;
+    let proven = at.id.max(*covers.start())..=(*covers.end()).min(last);
+    let absent = absent(&page, &proven, at.after);
+    let next = covers.end().checked_add(1).filter(|next| *next <= last).map(|id| Position { id, after });
+    let trades = page.trades.into_iter().filter(|trade| proven.contains(&trade.id)).collect();
+    Some(Answer { trades, absent, next })
 }
 
 /// Returns the ids that a page proves to be absent, each range with the time of the trade before.
@@ -114,7 +158,7 @@ fn absent(
         if trade.id > next && next <= *proven.end() {
             found.push((next..=(trade.id - 1).min(*proven.end()), after));
         }
-        next = next.max(trade.id + 1);
+        next = next.max(trade.id.saturating_add(1));
         after = trade.time;
     }
     found

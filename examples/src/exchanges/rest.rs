@@ -1,6 +1,6 @@
 //! Requests to REST interfaces, within their limits.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,12 +11,13 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use qi_core::domain::MAX_COUNTER;
 use qi_core::{Error, ErrorKind, Result, RetryAdvice};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::protocol::{HistoryPage, Position, Protocol, temporary};
+use super::protocol::{HistoryPage, Position, Protocol, garbled, temporary};
 
 /// The longest response in bytes. A page of 1,000 trades has about 150,000 bytes.
 const MAX_RESPONSE: usize = 4 * 1_024 * 1_024;
@@ -40,18 +41,20 @@ pub(super) fn tls() -> Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// The REST interface of one exchange. All agents of a program that read from the exchange share one value, because the
-/// exchange counts the requests of an address.
-pub struct Rest {
+/// The REST interface of one exchange, and the pace of requests and connections. All agents of a program that read from
+/// the exchange share one value, because the exchange counts the requests of an address.
+pub struct RestClient {
     protocol: Arc<dyn Protocol>,
     base: String,
     interval: Duration,
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
-    /// The time of the next request. The lock is held while a request is in progress, so requests are sequential.
+    /// Held during a request, so that requests are sequential.
+    turn: AsyncMutex<()>,
+    /// The time of the next request or connection.
     next: Mutex<Instant>,
 }
 
-impl Rest {
+impl RestClient {
     /// Creates a client. Opens no connection.
     ///
     /// # Errors
@@ -61,7 +64,14 @@ impl Rest {
             HttpsConnectorBuilder::new().with_tls_config(tls()?).https_or_http().enable_http1().build();
         let client = Client::builder(TokioExecutor::new()).build(connector);
         let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { protocol, base, interval, client, next: Mutex::new(Instant::now()) })
+        Ok(Self {
+            protocol,
+            base,
+            interval,
+            client,
+            turn: AsyncMutex::default(),
+            next: Mutex::new(Instant::now()),
+        })
     }
 
     /// Returns a page of the history from a position on, or a page with the latest trade.
@@ -69,29 +79,57 @@ impl Rest {
     /// # Errors
     /// `InvalidInput` with the symbol if the exchange rejects the request; else a retryable error.
     pub async fn history(&self, symbol: &str, from: Option<Position>) -> Result<HistoryPage> {
-        let mut next = self.next.lock().await;
-        sleep_until(*next).await;
-        *next = Instant::now() + self.interval;
+        let _turn = self.turn.lock().await;
+        self.wait_for_slot().await;
         let address = format!("{}{}", self.base, self.protocol.history_path(symbol, from));
         let (status, headers, body) = match timeout(TIMEOUT, self.get(&address)).await {
             Ok(response) => response?,
             Err(_) => return Err(temporary(self.protocol.exchange(), "the request took too long", None)),
         };
-        let is_limited = matches!(status.as_u16(), 403 | 418 | 429);
-        let pause = if is_limited { Some(retry_after(&headers).unwrap_or(DEFAULT_PAUSE)) } else { None };
-        let page = match pause {
-            Some(pause) => {
-                Err(temporary(self.protocol.exchange(), format_args!("HTTP status {status}"), Some(pause)))
-            }
-            None => self.protocol.history(symbol, from, status, &body),
+        let exchange = self.protocol.exchange();
+        let page = match limit_pause(status, &headers) {
+            Some(pause) => Err(temporary(exchange, format_args!("HTTP status {status}"), Some(pause))),
+            None => self.protocol.history(symbol, from, status, &body).and_then(|page| {
+                let is_valid = page.trades.iter().all(|trade| trade.id <= MAX_COUNTER);
+                if is_valid {
+                    Ok(page)
+                } else {
+                    Err(garbled(exchange, "an id is above the bound of records"))
+                }
+            }),
         };
         if let Err(error) = &page
             && let RetryAdvice::After(pause) = error.retry()
         {
-            *next = (*next).max(Instant::now() + pause);
-            tracing::warn!(exchange = self.protocol.exchange(), ?pause, "the exchange limits requests");
+            self.pause(pause);
         }
         page.map_err(|error| error.with_context("address", address))
+    }
+
+    /// Waits until the exchange's limits allow a request or a connection.
+    pub(super) async fn wait_for_slot(&self) {
+        loop {
+            let next = {
+                let mut next = self.next();
+                if *next <= Instant::now() {
+                    *next = Instant::now() + self.interval;
+                    return;
+                }
+                *next
+            };
+            sleep_until(next).await;
+        }
+    }
+
+    /// Delays the next request or connection.
+    pub(super) fn pause(&self, pause: Duration) {
+        let mut next = self.next();
+        *next = (*next).max(Instant::now() + pause);
+        tracing::warn!(exchange = self.protocol.exchange(), ?pause, "the exchange limits requests");
+    }
+
+    fn next(&self) -> MutexGuard<'_, Instant> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn get(&self, address: &str) -> Result<(StatusCode, HeaderMap, String)> {
@@ -114,6 +152,11 @@ impl Rest {
             .map_err(|error| temporary(exchange, format_args!("the response ended early: {error}"), None))?;
         Ok((parts.status, parts.headers, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
     }
+}
+
+/// Returns the pause that a response requires, if its status is the one of a limit.
+pub(super) fn limit_pause(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    matches!(status.as_u16(), 403 | 418 | 429).then(|| retry_after(headers).unwrap_or(DEFAULT_PAUSE))
 }
 
 /// Returns the pause that a server requires, in seconds.

@@ -1,10 +1,17 @@
 //! Messages and responses of the exchanges, valid and damaged.
 
+use std::time::Duration;
+
 use fastrand::Rng;
 use hyper::StatusCode;
-use qi_core::{Instrument, RetryAdvice, Side, Timestamp};
+use qi_core::domain::MAX_COUNTER;
+use qi_core::{Datasets, Instrument, PriceStore as _, RetryAdvice, Side, Timestamp};
+use qi_files::coverage::{Coverage, Ledger};
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 
-use super::protocol::{Frame, Position, Protocol, Trade};
+use super::protocol::{Frame, HistoryPage, Position, Protocol, Trade};
+use super::published::Published;
+use super::repair::answer;
 use super::{Binance, Kraken};
 
 const BINANCE: &[&str] = &[
@@ -102,11 +109,55 @@ fn symbols_of_instruments_follow_the_exchange() {
     let of = |protocol: &dyn Protocol, text: &str| protocol.symbol(&text.parse::<Instrument>().unwrap()).ok();
     assert_eq!(of(&Binance, "binance:BTC-USDT").as_deref(), Some("BTCUSDT"));
     assert_eq!(of(&Binance, "binance:BTCUSDT").as_deref(), Some("BTCUSDT"));
-    assert_eq!(of(&Binance, "binance:a&b"), None);
+    assert_eq!(of(&Binance, "binance:A&B"), None);
+    assert_eq!(of(&Binance, "binance:币安人生USDT").as_deref(), Some("币安人生USDT"));
+    assert_eq!(of(&Binance, "binance:btc-usdt"), None, "symbols of Binance are in upper case");
     assert_eq!(of(&Kraken, "kraken:XBT-USD").as_deref(), Some("BTC/USD"));
     assert_eq!(of(&Kraken, "kraken:ETH/EUR").as_deref(), Some("ETH/EUR"));
+    assert_eq!(of(&Kraken, "kraken:ETH-XBT").as_deref(), Some("ETH/BTC"));
+    assert_eq!(of(&Kraken, "kraken:XDG-XBT").as_deref(), Some("DOGE/BTC"));
+    assert_eq!(of(&Kraken, "kraken:AAPLx-USD").as_deref(), Some("AAPLx/USD"), "the case is kept");
+    let pair = |symbol| Kraken.history_path(symbol, None);
+    assert!(pair("ETH/BTC").ends_with("?pair=ETHXBT"), "{}", pair("ETH/BTC"));
+    assert!(pair("DOGE/BTC").ends_with("?pair=XDGXBT"), "{}", pair("DOGE/BTC"));
+    assert!(pair("BTC/USD").ends_with("?pair=XBTUSD"), "{}", pair("BTC/USD"));
     assert_eq!(of(&Kraken, "kraken:XBTUSD"), None);
     assert_eq!(of(&Kraken, "kraken:A-B-C"), None);
+}
+
+/// Ids at the bounds of their types and of records.
+const EXTREMES: [u64; 6] = [0, 1, MAX_COUNTER - 1, MAX_COUNTER, MAX_COUNTER + 1, u64::MAX];
+
+/// Returns a text with an extreme number in place of each of these ids, independently.
+fn extreme(rng: &mut Rng, text: &str, ids: &[&str]) -> String {
+    ids.iter().fold(text.to_owned(), |text, id| {
+        let extreme = EXTREMES[rng.usize(..EXTREMES.len())].to_string();
+        if rng.bool() { text.replace(id, &extreme) } else { text }
+    })
+}
+
+/// Drives the arithmetic of ids like a feed: frames of the stream, then pages of the history for the gaps.
+fn follow(published: &mut Published, rng: &mut Rng, frame: Vec<Trade>, page: &HistoryPage, at: Position) {
+    let mut trades = published.hold_implausible(frame);
+    if rng.u8(..4) == 0 {
+        trades.extend(published.confirm(page.trades.last().map_or(0, |trade| trade.id)).0);
+        published.begin();
+    }
+    let mut gaps: Vec<_> = published.gaps(1_000_000).into_iter().map(|gap| gap.ids).collect();
+    gaps.push(at.id..=EXTREMES[rng.usize(..EXTREMES.len())].max(at.id));
+    for ids in gaps {
+        let Some(answer) = answer(page.clone(), at, *ids.end()) else { continue };
+        trades.extend(answer.trades);
+        assert!(answer.next.is_none_or(|next| next.id > at.id));
+        for (ids, after) in answer.absent.into_iter().filter(|(ids, _)| *ids.end() <= MAX_COUNTER) {
+            published.insert_absent(&ids, after, Duration::ZERO);
+        }
+    }
+    for trade in trades {
+        if trade.tick(&"x:Y".parse().unwrap()).is_ok() {
+            published.insert(trade.id, trade.time);
+        }
+    }
 }
 
 /// Returns a text with random bytes in place of some of its own.
@@ -155,5 +206,37 @@ fn damaged_messages_and_responses_never_panic() {
         let page = damaged(&mut rng, page);
         let position = rng.bool().then_some(from);
         let _ = protocol.history(symbol, position, StatusCode::from_u16(rng.u16(100..600)).unwrap(), &page);
+    }
+}
+
+#[tokio::test]
+async fn extreme_ids_never_panic() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut rng = Rng::with_seed(seed);
+    let datasets = Datasets::standard().with::<Coverage>().unwrap();
+    let store = MemoryStore::new(MemoryStoreConfig::default().with_datasets(datasets)).unwrap();
+    store.ensure_schema().await.unwrap();
+    let ledger = Ledger::load(&store, &"x:Y".parse().unwrap()).await.unwrap();
+    let mut published = Published::new(&ledger);
+    for round in 0..20_000 {
+        if round % 20 == 0 {
+            published = Published::new(&ledger);
+        }
+        let at = Position {
+            id: [1, 28_400, 61_044_953, rng.u64(..)][rng.usize(..4)],
+            after: Timestamp::from_secs(1_600_000_000).unwrap(),
+        };
+        let is_binance = rng.bool();
+        let (protocol, symbol, frame, page): (&dyn Protocol, _, _, _) = if is_binance {
+            (&Binance, "BTCUSDT", BINANCE[0], BINANCE_PAGE)
+        } else {
+            (&Kraken, "BTC/USD", KRAKEN[6], KRAKEN_PAGE)
+        };
+        let frame = extreme(&mut rng, frame, &["12345", "4665906"]);
+        let page = extreme(&mut rng, page, &["28457", "61044952", "61044953", "61044956"]);
+        let Ok(Frame::Trades(frame)) = protocol.frame(symbol, &frame) else { panic!("{frame}") };
+        let page = protocol.history(symbol, Some(at), StatusCode::OK, &page).unwrap();
+        follow(&mut published, &mut rng, frame, &page, at);
     }
 }

@@ -10,7 +10,7 @@ use qi_core::bus::{GroupQuery, TopicName};
 use qi_core::{Error, Instrument, PriceTick, Result};
 
 use super::Job;
-use crate::exchanges::{LiveConfig, LiveCounters, LiveFeed, Rest, protocol};
+use crate::exchanges::{LiveConfig, LiveCounters, LiveFeed, RestClient, protocol};
 
 /// The instruments whose live trades are the input of a job.
 #[derive(Default)]
@@ -89,7 +89,8 @@ impl Live {
                         request_interval: protocol.request_interval(),
                     };
                     let addresses = self.addresses.get(exchange).cloned().unwrap_or_else(own);
-                    let rest = Rest::new(protocol.clone(), &addresses.rest, addresses.request_interval)?;
+                    let rest =
+                        RestClient::new(protocol.clone(), &addresses.rest, addresses.request_interval)?;
                     entry.insert((protocol, Arc::new(rest), addresses.stream))
                 }
             };

@@ -15,10 +15,12 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use qi_core::{Decimal, Instrument, Side};
+use qi_core::{Decimal, Instrument, PriceTick, Quantity, Side, Timestamp};
 use qi_examples::pipeline::Addresses;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 
@@ -117,7 +119,18 @@ pub(crate) struct Faults {
     pub(crate) maintenance: AtomicUsize,
     /// The number of connections that announce a shutdown and close.
     pub(crate) shutdowns: AtomicUsize,
+    /// The number of connections that answer pings and send no trades.
+    pub(crate) idle: AtomicUsize,
+    /// The ids of invented trades that every connection sends first.
+    pub(crate) invented: Vec<u64>,
+    /// The number of pages of the history without the trades whose ids end with 5.
+    pub(crate) incomplete_pages: AtomicUsize,
+    /// The number of connections that are rejected with HTTP status 429 and a pause of [`PAUSE`].
+    pub(crate) limited_connections: AtomicUsize,
 }
+
+/// The pause that a rejected connection requires.
+pub(crate) const PAUSE: Duration = Duration::from_secs(40);
 
 fn take(counter: &AtomicUsize) -> bool {
     counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
@@ -133,6 +146,12 @@ pub(crate) struct Exchange {
     pub(crate) connections: AtomicU64,
     pub(crate) requests: AtomicU64,
     pub(crate) limited: AtomicU64,
+    /// The times of requests and connections. True for a connection that was rejected.
+    pub(crate) arrivals: Mutex<Vec<(Instant, bool)>>,
+    /// The time of the latest acknowledged subscription.
+    pub(crate) subscribed: Mutex<Option<Instant>>,
+    /// Cuts the present connection.
+    pub(crate) cut_now: Notify,
     rng: Mutex<Rng>,
 }
 
@@ -146,6 +165,9 @@ impl Exchange {
             connections: AtomicU64::default(),
             requests: AtomicU64::default(),
             limited: AtomicU64::default(),
+            arrivals: Mutex::default(),
+            subscribed: Mutex::default(),
+            cut_now: Notify::new(),
             rng: Mutex::new(Rng::with_seed(seed)),
         })
     }
@@ -165,6 +187,15 @@ impl Exchange {
             self.release(released + if cuts > 0 { batch } else { 20 * batch });
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Returns a trade as the tick that a store has.
+    pub(crate) fn tick(&self, trade: &SourceTrade) -> PriceTick {
+        let ts = Timestamp::from_micros(trade.micros()).unwrap();
+        let price = trade.price.to_string().parse().unwrap();
+        let quantity: Quantity = trade.quantity.to_string().parse().unwrap();
+        let tick = PriceTick::new(self.instrument.clone(), ts, trade.id, price).unwrap();
+        tick.with_quantity(quantity).with_side(trade.side)
     }
 
     fn is_kraken(&self) -> bool {
@@ -191,7 +222,11 @@ impl Exchange {
             while let Ok((socket, _)) = stream.accept().await {
                 let exchange = exchange.clone();
                 tokio::spawn(async move {
-                    if let Ok(socket) = accept_async(socket).await {
+                    let is_limited = take(&exchange.faults.limited_connections);
+                    exchange.arrivals.lock().unwrap().push((Instant::now(), is_limited));
+                    if is_limited {
+                        drop(reject(socket).await);
+                    } else if let Ok(socket) = accept_async(socket).await {
                         exchange.connections.fetch_add(1, Ordering::SeqCst);
                         drop(exchange.stream(socket).await);
                     }
@@ -270,6 +305,17 @@ impl Exchange {
         } else {
             socket.send(Message::text(r#"{"result":null,"id":1}"#)).await?;
         }
+        *self.subscribed.lock().unwrap() = Some(Instant::now());
+        for id in &self.faults.invented {
+            let trade = SourceTrade { id: *id, ..self.trades[0].clone() };
+            let frame =
+                if self.is_kraken() { Self::kraken_frame(&[trade], "update") } else { binance_frame(&trade) };
+            socket.send(Message::text(frame)).await?;
+        }
+        if take(&self.faults.idle) {
+            while socket.next().await.is_some_and(|message| message.is_ok()) {}
+            return Ok(());
+        }
         if take(&self.faults.shutdowns) {
             socket.send(Message::text(r#"{"e":"serverShutdown","E":1770123456789}"#)).await?;
             return self.stall(socket).await;
@@ -281,6 +327,7 @@ impl Exchange {
         loop {
             tokio::select! {
                 changed = released.changed() => changed?,
+                () = self.cut_now.notified() => return self.cut(socket).await,
                 message = socket.next() => match message {
                     // The library answers pings.
                     Some(Ok(_)) => continue,
@@ -383,7 +430,7 @@ impl Exchange {
         let data: Vec<String> = trades
             .iter()
             .map(|trade| {
-                let time = qi_core::Timestamp::from_micros(trade.micros()).unwrap();
+                let time = Timestamp::from_micros(trade.micros()).unwrap();
                 format!(
                     r#"{{"symbol":"BTC/USD","side":"{}","price":{},"qty":{},"ord_type":"market","trade_id":{},"timestamp":"{time}"}}"#,
                     if trade.is_sell() { "sell" } else { "buy" },
@@ -398,6 +445,7 @@ impl Exchange {
 
     fn respond(&self, path: &str, query: &str) -> Response<Full<Bytes>> {
         self.requests.fetch_add(1, Ordering::SeqCst);
+        self.arrivals.lock().unwrap().push((Instant::now(), false));
         let response = |status: u16, body: String| {
             let mut response = Response::new(Full::new(Bytes::from(body)));
             *response.status_mut() = StatusCode::from_u16(status).unwrap();
@@ -426,7 +474,7 @@ impl Exchange {
         }
         let parameters: BTreeMap<_, _> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
         let released = &self.trades[..*self.released.borrow()];
-        let page = match path {
+        let mut page: Vec<SourceTrade> = match path {
             "/api/v3/trades" => {
                 assert_eq!(parameters["symbol"], "BTCUSDT");
                 released[released.len().saturating_sub(1)..].to_vec()
@@ -447,8 +495,24 @@ impl Exchange {
             }
             _ => return response(404, String::new()),
         };
+        let is_for_gap = parameters.contains_key("fromId") || parameters.contains_key("since");
+        if is_for_gap && take(&self.faults.incomplete_pages) {
+            page.retain(|trade| trade.id % 10 != 5);
+        }
         response(200, if self.is_kraken() { kraken_page(&page) } else { binance_page(&page) })
     }
+}
+
+/// Rejects the request for a WebSocket connection.
+async fn reject(mut socket: TcpStream) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(socket.read_u8().await?);
+    }
+    let pause = PAUSE.as_secs();
+    let response =
+        format!("HTTP/1.1 429 Too Many Requests\r\nretry-after: {pause}\r\ncontent-length: 0\r\n\r\n");
+    socket.write_all(response.as_bytes()).await
 }
 
 fn binance_frame(trade: &SourceTrade) -> String {
