@@ -507,7 +507,7 @@ impl Layer for LimitedInserts {
 async fn error_of_the_store_keeps_the_report_of_earlier_files() {
     let (_, folder) = exported().await;
     std::fs::write(folder.path().join(FOLDER).join("_2024-01-31.json"), "{").unwrap();
-    let memory = rig::store().await;
+    let memory = Arc::new(rig::store().await);
     let store = Layered::new(memory.clone(), LimitedInserts { left: Arc::new(1.into()) });
     let archive = Archive::folder(&folder).unwrap();
     let report = import(&store, &archive, &ImportOptions::new(Datasets::standard())).await.unwrap();
@@ -1001,7 +1001,7 @@ impl Layer for StopAt {
 
 #[tokio::test]
 async fn stopped_export_and_import_continue() {
-    let source = rig::store().await;
+    let source = Arc::new(rig::store().await);
     rig::insert_ticks(&source, &rig::ticks("binance:BTC-USDT", 2, 60_000)).await;
     let folder = tempfile::tempdir().unwrap();
     let archive = Archive::folder(&folder).unwrap();
@@ -1015,7 +1015,7 @@ async fn stopped_export_and_import_continue() {
     let report = export(&source, &archive, &options).await.unwrap();
     assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 1));
 
-    let target = rig::store().await;
+    let target = Arc::new(rig::store().await);
     let options = ImportOptions::new(Datasets::standard());
     let store = Layered::new(target.clone(), StopAt::new(Operation::Insert, 10, &options.stop));
     let report = import(&store, &archive, &options).await.unwrap();

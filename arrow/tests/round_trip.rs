@@ -149,7 +149,8 @@ fn doubles_are_the_nearest_of_each_decimal() {
     let mut ticks = rig::ticks("binance:BTC-USDT", 1, 1_000);
     for tick in ticks.iter_mut().step_by(2) {
         // From one digit to the 38 digits of a decimal.
-        let units = random.u128(1..=10_u128.pow(random.u32(1..=38)) - 1).try_into().unwrap();
+        let largest = 10_u128.pow(random.u32(1..=38)) - 1;
+        let units = random.u128(1..=largest).try_into().unwrap();
         *tick = tick.clone().with_quantity(Quantity::from_units(units).unwrap());
     }
     all.push(RecordVec::from_vec(ticks));
