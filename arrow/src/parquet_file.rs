@@ -2,12 +2,17 @@
 
 use std::io::Write;
 use std::ops::Range;
+use std::sync::Arc;
 
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaData};
+use parquet::file::metadata::{
+    FooterTail, KeyValue, ParquetMetaData, ParquetMetaDataOptions, ParquetMetaDataReader,
+};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::reader::ChunkReader;
 use parquet::schema::types::ColumnPath;
@@ -23,15 +28,24 @@ use crate::{Content, ContentDigest, Encoder, decode};
 pub(crate) const CREATED_BY: &str = concat!("qi-arrow ", env!("CARGO_PKG_VERSION"));
 /// The key of the [`Content`] in the metadata of a file.
 const CONTENT_KEY: &str = "qi.content";
-/// The number of rows in a row group, which is the unit of compression and of the memory of a writer.
+/// The largest number of rows in a row group, which is the unit of compression and of the memory of a writer.
 const ROW_GROUP_ROWS: usize = 131_072;
-/// The number of rows that a writer converts at a time.
+/// The largest size of a row group in bytes, if all its records are as large as the dataset allows.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+/// The largest number of rows that are converted at a time.
 const BATCH_ROWS: usize = 8_192;
+/// The largest size of a batch in bytes, if all its records are as large as the dataset allows.
+const BATCH_BYTES: usize = 16 << 20;
+/// The largest number of elements of a schema. A dataset has at most 105 columns, and a list of levels has 5 elements.
+const MAX_SCHEMA_ELEMENTS: usize = 1_000;
+/// The bytes after the metadata of a file: its length and the magic number.
+const TAIL: usize = 8;
 
 /// Writes records of one dataset as a Parquet file.
 ///
 /// Columns are compressed with Zstandard. The metadata of the file has the dataset, its version and the [`Content`].
-/// The memory is bounded by one row group of 131,072 rows in compressed form.
+/// The memory is bounded by one row group in compressed form: 131,072 rows, or 64 MiB of the largest records of the
+/// dataset.
 ///
 /// ```
 /// use qi_arrow::{Decimals, ParquetReader, ParquetWriter};
@@ -55,6 +69,7 @@ pub struct ParquetWriter<W: Write + Send> {
     encoder: Encoder,
     digest: ContentDigest,
     writer: ArrowWriter<W>,
+    batch_rows: usize,
 }
 
 /// The error of a writer: the data is valid, so the target failed.
@@ -88,12 +103,69 @@ pub(crate) fn catch<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-fn properties(encoder: &Encoder) -> WriterProperties {
+/// Decodes the metadata of a file, or of the last bytes of a file.
+///
+/// The Parquet crate decodes the schema with a recursion for each nested group, and a stack overflow ends the process.
+/// Each group is an element of the list of the schema, so the length of the list bounds the recursion. The metadata can
+/// have this list again: the schema that is passed to the crate lets it skip all of them.
+///
+/// # Errors
+/// `NeedMoreData` with the number of bytes at the end of the file that have the metadata.
+pub(crate) fn metadata(file: &impl ChunkReader) -> std::result::Result<ParquetMetaData, ParquetError> {
+    let size = file.len();
+    let tail = size
+        .checked_sub(TAIL as u64)
+        .ok_or_else(|| ParquetError::EOF("the file has no footer".to_owned()))?;
+    let length = FooterTail::try_from(&*file.get_bytes(tail, TAIL)?)?.metadata_length();
+    let wanted = length + TAIL;
+    let start = size.checked_sub(wanted as u64).ok_or(ParquetError::NeedMoreData(wanted))?;
+    let footer = file.get_bytes(start, length)?;
+    if schema_elements(&footer).is_none_or(|count| count > MAX_SCHEMA_ELEMENTS) {
+        let message = format!("the schema must come first and have at most {MAX_SCHEMA_ELEMENTS} elements");
+        return Err(ParquetError::General(message));
+    }
+    let options = ParquetMetaDataOptions::new().with_schema(ParquetMetaDataReader::decode_schema(&footer)?);
+    ParquetMetaDataReader::new().with_metadata_options(Some(options)).parse_and_finish(file)
+}
+
+/// Returns the length of the list of the schema, which is the second field of the metadata, after the version.
+fn schema_elements(footer: &[u8]) -> Option<usize> {
+    const VERSION: u8 = 0x15;
+    const SCHEMA: u8 = 0x19;
+    const LONG_LIST: u8 = 0xf;
+    let mut bytes = footer.iter().copied();
+    if bytes.next()? != VERSION {
+        return None;
+    }
+    // The last byte of a number has no continuation bit.
+    bytes.find(|byte| byte & 0x80 == 0)?;
+    if bytes.next()? != SCHEMA {
+        return None;
+    }
+    let header = bytes.next()? >> 4;
+    if header < LONG_LIST {
+        return Some(header.into());
+    }
+    let (low, high) = (bytes.next()?, bytes.next()?);
+    match (low & 0x80, high & 0x80) {
+        (0, _) => Some(low.into()),
+        (_, 0) => Some(usize::from(low & 0x7f) | usize::from(high) << 7),
+        // A length of three bytes and more exceeds the limit.
+        _ => None,
+    }
+}
+
+/// Returns the number of records that have at most `bytes` bytes, and at most `most`.
+fn bounded_rows(dataset: Dataset, most: usize, bytes: usize) -> usize {
+    (bytes / dataset.record_width()).clamp(1, most)
+}
+
+fn properties(dataset: Dataset, encoder: &Encoder) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_created_by(CREATED_BY.to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_statistics_enabled(EnabledStatistics::None)
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS));
+        .set_max_row_group_row_count(Some(bounded_rows(dataset, ROW_GROUP_ROWS, ROW_GROUP_BYTES)));
     // Times and counters are ascending in a series, so their differences are small. Only these columns have statistics:
     // the minimum of a decimal or a text would keep the buffer of its batch in memory until the end of the file.
     for field in encoder.schema().fields() {
@@ -116,8 +188,13 @@ impl<W: Write + Send> ParquetWriter<W> {
     /// `Unavailable` for an error of the writer.
     pub fn new(dataset: Dataset, decimals: Decimals, out: W) -> Result<Self> {
         let encoder = Encoder::new(dataset, decimals);
-        let writer = ArrowWriter::try_new(out, encoder.schema().clone(), Some(properties(&encoder)));
-        Ok(Self { writer: writer.map_err(write_failed)?, encoder, digest: ContentDigest::default() })
+        let writer = ArrowWriter::try_new(out, encoder.schema().clone(), Some(properties(dataset, &encoder)));
+        Ok(Self {
+            writer: writer.map_err(write_failed)?,
+            encoder,
+            digest: ContentDigest::default(),
+            batch_rows: bounded_rows(dataset, BATCH_ROWS, BATCH_BYTES),
+        })
     }
 
     /// Appends records.
@@ -138,10 +215,10 @@ impl<W: Write + Send> ParquetWriter<W> {
     pub fn write_range(&mut self, records: &dyn Records, range: Range<usize>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let end = range.end.min(at + BATCH_ROWS - self.encoder.len());
+            let end = range.end.min(at + self.batch_rows - self.encoder.len());
             self.encoder.append(records, at..end)?;
             self.digest.add(records, at..end);
-            if self.encoder.len() == BATCH_ROWS {
+            if self.encoder.len() == self.batch_rows {
                 self.write_batch()?;
             }
             at = end;
@@ -184,7 +261,8 @@ pub(crate) fn stated(metadata: &ParquetMetaData) -> Option<(Content, String)> {
 
 /// Reads the records of a Parquet file in batches, and validates every record.
 ///
-/// The memory is bounded by one batch of 8,192 rows and by one page of the file for each column. Iteration ends after
+/// The memory is bounded by one batch and by one page of the file for each column. A batch has 8,192 rows, or 16 MiB of
+/// the largest records of the dataset. Iteration ends after
 /// its first error. The Parquet crate panics for some damaged files; the reader catches the panic, which its hook has
 /// printed, unless the program is built with `panic = "abort"`.
 pub struct ParquetReader {
@@ -211,7 +289,10 @@ impl ParquetReader {
     /// cannot be read.
     pub fn new<F: ChunkReader + 'static>(dataset: Dataset, file: F) -> Result<Self> {
         catch(|| {
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(read_failed)?;
+            let metadata = Arc::new(metadata(&file).map_err(read_failed)?);
+            let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::default());
+            let metadata = metadata.map_err(read_failed)?;
+            let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
             // The batches of the reader have no metadata.
             check_metadata(dataset, builder.schema().metadata())?;
             let content = stated(builder.metadata()).map(|(content, _)| content);
@@ -221,7 +302,10 @@ impl ParquetReader {
                 .iter()
                 .try_fold(0_u64, |rows, group| rows.checked_add(u64::try_from(group.num_rows()).ok()?));
             let rows = rows.ok_or_else(|| corrupt("parquet.read", "the number of rows is out of range"))?;
-            let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(read_failed)?;
+            let batches = builder
+                .with_batch_size(bounded_rows(dataset, BATCH_ROWS, BATCH_BYTES))
+                .build()
+                .map_err(read_failed)?;
             Ok(Self { dataset, rows, content, batches, failed: false })
         })
     }

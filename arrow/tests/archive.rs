@@ -6,20 +6,28 @@ mod rig;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use arrow_array::RecordBatch;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
 use qi_arrow::{
     Archive, Decimals, ExportOptions, ExportReport, ImportOptions, ImportReport, Manifest, ParquetReader,
     ParquetWriter, PeriodLength, encode, export, import,
 };
+use qi_core::layer::{Call, Layer, Layered};
 use qi_core::record::{Row, Slice, Value};
 use qi_core::store::{DeleteQuery, PriceStore};
-use qi_core::{Bar, Datasets, ErrorKind, MarketSnapshot, PriceTick, Result, Selection, TimeRange};
+use qi_core::{
+    Bar, BoxFuture, Datasets, Error, ErrorKind, MarketSnapshot, Operation, PriceTick, Result, Selection,
+    TimeRange,
+};
 use qi_testkit::store::MemoryStore;
 use rig::{DAY, DAY_MICROS, time};
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 const FOLDER: &str = "ticks/binance/BTC-USDT";
 
@@ -194,6 +202,24 @@ async fn archive_keeps_the_settings_of_its_first_export() {
     options.decimals = Decimals::Float64;
     let error = export(&store, &archive, &options).await.unwrap_err();
     assert_eq!(error.code(), "archive.settings");
+}
+
+#[tokio::test]
+async fn doubles_are_exported_and_not_imported() {
+    let store = rig::store().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 3, 10)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.decimals = Decimals::Float64;
+    assert_eq!(export(&store, &archive, &options).await.unwrap().series[0].written, 3);
+    assert_eq!(export(&store, &archive, &options).await.unwrap().series[0].unchanged, 3);
+    let target = rig::store().await;
+    let report = import_all(&target, folder.path()).await.unwrap();
+    assert_eq!((report.failed, target.rows()), (3, 0));
+    for (_, error) in &report.failures {
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Unsupported, "archive.decimals"));
+    }
 }
 
 #[tokio::test]
@@ -375,6 +401,172 @@ async fn damaged_files_with_right_manifests_fail_one_by_one() {
     assert!(failed > 300, "{failed} of 600 damaged files failed");
 }
 
+/// A footer whose first schema has one element, and whose last schema has groups in each other, or a file with only
+/// the last schema.
+fn nested_groups(groups: u32, is_repeated: bool) -> Vec<u8> {
+    // The fields of a Thrift struct: the difference to the number of the field before and the type, then the value.
+    const ROOT: [u8; 4] = [0x48, 1, b'a', 0];
+    const GROUP: [u8; 8] = [0x35, 0, 0x18, 1, b'a', 0x15, 2, 0];
+    const LEAF: [u8; 8] = [0x15, 4, 0x25, 0, 0x18, 1, b'a', 0];
+    let mut footer = vec![0x15, 2, 0x19];
+    if is_repeated {
+        footer.push(0x1c);
+        footer.extend(ROOT);
+        footer.extend([0x09, 4]);
+    }
+    footer.push(0xfc);
+    let mut elements = groups + 1;
+    while elements > 0x7f {
+        footer.push(u8::try_from(elements & 0x7f).unwrap() | 0x80);
+        elements >>= 7;
+    }
+    footer.push(u8::try_from(elements).unwrap());
+    footer.extend(GROUP.repeat(groups as usize));
+    footer.extend(LEAF);
+    footer.extend([0x16, 0, 0x19, 0x0c, 0]);
+    let length = u32::try_from(footer.len()).unwrap().to_le_bytes();
+    [b"PAR1", &footer[..], &length, b"PAR1"].concat()
+}
+
+/// The Parquet crate has a recursion for each nested group. A stack overflow would end the process.
+#[tokio::test]
+async fn schemas_of_nested_groups_fail_and_are_replaced() {
+    let (store, folder) = exported().await;
+    for (groups, is_repeated) in [(1, false), (999, false), (1_000, false), (200_000, false), (200_000, true)]
+    {
+        replace_file(folder.path(), &nested_groups(groups, is_repeated));
+        let error = failure(folder.path()).await;
+        assert_eq!(error.kind(), ErrorKind::CorruptData, "{groups}: {}", error.report());
+        let is_refused = error.report().contains("at most 1000 elements");
+        assert_eq!(is_refused, groups >= 1_000 && !is_repeated, "{groups}: {}", error.report());
+        let report = export_ticks(&store, folder.path()).await.unwrap();
+        assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 2), "{groups}");
+    }
+    // The same file in an object store.
+    let memory: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let archive = Archive::in_store(memory.clone(), "").unwrap();
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    export(&store, &archive, &options).await.unwrap();
+    let file = nested_groups(200_000, false);
+    replace_file(folder.path(), &file);
+    for name in ["2024-01-31.parquet", "_2024-01-31.json"] {
+        let bytes = std::fs::read(folder.path().join(FOLDER).join(name)).unwrap();
+        memory.put(&format!("{FOLDER}/{name}").into(), bytes.into()).await.unwrap();
+    }
+    let report = export(&store, &archive, &options).await.unwrap();
+    assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 2));
+}
+
+/// Reading `/proc/self/mem` at its beginning fails, also for root.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn unreadable_files_fail_one_by_one() {
+    for name in ["2024-01-31.parquet", "_2024-01-31.json"] {
+        let (_, folder) = exported().await;
+        let path = folder.path().join(FOLDER).join(name);
+        if name.ends_with("parquet") {
+            replace_file(folder.path(), &[]);
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+        let target = rig::store().await;
+        let report = import_all(&target, folder.path()).await.unwrap();
+        assert_eq!((report.failed, report.records(), target.rows()), (1, 20, 20), "{name}");
+        let error = &report.failures[0].1;
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, "archive.file"), "{name}");
+    }
+}
+
+/// Refuses inserts after the first `left`.
+#[derive(Debug, Clone)]
+struct LimitedInserts {
+    left: Arc<AtomicUsize>,
+}
+
+impl Layer for LimitedInserts {
+    fn name(&self) -> &'static str {
+        "LimitedInserts"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        let take = |left: usize| left.checked_sub(1);
+        if call.operation == Operation::Insert
+            && self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err()
+        {
+            return Box::pin(std::future::ready(Err(Error::new(ErrorKind::Unavailable, "test", "insert"))));
+        }
+        future
+    }
+}
+
+#[tokio::test]
+async fn error_of_the_store_keeps_the_report_of_earlier_files() {
+    let (_, folder) = exported().await;
+    std::fs::write(folder.path().join(FOLDER).join("_2024-01-31.json"), "{").unwrap();
+    let memory = Arc::new(rig::store().await);
+    let store = Layered::new(memory.clone(), LimitedInserts { left: Arc::new(1.into()) });
+    let archive = Archive::folder(&folder).unwrap();
+    let report = import(&store, &archive, &ImportOptions::new(Datasets::standard())).await.unwrap();
+    let error = report.error.as_ref().unwrap();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, "test"));
+    assert_eq!(error.context_value("file"), Some("ticks/binance/BTC-USDT/2024-02-02.parquet"));
+    assert_eq!((report.failed, report.records(), memory.rows()), (1, 10, 10));
+    assert!(!report.is_good() && !report.interrupted);
+}
+
+#[tokio::test]
+async fn files_that_the_options_do_not_select_are_not_read() {
+    let (_, folder) = exported().await;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    std::fs::write(at("_2024-01-31.json"), "{").unwrap();
+    std::fs::remove_file(at("_2024-02-02.json")).unwrap();
+    // A symbol that begins with the name of the selected one.
+    std::fs::create_dir(folder.path().join("ticks/binance/BTC-USDT2")).unwrap();
+    std::fs::write(folder.path().join("ticks/binance/BTC-USDT2/_2024-02-01.json"), "{").unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let mut options = ImportOptions::new(Datasets::standard());
+    options.range = TimeRange::new(time(DAY + DAY_MICROS), time(DAY + 2 * DAY_MICROS)).unwrap();
+    options.instruments.insert("binance:BTC-USDT".parse().unwrap());
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 10), "{:?}", report.failures);
+    options.instruments = ["binance:ETH-USDT".parse().unwrap()].into();
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 0), "{:?}", report.failures);
+}
+
+#[tokio::test]
+async fn import_refuses_a_range_that_cuts_a_period() {
+    for (period, start, rule) in
+        [(PeriodLength::Day, DAY + 1, "a day"), (PeriodLength::Month, DAY, "a month")]
+    {
+        let store = rig::store().await;
+        rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 3, 10)).await;
+        let folder = tempfile::tempdir().unwrap();
+        let archive = Archive::folder(&folder).unwrap();
+        let mut options = ExportOptions::new([PriceTick::DATASET]);
+        options.period = period;
+        export(&store, &archive, &options).await.unwrap();
+        for (range, field) in
+            [(TimeRange::since(time(start)), "since"), (TimeRange::before(time(start)), "until")]
+        {
+            options.range = range;
+            let exported = export(&store, &archive, &options).await.unwrap_err();
+            let mut options = ImportOptions::new(Datasets::standard());
+            options.range = range;
+            let target = rig::store().await;
+            let error = import(&target, &archive, &options).await.unwrap_err();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "archive.range"));
+            assert_eq!((error.context_value("field"), target.rows()), (Some(field), 0));
+            assert!(error.report().contains(rule), "{}", error.report());
+            assert_eq!(error.report(), exported.report());
+        }
+    }
+}
+
 #[tokio::test]
 async fn files_have_the_permissions_of_the_umask() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -431,8 +623,8 @@ async fn import_rejects_records_of_another_series_or_period() {
 async fn import_into_a_store_without_the_dataset_fails() {
     let (_, folder) = exported().await;
     let target = rig::store_of(Datasets::none().with::<Bar>().unwrap()).await;
-    let error = import_all(&target, folder.path()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::SchemaMismatch);
+    let report = import_all(&target, folder.path()).await.unwrap();
+    assert_eq!(report.error.unwrap().kind(), ErrorKind::SchemaMismatch);
 }
 
 #[tokio::test]
@@ -470,13 +662,22 @@ fn addresses_have_a_known_scheme_and_no_credentials() {
         "abfss://container:secret@account.dfs.core.windows.net/x",
         "az://container/x?sig=secret",
         "s3://bucket/x#secret",
+        "https://secret:secret@bucket.s3.eu-west-1.amazonaws.com/x",
+        "https://bucket.s3.eu-west-1.amazonaws.com/x?X-Amz-Signature=secret",
     ] {
         let error = error(address);
         assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "archive.address"), "{address}");
         assert!(!error.report().contains("secret") && !format!("{error:?}").contains("secret"), "{error:?}");
     }
     #[cfg(feature = "cloud")]
-    Archive::open("abfss://container@account.dfs.core.windows.net/x").unwrap();
+    for address in [
+        "abfss://container@account.dfs.core.windows.net/x",
+        "https://bucket.s3.eu-west-1.amazonaws.com/x",
+        "https://account.r2.cloudflarestorage.com/bucket/x",
+        "https://account.blob.core.windows.net/container/x",
+    ] {
+        Archive::open(address).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -767,43 +968,107 @@ async fn changed_file_is_reported_with_both_sizes() {
     assert_eq!(error.code(), "archive.file.changed");
 }
 
-#[tokio::test]
-async fn stopped_export_continues() {
-    let store = rig::store().await;
-    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 3, 10)).await;
-    let folder = tempfile::tempdir().unwrap();
-    let archive = Archive::folder(&folder).unwrap();
-    let options = ExportOptions::new([PriceTick::DATASET]);
-    options.stop.cancel();
-    assert!(export(&store, &archive, &options).await.unwrap().interrupted);
-    let options = ExportOptions::new([PriceTick::DATASET]);
-    assert_eq!(export(&store, &archive, &options).await.unwrap().series[0].written, 3);
-    let import_options = ImportOptions::new(Datasets::standard());
-    import_options.stop.cancel();
-    assert!(import(&rig::store().await, &archive, &import_options).await.unwrap().interrupted);
+/// Cancels a token at the last of some calls of an operation.
+#[derive(Debug, Clone)]
+struct StopAt {
+    operation: Operation,
+    left: Arc<AtomicUsize>,
+    stop: CancellationToken,
+}
+
+impl StopAt {
+    fn new(operation: Operation, calls: usize, stop: &CancellationToken) -> Self {
+        Self { operation, left: Arc::new(calls.into()), stop: stop.clone() }
+    }
+}
+
+impl Layer for StopAt {
+    fn name(&self) -> &'static str {
+        "StopAt"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        if call.operation == self.operation && self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.stop.cancel();
+        }
+        future
+    }
 }
 
 #[tokio::test]
-async fn dropped_export_leaves_no_partial_file() {
-    let store = rig::store().await;
-    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 2, 30_000)).await;
+async fn stopped_export_and_import_continue() {
+    let source = Arc::new(rig::store().await);
+    rig::insert_ticks(&source, &rig::ticks("binance:BTC-USDT", 2, 60_000)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    // The first call asks for a columnar read, and the pages have 50,000 ticks. During the fourth call, the second page
+    // completes the first file.
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    let store = Layered::new(source.clone(), StopAt::new(Operation::Range, 4, &options.stop));
+    let report = export(&store, &archive, &options).await.unwrap();
+    assert!(report.interrupted && report.series.is_empty());
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    let report = export(&source, &archive, &options).await.unwrap();
+    assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 1));
+
+    let target = Arc::new(rig::store().await);
+    let options = ImportOptions::new(Datasets::standard());
+    let store = Layered::new(target.clone(), StopAt::new(Operation::Insert, 10, &options.stop));
+    let report = import(&store, &archive, &options).await.unwrap();
+    assert!(report.interrupted && report.error.is_none() && !report.is_good());
+    assert_eq!((report.records(), target.rows()), (60_000, 60_000 + 2 * 8_192));
+    let report = import_all(&target, folder.path()).await.unwrap();
+    assert_eq!((report.is_good(), report.records(), target.rows()), (true, 120_000, 120_000));
+}
+
+/// Drops the export after each number of polls, until the export ends before.
+#[test]
+fn dropped_export_leaves_no_partial_file() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime().block_on(async {
+        let store = rig::store().await;
+        rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 2, 30_000)).await;
+        store
+    });
     let folder = tempfile::tempdir().unwrap();
     let archive = Archive::folder(&folder).unwrap();
     let options = ExportOptions::new([PriceTick::DATASET]);
-    for steps in 0..40u64 {
-        let export = export(&store, &archive, &options);
-        let wait = std::time::Duration::from_micros(steps * 500);
-        let _ = tokio::time::timeout(wait, export).await;
-        for file in rig::files(folder.path()) {
-            if file.extension().is_some_and(|ending| ending == "parquet") {
-                let file = std::fs::File::open(folder.path().join(&file)).unwrap();
-                assert!(ParquetReader::new(PriceTick::DATASET, file).unwrap().count() > 0);
+    let partial = || std::fs::read_dir(folder.path().join("_partial")).map_or(0, Iterator::count);
+    let mut interrupted = 0;
+    let report = (0..10_000).find_map(|most| {
+        let runtime = runtime();
+        let report = runtime.block_on(async {
+            let mut export = std::pin::pin!(export(&store, &archive, &options));
+            let mut polls = 0;
+            let report = std::future::poll_fn(|context| {
+                if polls == most {
+                    return Poll::Ready(None);
+                }
+                polls += 1;
+                export.as_mut().poll(context).map(Some)
+            });
+            let report = report.await;
+            interrupted += partial();
+            report
+        });
+        // Waits for the work that was begun on other threads.
+        drop(runtime);
+        assert_eq!(partial(), 0, "after {most} polls");
+        for path in rig::files(folder.path()) {
+            if path.extension().is_some_and(|ending| ending == "parquet") {
+                let file = std::fs::File::open(folder.path().join(&path)).unwrap();
+                let records = ParquetReader::new(PriceTick::DATASET, file).unwrap();
+                assert_eq!(records.map(|records| records.unwrap().len()).sum::<usize>(), 30_000);
             }
         }
-    }
-    let report = export(&store, &archive, &options).await.unwrap();
-    assert_eq!(report.series[0].records, 60_000);
-    assert_eq!(std::fs::read_dir(folder.path().join("_partial")).unwrap().count(), 0);
+        report
+    });
+    assert_eq!(report.unwrap().unwrap().series[0].records, 60_000);
+    assert!(interrupted > 0, "no export was dropped with a file in progress");
 }
 
 /// An optional column that was declared later is absent in older files, and does not change their digests.

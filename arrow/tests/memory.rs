@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cap::Cap;
-use qi_arrow::{Archive, Decimals, ExportOptions, ParquetReader, ParquetWriter, export};
-use qi_core::PriceTick;
+use qi_arrow::{
+    Archive, Decimals, ExportOptions, ImportOptions, ParquetReader, ParquetWriter, export, import,
+};
 use qi_core::record::RecordVec;
+use qi_core::{Datasets, PriceTick};
 
 #[global_allocator]
 static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
@@ -73,6 +75,7 @@ fn memory_is_bounded_by_the_batch() {
     assert_bounded("reading a file", reading[0], reading[1]);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut archives = Vec::new();
     let exporting = [200_000, 2_000_000].map(|count| {
         let store = runtime.block_on(async {
             let store = rig::store().await;
@@ -84,10 +87,30 @@ fn memory_is_bounded_by_the_batch() {
         let folder = tempfile::tempdir().unwrap();
         let archive = Archive::folder(&folder).unwrap();
         let options = ExportOptions::new([PriceTick::DATASET]);
-        peak(|| {
+        let peak = peak(|| {
             let report = runtime.block_on(export(&store, &archive, &options)).unwrap();
             assert_eq!(report.series.iter().map(|series| series.records).sum::<u64>(), count.unsigned_abs());
-        })
+        });
+        archives.push((archive, folder, count.unsigned_abs()));
+        peak
     });
     assert_bounded("exporting a store", exporting[0], exporting[1]);
+    let importing: Vec<usize> = archives
+        .iter()
+        .map(|(archive, _, count)| {
+            let store = runtime.block_on(rig::store());
+            let before = ALLOCATOR.allocated();
+            let mut stored = 0;
+            let peak = peak(|| {
+                let options = ImportOptions::new(Datasets::standard());
+                let report = runtime.block_on(import(&store, archive, &options)).unwrap();
+                assert!(report.is_good() && report.records() == *count);
+                drop(report);
+                stored = ALLOCATOR.allocated() - before;
+            });
+            // The records of the store in memory are not those of the import.
+            peak - stored
+        })
+        .collect();
+    assert_bounded("importing an archive", importing[0], importing[1]);
 }

@@ -6,11 +6,21 @@ mod rig;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::TimestampMicrosecondType;
+use arrow_array::{
+    ArrayRef, Decimal128Array, RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
+};
+use arrow_schema::{DataType, Field};
 use libtest_mimic::{Arguments, Completion, Failed, run};
-use qi_arrow::{Archive, ExportOptions, ParquetReader, export};
-use qi_core::record::{ColumnType, Dataset, FieldWriter, Level, RecordVec, SeriesType};
-use qi_core::{Decimal, ErrorKind, Interval, PriceTick, Timestamp};
+use qi_arrow::{Archive, ExportOptions, ParquetReader, decode, encode, export};
+use qi_core::record::{
+    self, Column, ColumnType, Dataset, Description, FieldWriter, Level, Owner, RecordVec, Row, SeriesKey,
+    SeriesType,
+};
+use qi_core::{Datasets, Decimal, ErrorKind, Interval, PriceTick, Timestamp};
 use qi_testkit::presence;
 use serde_json::{Map, Value, json};
 
@@ -99,6 +109,52 @@ fn rows(records: &RecordVec) -> Vec<Map<String, Value>> {
     (0..records.len()).map(row).collect()
 }
 
+/// A decimal with 20 digits before and 18 digits after the point. The sum with the other values fits into 38 digits.
+const WIDE: i128 = 90_000_000_000_000_000_000_123_456_789_123_456_789;
+
+/// Replaces the first record by one without the optional values, and the second by one with extreme values: a wide
+/// decimal in each column, an empty text, and a time with microseconds. A value that the record refuses stays.
+fn with_edges(records: &RecordVec) -> Result<RecordVec, Failed> {
+    let dataset = records.as_records().dataset();
+    let batch = encode(records.as_records())?;
+    let mut all = decode(dataset, &batch.slice(2, batch.num_rows() - 2))?;
+    let unknown =
+        |field: &Field, _: &ArrayRef| field.is_nullable().then(|| new_null_array(field.data_type(), 1));
+    let extreme = |_: &Field, column: &ArrayRef| -> Option<ArrayRef> {
+        match column.data_type() {
+            DataType::Decimal128(..) => {
+                Some(Arc::new(Decimal128Array::from(vec![WIDE]).with_data_type(column.data_type().clone())))
+            }
+            DataType::Utf8 => Some(Arc::new(StringArray::from(vec![""]))),
+            DataType::Timestamp(..) => {
+                let micros = column.as_primitive::<TimestampMicrosecondType>().value(0) + 123_457;
+                Some(Arc::new(TimestampMicrosecondArray::from(vec![micros]).with_timezone("UTC")))
+            }
+            _ => None,
+        }
+    };
+    let edits: [&dyn Fn(&Field, &ArrayRef) -> Option<ArrayRef>; 2] = [&unknown, &extreme];
+    for (at, edit) in edits.into_iter().enumerate() {
+        let mut row = batch.slice(at, 1);
+        // Together first: the prices of a bar have an order.
+        let all_columns: Vec<usize> = (0..row.num_columns()).collect();
+        for columns in std::iter::once(&all_columns[..]).chain(all_columns.chunks(1)) {
+            let mut edited = row.columns().to_vec();
+            for at in columns {
+                if let Some(column) = edit(row.schema().field(*at), row.column(*at)) {
+                    edited[*at] = column;
+                }
+            }
+            let edited = RecordBatch::try_new(row.schema(), edited)?;
+            if decode(dataset, &edited).is_ok() {
+                row = edited;
+            }
+        }
+        decode(dataset, &row)?.as_records().append_to(0..1, &mut all)?;
+    }
+    Ok(all)
+}
+
 /// Returns the rows of a reader, which gives columns.
 fn rows_of(columns: &Value) -> Result<Vec<Map<String, Value>>, Failed> {
     let columns = columns.as_object().ok_or("no columns")?;
@@ -124,7 +180,11 @@ fn sorted(mut rows: Vec<Map<String, Value>>) -> Vec<String> {
 fn exported(records: &[RecordVec], folder: &Path) -> Result<(), Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let store = rig::store().await;
+        let mut datasets = Datasets::none();
+        for records in records {
+            datasets = datasets.with_dataset(records.as_records().dataset())?;
+        }
+        let store = rig::store_of(datasets).await;
         for records in records {
             rig::insert(&store, records.as_records()).await;
         }
@@ -149,29 +209,64 @@ fn readers_agree(records: &RecordVec) -> Result<Completion, Failed> {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
     }
     let found: Value = serde_json::from_slice(&output.stdout)?;
-    let expected = sorted(rows(records));
-    for reader in ["pyarrow", "polars", "duckdb"] {
-        let found = sorted(rows_of(&found[reader])?);
-        if found != expected {
-            let differs = found.iter().zip(&expected).find(|(found, expected)| found != expected);
-            return Err(
-                format!("{reader}: {} rows, expected {}: {differs:#?}", found.len(), expected.len()).into()
-            );
+    let rows = rows(records);
+    let facts = facts(dataset, &rows)?;
+    let expected = sorted(rows);
+    for reader in ["pyarrow", "pandas", "polars", "duckdb"] {
+        let values = sorted(rows_of(&found[reader]["values"])?);
+        if values != expected {
+            let differs = values.iter().zip(&expected).find(|(found, expected)| found != expected);
+            return Err(format!(
+                "{reader}: {} rows, expected {}: {differs:#?}",
+                values.len(),
+                expected.len()
+            )
+            .into());
         }
-    }
-    for (name, sum) in found["sums"].as_object().ok_or("no sums")? {
-        let units =
-            rows(records).iter().filter_map(|row| row[name].as_str()?.parse::<i128>().ok()).sum::<i128>();
-        let expected = if rows(records).iter().all(|row| row[name].is_null()) {
-            Value::Null
-        } else {
-            units.to_string().into()
-        };
-        if *sum != expected {
-            return Err(format!("the sum of {name} is {sum}, expected {expected}").into());
+        for (key, expected) in &facts {
+            let found = &found[reader][key];
+            if found != expected {
+                return Err(format!("{reader}: {key} are {found}, expected {expected}").into());
+            }
         }
     }
     Ok(Completion::Completed)
+}
+
+/// Returns the sums of the decimals, the numbers of nulls and the time zones. Each optional column must have both a
+/// null and a value, and the decimals must have 20 digits before and 18 after the point.
+fn facts(dataset: Dataset, rows: &[Map<String, Value>]) -> Result<[(&'static str, Value); 3], Failed> {
+    let values = |name: &str| rows.iter().map(|row| &row[name]).collect::<Vec<_>>();
+    let (mut sums, mut nulls, mut zones) = (Map::new(), Map::new(), Map::new());
+    for name in rows[0].keys() {
+        nulls.insert(name.clone(), values(name).iter().filter(|value| value.is_null()).count().into());
+    }
+    zones.insert(dataset.time().to_owned(), "UTC".into());
+    let mut widest = None;
+    for column in dataset.values() {
+        let known = values(column.name).into_iter().filter(|value| !value.is_null()).count();
+        if known == 0 || (column.optional && known == rows.len()) {
+            return Err(
+                format!("{} is null in {} of {} rows", column.name, rows.len() - known, rows.len()).into()
+            );
+        }
+        match column.ty {
+            ColumnType::Timestamp => {
+                zones.insert(column.name.to_owned(), "UTC".into());
+            }
+            ColumnType::Decimal => {
+                let units = values(column.name).into_iter().filter_map(Value::as_str);
+                let units = units.map(str::parse::<i128>).collect::<Result<Vec<_>, _>>()?;
+                sums.insert(column.name.to_owned(), units.iter().sum::<i128>().to_string().into());
+                widest = widest.max(units.into_iter().map(i128::unsigned_abs).max());
+            }
+            _ => {}
+        }
+    }
+    if widest.is_some_and(|units| units != WIDE.unsigned_abs()) {
+        return Err(format!("the largest decimal of {dataset} has {widest:?} units").into());
+    }
+    Ok([("sums", sums.into()), ("nulls", nulls.into()), ("zones", zones.into())])
 }
 
 /// Three ticks on each of two days, with digits at the 18th place and two unknown quantities.
@@ -186,6 +281,33 @@ fn ticks_of_the_page() -> Result<RecordVec, Failed> {
         ticks.push(if n % 3 == 1 { tick } else { tick.with_quantity(quantity) });
     }
     Ok(RecordVec::from_vec(ticks))
+}
+
+/// Two rates on two days. The second has a column that was declared later.
+fn rates_of_the_page() -> Result<[RecordVec; 2], Failed> {
+    const OLD: [Column; 1] = [Column { name: "rate", ty: ColumnType::Decimal, optional: false }];
+    const NEW: [Column; 2] =
+        [OLD[0], Column { name: "note", ty: ColumnType::Text { max: 9 }, optional: true }];
+    let rate = |columns: &'static [Column], day: i64| -> Result<RecordVec, Failed> {
+        let dataset = Dataset::declare(Description {
+            name: "rates",
+            version: 1,
+            message: "rate",
+            topic: "rates",
+            series: SeriesType::Name { column: "coin", max: 20 },
+            interval: None,
+            time: "ts",
+            seq: None,
+            values: columns,
+            new_vec: |dataset| dataset.new_vec(),
+        })?;
+        let series = SeriesKey { owner: Owner::Name("BTC".into()), interval: None };
+        let values = [record::Value::Decimal("0.0001".parse()?), record::Value::Text("late".into())];
+        let key = (rig::time(rig::DAY + day * rig::DAY_MICROS), 0);
+        let row = Row::new(dataset, series, key, values[..columns.len()].to_vec())?;
+        Ok(Row::collect(dataset, vec![row])?)
+    };
+    Ok([rate(&OLD, 0)?, rate(&NEW, 1)?])
 }
 
 /// Compares the manifest of the page with that of the example. The size depends on the version of the compression.
@@ -214,6 +336,9 @@ fn examples_of_the_page() -> Result<Completion, Failed> {
     let folder = tempfile::tempdir()?;
     let archive = folder.path().join("archive");
     exported(&[ticks_of_the_page()?], &archive)?;
+    for records in rates_of_the_page()? {
+        exported(&[records], &archive)?;
+    }
     manifest_of_the_page(&archive)?;
     let mut blocks = 0;
     let mut rest = PAGE;
@@ -230,7 +355,7 @@ fn examples_of_the_page() -> Result<Completion, Failed> {
         blocks += 1;
         rest = after;
     }
-    if blocks == 3 { Ok(Completion::Completed) } else { Err(format!("{blocks} examples, expected 3").into()) }
+    if blocks == 4 { Ok(Completion::Completed) } else { Err(format!("{blocks} examples, expected 4").into()) }
 }
 
 /// pyarrow writes ticks with each compression, in its own types for names.
@@ -289,6 +414,7 @@ fn main() -> ExitCode {
         (0..90u32).map(|n| (n as usize % 3, n, u64::from(n), n * 331 % 30_000)).collect();
     let mut trials = Vec::new();
     for records in rig::of_every_dataset(&draws) {
+        let records = with_edges(&records).expect("valid records");
         let name = format!("readers_agree_on_{}", records.as_records().dataset());
         trials.push(presence::trial(name, "python", absent.clone(), move || readers_agree(&records)));
     }

@@ -5,20 +5,21 @@ mod rig;
 
 use std::sync::Arc;
 
+use arrow_array::Array;
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{Decimal128Type, Float64Type};
+use arrow_schema::DataType;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::metadata::{ParquetMetaDataReader, RowGroupMetaData};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-use qi_arrow::{
-    Archive, Decimals, Encoder, ExportOptions, ImportOptions, ParquetReader, ParquetWriter, PeriodLength,
-    decode, encode, export, import,
+use qi_arrow::{Archive, Decimals, Encoder, ParquetReader, ParquetWriter, PeriodLength, decode, encode};
+use qi_core::record::{
+    Column, ColumnType, Dataset, Description, Owner, RecordVec, Row, SeriesKey, SeriesType, Value,
 };
-use qi_core::record::{Dataset, Owner, RecordVec, Row, SeriesKey, SeriesType};
-use qi_core::{Datasets, Interval, PriceStoreExt as _};
+use qi_core::{Datasets, Decimal, Interval, PriceStoreExt as _, Quantity};
 use qi_testkit::store::model::{descriptions, value_of};
 use rig::Draw;
-
-fn draws() -> impl Strategy<Value = Vec<Draw>> {
-    prop::collection::vec((0..3usize, 0..60u32, 0..5u64, 0..30_000u32), 0..60)
-}
 
 fn file_of(records: &RecordVec) -> std::fs::File {
     let file = tempfile::tempfile().unwrap();
@@ -65,33 +66,14 @@ fn row(dataset: Dataset, (series, step, seq, value): Draw) -> Row {
     Row::new(dataset, SeriesKey { owner, interval }, key, values.collect()).unwrap()
 }
 
-/// Exports all datasets of a store, imports them into another store, and compares both.
+/// Exports the records into a folder and into an object store, and imports both.
 async fn through_archives(datasets: Datasets, records: &[RecordVec]) -> Result<(), TestCaseError> {
-    let source = rig::store_of(datasets.clone()).await;
-    for records in records {
-        rig::insert(&source, records.as_records()).await;
-    }
     let folder = tempfile::tempdir().unwrap();
     let memory = Arc::new(object_store::memory::InMemory::new());
     let archives = [Archive::folder(&folder).unwrap(), Archive::in_store(memory, "a/b").unwrap()];
-    let expected = rig::content(&source, &datasets).await;
     for (archive, period) in archives.iter().zip([PeriodLength::Day, PeriodLength::Month]) {
-        let mut options = ExportOptions::new(datasets.iter());
-        options.period = period;
-        let first = export(&source, archive, &options).await.unwrap();
-        let again = export(&source, archive, &options).await.unwrap();
-        for (first, again) in first.series.iter().zip(&again.series) {
-            prop_assert_eq!((again.written, again.unchanged), (0, first.written));
-            prop_assert_eq!(again.records, first.records);
-        }
-        let target = rig::store_of(datasets.clone()).await;
-        let report = import(&target, archive, &ImportOptions::new(datasets.clone())).await.unwrap();
-        prop_assert!(report.is_good(), "{:?}", report.failures);
-        prop_assert_eq!(
-            report.records(),
-            expected.iter().map(|(_, records)| records.len() as u64).sum::<u64>()
-        );
-        prop_assert_eq!(&rig::content(&target, &datasets).await, &expected);
+        let found = rig::through_archive(&datasets, records, archive, period).await;
+        found.map_err(TestCaseError::fail)?;
     }
     Ok(())
 }
@@ -104,7 +86,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn records_of_every_dataset_are_equal_after_a_round_trip(draws in draws()) {
+    fn records_of_every_dataset_are_equal_after_a_round_trip(draws in rig::draws()) {
         for records in rig::of_every_dataset(&draws) {
             there_and_back(&records)?;
         }
@@ -113,7 +95,7 @@ proptest! {
     #[test]
     fn records_of_random_declarations_are_equal_after_a_round_trip(
         description in descriptions(),
-        draws in draws(),
+        draws in rig::draws(),
     ) {
         let dataset = Dataset::declare(description).unwrap();
         let rows: Vec<Row> = draws.into_iter().map(|draw| row(dataset, draw)).collect();
@@ -128,9 +110,112 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn archives_of_every_dataset_are_imported_without_a_difference(draws in draws()) {
+    fn archives_of_every_dataset_are_imported_without_a_difference(draws in rig::draws()) {
         let records = rig::of_every_dataset(&draws);
         runtime().block_on(through_archives(rig::datasets(), &records))?;
+    }
+}
+
+/// Returns the doubles of a column, or of the levels in it, and the nearest doubles of the exact decimals.
+fn doubles(found: &dyn Array, exact: &dyn Array) -> Option<(Vec<Option<f64>>, Vec<Option<f64>>)> {
+    let nearest = |units: i128| Decimal::from_units(units).unwrap().to_string().parse::<f64>().unwrap();
+    match exact.data_type() {
+        DataType::Decimal128(..) => Some((
+            found.as_primitive::<Float64Type>().iter().collect(),
+            exact.as_primitive::<Decimal128Type>().iter().map(|units| units.map(nearest)).collect(),
+        )),
+        DataType::List(_) => {
+            let (found, exact) = (found.as_list::<i32>(), exact.as_list::<i32>());
+            assert_eq!(found.offsets(), exact.offsets());
+            let columns =
+                found.values().as_struct().columns().iter().zip(exact.values().as_struct().columns());
+            let (mut all, mut expected) = (Vec::new(), Vec::new());
+            for (found, exact) in columns {
+                let (found, exact) = doubles(found, exact).unwrap();
+                all.extend(found);
+                expected.extend(exact);
+            }
+            Some((all, expected))
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn doubles_are_the_nearest_of_each_decimal() {
+    let draws: Vec<Draw> = (0..50).map(|n| (0, n, u64::from(n), n * 331 % 30_000)).collect();
+    let mut all = rig::of_every_dataset(&draws);
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut ticks = rig::ticks("binance:BTC-USDT", 1, 1_000);
+    for tick in ticks.iter_mut().step_by(2) {
+        // From one digit to the 38 digits of a decimal.
+        let largest = 10_u128.pow(random.u32(1..=38)) - 1;
+        let units = random.u128(1..=largest).try_into().unwrap();
+        *tick = tick.clone().with_quantity(Quantity::from_units(units).unwrap());
+    }
+    all.push(RecordVec::from_vec(ticks));
+    for records in all {
+        let dataset = records.as_records().dataset();
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = ParquetWriter::new(dataset, Decimals::Float64, file).unwrap();
+        writer.write(records.as_records()).unwrap();
+        let (file, content) = writer.finish().unwrap();
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
+        let batch = reader.with_batch_size(10_000).build().unwrap().next().unwrap().unwrap();
+        let exact = encode(records.as_records()).unwrap();
+        assert_eq!(batch.num_columns(), exact.num_columns());
+        let mut compared = 0;
+        for (found, exact) in batch.columns().iter().zip(exact.columns()) {
+            if let Some((found, expected)) = doubles(found, exact) {
+                assert_eq!(found, expected, "{dataset}");
+                compared += found.len();
+            }
+        }
+        assert!(compared > 0 && content.records == records.len() as u64, "{dataset}");
+        let error = ParquetReader::new(dataset, file).unwrap().next().unwrap().unwrap_err();
+        assert_eq!(error.code(), "arrow.column.type", "{dataset}");
+    }
+}
+
+/// A dataset declares the largest size of its records, which bounds the memory of a file.
+#[test]
+fn wide_records_have_smaller_row_groups_and_batches() {
+    const LEVELS: ColumnType = ColumnType::Levels { max: 1_000 };
+    const VALUES: [Column; 2] = [
+        Column { name: "bids", ty: LEVELS, optional: false },
+        Column { name: "asks", ty: LEVELS, optional: false },
+    ];
+    let books = Dataset::declare(Description {
+        name: "books",
+        version: 1,
+        message: "book",
+        topic: "books",
+        series: SeriesType::Name { column: "name", max: 20 },
+        interval: None,
+        time: "ts",
+        seq: None,
+        values: &VALUES,
+        new_vec: |dataset| dataset.new_vec(),
+    })
+    .unwrap();
+    let series = SeriesKey { owner: Owner::Name("BTC".into()), interval: None };
+    let row = |n: i64| {
+        let values = vec![Value::Levels(Vec::new()), Value::Levels(Vec::new())];
+        Row::new(books, series.clone(), (rig::time(rig::DAY + n), 0), values).unwrap()
+    };
+    let records = Row::collect(books, (0..2_500).map(row).collect()).unwrap();
+    let ticks = RecordVec::from_vec(rig::ticks("binance:BTC-USDT", 1, 131_073));
+    for (records, groups, batch) in
+        [(records, vec![1_047, 1_047, 406], 261), (ticks, vec![131_072, 1], 8_192)]
+    {
+        let file = file_of(&records);
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&file).unwrap();
+        let found: Vec<i64> = metadata.row_groups().iter().map(RowGroupMetaData::num_rows).collect();
+        assert_eq!(found, groups);
+        let dataset = records.as_records().dataset();
+        let batches: Vec<_> = ParquetReader::new(dataset, file).unwrap().map(Result::unwrap).collect();
+        assert_eq!(batches[0].len(), batch, "{dataset}");
+        assert!(batches.iter().all(|records| records.len() <= batch), "{dataset}");
     }
 }
 

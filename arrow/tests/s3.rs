@@ -10,7 +10,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, run};
-use qi_arrow::{Archive, ExportOptions, ImportOptions, export, import};
+use proptest::strategy::{Strategy as _, ValueTree as _};
+use proptest::test_runner::TestRunner;
+use qi_arrow::{Archive, ExportOptions, ImportOptions, PeriodLength, export, import};
 use qi_testkit::presence;
 
 struct Server(Child);
@@ -88,6 +90,16 @@ async fn through_s3() -> Result<(), Failed> {
         import(&target, &Archive::open("s3://prices/daily/arch")?, &ImportOptions::new(datasets)).await?;
     if report.records() != 0 {
         return Err("the prefix of another archive has records".into());
+    }
+    // Random records, each time in an archive of its own.
+    let mut runner = TestRunner::default();
+    for case in 0..8 {
+        let draws = rig::draws().new_tree(&mut runner)?.current();
+        let archive = Archive::open(&format!("s3://prices/random/{case}"))?;
+        let period = if case % 2 == 0 { PeriodLength::Day } else { PeriodLength::Month };
+        rig::through_archive(&rig::datasets(), &rig::of_every_dataset(&draws), &archive, period)
+            .await
+            .map_err(|error| format!("{error}: {draws:?}"))?;
     }
     let missing = Archive::open("s3://missing/archive")?;
     let error = export(&source, &missing, &options).await.unwrap_err();

@@ -735,6 +735,9 @@ async fn import_archive(
         say(format_args!("{}", migrate::ALL_DATASETS));
     }
     show(&archive::imported(&report), format)?;
+    if let Some(error) = report.error {
+        return Err(error);
+    }
     if report.interrupted {
         say(format_args!("stopped before the end; the same command continues"));
     } else if report.series.is_empty() && report.failed == 0 {

@@ -291,6 +291,41 @@ fn a_changed_byte_of_an_archive_is_detected_and_repaired_with_verify() {
     assert!(std::fs::read(&file).unwrap() == good, "the file is written again");
 }
 
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
+fn an_archive_of_doubles_is_exported_and_not_imported() {
+    let store = Sqlite::new();
+    let trades = store.file("XBTEUR.csv", "1700000000,0.1,1\n1700000001,101,2\n");
+    store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+    let archive = store.path("archive");
+    store.expect(&["export", &archive, "--floats"], 0, &["2"]);
+    let file = format!("{archive}/ticks/x/Y/2023-11-14.parquet");
+    let file = std::fs::File::open(file).unwrap();
+    let mut records = qi_arrow::ParquetReader::new(qi_core::PriceTick::DATASET, file).unwrap();
+    let error = records.next().unwrap().unwrap_err();
+    assert!(error.report().contains("column price has the type Float64"), "{}", error.report());
+    store.expect(
+        &["import", &archive],
+        1,
+        &["ticks/x/Y/2023-11-14.parquet", "export it again without --floats"],
+    );
+    store.expect(&["export", &archive], 2, &["settings of the archive"]);
+}
+
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
+fn an_import_reads_only_selected_files_of_complete_periods() {
+    let store = Sqlite::new();
+    let trades = store.file("XBTEUR.csv", "1700000000,100,1\n1700100000,101,2\n");
+    store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+    let archive = store.path("archive");
+    store.expect(&["export", &archive], 0, &[]);
+    std::fs::write(format!("{archive}/ticks/x/Y/_2023-11-14.json"), "{").unwrap();
+    store.expect(&["import", &archive], 1, &["2023-11-14.parquet"]);
+    store.expect(&["import", &archive, "--since", "2023-11-15T00:00:00Z"], 0, &[]);
+    store.expect(&["import", &archive, "--since", "2023-11-15T12:00:00Z"], 2, &["start of a day"]);
+}
+
 #[test]
 fn a_broken_link_is_not_an_absent_configuration() {
     let folder = tempfile::tempdir().unwrap();

@@ -379,13 +379,15 @@ fn distinct(ticks: usize) -> Result<Vec<PriceTick>, Failed> {
     Ok(market.take(ticks).collect())
 }
 
-/// Waits for a process at most this long, and kills it. Returns whether it had ended with success.
+/// Waits for a process at most this long, and kills it. Returns whether it had ended with success before.
 fn run_or_kill(command: &mut Command, at_most: Duration) -> Result<bool, Failed> {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut child = command.stdout(Stdio::null()).spawn()?;
     let deadline = Instant::now() + at_most;
     while Instant::now() < deadline {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.success());
+        match child.try_wait()? {
+            Some(status) if status.success() => return Ok(true),
+            Some(status) => return Err(format!("{command:?} ended with {status}").into()),
+            None => {}
         }
         std::thread::sleep(Duration::from_millis(2));
     }

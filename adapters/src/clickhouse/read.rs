@@ -3,12 +3,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
-use qi_core::record::{Owner, RecordVec};
+use qi_core::record::{Dataset, Owner, RecordVec};
 use qi_core::store::kit::{self, LatestSource};
 use qi_core::store::{Anchor, ArrowPage, LatestRequest, Order, PageRequest, Paged, RangeRequest, RecordPage};
 use qi_core::{Bytes, TimeRange, Timestamp};
 
-use super::connect::{fetch_as, rows};
+use super::connect::{MAX_RESPONSE_BYTES, fetch_as, rows};
 use super::error::Cause;
 use super::store::ClickHouseStore;
 use super::table::{Table, read_time};
@@ -153,7 +153,7 @@ impl ClickHouseStore {
     /// The first statement finds the end of the page, as in [`ClickHouseStore::range_page`]. The next page begins after
     /// that end, so rows that are deleted between the statements only shorten the page.
     pub(super) async fn arrow_page(&self, table: &Table, request: &RangeRequest) -> Result<ArrowPage, Cause> {
-        let limit = ARROW_PAGES * PageRequest::bulk(request.dataset).limit();
+        let limit = arrow_rows(request.dataset);
         let client = &self.inner.connections.read_client;
         let condition = request_condition(table, request)?;
         let (name, sort_key, time) = (&table.name, &table.sort_key_columns, table.time());
@@ -352,6 +352,12 @@ impl ClickHouseStore {
     }
 }
 
+/// Returns the largest number of rows in one page of Arrow. The largest records fill at most half of a response.
+fn arrow_rows(dataset: Dataset) -> usize {
+    let most = MAX_RESPONSE_BYTES / 2 / dataset.record_width();
+    (ARROW_PAGES * PageRequest::bulk(dataset).limit()).min(most).max(1)
+}
+
 /// Returns the sort order, for example `ts DESC, seq DESC`.
 fn order_by(table: &Table, direction: &str) -> String {
     table.sort_key().iter().map(|c| format!("{} {direction}", c.sql)).collect::<Vec<_>>().join(", ")
@@ -388,5 +394,40 @@ fn cursor_condition(table: &Table, order: Order, anchor: &Anchor) -> Option<Stri
         }
         Anchor::Time(ts) => Some(format!("{time} {strict} {}", time_literal(*ts))),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use qi_core::PriceTick;
+    use qi_core::record::{Column, ColumnType, Description, SeriesType};
+
+    use super::*;
+
+    #[test]
+    fn pages_of_arrow_fit_into_a_response() {
+        const LEVELS: ColumnType = ColumnType::Levels { max: 1_000 };
+        const VALUES: [Column; 2] = [
+            Column { name: "bids", ty: LEVELS, optional: false },
+            Column { name: "asks", ty: LEVELS, optional: false },
+        ];
+        let books = Dataset::declare(Description {
+            name: "books",
+            version: 1,
+            message: "book",
+            topic: "books",
+            series: SeriesType::Instrument,
+            interval: None,
+            time: "ts",
+            seq: None,
+            values: &VALUES,
+            new_vec: |dataset| dataset.new_vec(),
+        })
+        .unwrap();
+        for dataset in [PriceTick::DATASET, books] {
+            assert!(arrow_rows(dataset) * dataset.record_width() <= MAX_RESPONSE_BYTES / 2, "{dataset}");
+        }
+        assert_eq!((arrow_rows(PriceTick::DATASET), arrow_rows(books)), (250_000, 2_095));
     }
 }

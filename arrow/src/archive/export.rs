@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use qi_core::record::{Dataset, RecordVec, SeriesKey, SeriesType};
 use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
-use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange, Timestamp};
+use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
 use super::location::{Entry, Files};
 use super::manifest::Settings;
 use super::scratch::Scratch;
-use super::{Archive, Manifest, Period, PeriodLength, blocking, layout};
+use super::{Archive, Manifest, Period, PeriodLength, blocking, check_range, layout};
 use crate::records::range_records;
 use crate::{Content, ContentDigest, Decimals, ParquetWriter};
 
@@ -135,13 +135,7 @@ pub async fn export<S: PriceStore + ?Sized>(
     archive: &Archive,
     options: &ExportOptions,
 ) -> Result<ExportReport> {
-    for (field, time) in [("since", options.range.start()), ("until", options.range.end())] {
-        let period = Period::of(time, options.period);
-        if time != period.start() && time != Timestamp::MAX {
-            let rule = format_args!("must be the start of a {}", name_of(options.period));
-            return Err(Error::invalid("archive.range", field, time, rule));
-        }
-    }
+    check_range(options.range, options.period)?;
     let mut all = Vec::new();
     let mut missing = options.instruments.clone();
     for dataset in &options.datasets {
@@ -193,13 +187,6 @@ pub async fn export<S: PriceStore + ?Sized>(
         }
     }
     Ok(report)
-}
-
-fn name_of(length: PeriodLength) -> &'static str {
-    match length {
-        PeriodLength::Day => "day",
-        PeriodLength::Month => "month",
-    }
 }
 
 struct SeriesExport<'a, S: ?Sized> {

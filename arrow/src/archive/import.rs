@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt as _;
-use qi_core::record::{Dataset, RecordVec, SeriesKey};
+use qi_core::record::{Dataset, RecordVec, Series as _, SeriesKey, SeriesType};
 use qi_core::store::{PageRequest, PriceStore, RangeRequest};
 use qi_core::{Datasets, Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
 use super::location::{Entry, Fetched, scratch_failed};
-use super::{Archive, Manifest, blocking, layout};
+use super::{Archive, Manifest, blocking, check_range, layout};
 use crate::error::{corrupt, mismatch};
 use crate::records::{insert_records, range_records};
 use crate::{Content, ContentDigest, Decimals, ParquetReader};
@@ -30,7 +30,7 @@ pub struct ImportOptions {
     pub datasets: Vec<Dataset>,
     /// The instruments. An empty set selects all. This set does not restrict datasets whose owners are names.
     pub instruments: BTreeSet<Instrument>,
-    /// The range of times. A file is imported if its period begins in the range.
+    /// The range of times. Both ends must be borders of a period, as for an export.
     pub range: TimeRange,
     /// Stops the import between two batches.
     pub stop: CancellationToken,
@@ -76,6 +76,8 @@ pub struct ImportReport {
     pub failed: u64,
     /// The first failures, with the path of the data file, or the name of the folder of an unknown dataset.
     pub failures: Vec<(String, Error)>,
+    /// The error of the store, or of the listing of the archive, that ended the import. The same import continues.
+    pub error: Option<Error>,
     /// True if the import was stopped before its end. The same import continues.
     pub interrupted: bool,
 }
@@ -95,7 +97,7 @@ impl ImportReport {
 
     /// Returns true if the import reached its end without a failure.
     pub fn is_good(&self) -> bool {
-        self.failed == 0 && !self.interrupted
+        self.failed == 0 && self.error.is_none() && !self.interrupted
     }
 }
 
@@ -110,51 +112,97 @@ impl ImportReport {
 /// counts as a failure, because the comparison is not possible.
 ///
 /// # Errors
-/// Errors of the store and of the archive. Failures of single files are in [`ImportReport::failures`].
+/// `InvalidInput` for a range that cuts a period. Errors of the first listing of the archive. Failures of single files
+/// are in [`ImportReport::failures`], and an error that ends the import later is in [`ImportReport::error`].
 pub async fn import<S: PriceStore + ?Sized>(
     store: &S,
     archive: &Archive,
     options: &ImportOptions,
 ) -> Result<ImportReport> {
+    if options.range != TimeRange::ALL {
+        check_range(options.range, archive.period_length().await?)?;
+    }
+    let names = archive.folders().await?;
     let mut report = ImportReport::default();
-    let mut folders = Vec::new();
-    for name in archive.folders().await? {
+    report.error = import_folders(store, archive, options, names, &mut report).await.err();
+    Ok(report)
+}
+
+async fn import_folders<S: PriceStore + ?Sized>(
+    store: &S,
+    archive: &Archive,
+    options: &ImportOptions,
+    names: Vec<String>,
+    report: &mut ImportReport,
+) -> Result<()> {
+    let mut datasets = Vec::new();
+    for name in names {
         if let Some(dataset) = options.known.get(&name) {
             if options.datasets.is_empty() || options.datasets.contains(&dataset) {
-                folders.push(name);
+                datasets.push(dataset);
             }
         } else if options.datasets.is_empty() && has_manifest(archive, &name).await? {
             let error = mismatch("archive.dataset", "the dataset is not among the datasets of the program");
             report.fail(name.clone(), error.with_context("dataset", name));
         }
     }
-    for folder in folders {
-        let mut entries = archive.entries(&folder)?;
+    for dataset in datasets {
+        let selection = Selection::new(dataset, options);
+        let mut entries = archive.entries(dataset.name())?;
         while let Some(entry) = entries.try_next().await? {
+            if !selection.contains(&entry) {
+                continue;
+            }
             let path = format!("{}/{}", entry.folder, layout::data_name(entry.period));
             match import_entry(store, archive, options, &entry).await {
                 Ok(Done::Skipped) => {}
                 Ok(Done::Stored(key, records, was_imported)) => {
-                    let series = series_of(&mut report, key);
+                    let series = series_of(report, key);
                     series.records += records;
                     series.imported += u64::from(was_imported);
                     series.unchanged += u64::from(!was_imported);
                 }
                 Ok(Done::Stopped) => {
                     report.interrupted = true;
-                    return Ok(report);
+                    return Ok(());
                 }
-                Err(Failure::Fatal(error)) => return Err(error.with_context("file", path)),
-                Err(Failure::File(key, error)) => {
+                Err((_, Failure::Store(error))) => return Err(error.with_context("file", path)),
+                Err((key, Failure::File(error))) => {
                     report.fail(path, error);
                     if let Some(key) = key {
-                        series_of(&mut report, key).failed += 1;
+                        series_of(report, key).failed += 1;
                     }
                 }
             }
         }
     }
-    Ok(report)
+    Ok(())
+}
+
+/// The files of a dataset that the options select, by their paths. A manifest must be in the folder of its series.
+struct Selection {
+    range: TimeRange,
+    /// The folders of the instruments. None selects all series.
+    folders: Option<Vec<String>>,
+}
+
+impl Selection {
+    fn new(dataset: Dataset, options: &ImportOptions) -> Self {
+        let is_by_instrument = dataset.series() == SeriesType::Instrument && !options.instruments.is_empty();
+        let folder = |instrument: &Instrument| layout::folder(dataset, &instrument.key());
+        let folders = is_by_instrument.then(|| options.instruments.iter().map(folder).collect());
+        Self { range: options.range, folders }
+    }
+
+    fn contains(&self, entry: &Entry) -> bool {
+        let is_below = |folder: &String| {
+            // The interval of a series is another folder.
+            let rest = entry.folder.strip_prefix(folder.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.range.contains(entry.period.start())
+            && self.folders.as_ref().is_none_or(|folders| folders.iter().any(is_below))
+    }
 }
 
 /// Returns true for the folder of a dataset. Other folders do not belong to the archive.
@@ -179,14 +227,35 @@ fn series_of(report: &mut ImportReport, key: Key) -> &mut ImportedSeries {
 }
 
 enum Failure {
-    /// The store or the archive failed.
-    Fatal(Error),
+    /// The store failed, so other files would fail too.
+    Store(Error),
     /// This file cannot be imported.
-    File(Option<Key>, Error),
+    File(Error),
+}
+
+/// Errors are those of the file, unless they come from the store.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::File(error)
+    }
+}
+
+impl Failure {
+    /// Classifies an error of the store. The store can refuse the records of one file.
+    fn of_store(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::CorruptData
+            | ErrorKind::InvalidInput
+            | ErrorKind::NotFound
+            | ErrorKind::OutOfRange
+            | ErrorKind::Unsupported => Self::File(error),
+            _ => Self::Store(error),
+        }
+    }
 }
 
 enum Done {
-    /// The options do not select the file, or the entry is a manifest whose data file exists.
+    /// The entry is a manifest whose data file exists.
     Skipped,
     /// The store has the records of the file, and whether they were written.
     Stored(Key, u64, bool),
@@ -200,39 +269,19 @@ async fn import_entry<S: PriceStore + ?Sized>(
     archive: &Archive,
     options: &ImportOptions,
     entry: &Entry,
-) -> Result<Done, Failure> {
+) -> Result<Done, (Option<Key>, Failure)> {
     if options.stop.is_cancelled() {
         return Ok(Done::Stopped);
     }
-    let failure = |key: Option<Key>| {
-        move |error: Error| if is_of_file(&error) { Failure::File(key, error) } else { Failure::Fatal(error) }
-    };
-    let found = read_manifest(archive, options, entry).await.map_err(failure(None))?;
+    let found = read_manifest(archive, options, entry).await.map_err(|error| (None, Failure::File(error)))?;
     let Some((dataset, series, manifest)) = found else { return Ok(Done::Skipped) };
-    let is_selected = options.range.contains(manifest.period.start())
-        && (options.instruments.is_empty()
-            || series.owner.instrument().is_none_or(|instrument| options.instruments.contains(instrument)));
-    if !is_selected {
-        return Ok(Done::Skipped);
-    }
     let key = (dataset, series);
     let file = ArchiveFile { store, archive, options, key: &key, manifest: &manifest, folder: &entry.folder };
-    match file.import().await.map_err(failure(Some(key.clone())))? {
-        Some(was_imported) => Ok(Done::Stored(key, manifest.content.records, was_imported)),
-        None => Ok(Done::Stopped),
+    match file.import().await {
+        Ok(Some(was_imported)) => Ok(Done::Stored(key, manifest.content.records, was_imported)),
+        Ok(None) => Ok(Done::Stopped),
+        Err(failure) => Err((Some(key), failure)),
     }
-}
-
-/// Returns true for an error that other files need not have.
-fn is_of_file(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::CorruptData
-            | ErrorKind::InvalidInput
-            | ErrorKind::NotFound
-            | ErrorKind::OutOfRange
-            | ErrorKind::Unsupported
-    ) || (error.kind() == ErrorKind::SchemaMismatch && error.code().starts_with("arrow."))
 }
 
 /// Reads the manifest of a data file. Returns None for the entry of a manifest whose data file exists, because the data
@@ -291,7 +340,7 @@ struct ArchiveFile<'a, S: ?Sized> {
 impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
     /// Imports the file, unless the store has its records. Returns whether records were written, or None if the import
     /// was stopped.
-    async fn import(&self) -> Result<Option<bool>> {
+    async fn import(&self) -> Result<Option<bool>, Failure> {
         if self.stored().await? == self.manifest.content {
             return Ok(Some(false));
         }
@@ -302,7 +351,8 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
             return Err(corrupt("archive.file.changed", "the SHA-256 of the file differs from its manifest")
                 .with_context("bytes", bytes)
                 .with_context("sha256", sha256)
-                .with_context("expected", &self.manifest.sha256));
+                .with_context("expected", &self.manifest.sha256)
+                .into());
         }
         let reader = blocking(move || {
             file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
@@ -311,10 +361,8 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         .await?;
         self.check_count(reader.rows())?;
         if reader.content().is_some_and(|content| *content != self.manifest.content) {
-            return Err(corrupt(
-                "archive.file.content",
-                "the content that the file states differs from its manifest",
-            ));
+            let message = "the content that the file states differs from its manifest";
+            return Err(corrupt("archive.file.content", message).into());
         }
         let (mut reader, mut batch) = next(reader).await?;
         let mut read = 0;
@@ -329,7 +377,8 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
             }
             self.check(&records)?;
             // The next batch is decoded while this batch is written.
-            ((reader, batch), ()) = futures::try_join!(next(reader), self.insert(records))?;
+            let decode = async { Ok(next(reader).await?) };
+            ((reader, batch), ()) = futures::try_join!(decode, self.insert(records))?;
         }
         let stored = self.stored().await?;
         if stored == self.manifest.content {
@@ -337,7 +386,8 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         }
         Err(corrupt("archive.different", "the store differs from the file after the import")
             .with_context("records", stored.records)
-            .with_context("expected", self.manifest.content.records))
+            .with_context("expected", self.manifest.content.records)
+            .into())
     }
 
     /// Checks that the file has the number of records of the manifest.
@@ -363,21 +413,21 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         Err(corrupt("archive.file.foreign", "the file has a record of another series or period"))
     }
 
-    async fn insert(&self, records: RecordVec) -> Result<()> {
+    async fn insert(&self, records: RecordVec) -> Result<(), Failure> {
         let count = |count| {
             self.options.progress.fetch_add(count as u64, Ordering::Relaxed);
         };
-        insert_records(self.store, records, count).await.map(drop)
+        insert_records(self.store, records, count).await.map(drop).map_err(Failure::of_store)
     }
 
     /// Returns the content of the period in the store.
-    async fn stored(&self) -> Result<Content> {
+    async fn stored(&self) -> Result<Content, Failure> {
         let (dataset, series) = self.key;
         let range = self.manifest.period.range();
         let page = PageRequest::bulk(*dataset);
         let request = RangeRequest::new(*dataset, series.clone(), range).with_page(page);
         let (mut all, mut digest) = (range_records(self.store, request), ContentDigest::default());
-        while let Some(records) = all.try_next().await? {
+        while let Some(records) = all.try_next().await.map_err(Failure::of_store)? {
             digest.add(records.as_records(), 0..records.len());
             // One record more than the file is enough to differ.
             if digest.records() > self.manifest.content.records {

@@ -9,15 +9,14 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
+use object_store::{ObjectStore, ObjectStoreExt as _, ObjectStoreScheme};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
 use qi_core::{Error, ErrorKind, Result, ResultExt as _};
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::Settings;
 use super::scratch::{PREFIX, Scratch};
-use super::{Manifest, Period, blocking, layout};
+use super::{Manifest, Period, PeriodLength, blocking, layout};
 use crate::content::hex;
 use crate::error::corrupt;
 use crate::{Content, parquet_file};
@@ -139,6 +138,13 @@ enum Address {
     Url(url::Url),
 }
 
+/// Returns true for the address of S3, R2 or Azure as its vendor shows it. Other hosts would be read as web servers.
+fn is_https_of_a_vendor(url: &url::Url) -> bool {
+    use ObjectStoreScheme::{AmazonS3, MicrosoftAzure};
+    url.scheme() == "https"
+        && ObjectStoreScheme::parse(url).is_ok_and(|(store, _)| matches!(store, AmazonS3 | MicrosoftAzure))
+}
+
 fn parse_address(address: &str) -> Result<Address> {
     if address.is_empty() {
         return Err(bad_address("the address of the archive is empty"));
@@ -148,9 +154,10 @@ fn parse_address(address: &str) -> Result<Address> {
     }
     let url = url::Url::parse(address).map_err(|e| bad_address("the address is not a URL").with_source(e))?;
     if url.scheme() != "file" {
-        if !SCHEMES.contains(&url.scheme()) {
+        if !SCHEMES.contains(&url.scheme()) && !is_https_of_a_vendor(&url) {
             let message = format_args!(
-                "the address has the scheme {}; the known schemes are s3, gs, az and file",
+                "the address has the scheme {}; the known schemes are s3, gs, az and file, and https for the hosts \
+                 of S3, R2 and Azure",
                 url.scheme()
             );
             return Err(bad_address(message));
@@ -473,15 +480,23 @@ impl Archive {
         self.publish(scratch, relative).await.map(drop)
     }
 
+    /// Returns the settings of the first export, if there are any.
+    async fn stored_settings(&self) -> Result<Option<Settings>> {
+        let json = self.small(SETTINGS).await?;
+        json.map(|json| serde_json::from_slice(&json)).transpose().map_err(|e| {
+            corrupt("archive.settings", "the settings of the archive cannot be read").with_source(e)
+        })
+    }
+
+    /// Returns the period of one file. The default is a day, because a border of a month is also one of a day.
+    pub(super) async fn period_length(&self) -> Result<PeriodLength> {
+        Ok(self.stored_settings().await?.map_or(PeriodLength::Day, |settings| settings.period))
+    }
+
     /// Stores the settings of the first export, and compares the settings of later exports.
     pub(super) async fn settings(&self, wanted: &Settings) -> Result<()> {
-        match self.small(SETTINGS).await? {
-            Some(json) => {
-                let found: Settings = serde_json::from_slice(&json).map_err(|e| {
-                    corrupt("archive.settings", "the settings of the archive cannot be read").with_source(e)
-                })?;
-                found.check(wanted)
-            }
+        match self.stored_settings().await? {
+            Some(found) => found.check(wanted),
             None => match self.any_file().await? {
                 Some(file) => Err(Error::invalid(
                     "archive.settings",
@@ -530,8 +545,7 @@ impl Archive {
                 let path = folder.join(relative);
                 return blocking(move || {
                     let file = open_regular(&path)?;
-                    let parsed =
-                        parquet_file::catch(|| Ok(ParquetMetaDataReader::new().parse_and_finish(&file)));
+                    let parsed = parquet_file::catch(|| Ok(parquet_file::metadata(&file)));
                     // Other results are those of a file that is not complete.
                     Ok(parsed.ok().and_then(|parsed| parquet_file::stated(&parsed.ok()?)))
                 })
@@ -542,8 +556,7 @@ impl Archive {
         let mut wanted = FOOTER.min(size);
         loop {
             let bytes = store.get_range(&path, size - wanted..size).await.map_err(failed)?;
-            let parsed = parquet_file::catch(|| Ok(ParquetMetaDataReader::new().parse_and_finish(&bytes)));
-            match parsed {
+            match parquet_file::catch(|| Ok(parquet_file::metadata(&bytes))) {
                 Ok(Ok(metadata)) => return Ok(parquet_file::stated(&metadata)),
                 Ok(Err(ParquetError::NeedMoreData(more))) if more as u64 > wanted && more as u64 <= size => {
                     wanted = more as u64;

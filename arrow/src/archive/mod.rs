@@ -13,7 +13,22 @@ pub use layout::{Period, PeriodLength};
 pub use location::Archive;
 pub use manifest::Manifest;
 
-use qi_core::{Error, ErrorKind, Result};
+use qi_core::{Error, ErrorKind, Result, TimeRange, Timestamp};
+
+/// Refuses a range that cuts a period: a file has all records of its period.
+fn check_range(range: TimeRange, length: PeriodLength) -> Result<()> {
+    let name = match length {
+        PeriodLength::Day => "day",
+        PeriodLength::Month => "month",
+    };
+    for (field, time) in [("since", range.start()), ("until", range.end())] {
+        if time != Period::of(time, length).start() && time != Timestamp::MAX {
+            let rule = format_args!("must be the start of a {name}");
+            return Err(Error::invalid("archive.range", field, time, rule));
+        }
+    }
+    Ok(())
+}
 
 /// Runs work that blocks or computes for long outside of the async threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use proptest::strategy::Strategy;
 use qi_core::record::{Dataset, RecordVec, Records, SeriesKey, Slice};
 use qi_core::store::{MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{
@@ -42,6 +43,10 @@ pub(crate) fn time(micros: i64) -> Timestamp {
 
 /// The key and the value of a record: its series, its time in steps, its sequence number and its value.
 pub(crate) type Draw = (usize, u32, u64, u32);
+
+pub(crate) fn draws() -> impl Strategy<Value = Vec<Draw>> {
+    proptest::collection::vec((0..3usize, 0..60u32, 0..5u64, 0..30_000u32), 0..60)
+}
 
 pub(crate) fn records<R: Sample>(draws: &[Draw]) -> Vec<R> {
     let record = |(series, step, seq, value): &Draw| {
@@ -146,4 +151,41 @@ pub(crate) fn absent(modules: &str) -> Option<String> {
     let found = std::process::Command::new(python()).args(["-c", &format!("import {modules}")]).output();
     let there = found.is_ok_and(|output| output.status.success());
     (!there).then(|| format!("python3 does not have all of the modules {modules}"))
+}
+
+/// Exports all datasets of a store, imports them into another store, and compares both.
+#[cfg(feature = "archive")]
+pub(crate) async fn through_archive(
+    datasets: &Datasets,
+    records: &[RecordVec],
+    archive: &qi_arrow::Archive,
+    period: qi_arrow::PeriodLength,
+) -> Result<(), String> {
+    let source = store_of(datasets.clone()).await;
+    for records in records {
+        insert(&source, records.as_records()).await;
+    }
+    let expected = content(&source, datasets).await;
+    let mut options = qi_arrow::ExportOptions::new(datasets.iter());
+    options.period = period;
+    let text = |error: qi_core::Error| error.report();
+    let first = qi_arrow::export(&source, archive, &options).await.map_err(text)?;
+    let again = qi_arrow::export(&source, archive, &options).await.map_err(text)?;
+    let numbers = |(first, again): (&qi_arrow::ExportedSeries, &qi_arrow::ExportedSeries)| {
+        (again.written, again.unchanged, again.records) == (0, first.written, first.records)
+    };
+    if first.series.len() != expected.len() || !first.series.iter().zip(&again.series).all(numbers) {
+        return Err(format!("the second export wrote files: {again:?}"));
+    }
+    let target = store_of(datasets.clone()).await;
+    let options = qi_arrow::ImportOptions::new(datasets.clone());
+    let report = qi_arrow::import(&target, archive, &options).await.map_err(text)?;
+    let count: usize = expected.iter().map(|(_, records)| records.len()).sum();
+    if !report.is_good() || report.records() != count as u64 {
+        return Err(format!("{count} records: {report:?}"));
+    }
+    if content(&target, datasets).await != expected {
+        return Err("the imported records differ".to_owned());
+    }
+    Ok(())
 }

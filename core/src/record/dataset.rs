@@ -275,6 +275,16 @@ impl Dataset {
         (self.0.new_vec)(self)
     }
 
+    /// Returns the estimated size in bytes of the largest record of this dataset.
+    pub fn record_width(self) -> usize {
+        let width = |column: &Column| match column.ty {
+            ColumnType::Text { max } => max,
+            ColumnType::Levels { max } => 32 * max,
+            _ => 16,
+        };
+        64 + self.values().iter().map(width).sum::<usize>()
+    }
+
     /// Checks that records of this dataset can have a series.
     ///
     /// # Errors

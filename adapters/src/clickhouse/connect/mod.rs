@@ -203,7 +203,7 @@ impl Connections {
 }
 
 /// The maximum size of one response, in bytes. The largest page has 50,000 records of less than 5 KiB.
-const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
+pub(super) const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
 
 /// Runs a query and returns the encoded rows.
 pub(super) async fn fetch(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
