@@ -67,7 +67,9 @@ pub struct ClickHouseConfig {
     /// Without this key, the tables stay as they are. Not supported with `cluster`.
     pub materialized_bars: Option<bool>,
     /// The time within which a write usually ends: stale hours are built again after it. A write that takes longer adds
-    /// its marks once more. Must be equal in all programs, and at least twice `server_limits.statement_timeout`. Defaults
+    /// its marks once more. With `materialized_bars`, at least twice `server_limits.statement_timeout`, or 0: each write
+    /// then adds its marks twice, and stale hours are built at once, which is for tests. `qi migrate` records the value
+    /// when it switches materialized bars on. Writers use at most the recorded value, and maintenance at least. Defaults
     /// to 2 minutes.
     #[serde(with = "duration")]
     pub bars_settle: Duration,
@@ -77,6 +79,9 @@ pub struct ClickHouseConfig {
     /// The datasets of the store. Defaults to [`Datasets::standard`]; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
+    /// Whether a purge of ticks requires stored bars, so that no TTL may remove ticks.
+    #[serde(skip)]
+    pub(crate) purge_requires_bars: bool,
 }
 
 impl Default for ClickHouseConfig {
@@ -100,6 +105,7 @@ impl Default for ClickHouseConfig {
             bars_settle: Duration::from_mins(2),
             settings: BTreeMap::new(),
             datasets: Datasets::standard(),
+            purge_requires_bars: false,
         }
     }
 }
@@ -266,6 +272,11 @@ impl ClickHouseConfig {
                 let rule = "must have no entry for ticks with `materialized_bars`, because a TTL marks no bars as stale; \
                             use `purge_before`";
                 return Err(RULES.reject("retention", "ticks", rule));
+            }
+            // A killed writer adds no further marks, and its statement may continue on the server.
+            if !self.bars_settle.is_zero() && self.bars_settle < server_limits.statement_timeout * 2 {
+                let rule = "must be at least twice `server_limits.statement_timeout`, or 0";
+                return Err(RULES.reject("bars_settle", duration::format(self.bars_settle), rule));
             }
         }
         for name in settings.keys() {
