@@ -273,7 +273,8 @@ async fn manual_change(server: Server) {
 async fn ttl(server: Server) {
     let (_, prefix) = server.open(&Datasets::none()).unwrap();
     let with = |materialized_bars| {
-        let config = ClickHouseConfig { materialized_bars, ..config(&server, &prefix) };
+        let mut config = config(&server, &prefix);
+        config.materialized_bars = materialized_bars;
         ClickHouseStore::open(config).unwrap()
     };
     let (off, on) = (with(None), with(Some(true)));

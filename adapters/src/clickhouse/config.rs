@@ -384,6 +384,19 @@ mod tests {
     }
 
     #[test]
+    fn materialized_bars_need_a_time_in_which_statements_end() {
+        let settle = |materialized_bars, settle: u64, statement_timeout: u64| {
+            let mut config = ClickHouseConfig::from_url("http://127.0.0.1:8123");
+            config.materialized_bars = materialized_bars;
+            config.bars_settle = Duration::from_secs(settle);
+            config.server_limits.statement_timeout = Duration::from_secs(statement_timeout);
+            config.validate().is_ok()
+        };
+        assert_eq!((settle(Some(true), 50, 25), settle(Some(true), 49, 25)), (true, false));
+        assert_eq!((settle(Some(true), 0, 25), settle(None, 49, 25)), (true, true));
+    }
+
+    #[test]
     fn invalid_names_are_rejected() {
         for name in ["", "Qi", "a-b", "a`b", "a'b", "a b", &"x".repeat(64)] {
             assert_eq!(rejected_value(|config| name.clone_into(&mut config.database)), name);

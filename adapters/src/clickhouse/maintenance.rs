@@ -42,8 +42,6 @@ struct State {
     /// The latest announced time that every running write knows.
     settled: Timestamp,
     target: Timestamp,
-    /// The time within which writes end or add their marks again: at least the recorded value.
-    settle: Duration,
 }
 
 impl ClickHouseStore {
@@ -87,7 +85,7 @@ impl ClickHouseStore {
         let mut report = MaintenanceReport::default();
         let mut state = self.maintenance_state(until).await?;
         if let Some(mut lease) = lease {
-            let outcome = self.run_steps(&mut lease, &mut state, &mut report, is_over).await;
+            let outcome = self.run_steps(&mut lease, until, (&mut state, &mut report), is_over).await;
             // After another error, a statement may continue on the server.
             if outcome.as_ref().err().is_none_or(Cause::is_server_error) {
                 self.end_lease(&lease).await?;
@@ -104,16 +102,13 @@ impl ClickHouseStore {
     async fn run_steps(
         &self,
         lease: &mut Lease,
-        state: &mut State,
-        report: &mut MaintenanceReport,
+        until: Option<Timestamp>,
+        (state, report): (&mut State, &mut MaintenanceReport),
         is_over: impl Fn() -> bool,
     ) -> Result<(), Cause> {
         if state.announced < state.target {
-            state.announced = state.target;
-            self.insert_state(lease, state.announced, Timestamp::MIN).await?;
-            if state.settle.is_zero() {
-                state.settled = state.announced;
-            }
+            self.insert_state(lease, state.target, Timestamp::MIN).await?;
+            *state = self.maintenance_state(until).await?;
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
         loop {
@@ -148,13 +143,11 @@ impl ClickHouseStore {
         let sql = format!(
             "WITH assumeNotNull((SELECT greatest({settle}, max({SETTLE})) FROM {table})) AS settle_micros \
              SELECT max(watermark), max(announced), maxIf(announced, toUnixTimestamp64Micro(announced_at) + settle_micros \
-             <= toUnixTimestamp64Micro(now64(6))), {until}, toInt64(settle_micros) FROM {table}"
+             <= toUnixTimestamp64Micro(now64(6))), {until} FROM {table}"
         );
         let found = rows(&self.inner.connections.read_client, &sql, |row| {
             let (watermark, announced, settled) = (time(row.i64()?), time(row.i64()?), time(row.i64()?));
-            let target = Interval::H1.floor(time(row.i64()?));
-            let settle = Duration::from_micros(row.i64()?.unsigned_abs());
-            Ok(State { watermark, announced, settled, target, settle })
+            Ok(State { watermark, announced, settled, target: Interval::H1.floor(time(row.i64()?)) })
         })
         .await?;
         found.into_iter().next().ok_or(Cause::ConcurrentChange)

@@ -155,7 +155,7 @@ fn removes_rows(engine: &str) -> bool {
     let Some((_, rules)) = engine.split_once(" TTL ") else { return false };
     let rules = rules.rsplit_once(" SETTINGS ").map_or(rules, |(rules, _)| rules);
     let mut depth = 0;
-    let rules = rules.split(|c| {
+    let mut rules = rules.split(|c: char| {
         depth += match c {
             '(' => 1,
             ')' => -1,
@@ -165,7 +165,7 @@ fn removes_rows(engine: &str) -> bool {
     });
     let keeps =
         |rule: &str| [" TO DISK ", " TO VOLUME ", " RECOMPRESS "].iter().any(|end| rule.contains(end));
-    rules.into_iter().any(|rule| !keeps(rule))
+    rules.any(|rule| !keeps(rule))
 }
 
 #[cfg(test)]

@@ -489,7 +489,7 @@ async fn bars_changes(
     let is_current = || state.is_some_and(|columns| columns.iter().any(|c| c.name == materialized::SETTLE));
     let (mut statements, label) = match (exists, wanted) {
         (true, true) if !is_current() => {
-            (materialized::update(config).to_vec(), "objects of materialized bars")
+            (Vec::from(materialized::update(config)), "objects of materialized bars")
         }
         (false, true) => (materialized::switch(config, true), "materialized bars on"),
         (true, false) => (materialized::switch(config, false), "materialized bars off"),

@@ -219,8 +219,10 @@ pub(super) async fn has_retention_job(
     schema: &str,
     table: &str,
 ) -> Result<bool, Cause> {
-    let has_jobs = sqlx::query_scalar("SELECT to_regclass('timescaledb_information.jobs') IS NOT NULL");
-    if !has_jobs.fetch_one(&mut *connection).await? {
+    let has_jobs: bool = sqlx::query_scalar("SELECT to_regclass('timescaledb_information.jobs') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !has_jobs {
         return Ok(false);
     }
     let sql = "SELECT EXISTS (SELECT FROM timescaledb_information.jobs \
