@@ -198,7 +198,8 @@ async fn retention(server: Server) {
     is_rejected(on.migrate_schema().await.unwrap_err());
     off.migrate_schema().await.unwrap();
     let toml = format!(
-        "[store]\nbackend = \"timescale\"\npurge_requires_bars = \"1m\"\n[store.timescale]\nurl = \"{}\"\nschema = \"{schema}\"",
+        "[store]\nbackend = \"timescale\"\npurge_requires_bars = \"1m\"\n\
+         [store.timescale]\nurl = \"{}\"\nschema = \"{schema}\"",
         server.url()
     );
     let guarded = Config::builder().toml(&toml).build().unwrap().open_store().await.unwrap();

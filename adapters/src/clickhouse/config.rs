@@ -67,10 +67,10 @@ pub struct ClickHouseConfig {
     /// Without this key, the tables stay as they are. Not supported with `cluster`.
     pub materialized_bars: Option<bool>,
     /// The time within which a write usually ends: stale hours are built again after it. A write that takes longer adds
-    /// its marks once more. With `materialized_bars`, at least twice `server_limits.statement_timeout`, or 0: each write
-    /// then adds its marks twice, and stale hours are built at once, which is for tests. `qi migrate` records the value
-    /// when it switches materialized bars on. Writers use at most the recorded value, and maintenance at least. Defaults
-    /// to 2 minutes.
+    /// its marks once more. With `materialized_bars`, at least twice `server_limits.statement_timeout`, or 0: each
+    /// write then adds its marks twice, and stale hours are built at once, which is for tests. `qi migrate` records the
+    /// value when it switches materialized bars on. Writers use at most the recorded value, and maintenance at
+    /// least. Defaults to 2 minutes.
     #[serde(with = "duration")]
     pub bars_settle: Duration,
     /// Server settings for every request, as in the `SET` statement.

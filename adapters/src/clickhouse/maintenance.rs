@@ -142,8 +142,9 @@ impl ClickHouseStore {
         let table = self.bars_table(STATE_TABLE);
         let sql = format!(
             "WITH assumeNotNull((SELECT greatest({settle}, max({SETTLE})) FROM {table})) AS settle_micros \
-             SELECT max(watermark), max(announced), maxIf(announced, toUnixTimestamp64Micro(announced_at) + settle_micros \
-             <= toUnixTimestamp64Micro(now64(6))), {until} FROM {table}"
+             SELECT max(watermark), max(announced), \
+             maxIf(announced, toUnixTimestamp64Micro(announced_at) + settle_micros <= toUnixTimestamp64Micro(now64(6))), \
+             {until} FROM {table}"
         );
         let found = rows(&self.inner.connections.read_client, &sql, |row| {
             let (watermark, announced, settled) = (time(row.i64()?), time(row.i64()?), time(row.i64()?));

@@ -101,8 +101,8 @@ fn range_constraint(config: &ClickHouseConfig) -> String {
     )
 }
 
-/// Rejects a TTL that removes ticks, because it adds no stale marks and checks no stored bars. The TTL outlives its key in
-/// the configuration.
+/// Rejects a TTL that removes ticks, because it adds no stale marks and checks no stored bars. The TTL outlives its key
+/// in the configuration.
 pub(super) async fn check_retention(
     connections: &Connections,
     config: &ClickHouseConfig,
@@ -184,7 +184,7 @@ mod tests {
             (" TTL toDateTime(least(intDiv(toUnixTimestamp64Micro(ts), 1000000) + 3600, 4294967295))", true),
             (" TTL toDateTime(ts) + toIntervalDay(7) TO VOLUME 'cold'", false),
             (
-                " TTL toDateTime(ts) + toIntervalDay(7) TO DISK 'a', toDateTime(ts) + toIntervalDay(9) RECOMPRESS CODEC(ZSTD(17))",
+                " TTL toDateTime(ts) TO DISK 'a', toDateTime(ts) + toIntervalDay(9) RECOMPRESS CODEC(ZSTD(17))",
                 false,
             ),
             (" TTL toDateTime(ts) + toIntervalDay(7) TO DISK 'a', toDateTime(ts) + toIntervalDay(9)", true),

@@ -66,7 +66,8 @@ const REMOVE: &str = "DELETE FROM {schema}.{level} WHERE bucket >= $1 AND bucket
 const REMOVE_KEYS: &str =
     "DELETE FROM {schema}.{level} t USING {keys} WHERE t.instrument_id = x.id AND {within}";
 
-// The oldest mark that begins before the watermark, of all instruments if there is one. Each part reads one index entry.
+// The oldest mark that begins before the watermark, of all instruments if there is one. Each part reads one entry of an
+// index.
 const OLDEST_MARK: &str = "SELECT * FROM (\
     (SELECT instrument_id, first, until FROM {schema}.qi_bars_stale WHERE instrument_id = 0 AND first < $1 \
     ORDER BY first LIMIT 1) UNION ALL \

@@ -101,8 +101,8 @@ fn create(config: &TimescaleConfig, extension: Option<&str>) -> Vec<String> {
             "INSERT INTO {schema}.qi_bars_state (watermark, announced) VALUES ('{0}', '{0}')",
             Timestamp::MIN
         ),
-        // A mark of one instrument is one full hour. instrument_id 0 marks any hours of all instruments. This index is for
-        // reads of one instrument.
+        // A mark of one instrument is one full hour. instrument_id 0 marks any hours of all instruments. The index serves
+        // the reads of one instrument.
         format!(
             "CREATE TABLE {schema}.qi_bars_stale (instrument_id int NOT NULL, first timestamptz NOT NULL, \
              until timestamptz NOT NULL)"
@@ -182,7 +182,8 @@ fn mark_stale_body(schema: &str) -> String {
          END IF; \
          INSERT INTO \"{schema}\".qi_bars_stale (instrument_id, first, until) VALUES (0, \
          date_bin('1 hour', first, TIMESTAMPTZ '1970-01-05 00:00:00+00'), \
-         date_bin('1 hour', until + interval '1 hour' - interval '1 microsecond', TIMESTAMPTZ '1970-01-05 00:00:00+00')); \
+         date_bin('1 hour', until + interval '1 hour' - interval '1 microsecond', \
+         TIMESTAMPTZ '1970-01-05 00:00:00+00')); \
          PERFORM set_config('qi.bars_marked', 'on', true); END "
     )
 }

@@ -108,8 +108,8 @@ fn store_bars(setup: &Setup, target: &TargetStore<'_>, interval: Interval, range
     setup.checkpoint();
 }
 
-/// Reads a year of daily bars of all instruments. The ticks are spread over the year, so almost every tick has a minute of
-/// its own: the largest levels that this number of ticks can have.
+/// Reads a year of daily bars of all instruments. The ticks are spread over the year, so almost every tick has a minute
+/// of its own: the largest levels that this number of ticks can have.
 fn year(setup: &Setup) {
     const DAYS: usize = 365;
     const BATCH: usize = 200_000;

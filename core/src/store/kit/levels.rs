@@ -38,8 +38,8 @@ impl StepSpan {
     /// The longest span, in hours.
     const MAX_HOURS: i64 = 24 * 32;
 
-    /// Creates a span of one hour. A step with less than `few` ticks doubles the span. A step of several hours has at most
-    /// `many` ticks.
+    /// Creates a span of one hour. A step with less than `few` ticks doubles the span. A step of several hours has at
+    /// most `many` ticks.
     pub const fn new(few: u64, many: u64) -> Self {
         Self { hours: 1, few, many }
     }

@@ -34,8 +34,8 @@ struct Maintaining {
 
 impl Maintaining {
     async fn maintain(&self) -> Result<()> {
-        /// The number of calls after which the watermark moves behind all records. Before, it moves through the hours of
-        /// a history of the model.
+        /// The number of calls after which the watermark moves behind all records. Before, it moves through the hours
+        /// of a history of the model.
         const CALLS: u32 = 32;
         let calls = self.calls.fetch_add(1, Ordering::Relaxed);
         let hours = 2 * i64::from(calls) * Interval::H1.as_micros();

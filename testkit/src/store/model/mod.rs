@@ -3,8 +3,8 @@
 //!
 //! - [`Model`] is a list of rows with linear scans and bars by schoolbook arithmetic. It shares no code
 //!   with the memory store.
-//! - A [`History`] is a list of steps on the datasets of this library and on a generated dataset with random columns. Its
-//!   times lie within a minute, or within three days.
+//! - A [`History`] is a list of steps on the datasets of this library and on a generated dataset with random columns.
+//!   Its times lie within a minute, or within three days.
 //! - [`run_history`] runs each step of a history on a store and on the model, and compares every response.
 //! - [`compare`] runs a history on two stores.
 //! - [`check_histories`] generates histories and shrinks a failing history to the shortest one.
@@ -70,8 +70,8 @@ const INSTRUMENTS: [&str; 3] = ["a:AB", "a-b:A-B", "a1:A.B"];
 /// The scopes of the histories, in order.
 const SCOPES: [&str; 3] = ["global", "asset:BTC", "exchange:a"];
 
-/// The times and the intervals of a history. A bucket of the first interval holds few of the times, a bucket of the last
-/// most of them.
+/// The times and the intervals of a history. A bucket of the first interval holds few of the times, a bucket of the
+/// last most of them.
 #[derive(Debug, Clone, Copy)]
 struct TimeScale {
     /// The unit of times, in microseconds.
