@@ -284,7 +284,7 @@ async fn ttl(server: Server) {
     run(&off, &add).await;
     let is_rejected = |error: qi_core::Error| {
         assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
-        assert!(error.report().to_string().contains("REMOVE TTL"), "{}", error.report());
+        assert!(error.report().contains("REMOVE TTL"), "{}", error.report());
     };
     is_rejected(on.migrate_schema().await.unwrap_err());
     off.migrate_schema().await.unwrap();

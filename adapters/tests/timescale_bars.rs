@@ -193,7 +193,7 @@ async fn retention(server: Server) {
     let on = TimescaleStore::open(server.config(&schema)).unwrap();
     let is_rejected = |error: qi_core::Error| {
         assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
-        assert!(error.report().to_string().contains("remove_retention_policy"), "{}", error.report());
+        assert!(error.report().contains("remove_retention_policy"), "{}", error.report());
     };
     is_rejected(on.migrate_schema().await.unwrap_err());
     off.migrate_schema().await.unwrap();

@@ -141,9 +141,9 @@ impl ClickHouseStore {
         );
         let table = self.bars_table(STATE_TABLE);
         let sql = format!(
-            "WITH assumeNotNull((SELECT greatest({settle}, max({SETTLE})) FROM {table})) AS settle_micros \
+            "WITH assumeNotNull((SELECT greatest({settle}, max({SETTLE})) FROM {table})) AS bound \
              SELECT max(watermark), max(announced), \
-             maxIf(announced, toUnixTimestamp64Micro(announced_at) + settle_micros <= toUnixTimestamp64Micro(now64(6))), \
+             maxIf(announced, toUnixTimestamp64Micro(announced_at) + bound <= toUnixTimestamp64Micro(now64(6))), \
              {until} FROM {table}"
         );
         let found = rows(&self.inner.connections.read_client, &sql, |row| {

@@ -101,8 +101,8 @@ fn create(config: &TimescaleConfig, extension: Option<&str>) -> Vec<String> {
             "INSERT INTO {schema}.qi_bars_state (watermark, announced) VALUES ('{0}', '{0}')",
             Timestamp::MIN
         ),
-        // A mark of one instrument is one full hour. instrument_id 0 marks any hours of all instruments. The index serves
-        // the reads of one instrument.
+        // A mark of one instrument is one full hour. instrument_id 0 marks any hours of all instruments. The index
+        // serves the reads of one instrument.
         format!(
             "CREATE TABLE {schema}.qi_bars_stale (instrument_id int NOT NULL, first timestamptz NOT NULL, \
              until timestamptz NOT NULL)"

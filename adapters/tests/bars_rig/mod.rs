@@ -254,7 +254,7 @@ impl History {
                 continue;
             };
             let values = bar.values();
-            let count = values.count.unwrap() as usize;
+            let count = usize::try_from(values.count.unwrap()).unwrap();
             assert!((kept.len().max(1)..=keys.len()).contains(&count), "{bar:?} {}", text());
             assert!(values.high <= prices(false).max().unwrap(), "{bar:?} {}", text());
             assert!(values.low >= prices(false).min().unwrap(), "{bar:?} {}", text());
