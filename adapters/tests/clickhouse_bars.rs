@@ -8,20 +8,19 @@ mod clickhouse_rig;
 mod servers;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bars_rig::{Plan, seed};
 use clickhouse_rig::Server;
-use libtest_mimic::{Completion, Trial};
-use qi_adapters::clickhouse::ClickHouseStore;
-use qi_core::store::{BarQuery, MaintainRequest};
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_adapters::config::Config;
+use qi_core::store::{BarQuery, DeleteQuery, MaintainRequest};
 use qi_core::{
-    Datasets, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, TimeRange,
-    Timestamp,
+    Datasets, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, Selection,
+    TimeRange, Timestamp,
 };
-use qi_testkit::presence;
-use qi_testkit::store::contract::{StoreFactory, Suite, Wrapper};
-use qi_testkit::store::model::{cases, check_histories};
+use qi_testkit::store::contract::{Suite, Wrapper};
 use servers::{Spare, runs_long_tests, spare_trial, trial};
 
 fn main() {
@@ -33,28 +32,25 @@ fn main() {
         suite.on_datasets(server.clone(), [Wrapper::FULL_STACK_OVER_MAINTAINED], &["ticks"])
     };
     // Every call of the wrapper maintains the bars, which takes a second on the development server.
-    let of_bars = |name: &str| name.contains("/bars::");
+    let of_bars = |name: &str| name.starts_with("bars::");
     let suite = if runs_long_tests() { suite } else { suite.filtered(of_bars) };
+    let models = bars_rig::model_trials(Arc::new(server.clone()), 6);
+    let suite = models.into_iter().fold(suite, Suite::with_trial);
     suite
-        .with_trial(histories(&server))
         .with_trial(trial(&server, "an_insert_without_marks_is_rejected", unmarked))
         .with_trial(trial(&server, "bars_are_switched_on_and_off_while_a_writer_runs", switched))
         .with_trial(trial(&server, "an_interrupted_switch_is_completed", interrupted))
         .with_trial(trial(&server, "only_the_holder_of_the_lease_builds_bars", leased))
         .with_trial(trial(&server, "marks_wait_for_running_deletions", deleting))
         .with_trial(trial(&server, "a_purge_drops_the_bars_of_complete_months", purged))
+        .with_trial(trial(&server, "a_deletion_over_many_years_is_rebuilt_in_steps", long_deletion))
+        .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
+        .with_trial(trial(&server, "a_ttl_is_rejected", ttl))
+        .with_trial(trial(&server, "maintenance_waits_for_the_recorded_time", recorded_settle))
+        .with_trial(trial(&server, "rebuilds_do_not_stop_the_watermark", both_steps))
         .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
         .with_trial(spare_trial(&server, "a_killed_server_leaves_no_wrong_bar", killed))
         .main();
-}
-
-fn histories(server: &Server) -> Trial {
-    let (backend, absent) = (server.name().to_owned(), server.absent());
-    let factory: Arc<dyn StoreFactory> = Arc::new(server.clone());
-    presence::trial(format!("{backend}/equals_the_model_with_maintenance"), &backend, absent, move || {
-        check_histories(&factory, Wrapper::MAINTAINED, cases(6)).map_err(|failure| failure.to_string())?;
-        Ok(Completion::Completed)
-    })
 }
 
 fn tick(seconds: i64) -> PriceTick {
@@ -193,30 +189,219 @@ async fn purged(server: Server) {
     server.drop_tables(&prefix).await;
 }
 
+fn config(server: &Server, prefix: &str) -> ClickHouseConfig {
+    server.config(prefix).with_datasets(Datasets::none().with::<PriceTick>().unwrap())
+}
+
+async fn run(store: &ClickHouseStore, sql: &str) {
+    store.client().query_raw(sql).execute().await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+async fn maintain_all(store: &ClickHouseStore) {
+    let everything = MaintainRequest::default().with_until(Timestamp::MAX);
+    while !store.maintain(&everything.with_budget(Duration::from_mins(1))).await.unwrap().is_complete() {}
+}
+
+/// Returns the number of ticks of each bar.
+async fn counts(store: &ClickHouseStore, interval: Interval) -> Vec<u64> {
+    let query = BarQuery::new(Instrument::from_static("x:Y"), interval, TimeRange::ALL);
+    let page = store.derived_bars(&query).await.unwrap();
+    page.items.iter().map(|bar| bar.values().count.unwrap()).collect()
+}
+
+/// The bars of the deleted ticks lie in more months than one insert may write by default.
+async fn long_deletion(server: Server) {
+    const MONTH: i64 = 31 * 86_400;
+    let (store, prefix) = open(&server).await;
+    let other = |n: i64| {
+        PriceTick::new(Instrument::from_static("x:Z"), tick(n * MONTH).ts(), 0, "1".parse().unwrap()).unwrap()
+    };
+    let months: Vec<_> = (0..12 * 12).map(|n| tick(n * MONTH)).collect();
+    store.insert_ticks(&months).await.unwrap();
+    store.insert_ticks(&(0..12 * 12).map(other).collect::<Vec<_>>()).await.unwrap();
+    maintain_all(&store).await;
+    let own = Selection::only([Instrument::from_static("x:Y")]).unwrap();
+    let range = TimeRange::new(tick(0).ts(), tick(143 * MONTH).ts()).unwrap();
+    store.delete_range(&DeleteQuery::ticks(own, range)).await.unwrap();
+    assert_eq!(counts(&store, Interval::D1).await, [1]);
+    maintain_all(&store).await;
+    for interval in [Interval::M1, Interval::H1, Interval::D1] {
+        assert_eq!(counts(&store, interval).await, [1]);
+    }
+    let query = BarQuery::new(Instrument::from_static("x:Z"), Interval::D1, TimeRange::ALL);
+    assert_eq!(
+        store.derived_bars(&query).await.unwrap().items.len(),
+        144,
+        "the other instrument is unchanged"
+    );
+    server.drop_tables(&prefix).await;
+}
+
+/// The statements of docs/materialized-bars.md.
+async fn manual_change(server: Server) {
+    let (store, prefix) = open(&server).await;
+    store.insert_ticks(&[tick(0), tick(1), tick(90_000)]).await.unwrap();
+    maintain_all(&store).await;
+    let mark = |wait: &str| {
+        format!(
+            "INSERT INTO {prefix}qi_bars_stale (id, first, until, wait) \
+             SELECT rand64(), toUnixTimestamp64Micro(toDateTime64('2023-11-13 00:00:00', 6, 'UTC')), \
+             toUnixTimestamp64Micro(toDateTime64('2023-11-13 00:10:00', 6, 'UTC')), {wait}"
+        )
+    };
+    run(&store, &mark("600 * 1000000")).await;
+    run(&store, &format!("DELETE FROM {prefix}ticks WHERE ts = '2023-11-13 00:00:01'")).await;
+    run(&store, &mark("0")).await;
+    assert_eq!(counts(&store, Interval::M1).await, [1, 1]);
+    // The first mark waits, and the second one is removed.
+    let report = store.maintain(&MaintainRequest::default().with_until(Timestamp::MAX)).await.unwrap();
+    assert_eq!((report.rebuilt, report.stale), (1, 1));
+    assert_eq!(counts(&store, Interval::D1).await, [1, 1]);
+    let (min, max) = (Timestamp::MIN.as_micros(), Timestamp::MAX.as_micros());
+    for (first, until) in [(0, max), (min, max + 1), (max, min), (min, min)] {
+        let mark = format!("INSERT INTO {prefix}qi_bars_stale (id, first, until) SELECT 1, {first}, {until}");
+        let error = store.client().query_raw(&mark).execute().await.unwrap_err();
+        assert!(error.to_string().contains("qi_bars_range"), "{error}");
+    }
+    run(&store, &format!("INSERT INTO {prefix}qi_bars_stale (id, first, until) SELECT 1, {min}, {max}"))
+        .await;
+    assert_eq!(counts(&store, Interval::W1).await, [2]);
+    server.drop_tables(&prefix).await;
+}
+
+/// A TTL outlives its key in the configuration.
+async fn ttl(server: Server) {
+    let (_, prefix) = server.open(&Datasets::none()).unwrap();
+    let with = |materialized_bars| {
+        let mut config = config(&server, &prefix);
+        config.materialized_bars = materialized_bars;
+        ClickHouseStore::open(config).unwrap()
+    };
+    let (off, on) = (with(None), with(Some(true)));
+    off.ensure_schema().await.unwrap();
+    let add = format!("ALTER TABLE {prefix}ticks MODIFY TTL toDateTime(ts) + toIntervalYear(50)");
+    let remove = format!("ALTER TABLE {prefix}ticks REMOVE TTL");
+    run(&off, &add).await;
+    let is_rejected = |error: qi_core::Error| {
+        assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
+        assert!(error.report().contains("REMOVE TTL"), "{}", error.report());
+    };
+    is_rejected(on.migrate_schema().await.unwrap_err());
+    off.migrate_schema().await.unwrap();
+    let toml = format!(
+        "[store]\nbackend = \"clickhouse\"\npurge_requires_bars = \"1m\"\n\
+         [store.clickhouse]\nurl = \"{}\"\ntable_prefix = \"{prefix}\"",
+        server.url()
+    );
+    let guarded = Config::builder().toml(&toml).build().unwrap().open_store().await.unwrap();
+    is_rejected(guarded.migrate_schema().await.unwrap_err());
+    run(&off, &remove).await;
+    guarded.migrate_schema().await.unwrap();
+    assert_eq!(on.migrate_schema().await.unwrap().applied, ["materialized bars on"]);
+    run(&off, &add).await;
+    for store in [&on, &off] {
+        is_rejected(store.migrate_schema().await.unwrap_err());
+        is_rejected(store.maintain(&MaintainRequest::default()).await.unwrap_err());
+        store.ensure_schema().await.unwrap();
+    }
+    run(&off, &remove).await;
+    maintain_all(&on).await;
+    server.drop_tables(&prefix).await;
+}
+
+/// A maintainer with a lower `bars_settle` than the writers waits for the writers.
+async fn recorded_settle(server: Server) {
+    let prefix = format!("{}_", servers::namespace());
+    let with = |settle| {
+        let mut config = config(&server, &prefix);
+        config.bars_settle = settle;
+        ClickHouseStore::open(config).unwrap()
+    };
+    let (writer, maintainer) = (with(Duration::from_hours(1)), with(Duration::ZERO));
+    writer.ensure_schema().await.unwrap();
+    writer.insert_ticks(&[tick(0)]).await.unwrap();
+    let everything = MaintainRequest::default().with_until(Timestamp::MAX);
+    for _ in 0..3 {
+        let report = maintainer.maintain(&everything).await.unwrap();
+        assert!(report.ticks == 0 && !report.is_complete(), "{report:?}");
+    }
+    // A schema of an earlier version has no record, and no constraint on marks.
+    run(&writer, &format!("ALTER TABLE {prefix}qi_bars_state DROP COLUMN settle")).await;
+    run(&writer, &format!("ALTER TABLE {prefix}qi_bars_stale DROP CONSTRAINT qi_bars_range")).await;
+    assert_eq!(maintainer.ensure_schema().await.unwrap().differs, ["objects of materialized bars"]);
+    assert_eq!(maintainer.migrate_schema().await.unwrap().applied, ["objects of materialized bars"]);
+    maintain_all(&maintainer).await;
+    assert_eq!(counts(&maintainer, Interval::H1).await, [1]);
+    server.drop_tables(&prefix).await;
+}
+
+/// A call without time for all steps rebuilds and materializes.
+async fn both_steps(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let until = |hours: i64| MaintainRequest::default().with_until(tick(hours * 3_600).ts());
+    store.insert_ticks(&[tick(0), tick(7_200)]).await.unwrap();
+    assert!(store.maintain(&until(1)).await.unwrap().is_complete());
+    store.insert_ticks(&[tick(1)]).await.unwrap();
+    let report = store.maintain(&until(3).with_budget(Duration::ZERO)).await.unwrap();
+    assert!(report.rebuilt > 0 && report.ticks == 1, "{report:?}");
+    server.drop_tables(&prefix).await;
+}
+
 /// Runs with marks that settle at once, which adds the marks of each write twice, and with marks that settle later.
 async fn concurrent(server: Server) {
-    for settle in [Duration::ZERO, Duration::from_secs(2)] {
+    for settle in [Duration::ZERO, Duration::from_secs(4)] {
         let prefix = format!("{}_", servers::namespace());
-        let mut config = server.config(&prefix).with_datasets(Datasets::none().with::<PriceTick>().unwrap());
+        let mut config = config(&server, &prefix);
         config.bars_settle = settle;
-        let store = ClickHouseStore::open(config).unwrap();
+        config.server_limits.statement_timeout = Duration::from_secs(2);
+        // A killed call leaves its lease for this time.
+        config.server_limits.bulk_timeout = Duration::from_secs(5);
+        let store = ClickHouseStore::open(config.clone()).unwrap();
         store.ensure_schema().await.unwrap();
-        let histories = if runs_long_tests() { 1_000 } else { 6 };
-        let plan = Plan { histories, at_once: 4, seed: seed() };
-        bars_rig::run(Arc::new(store), plan, std::future::pending()).await;
+        let plan = Plan { histories: if runs_long_tests() { 1_000 } else { 6 }, at_once: 4, seed: seed() };
+        let kill = |kills: Arc<AtomicU64>| async move {
+            let interval = Duration::from_secs(if runs_long_tests() { 60 } else { 3_600 });
+            loop {
+                while !kill_maintainer(config.clone()).await {}
+                kills.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(interval).await;
+            }
+        };
+        bars_rig::run(Arc::new(store), plan, kill).await;
         server.drop_tables(&prefix).await;
     }
 }
 
+/// Ends a call of `maintain` with its runtime, as if its process had died. Returns false if the call has ended before.
+async fn kill_maintainer(config: ClickHouseConfig) -> bool {
+    let kill = move || {
+        let (store, has_ended) = (ClickHouseStore::open(config).unwrap(), Arc::new(AtomicBool::new(false)));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let ended = has_ended.clone();
+        runtime.spawn(async move {
+            let _ = store.maintain(&MaintainRequest::default().with_until(tick(60 * 3_600).ts())).await;
+            ended.store(true, Ordering::SeqCst);
+        });
+        std::thread::sleep(Duration::from_millis(qi_core::Rng::new().u64(20..400)));
+        let has_ended = has_ended.load(Ordering::SeqCst);
+        runtime.shutdown_background();
+        !has_ended
+    };
+    tokio::task::spawn_blocking(kill).await.unwrap()
+}
+
 async fn killed(server: Server, spare: Spare) {
-    let mut config = server.config("").with_datasets(Datasets::none().with::<PriceTick>().unwrap());
+    let mut config = config(&server, "");
     // A killed call leaves its lease for this time.
     config.server_limits.bulk_timeout = Duration::from_secs(5);
     let store = ClickHouseStore::open(config).unwrap();
     store.ensure_schema().await.unwrap();
-    let kill = async move {
+    let kill = |kills: Arc<AtomicU64>| async move {
         tokio::time::sleep(Duration::from_secs(6)).await;
-        let _spare = spare.run_action("kill").await.run_action("start").await;
+        let spare = spare.run_action("kill").await;
+        kills.fetch_add(1, Ordering::Relaxed);
+        let _spare = spare.run_action("start").await;
         std::future::pending::<()>().await;
     };
     let plan = Plan { histories: if runs_long_tests() { 200 } else { 3 }, at_once: 3, seed: seed() };

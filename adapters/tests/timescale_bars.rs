@@ -8,17 +8,16 @@ mod servers;
 mod timescale_rig;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bars_rig::{Plan, seed};
-use libtest_mimic::{Completion, Trial};
+use qi_adapters::config::Config;
 use qi_adapters::timescale::TimescaleStore;
 use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _};
 use qi_core::{ErrorKind, Instrument, Interval, PriceStore, PriceTick, TimeRange, Timestamp};
-use qi_testkit::presence;
-use qi_testkit::store::contract::{StoreFactory, Suite, Wrapper};
-use qi_testkit::store::model::{cases, check_histories};
-use servers::{Spare, runs_long_tests, spare_trial, trial};
+use qi_testkit::store::contract::{Suite, Wrapper};
+use servers::{Spare, TestServer as _, runs_long_tests, spare_trial, trial};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use timescale_rig::{Server, drop_schema};
 
@@ -31,25 +30,22 @@ fn main() {
         } else {
             suite.on_datasets(server.clone(), [Wrapper::FULL_STACK_OVER_MAINTAINED], &["ticks"])
         };
+        for trial in bars_rig::model_trials(Arc::new(server.clone()), 24) {
+            suite = suite.with_trial(trial);
+        }
         suite = suite
-            .with_trial(histories(&server))
             .with_trial(trial(&server, "a_statement_without_marks_is_rejected", unmarked))
             .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
+            .with_trial(trial(&server, "invalid_marks_are_rejected", invalid_marks))
+            .with_trial(trial(&server, "a_retention_policy_is_rejected", retention))
+            .with_trial(trial(&server, "a_purge_sees_a_switch_during_its_call", switched_purge))
+            .with_trial(trial(&server, "a_default_isolation_of_the_role_has_no_effect", isolation))
             .with_trial(trial(&server, "maintenance_waits_for_older_writers", older_writer))
             .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
             .with_trial(spare_trial(&server, "killed_servers_leave_no_wrong_bar", killed))
             .with_trial(trial(&server, "bars_are_switched_on_and_off_beside_a_writer", switched));
     }
     suite.main();
-}
-
-fn histories(server: &Server) -> Trial {
-    let (backend, absent) = (server.name().to_owned(), server.absent());
-    let factory: Arc<dyn StoreFactory> = Arc::new(server.clone());
-    presence::trial(format!("{backend}/equals_the_model_with_maintenance"), &backend, absent, move || {
-        check_histories(&factory, Wrapper::MAINTAINED, cases(24)).map_err(|failure| failure.to_string())?;
-        Ok(Completion::Completed)
-    })
 }
 
 fn instrument() -> Instrument {
@@ -131,6 +127,144 @@ async fn manual_change(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
+/// A mark outside the domain would make every read fail. An earlier schema gets the current objects.
+async fn invalid_marks(server: Server) {
+    let (store, schema) = open(&server).await;
+    store.insert_ticks(&[tick(0, "1"), tick(90_000, "3")]).await.unwrap();
+    maintain_all(&store).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    for (first, until) in [
+        ("-infinity", "2024-01-01"),
+        ("2024-01-01", "infinity"),
+        ("2024-01-02", "2024-01-01"),
+        ("2024-01-01", "2024-01-01"),
+        ("1969-01-01", "2024-01-01"),
+        ("2024-01-01", "2300-01-01"),
+    ] {
+        let call = format!("SELECT {schema}.qi_mark_stale('{first}', '{until}')");
+        let error = execute(&mut connection, call).await.unwrap_err();
+        assert!(error.to_string().contains("is empty, or not within"), "{error}");
+        let insert = format!("INSERT INTO {schema}.qi_bars_stale VALUES (0, '{first}', '{until}')");
+        let error = execute(&mut connection, insert).await.unwrap_err();
+        assert!(error.to_string().contains("qi_bars_stale_range"), "{error}");
+    }
+    let insert = format!("INSERT INTO {schema}.qi_bars_stale VALUES (1, '2024-01-01', '2024-01-02')");
+    execute(&mut connection, insert).await.unwrap_err();
+    let whole = format!("SELECT {schema}.qi_mark_stale('{}', '{}')", Timestamp::MIN, Timestamp::MAX);
+    execute(&mut connection, whole).await.unwrap();
+    maintain_all(&store).await;
+    let earlier = format!(
+        "ALTER TABLE {schema}.qi_bars_stale DROP CONSTRAINT qi_bars_stale_range; \
+         DROP INDEX {schema}.qi_bars_stale_oldest; \
+         CREATE OR REPLACE FUNCTION {schema}.qi_mark_stale(first timestamptz, until timestamptz) RETURNS void \
+         LANGUAGE plpgsql AS 'BEGIN END'; \
+         INSERT INTO {schema}.qi_bars_stale VALUES (0, '-infinity', 'infinity'), (0, '2024-01-02', '2024-01-01')"
+    );
+    execute(&mut connection, earlier).await.unwrap();
+    assert_eq!(store.ensure_schema().await.unwrap().differs, ["objects of materialized bars"]);
+    assert_eq!(store.migrate_schema().await.unwrap().applied, ["objects of materialized bars"]);
+    assert_eq!(store.migrate_schema().await.unwrap().applied, [""; 0]);
+    assert_eq!(highs(&store, Interval::M1).await, ["1", "3"]);
+    maintain_all(&store).await;
+    assert_eq!(highs(&store, Interval::M1).await, ["1", "3"]);
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// A retention policy outlives its key in the configuration.
+async fn retention(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let schema = servers::namespace();
+    let mut config = server.config(&schema);
+    config.materialized_bars = None;
+    let off = TimescaleStore::open(config).unwrap();
+    off.ensure_schema().await.unwrap();
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    // The function that adds a policy needs the Community edition.
+    let add = format!(
+        "INSERT INTO _timescaledb_config.bgw_job (application_name, schedule_interval, max_runtime, max_retries, \
+         retry_period, proc_schema, proc_name, owner, scheduled, hypertable_id, config) \
+         SELECT 'Retention Policy', '1 day', '0', -1, '1 day', '_timescaledb_functions', 'policy_retention', \
+         current_user::regrole, false, id, '{{\"drop_after\": \"100 years\"}}' \
+         FROM _timescaledb_catalog.hypertable WHERE schema_name = '{schema}' AND table_name = 'ticks'"
+    );
+    execute(&mut connection, add.clone()).await.unwrap();
+    let on = TimescaleStore::open(server.config(&schema)).unwrap();
+    let is_rejected = |error: qi_core::Error| {
+        assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
+        assert!(error.report().contains("remove_retention_policy"), "{}", error.report());
+    };
+    is_rejected(on.migrate_schema().await.unwrap_err());
+    off.migrate_schema().await.unwrap();
+    let toml = format!(
+        "[store]\nbackend = \"timescale\"\npurge_requires_bars = \"1m\"\n\
+         [store.timescale]\nurl = \"{}\"\nschema = \"{schema}\"",
+        server.url()
+    );
+    let guarded = Config::builder().toml(&toml).build().unwrap().open_store().await.unwrap();
+    is_rejected(guarded.migrate_schema().await.unwrap_err());
+    let remove = format!(
+        "DELETE FROM _timescaledb_config.bgw_job WHERE hypertable_id = \
+         (SELECT id FROM _timescaledb_catalog.hypertable WHERE schema_name = '{schema}' AND table_name = 'ticks')"
+    );
+    execute(&mut connection, remove.clone()).await.unwrap();
+    guarded.migrate_schema().await.unwrap();
+    assert_eq!(on.migrate_schema().await.unwrap().applied, ["materialized bars on"]);
+    maintain_all(&on).await;
+    execute(&mut connection, add).await.unwrap();
+    for store in [&on, &off] {
+        is_rejected(store.migrate_schema().await.unwrap_err());
+        is_rejected(store.maintain(&MaintainRequest::default()).await.unwrap_err());
+        store.ensure_schema().await.unwrap();
+    }
+    execute(&mut connection, remove).await.unwrap();
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// Materialized bars are switched on after a purge has borrowed its connection, and before it drops chunks.
+async fn switched_purge(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let (store, schema) = open(&server).await;
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    maintain_all(&store).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let switch = |from: &str, to: &str| format!("ALTER TABLE {schema}.{from} RENAME TO {to}");
+    execute(&mut connection, switch("qi_bars_state", "parked")).await.unwrap();
+    let begin = format!("BEGIN; LOCK TABLE {schema}.ticks IN SHARE ROW EXCLUSIVE MODE");
+    execute(&mut connection, begin).await.unwrap();
+    let purging = tokio::spawn({
+        let store = store.clone();
+        async move {
+            store.purge_before(PriceTick::DATASET, Timestamp::from_secs(BASE + 30 * 86_400).unwrap()).await
+        }
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = to_regclass($1) AND NOT granted";
+    loop {
+        let waits = sqlx::query_scalar::<_, i64>(waits).bind(format!("{schema}.ticks"));
+        if waits.fetch_one(&mut connection).await.unwrap() > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    execute(&mut connection, switch("parked", "qi_bars_state") + "; COMMIT").await.unwrap();
+    // The chunk is dropped with a mark. The deletion of the remaining ticks has no marks, so it is rejected.
+    assert_eq!(purging.await.unwrap().unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(highs(&store, Interval::M1).await, [""; 0]);
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+async fn isolation(server: Server) {
+    let parameter = if server.url().contains('?') { "&" } else { "?" };
+    let url = format!("{}{parameter}options[default_transaction_isolation]=serializable", server.url());
+    let (store, schema) = open(&server.clone().with_address(url)).await;
+    let shown = sqlx::query_scalar::<_, String>("SHOW transaction_isolation");
+    assert_eq!(shown.fetch_one(store.pool()).await.unwrap(), "read committed");
+    drop_schema(server.direct_url(), &schema).await;
+}
+
 /// A writer reads the announced watermark before it moves, and commits after the announcement.
 async fn older_writer(server: Server) {
     let (store, schema) = open(&server).await;
@@ -165,7 +299,7 @@ async fn concurrent(server: Server) {
     let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
     let name = schema.clone();
     // Ends the session of a maintainer or a writer, as if its process had died.
-    let kills = async move {
+    let kill = |kills: Arc<AtomicU64>| async move {
         let sql = format!(
             "SELECT pg_terminate_backend(pid) FROM (SELECT DISTINCT pid FROM pg_locks \
              WHERE relation IN ('{name}.qi_bars_state'::regclass, '{name}.qi_bars_stale'::regclass) \
@@ -173,28 +307,30 @@ async fn concurrent(server: Server) {
         );
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.unwrap();
+            let ended = sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.unwrap();
+            kills.fetch_add(ended.len() as u64, Ordering::Relaxed);
         }
     };
     let histories = if runs_long_tests() { 2_000 } else { 60 };
     let plan = Plan { histories, at_once: 4, seed: seed() };
-    bars_rig::run(Arc::new(store), plan, kills).await;
+    bars_rig::run(Arc::new(store), plan, kill).await;
     drop_schema(server.direct_url(), &schema).await;
 }
 
 async fn killed(server: Server, spare: Spare) {
     let (store, _) = open(&server).await;
-    let kills = async move {
+    let kill = |kills: Arc<AtomicU64>| async move {
         let mut spare = spare;
         loop {
             tokio::time::sleep(Duration::from_secs(3)).await;
             spare = spare.run_action("kill").await;
+            kills.fetch_add(1, Ordering::Relaxed);
             spare = spare.run_action("start").await;
         }
     };
     let histories = if runs_long_tests() { 400 } else { 24 };
     let plan = Plan { histories, at_once: 4, seed: seed() };
-    bars_rig::run(Arc::new(store), plan, kills).await;
+    bars_rig::run(Arc::new(store), plan, kill).await;
 }
 
 async fn switched(server: Server) {

@@ -142,7 +142,7 @@ impl ClickHouseStore {
     }
 
     /// Returns the ids of the partitions of a table that meet a condition.
-    pub(super) async fn partitions(&self, table: &str, condition: &str) -> Result<Vec<String>, Cause> {
+    async fn partitions(&self, table: &str, condition: &str) -> Result<Vec<String>, Cause> {
         let location = TableLocation::of(&self.inner.config);
         let sql = format!(
             "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} AND {condition}",
@@ -154,7 +154,7 @@ impl ClickHouseStore {
     }
 
     /// `table` is the quoted name, with the cluster if there is one.
-    pub(super) async fn drop_partition(&self, table: &str, partition: &str) -> Result<(), Cause> {
+    async fn drop_partition(&self, table: &str, partition: &str) -> Result<(), Cause> {
         let sql = format!("ALTER TABLE {table} DROP PARTITION ID {}", literal(partition));
         execute(&self.inner.connections.bulk_client, &sql).await
     }

@@ -67,8 +67,10 @@ pub struct ClickHouseConfig {
     /// Without this key, the tables stay as they are. Not supported with `cluster`.
     pub materialized_bars: Option<bool>,
     /// The time within which a write usually ends: stale hours are built again after it. A write that takes longer adds
-    /// its marks once more. Must be equal in all programs, and at least twice `server_limits.statement_timeout`. Defaults
-    /// to 2 minutes.
+    /// its marks once more. With `materialized_bars`, at least twice `server_limits.statement_timeout`, or 0: each
+    /// write then adds its marks twice, and stale hours are built at once, which is for tests. `qi migrate` records the
+    /// value when it switches materialized bars on. Writers use at most the recorded value, and maintenance at
+    /// least. Defaults to 2 minutes.
     #[serde(with = "duration")]
     pub bars_settle: Duration,
     /// Server settings for every request, as in the `SET` statement.
@@ -77,6 +79,9 @@ pub struct ClickHouseConfig {
     /// The datasets of the store. Defaults to [`Datasets::standard`]; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
+    /// Whether a purge of ticks requires stored bars, so that no TTL may remove ticks.
+    #[serde(skip)]
+    pub(crate) purge_requires_bars: bool,
 }
 
 impl Default for ClickHouseConfig {
@@ -100,6 +105,7 @@ impl Default for ClickHouseConfig {
             bars_settle: Duration::from_mins(2),
             settings: BTreeMap::new(),
             datasets: Datasets::standard(),
+            purge_requires_bars: false,
         }
     }
 }
@@ -267,6 +273,11 @@ impl ClickHouseConfig {
                             use `purge_before`";
                 return Err(RULES.reject("retention", "ticks", rule));
             }
+            // A killed writer adds no further marks, and its statement may continue on the server.
+            if !self.bars_settle.is_zero() && self.bars_settle < server_limits.statement_timeout * 2 {
+                let rule = "must be at least twice `server_limits.statement_timeout`, or 0";
+                return Err(RULES.reject("bars_settle", duration::format(self.bars_settle), rule));
+            }
         }
         for name in settings.keys() {
             let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -370,6 +381,19 @@ mod tests {
         }
         config.validate().unwrap();
         assert!(RESERVED_SETTINGS.is_sorted());
+    }
+
+    #[test]
+    fn materialized_bars_need_a_time_in_which_statements_end() {
+        let settle = |materialized_bars, settle: u64, statement_timeout: u64| {
+            let mut config = ClickHouseConfig::from_url("http://127.0.0.1:8123");
+            config.materialized_bars = materialized_bars;
+            config.bars_settle = Duration::from_secs(settle);
+            config.server_limits.statement_timeout = Duration::from_secs(statement_timeout);
+            config.validate().is_ok()
+        };
+        assert_eq!((settle(Some(true), 50, 25), settle(Some(true), 49, 25)), (true, false));
+        assert_eq!((settle(Some(true), 0, 25), settle(None, 49, 25)), (true, true));
     }
 
     #[test]

@@ -96,6 +96,9 @@ pub(super) const ACCESS_DENIED: u16 = 497;
 /// The code of a table that does not exist.
 pub(super) const NO_TABLE: u16 = 60;
 
+/// The code of a part that does not exist.
+pub(super) const NO_PART: u16 = 232;
+
 /// The code of a row that violates a constraint of its table.
 pub(super) const VIOLATED_CONSTRAINT: u16 = 469;
 

@@ -13,10 +13,10 @@ use tokio::task::JoinError;
 
 use super::bars::BUCKET_ORIGIN;
 use super::connect::{execute, rows};
-use super::error::Cause;
+use super::error::{Cause, NO_PART};
 use super::lease::Lease;
 use super::marks::{StaleRange, time};
-use super::materialized::STATE_TABLE;
+use super::materialized::{self, SETTLE, STATE_TABLE};
 use super::read::time_literal;
 use super::store::ClickHouseStore;
 use super::table::{TableLocation, instrument_condition, literal};
@@ -25,7 +25,7 @@ use super::table::{TableLocation, instrument_condition, literal};
 /// no marks.
 const DELAY_MICROS: i64 = 600_000_000;
 
-/// The numbers of ticks below which the span of the next step is doubled, and above which it is halved.
+/// The numbers of ticks below which the span of the next step is doubled, and above which a step is halved.
 const SMALL_STEP: u64 = 1_000_000;
 const LARGE_STEP: u64 = 4_000_000;
 
@@ -80,11 +80,12 @@ impl ClickHouseStore {
         until: Option<Timestamp>,
         is_over: impl Fn() -> bool,
     ) -> Result<MaintenanceReport, Cause> {
+        materialized::check_retention(&self.inner.connections, &self.inner.config).await?;
         let lease = self.take_lease(&is_over).await?;
         let mut report = MaintenanceReport::default();
         let mut state = self.maintenance_state(until).await?;
         if let Some(mut lease) = lease {
-            let outcome = self.run_steps(&mut lease, &mut state, &mut report, is_over).await;
+            let outcome = self.run_steps(&mut lease, until, (&mut state, &mut report), is_over).await;
             // After another error, a statement may continue on the server.
             if outcome.as_ref().err().is_none_or(Cause::is_server_error) {
                 self.end_lease(&lease).await?;
@@ -101,16 +102,13 @@ impl ClickHouseStore {
     async fn run_steps(
         &self,
         lease: &mut Lease,
-        state: &mut State,
-        report: &mut MaintenanceReport,
+        until: Option<Timestamp>,
+        (state, report): (&mut State, &mut MaintenanceReport),
         is_over: impl Fn() -> bool,
     ) -> Result<(), Cause> {
         if state.announced < state.target {
-            state.announced = state.target;
-            self.insert_state(lease, state.announced, Timestamp::MIN).await?;
-            if self.inner.config.bars_settle.is_zero() {
-                state.settled = state.announced;
-            }
+            self.insert_state(lease, state.target, Timestamp::MIN).await?;
+            *state = self.maintenance_state(until).await?;
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
         loop {
@@ -120,9 +118,11 @@ impl ClickHouseStore {
                 break;
             }
         }
-        while state.watermark < state.settled && !is_over() {
+        // At least one step runs, even after long rebuilds.
+        let mut is_first = true;
+        while state.watermark < state.settled && (std::mem::take(&mut is_first) || !is_over()) {
             let start = self.first_tick(None, state.watermark, state.settled).await?;
-            let end = span.end(start).min(state.settled);
+            let end = self.step_end(None, start, state.settled, &mut span).await?;
             let range = (None, TimeRange::new(state.watermark, end)?);
             let ticks = self.build(lease, &[range], end).await?;
             self.insert_state(lease, state.announced, end).await?;
@@ -139,10 +139,12 @@ impl ClickHouseStore {
             || format!("toUnixTimestamp64Micro(now64(6)) - {DELAY_MICROS}"),
             |until| until.as_micros().to_string(),
         );
+        let table = self.bars_table(STATE_TABLE);
         let sql = format!(
-            "SELECT max(watermark), max(announced), maxIf(announced, toUnixTimestamp64Micro(announced_at) + {settle} \
-             <= toUnixTimestamp64Micro(now64(6))), {until} FROM {}",
-            self.bars_table(STATE_TABLE)
+            "WITH assumeNotNull((SELECT greatest({settle}, max({SETTLE})) FROM {table})) AS bound \
+             SELECT max(watermark), max(announced), \
+             maxIf(announced, toUnixTimestamp64Micro(announced_at) + bound <= toUnixTimestamp64Micro(now64(6))), \
+             {until} FROM {table}"
         );
         let found = rows(&self.inner.connections.read_client, &sql, |row| {
             let (watermark, announced, settled) = (time(row.i64()?), time(row.i64()?), time(row.i64()?));
@@ -160,7 +162,7 @@ impl ClickHouseStore {
         watermark: Timestamp,
     ) -> Result<(), Cause> {
         let sql = format!(
-            "INSERT INTO {} SELECT {}, now64(6, 'UTC'), {} FROM {}",
+            "INSERT INTO {} (announced, announced_at, watermark) SELECT {}, now64(6, 'UTC'), {} FROM {}",
             self.bars_table(STATE_TABLE),
             announced.as_micros(),
             watermark.as_micros(),
@@ -183,12 +185,10 @@ impl ClickHouseStore {
         start: Timestamp,
         end: Timestamp,
     ) -> Result<Timestamp, Cause> {
-        let condition = instrument.map_or_else(|| "1".to_owned(), instrument_condition);
         let sql = format!(
-            "SELECT toUnixTimestamp64Micro(min(ts)), count() FROM {} WHERE {condition} AND ts >= {} AND ts < {}",
+            "SELECT toUnixTimestamp64Micro(min(ts)), count() FROM {} WHERE {}",
             self.ticks_table(),
-            time_literal(start),
-            time_literal(end)
+            ticks_condition(instrument, start, end)
         );
         let found =
             rows(&self.inner.connections.bulk_client, &sql, |row| Ok((row.i64()?, row.u64()?))).await?;
@@ -219,7 +219,9 @@ impl ClickHouseStore {
             };
             ranges.iter().map(one).collect::<Vec<_>>().join(" OR ")
         };
-        let client = &self.inner.connections.bulk_client;
+        // After an interrupted step, bars of ticks that were deleted meanwhile may lie in many months.
+        let client =
+            self.inner.connections.bulk_client.clone().with_setting("max_partitions_per_insert_block", "0");
         for (at, level) in LEVELS.into_iter().enumerate() {
             let (target, length) = (self.bars_table(level_table(level)), level.as_micros());
             let unit = level.max(Interval::H1);
@@ -261,7 +263,7 @@ impl ClickHouseStore {
                 self.holding(lease),
             );
             self.renew_lease(lease).await?;
-            execute(client, &sql).await?;
+            execute(&client, &sql).await?;
         }
         let sql = format!(
             "SELECT sum(count) FROM {} FINAL WHERE {}",
@@ -310,13 +312,24 @@ impl ClickHouseStore {
         };
         if is_long(&instrument, first, until) {
             let limit = until.min(watermark);
-            let start = self.first_tick(instrument.as_ref(), first, limit).await?;
+            // The parts are listed before the ticks are read: bars of later ticks are in later parts.
+            let mut parts = self.parts_from(first).await?;
+            let first_tick = self.first_tick(instrument.as_ref(), first, limit).await?;
             if instrument.is_none() {
-                self.drop_months(lease, TimeRange::new(first, start)?).await?;
+                let (first, end) = (month_of(first), month_of(first_tick));
+                let (dropped, mut left): (Vec<_>, Vec<_>) =
+                    parts.into_iter().partition(|part| first < part.month && part.month < end);
+                left.extend(self.drop_parts(lease, dropped).await?);
+                parts = left;
             }
-            let end = span.end(start).min(limit);
-            let range = (instrument.clone(), TimeRange::new(first, end)?);
-            span.adapt(self.build(lease, &[range], watermark).await?);
+            // Months without parts have no bars.
+            let oldest = parts.iter().map(|part| &part.month).min();
+            let start = oldest.map_or(Ok(limit), |month| start_of(month))?.max(first).min(first_tick);
+            let end = self.step_end(instrument.as_ref(), start, limit, span).await?;
+            if start < end {
+                let range = (instrument.clone(), TimeRange::new(start, end)?);
+                span.adapt(self.build(lease, &[range], watermark).await?);
+            }
             // The hours from the watermark on are built later, with this change.
             if end < limit {
                 self.add_marks(&[(instrument, TimeRange::new(end, limit)?)], Duration::ZERO).await?;
@@ -340,24 +353,99 @@ impl ClickHouseStore {
         Ok(ids.len() as u64)
     }
 
-    /// Drops the bars of the complete months of a range without ticks. A build would only empty them.
-    async fn drop_months(&self, lease: &mut Lease, range: TimeRange) -> Result<(), Cause> {
+    /// Returns the end of a step that begins at `start`, at most `limit`. Shortens the span of a step with many ticks.
+    async fn step_end(
+        &self,
+        instrument: Option<&Instrument>,
+        start: Timestamp,
+        limit: Timestamp,
+        span: &mut StepSpan,
+    ) -> Result<Timestamp, Cause> {
+        loop {
+            let end = span.end(start).min(limit);
+            let Some(most) = span.limit() else { return Ok(end) };
+            let sql = format!(
+                "SELECT count() FROM (SELECT 1 FROM {} WHERE {} LIMIT {})",
+                self.ticks_table(),
+                ticks_condition(instrument, start, end),
+                most + 1
+            );
+            if self.count(&sql).await? <= most {
+                return Ok(end);
+            }
+            span.halve();
+        }
+    }
+
+    /// Returns the parts of all levels from the month of a time on, in the order of their rows.
+    async fn parts_from(&self, first: Timestamp) -> Result<Vec<Part>, Cause> {
         let location = TableLocation::of(&self.inner.config);
-        let condition = format!(
-            "toUInt32(partition_id) > toYYYYMM({} - toIntervalMicrosecond(1)) \
-             AND toUInt32(partition_id) < toYYYYMM({})",
-            time_literal(range.start()),
-            time_literal(range.end()),
-        );
+        let mut parts = Vec::new();
         for level in LEVELS {
-            let name = location.table_name(level_table(level));
-            for partition in self.partitions(&name, &condition).await? {
-                self.renew_lease(lease).await?;
-                self.drop_partition(&self.bars_table(level_table(level)), &partition).await?;
+            let sql = format!(
+                "SELECT name, partition_id FROM system.parts WHERE active AND database = {} AND table = {} \
+                 AND partition_id >= {} ORDER BY partition_id, min_block_number",
+                literal(location.database),
+                literal(&location.table_name(level_table(level))),
+                literal(&month_of(first))
+            );
+            parts.extend(
+                rows(&self.inner.connections.bulk_client, &sql, |row| {
+                    Ok(Part { level, name: row.text()?.to_owned(), month: row.text()?.to_owned() })
+                })
+                .await?,
+            );
+        }
+        Ok(parts)
+    }
+
+    /// Drops parts of months without ticks, because a build would only empty their bars. Returns the parts that a merge
+    /// has replaced; a build empties their bars.
+    ///
+    /// A later build adds parts of other names, so this is correct even after the lease has expired. Older parts are
+    /// dropped first, and none after a part that is left: an empty bar is never dropped before the bar that it empties.
+    async fn drop_parts(&self, lease: &mut Lease, parts: Vec<Part>) -> Result<Vec<Part>, Cause> {
+        let mut left: Vec<Part> = Vec::new();
+        for part in parts {
+            if left.last().is_some_and(|last| (last.level, &last.month) == (part.level, &part.month)) {
+                continue;
+            }
+            self.renew_lease(lease).await?;
+            let table = self.bars_table(level_table(part.level));
+            let drop = format!("ALTER TABLE {table} DROP PART {}", literal(&part.name));
+            match execute(&self.inner.connections.bulk_client, &drop).await {
+                Err(cause) if cause.has_code(NO_PART) => left.push(part),
+                outcome => outcome?,
             }
         }
-        Ok(())
+        Ok(left)
     }
+}
+
+/// A part of a level on the server.
+struct Part {
+    level: Interval,
+    name: String,
+    /// The year and the month, which is the id of its partition.
+    month: String,
+}
+
+/// Returns the id of the partition of a time.
+fn month_of(time: Timestamp) -> String {
+    let text = time.to_string();
+    text.chars().filter(char::is_ascii_digit).take(6).collect()
+}
+
+/// Returns the start of a month, at least the earliest time.
+fn start_of(month: &str) -> Result<Timestamp, Cause> {
+    let (year, month) = month.split_at_checked(4).unwrap_or((month, ""));
+    let first: Timestamp = format!("{year}-{month}-05T00:00:00Z").parse()?;
+    Ok(first.checked_sub(Interval::D1.duration() * 4).unwrap_or(Timestamp::MIN))
+}
+
+fn ticks_condition(instrument: Option<&Instrument>, start: Timestamp, end: Timestamp) -> String {
+    let of_instrument = instrument.map_or_else(|| "1".to_owned(), instrument_condition);
+    format!("{of_instrument} AND ts >= {} AND ts < {}", time_literal(start), time_literal(end))
 }
 
 /// The columns of a level after the bucket, over ticks.

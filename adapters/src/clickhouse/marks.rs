@@ -4,6 +4,9 @@
 //! adds stale marks for its hours before this time, and then sends its records. Maintenance uses an announced watermark,
 //! or a mark, only [`ClickHouseConfig::bars_settle`](super::config::ClickHouseConfig::bars_settle) later. By then, most
 //! writes that began earlier have ended. A write that takes longer adds its marks again before it is acknowledged.
+//!
+//! The state records the value at the switch-on. A writer uses the lower one of its own value and the recorded value,
+//! and maintenance uses the higher one.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -13,7 +16,7 @@ use qi_core::{Instrument, Interval, TimeRange, Timestamp};
 use super::connect::{execute, rows};
 use super::error::{ACCESS_DENIED, Cause, NO_TABLE, VIOLATED_CONSTRAINT};
 use super::lease::Lease;
-use super::materialized::{STALE_TABLE, STATE_TABLE};
+use super::materialized::{SETTLE, STALE_TABLE, STATE_TABLE};
 use super::store::{BarsState, ClickHouseStore};
 use super::table::{TableLocation, literal};
 
@@ -39,13 +42,18 @@ impl ClickHouseStore {
             return Ok(state);
         }
         let read_at = Instant::now();
-        let sql = format!("SELECT max(announced) FROM {}", self.bars_table(STATE_TABLE));
-        let announced = match rows(&self.inner.connections.read_client, &sql, |row| Ok(row.i64()?)).await {
+        let sql = format!("SELECT max(announced), max({SETTLE}) FROM {}", self.bars_table(STATE_TABLE));
+        let read = rows(&self.inner.connections.read_client, &sql, |row| Ok((row.i64()?, row.i64()?)));
+        let found = match read.await {
             // Without the right to read the table, ticks are read, and the constraint rejects writes.
             Err(cause) if cause.has_code(NO_TABLE) || cause.has_code(ACCESS_DENIED) => None,
-            found => found?.first().copied().map(time),
+            found => found?.first().copied(),
         };
-        let state = BarsState { announced, read_at };
+        let announced = found.map(|(announced, _)| time(announced));
+        // Before the first announcement, the state has no row. Such a write adds its marks again.
+        let recorded = found.map_or(0, |(_, settle)| settle.unsigned_abs());
+        let settle = self.inner.config.bars_settle.min(Duration::from_micros(recorded));
+        let state = BarsState { announced, settle, read_at };
         *cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
         Ok(state)
     }

@@ -133,6 +133,9 @@ pub(super) async fn ensure(
     scope: Scope,
 ) -> Result<SchemaReport, Cause> {
     let mut applied = Vec::new();
+    if scope == Scope::All && tables.iter().any(|table| table.dataset == PriceTick::DATASET) {
+        materialized::check_retention(connections, config).await?;
+    }
     for _ in 0..ROUNDS {
         let changes = plan(connections, config, tables).await?.into_iter();
         let (left, changes): (Vec<_>, Vec<_>) =
@@ -260,7 +263,8 @@ async fn read_current_schema(
         names.extend(tables.iter().map(|table| table.unquoted_name.clone()));
     }
     let mut columns = HashMap::<_, Vec<_>>::new();
-    for found in stored_columns(client, config, &names).await? {
+    let with_state = [&names[..], &[location.table_name(materialized::STATE_TABLE)]].concat();
+    for found in stored_columns(client, config, &with_state).await? {
         columns.entry(found.table.clone()).or_default().push(found);
     }
     let sql = format!(
@@ -465,7 +469,8 @@ fn ttl_expression(table: &Table, age: Duration) -> String {
     )
 }
 
-/// Returns the statements that switch materialized bars on or off, if their state differs from the configuration.
+/// Returns the statements that switch materialized bars on or off, if their state differs from the configuration, or
+/// that add the newer objects.
 async fn bars_changes(
     connections: &Connections,
     config: &ClickHouseConfig,
@@ -486,15 +491,20 @@ async fn bars_changes(
         }))
     );
     let exists = current.database && rows(&connections.bulk_client, &sql, |row| Ok(row.u64()?)).await? != [0];
-    if exists == wanted {
-        return Ok(Vec::new());
-    }
+    let state = current.columns.get(&location.table_name(materialized::STATE_TABLE));
+    let is_current = || state.is_some_and(|columns| columns.iter().any(|c| c.name == materialized::SETTLE));
+    let (mut statements, label) = match (exists, wanted) {
+        (true, true) if !is_current() => {
+            (Vec::from(materialized::update(config)), "objects of materialized bars")
+        }
+        (false, true) => (materialized::switch(config, true), "materialized bars on"),
+        (true, false) => (materialized::switch(config, false), "materialized bars off"),
+        _ => return Ok(Vec::new()),
+    };
     let migrate_only = current.columns.contains_key(&location.local_name(PriceTick::DATASET.name()));
-    let mut statements = materialized::switch(config, wanted);
     let last = statements.pop();
-    let state = if wanted { "on" } else { "off" };
     let mut changes: Vec<_> = statements.into_iter().map(|sql| Change::new(None, sql)).collect();
-    changes.extend(last.map(|sql| Change::new(format!("materialized bars {state}"), sql)));
+    changes.extend(last.map(|sql| Change::new(label.to_owned(), sql)));
     Ok(changes.into_iter().map(|change| Change { migrate_only, ..change }).collect())
 }
 

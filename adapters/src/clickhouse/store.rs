@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records};
@@ -59,6 +59,8 @@ pub(super) struct Inner {
 pub(super) struct BarsState {
     /// The announced watermark. None if the database has no materialized bars.
     pub(super) announced: Option<Timestamp>,
+    /// The time within which a write ends or adds its marks again: at most the recorded value.
+    pub(super) settle: Duration,
     /// The time before the state was read.
     pub(super) read_at: Instant,
 }

@@ -64,14 +64,13 @@ impl ClickHouseStore {
         let state = if is_ticks { Some(self.bars_state(false).await?) } else { None };
         let mut marked = state.filter(|state| state.announced.is_some());
         let is_marked = marked.is_some();
-        let settle = self.inner.config.bars_settle;
         let outcome = async {
             if let Some(state) = marked {
                 self.mark(&entries, &series, state).await?;
             }
             for (at, part) in split(&entries, self.inner.config.write.max_request_records).enumerate() {
                 // The marks may have settled during the earlier requests.
-                if at > 0 && marked.is_some_and(|state| state.read_at.elapsed() >= settle / 2) {
+                if at > 0 && marked.is_some_and(|state| state.read_at.elapsed() >= state.settle / 2) {
                     marked = Some(self.mark_again(&entries, &series).await?);
                 }
                 let request =
@@ -79,7 +78,7 @@ impl ClickHouseStore {
                 self.send(table, &request).await?;
             }
             // Maintenance may have built these hours during the write.
-            if marked.is_some_and(|state| state.read_at.elapsed() >= settle) {
+            if marked.is_some_and(|state| state.read_at.elapsed() >= state.settle) {
                 self.mark_again(&entries, &series).await?;
             }
             Ok(report)
@@ -110,7 +109,7 @@ impl ClickHouseStore {
             last = Some((entry.series, hour));
         }
         if !ranges.is_empty() {
-            self.add_marks(&ranges, self.inner.config.bars_settle).await?;
+            self.add_marks(&ranges, state.settle).await?;
         }
         Ok(())
     }

@@ -88,16 +88,20 @@ impl Backends {
             }
             #[cfg(feature = "timescale")]
             "timescale" => {
-                Ok(Arc::new(crate::timescale::TimescaleStore::open(super::sections::timescale(&section)?)?))
+                let mut config = super::sections::timescale(&section)?;
+                config.purge_requires_bars = port.known.purge_requires_bars.is_some();
+                Ok(Arc::new(crate::timescale::TimescaleStore::open(config)?))
             }
             #[cfg(feature = "timescale")]
             "postgres" => {
                 Ok(Arc::new(crate::timescale::TimescaleStore::open(super::sections::postgres(&section)?)?))
             }
             #[cfg(feature = "clickhouse")]
-            "clickhouse" => Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(
-                super::sections::clickhouse(&section)?,
-            )?)),
+            "clickhouse" => {
+                let mut config = super::sections::clickhouse(&section)?;
+                config.purge_requires_bars = port.known.purge_requires_bars.is_some();
+                Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(config)?))
+            }
             #[cfg(feature = "sqlite")]
             "sqlite" => Ok(Arc::new(crate::sqlite::SqliteStore::open(super::sections::sqlite(&section)?)?)),
             other => Err(cannot_open("store", other, STORES, &self.store_names())),

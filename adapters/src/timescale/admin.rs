@@ -11,11 +11,11 @@ use sqlx::{AssertSqlSafe, Row};
 use super::connect::{PgConnection, PooledConnection};
 use super::error::{Cause, DUPLICATE_OBJECT, has_state};
 use super::marks::{MarkedSql, marked};
-use super::policy;
 use super::read::OwnerKeys;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
+use super::{materialized, policy};
 
 /// The maximum number of chunks in one deletion, and in one drop of chunks.
 const MAX_CHUNKS_PER_STATEMENT: i64 = 50;
@@ -217,8 +217,14 @@ impl TimescaleStore {
                     .await?;
                 let mut transaction = connection.begin().await?;
                 self.inner.connections.set_transaction_bulk_timeout(&mut transaction).await?;
-                if let Some(marked) = self.marked_sql(registered) {
-                    marked.mark_before(&mut transaction, part.end()).await?;
+                if let Some(marked) = &registered.marked {
+                    // Materialized bars are not switched on or off while the transaction holds this lock. The cached
+                    // state is older, and no trigger sees `drop_chunks`.
+                    let lock = AssertSqlSafe(format!("LOCK TABLE ONLY {relation} IN ROW EXCLUSIVE MODE"));
+                    sqlx::raw_sql(lock).execute(&mut *transaction).await?;
+                    if materialized::exist(&mut transaction, &self.inner.config).await? {
+                        marked.mark_before(&mut transaction, part.end()).await?;
+                    }
                 }
                 let sql =
                     format!("SELECT {extension}.drop_chunks($1::regclass, older_than => $2::timestamptz)");

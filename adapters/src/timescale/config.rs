@@ -94,6 +94,9 @@ pub struct TimescaleConfig {
     /// The path of the section in errors: `store.timescale` or `store.postgres`.
     #[serde(skip)]
     pub(crate) section: &'static str,
+    /// Whether a purge of ticks requires stored bars, so that no job of the server may remove ticks.
+    #[serde(skip)]
+    pub(crate) purge_requires_bars: bool,
 }
 
 impl Default for TimescaleConfig {
@@ -123,6 +126,7 @@ impl Default for TimescaleConfig {
             materialized_bars: None,
             datasets: Datasets::standard(),
             section: "store.timescale",
+            purge_requires_bars: false,
         }
     }
 }

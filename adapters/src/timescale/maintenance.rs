@@ -10,13 +10,14 @@ use sqlx::postgres::PgRow;
 
 use super::connect::{PgConnection, PooledConnection, Transaction};
 use super::error::Cause;
+use super::materialized;
 use super::store::TimescaleStore;
 use super::types::Pg;
 
 /// The time between the watermark and the clock of the server. Ticks that arrive within this time make no marks.
 const DELAY: &str = "10 minutes";
 
-/// The numbers of ticks below which the span of the next step is doubled, and above which it is halved.
+/// The numbers of ticks below which the span of the next step is doubled, and above which a step is halved.
 const SMALL_STEP: u64 = 500_000;
 const LARGE_STEP: u64 = 2_000_000;
 
@@ -44,6 +45,9 @@ const FIRST_TICK: &str = "SELECT date_bin('1 hour', min(f.ts), TIMESTAMPTZ '1970
     FROM {schema}.instruments i CROSS JOIN LATERAL (SELECT t.ts FROM {schema}.ticks t \
     WHERE t.instrument_id = i.id AND t.ts >= $1 AND t.ts < $2 ORDER BY t.ts LIMIT 1) f";
 
+const COUNT_TICKS: &str = "SELECT count(*) FROM (SELECT FROM {schema}.instruments i CROSS JOIN LATERAL (\
+    SELECT FROM {schema}.ticks t WHERE t.instrument_id = i.id AND t.ts >= $1 AND t.ts < $2) f LIMIT $3) x";
+
 /// The bars of a level below it, from the ticks of `{range}`. Reads the ticks of one instrument after the other.
 const MINUTES: &str = "INSERT INTO {schema}.qi_bars_1m SELECT x.id, b.* FROM {keys} CROSS JOIN LATERAL (\
     SELECT date_bin('1 minute', t.ts, TIMESTAMPTZ '1970-01-05 00:00:00+00') AS bucket, \
@@ -62,12 +66,17 @@ const REMOVE: &str = "DELETE FROM {schema}.{level} WHERE bucket >= $1 AND bucket
 const REMOVE_KEYS: &str =
     "DELETE FROM {schema}.{level} t USING {keys} WHERE t.instrument_id = x.id AND {within}";
 
-// Marks that begin before the watermark, oldest first.
-const OLDEST_MARK: &str = "SELECT instrument_id, first, until FROM {schema}.qi_bars_stale WHERE first < $1 \
-    ORDER BY instrument_id = 0 DESC, first LIMIT 1";
+// The oldest mark that begins before the watermark, of all instruments if there is one. Each part reads one entry of an
+// index.
+const OLDEST_MARK: &str = "SELECT * FROM (\
+    (SELECT instrument_id, first, until FROM {schema}.qi_bars_stale WHERE instrument_id = 0 AND first < $1 \
+    ORDER BY first LIMIT 1) UNION ALL \
+    (SELECT instrument_id, first, until FROM {schema}.qi_bars_stale WHERE instrument_id > 0 AND first < $1 \
+    ORDER BY first LIMIT 1)) m ORDER BY instrument_id LIMIT 1";
 
 const MARKS: &str = "SELECT DISTINCT instrument_id, first FROM {schema}.qi_bars_stale \
-    WHERE instrument_id > 0 AND first >= $1 AND first < least($2, $1 + interval '{span}') ORDER BY first LIMIT $3";
+    WHERE instrument_id > 0 AND first >= $1 AND first < least($2, $1 + interval '{span}') \
+    ORDER BY first, instrument_id LIMIT $3";
 
 const REMOVE_MARKS: &str = "DELETE FROM {schema}.qi_bars_stale m USING unnest($1::int[], $2::timestamptz[]) AS x(id, hour) \
     WHERE m.instrument_id = x.id AND m.first = x.hour";
@@ -117,6 +126,7 @@ impl TimescaleStore {
         let started = Instant::now();
         let mut report = MaintenanceReport::default();
         let is_over = |started: Instant| started.elapsed() >= request.budget;
+        materialized::check_retention(connection, &self.inner.config).await?;
         let announced = self.announce(connection, request).await?;
         let mut watermark = announced.watermark;
         if watermark < announced.announced {
@@ -215,7 +225,7 @@ impl TimescaleStore {
             return Ok((watermark, 0));
         }
         let start = self.first_tick(&mut step, watermark, announced).await?;
-        let end = span.end(start).min(announced);
+        let end = self.step_end(&mut step, start, announced, span).await?;
         let ticks = self.materialize(&mut step, (watermark, start, end), end).await?;
         span.adapt(ticks);
         self.cut_marks(&mut step, watermark, end).await?;
@@ -240,6 +250,30 @@ impl TimescaleStore {
             .fetch_one(step)
             .await?;
         Ok(first.map_or(end, |Pg(hour)| hour.max(start)))
+    }
+
+    /// Returns the end of a step that begins at `start`, at most `limit`. Shortens the span of a step with many ticks.
+    async fn step_end(
+        &self,
+        step: &mut PgConnection<'_>,
+        start: Timestamp,
+        limit: Timestamp,
+        span: &mut StepSpan,
+    ) -> Result<Timestamp, Cause> {
+        loop {
+            let end = span.end(start).min(limit);
+            let Some(most) = span.limit() else { return Ok(end) };
+            let count: i64 = sqlx::query_scalar(self.in_bars_schema(COUNT_TICKS))
+                .bind(Pg(start))
+                .bind(Pg(end))
+                .bind(most.cast_signed() + 1)
+                .fetch_one(&mut *step)
+                .await?;
+            if count.cast_unsigned() <= most {
+                return Ok(end);
+            }
+            span.halve();
+        }
     }
 
     /// Adds the bars of the hours from `start` to `end` of all instruments, and the days before the watermark that these
@@ -306,7 +340,7 @@ impl TimescaleStore {
     ) -> Result<u64, Cause> {
         let limit = until.min(watermark);
         let start = self.first_tick(step, first, limit).await?;
-        let end = span.end(start).min(limit);
+        let end = self.step_end(step, start, limit, span).await?;
         for level in LEVELS {
             sqlx::query(self.in_bars_schema(&REMOVE.replace("{level}", level_table(level))))
                 .bind(Pg(level.floor(first)))

@@ -93,6 +93,9 @@ impl MarkedSql {
         end: Timestamp,
     ) -> Result<(), sqlx::Error> {
         let end = Interval::H1.ceil(end).unwrap_or(Timestamp::MAX);
+        if end <= Timestamp::MIN {
+            return Ok(());
+        }
         sqlx::query(self.mark_all.clone())
             .bind(Pg(Timestamp::MIN))
             .bind(Pg(end))

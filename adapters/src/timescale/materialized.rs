@@ -10,12 +10,13 @@ use super::config::{Hypertables, TimescaleConfig};
 use super::connect::PgConnection;
 use super::error::{Cause, UNMARKED};
 use super::marks::{MARKED, MARKER};
+use super::policy;
 
 /// The name of the table of the watermarks. The schema has materialized bars if and only if it exists.
 pub(super) const STATE_TABLE: &str = "qi_bars_state";
 
 /// Returns the statements that switch materialized bars on or off, with a label. Returns None if the schema already has
-/// the configured state.
+/// the configured state and the current objects.
 pub(super) async fn step(
     connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
@@ -23,16 +24,68 @@ pub(super) async fn step(
 ) -> Result<Option<(String, Vec<String>)>, Cause> {
     let ticks = config.datasets.iter().any(|dataset| dataset == PriceTick::DATASET);
     let Some(wanted) = config.materialized_bars.filter(|_| ticks) else { return Ok(None) };
-    let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-        .bind(config.relation(STATE_TABLE))
-        .fetch_one(connection)
-        .await?;
-    if exists == wanted {
-        return Ok(None);
+    let exists = exist(connection, config).await?;
+    Ok(match (exists, wanted) {
+        (false, true) => Some(("materialized bars on".to_owned(), create(config, extension))),
+        (true, false) => Some(("materialized bars off".to_owned(), remove(config))),
+        (true, true) if !has_current_objects(connection, config).await? => {
+            Some(("objects of materialized bars".to_owned(), stale_objects(config)))
+        }
+        _ => None,
+    })
+}
+
+/// Returns whether the schema has materialized bars.
+pub(super) async fn exist(
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+) -> Result<bool, Cause> {
+    let exists = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(config.relation(STATE_TABLE));
+    Ok(exists.fetch_one(connection).await?)
+}
+
+/// Rejects a retention of ticks, because a job of the server adds no stale marks and checks no stored bars. The job
+/// outlives its key in the configuration.
+pub(super) async fn check_retention(
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+) -> Result<(), Cause> {
+    let ticks = PriceTick::DATASET.name();
+    let has_bars = match config.materialized_bars {
+        Some(wanted) => wanted,
+        None => exist(connection, config).await?,
+    };
+    let feature = match (has_bars, config.purge_requires_bars) {
+        (true, _) => "materialized bars need",
+        (false, true) => "`purge_requires_bars` needs",
+        (false, false) => return Ok(()),
+    };
+    if config.retention.get(ticks).is_some() {
+        return Err(Cause::Schema { rule: format!("{feature} a configuration without `retention.{ticks}`") });
     }
-    let state = if wanted { "on" } else { "off" };
-    let statements = if wanted { create(config, extension) } else { remove(config) };
-    Ok(Some((format!("materialized bars {state}"), statements)))
+    if !policy::has_retention_job(connection, &config.schema, ticks).await? {
+        return Ok(());
+    }
+    let mut rule = format!(
+        "{feature} a table {ticks} without a retention policy; remove the policy with \
+         SELECT remove_retention_policy('{}')",
+        config.relation(ticks)
+    );
+    if has_bars {
+        rule += ", and mark the hours whose ticks it has removed with qi_mark_stale";
+    }
+    Err(Cause::Schema { rule })
+}
+
+async fn has_current_objects(
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+) -> Result<bool, Cause> {
+    // One transaction creates all of `stale_objects`.
+    let sql = "SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'qi_mark_stale' \
+               AND pronamespace = to_regnamespace($1) AND prosrc = $2)";
+    let found = sqlx::query_scalar(sql).bind(&config.schema).bind(mark_stale_body(&config.schema));
+    Ok(found.fetch_one(connection).await?)
 }
 
 fn create(config: &TimescaleConfig, extension: Option<&str>) -> Vec<String> {
@@ -48,7 +101,8 @@ fn create(config: &TimescaleConfig, extension: Option<&str>) -> Vec<String> {
             "INSERT INTO {schema}.qi_bars_state (watermark, announced) VALUES ('{0}', '{0}')",
             Timestamp::MIN
         ),
-        // A mark of one instrument is one full hour. instrument_id 0 marks any hours of all instruments.
+        // A mark of one instrument is one full hour. instrument_id 0 marks any hours of all instruments. The index
+        // serves the reads of one instrument.
         format!(
             "CREATE TABLE {schema}.qi_bars_stale (instrument_id int NOT NULL, first timestamptz NOT NULL, \
              until timestamptz NOT NULL)"
@@ -71,14 +125,7 @@ fn create(config: &TimescaleConfig, extension: Option<&str>) -> Vec<String> {
              chunk_time_interval => interval '28 days', create_default_indexes => false)"
         ));
     }
-    statements.push(format!(
-        "CREATE FUNCTION {schema}.qi_mark_stale(first timestamptz, until timestamptz) RETURNS void \
-         LANGUAGE plpgsql AS $$ BEGIN \
-         INSERT INTO {schema}.qi_bars_stale (instrument_id, first, until) VALUES (0, \
-         date_bin('1 hour', first, TIMESTAMPTZ '1970-01-05 00:00:00+00'), \
-         date_bin('1 hour', until + interval '1 hour' - interval '1 microsecond', TIMESTAMPTZ '1970-01-05 00:00:00+00')); \
-         PERFORM set_config('qi.bars_marked', 'on', true); END $$"
-    ));
+    statements.extend(stale_objects(config));
     statements.push(format!(
         "CREATE FUNCTION {schema}.qi_refuse_unmarked() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
          RAISE EXCEPTION 'the schema has materialized bars: this statement does not mark the hours that it changes' \
@@ -93,6 +140,52 @@ fn create(config: &TimescaleConfig, extension: Option<&str>) -> Vec<String> {
         MARKED.trim_end(),
     ));
     statements
+}
+
+/// Returns the statements that create or replace the objects around the marks, also in an existing schema: the index of
+/// maintenance, the constraint, and the function for manual SQL.
+fn stale_objects(config: &TimescaleConfig) -> Vec<String> {
+    let schema = format!("\"{}\"", config.schema);
+    let marks = format!("{schema}.qi_bars_stale");
+    let (min, max) = (Timestamp::MIN, Timestamp::MAX);
+    // A range outside the domain would make every read fail. The subtraction is exact, unlike an addition.
+    let valid = format!(
+        "first < until AND first >= timestamptz '{min}' AND until <= timestamptz '{max}' \
+         AND (instrument_id = 0 OR until - first = interval '1 hour')"
+    );
+    vec![
+        format!("CREATE INDEX IF NOT EXISTS qi_bars_stale_oldest ON {marks} (first, instrument_id)"),
+        // A mark for all hours replaces invalid marks of earlier schemas.
+        format!(
+            "WITH invalid AS (DELETE FROM {marks} WHERE (isfinite(first) AND isfinite(until) AND {valid}) IS NOT TRUE \
+             RETURNING 1) INSERT INTO {marks} SELECT DISTINCT 0, timestamptz '{min}', timestamptz '{max}' FROM invalid"
+        ),
+        format!(
+            "ALTER TABLE {marks} DROP CONSTRAINT IF EXISTS qi_bars_stale_range, \
+             ADD CONSTRAINT qi_bars_stale_range CHECK ({valid})"
+        ),
+        format!(
+            "CREATE OR REPLACE FUNCTION {schema}.qi_mark_stale(first timestamptz, until timestamptz) RETURNS void \
+             LANGUAGE plpgsql AS $${}$$",
+            mark_stale_body(&config.schema)
+        ),
+    ]
+}
+
+fn mark_stale_body(schema: &str) -> String {
+    let (min, max) = (Timestamp::MIN, Timestamp::MAX);
+    format!(
+        " BEGIN \
+         IF (first < until AND first >= timestamptz '{min}' AND until <= timestamptz '{max}') IS NOT TRUE THEN \
+         RAISE EXCEPTION 'qi_mark_stale: the range from % to % is empty, or not within {min} and {max}', first, until \
+         USING ERRCODE = '22023'; \
+         END IF; \
+         INSERT INTO \"{schema}\".qi_bars_stale (instrument_id, first, until) VALUES (0, \
+         date_bin('1 hour', first, TIMESTAMPTZ '1970-01-05 00:00:00+00'), \
+         date_bin('1 hour', until + interval '1 hour' - interval '1 microsecond', \
+         TIMESTAMPTZ '1970-01-05 00:00:00+00')); \
+         PERFORM set_config('qi.bars_marked', 'on', true); END "
+    )
 }
 
 fn remove(config: &TimescaleConfig) -> Vec<String> {

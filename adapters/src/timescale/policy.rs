@@ -217,6 +217,24 @@ pub(super) async fn enable_columnstore(
     Ok((!is_known).then(|| wanted.statement(table)))
 }
 
+/// Returns whether a job of the server drops old chunks of a table.
+pub(super) async fn has_retention_job(
+    connection: &mut PgConnection<'_>,
+    schema: &str,
+    table: &str,
+) -> Result<bool, Cause> {
+    let has_jobs: bool = sqlx::query_scalar("SELECT to_regclass('timescaledb_information.jobs') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !has_jobs {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM timescaledb_information.jobs \
+               WHERE hypertable_schema = $1 AND hypertable_name = $2 AND proc_name LIKE $3 || '%')";
+    let found = sqlx::query_scalar(sql).bind(schema).bind(table).bind(RETENTION.procedure);
+    Ok(found.fetch_one(connection).await?)
+}
+
 /// Returns the age of an existing policy, in hours.
 async fn policy_hours(
     connection: &mut PgConnection<'_>,

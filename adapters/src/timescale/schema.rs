@@ -256,6 +256,9 @@ async fn apply_next(
     // A writer of an earlier version makes a completed series catalog incomplete again, as long as it runs.
     missing.retain(|step| !applied.contains(&step.label) && !skipped.contains(&step.label));
     if missing.is_empty() {
+        if scope == Scope::All {
+            materialized::check_retention(&mut transaction, config).await?;
+        }
         missing = settings(&mut transaction, config, |_| true, false).await?;
         // The server may store a setting in another form, or another process may set it differently. It differs then,
         // and is not changed again.

@@ -1,21 +1,29 @@
-//! Concurrent histories over a store with materialized bars. Each history has an instrument of its own, so every read of
-//! its bars has one correct result, whatever the other histories and the maintainers do at the same time.
+//! Concurrent histories over a store with materialized bars. Each history has an instrument of its own, so every read
+//! between two of its changes has one correct result, whatever the other histories and the maintainers do at the same
+//! time. A read that overlaps with a change may contain a part of the change.
 
 #![allow(clippy::unwrap_used, reason = "test support")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use libtest_mimic::{Completion, Trial};
 use qi_core::record::SortKey;
 use qi_core::store::{BarQuery, DeleteQuery, MaintainRequest, StatsQuery};
 use qi_core::{
-    Dataset, Decimal, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, Record as _, Rng,
-    Selection, TimeRange, Timestamp,
+    Bar, Dataset, Decimal, Instrument, Interval, Price, PriceStore, PriceStoreExt as _, PriceTick,
+    Record as _, Rng, Selection, TimeRange, Timestamp,
 };
-use qi_testkit::store::model::reference_bars;
+use qi_core::{Datasets, Result};
+use qi_testkit::presence;
+use qi_testkit::store::contract::{MemoryFactory, StoreFactory, TestStore, Wrapper};
+use qi_testkit::store::model::{cases, check_differences, check_histories, reference_bars};
 use tokio::sync::{Mutex, RwLock};
+
+use crate::servers::runs_long_tests;
 
 /// A Monday, 00:00.
 const BASE: i64 = 1_699_833_600;
@@ -29,8 +37,9 @@ const INTERVALS: [Interval; 6] =
 const TICKS: Dataset = PriceTick::DATASET;
 
 /// The settings of a run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Plan {
+    /// The minimum number of histories. More histories run until the disturbance has counted a kill.
     pub(crate) histories: u64,
     /// The number of histories that run at the same time.
     pub(crate) at_once: u64,
@@ -54,17 +63,23 @@ fn hours(start: i64, end: i64) -> TimeRange {
 }
 
 /// Runs histories, two maintainers whose calls are dropped at random moments, and `disturb` until all histories have
-/// ended. Panics at the first wrong bar.
-pub(crate) async fn run<D: Future<Output = ()>>(store: Arc<dyn PriceStore>, plan: Plan, disturb: D) {
+/// ended. The disturbance counts its kills. Panics at the first wrong bar.
+pub(crate) async fn run<D: Future<Output = ()>>(
+    store: Arc<dyn PriceStore>,
+    plan: Plan,
+    disturb: impl FnOnce(Arc<AtomicU64>) -> D,
+) {
+    let kills = Arc::new(AtomicU64::new(0));
+    let disturb = disturb(kills.clone());
     let over = AtomicBool::new(false);
     // The cutoffs of all purges. A purge concerns all instruments, so it excludes the steps of all histories.
     let purges = RwLock::new(Vec::new());
-    let next = std::sync::atomic::AtomicU64::new(0);
+    let next = AtomicU64::new(0);
     let ended = Mutex::new(Vec::new());
     let histories = futures::future::join_all((0..plan.at_once).map(|_| async {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= plan.histories {
+            if number >= plan.histories && kills.load(Ordering::Relaxed) > 0 {
                 return;
             }
             let mut history = History::new(number, plan.seed);
@@ -120,11 +135,13 @@ async fn maintain(store: &dyn PriceStore, mut rng: Rng, over: &AtomicBool) {
     }
 }
 
+type Ticks = BTreeMap<SortKey, PriceTick>;
+
 /// A random history of one instrument, with the ticks that its store must have.
 struct History {
     rng: Rng,
     instrument: Instrument,
-    ticks: BTreeMap<SortKey, PriceTick>,
+    ticks: Ticks,
     /// The number of purges that `ticks` contains.
     purges: usize,
 }
@@ -145,8 +162,12 @@ impl History {
             if self.rng.u8(0..100) == 0 {
                 let cutoff = hour(self.rng.i64(0..HOURS / 2));
                 let mut purges = purges.write().await;
-                retried(|| store.purge_before(TICKS, cutoff)).await;
+                self.apply(&purges);
+                let mut left = self.ticks.clone();
+                left.retain(|(ts, _), _| *ts >= cutoff);
+                self.change(store, left, retried(|| store.purge_before(TICKS, cutoff))).await;
                 purges.push(cutoff);
+                self.purges = purges.len();
             }
             let purges = purges.read().await;
             self.apply(&purges);
@@ -166,8 +187,7 @@ impl History {
         match self.rng.u8(0..10) {
             0..=5 => {
                 let batch = self.new_ticks();
-                retried(|| store.insert_ticks(&batch)).await;
-                self.ticks.extend(batch.into_iter().map(|tick| (tick.sort_key(), tick)));
+                self.insert(store, batch).await;
             }
             6 | 7 => {
                 // Corrections of some ticks, and the same records again.
@@ -177,18 +197,70 @@ impl History {
                 for tick in batch.iter_mut().step_by(2) {
                     *tick = self.tick(tick.sort_key(), price);
                 }
-                retried(|| store.insert_ticks(&batch)).await;
-                self.ticks.extend(batch.into_iter().map(|tick| (tick.sort_key(), tick)));
+                self.insert(store, batch).await;
             }
             _ => {
                 let start = self.rng.i64(0..HOURS);
                 let range = hours(start, start + self.rng.i64(1..20));
                 let own = Selection::only([self.instrument.clone()]).unwrap();
                 let query = DeleteQuery::ticks(own, range);
-                retried(|| store.delete_range(&query)).await;
-                self.ticks.retain(|(ts, _), _| !range.contains(*ts));
+                let mut left = self.ticks.clone();
+                left.retain(|(ts, _), _| !range.contains(*ts));
+                self.change(store, left, retried(|| store.delete_range(&query))).await;
             }
         }
+    }
+
+    async fn insert(&mut self, store: &dyn PriceStore, batch: Vec<PriceTick>) {
+        let mut after = self.ticks.clone();
+        after.extend(batch.iter().map(|tick| (tick.sort_key(), tick.clone())));
+        self.change(store, after, retried(|| store.insert_ticks(&batch))).await;
+    }
+
+    /// Runs a change after which the store has these ticks, and an overlapping read.
+    async fn change<T>(&mut self, store: &dyn PriceStore, after: Ticks, change: impl Future<Output = T>) {
+        let interval = self.rng.choice(INTERVALS).unwrap();
+        let pause = Duration::from_millis(self.rng.u64(0..15));
+        let query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
+        let read = async {
+            tokio::time::sleep(pause).await;
+            retried(|| store.derived_bars(&query)).await
+        };
+        let (_, page) = futures::future::join(change, read).await;
+        let end = page.next.and_then(|_| page.items.last().map(Bar::open_time));
+        let end = end.map_or(Timestamp::MAX, |last| last.checked_add(interval.duration()).unwrap());
+        let found: BTreeMap<_, _> = page.items.iter().map(|bar| (bar.open_time(), bar)).collect();
+        // Each tick of a bucket: whether the change keeps it.
+        let mut buckets = BTreeMap::<Timestamp, Vec<(SortKey, Price, bool)>>::new();
+        for ticks in [&self.ticks, &after] {
+            for (key, tick) in ticks.iter().filter(|((ts, _), _)| *ts < end) {
+                let is_kept = self.ticks.get(key) == after.get(key);
+                buckets.entry(interval.floor(key.0)).or_default().push((*key, tick.price(), is_kept));
+            }
+        }
+        for open_time in found.keys() {
+            assert!(buckets.contains_key(open_time), "{} {interval} {open_time}: no ticks", self.instrument);
+        }
+        for (open_time, ticks) in buckets {
+            let keys: BTreeSet<_> = ticks.iter().map(|(key, ..)| key).collect();
+            let kept: BTreeSet<_> =
+                ticks.iter().filter(|(.., is_kept)| *is_kept).map(|(key, ..)| key).collect();
+            let prices = |only_kept: bool| {
+                ticks.iter().filter(move |(.., is_kept)| *is_kept || !only_kept).map(|(_, price, _)| *price)
+            };
+            let text = || format!("{} {interval} {open_time}: {ticks:?}", self.instrument);
+            let Some(bar) = found.get(&open_time) else {
+                assert!(kept.is_empty(), "no bar: {}", text());
+                continue;
+            };
+            let values = bar.values();
+            let count = usize::try_from(values.count.unwrap()).unwrap();
+            assert!((kept.len().max(1)..=keys.len()).contains(&count), "{bar:?} {}", text());
+            assert!(values.high <= prices(false).max().unwrap(), "{bar:?} {}", text());
+            assert!(values.low >= prices(false).min().unwrap(), "{bar:?} {}", text());
+            assert!(prices(true).all(|p| values.low <= p && p <= values.high), "{bar:?} {}", text());
+        }
+        self.ticks = after;
     }
 
     fn price(&mut self) -> i64 {
@@ -252,4 +324,56 @@ async fn retried<T, F: Future<Output = qi_core::Result<T>>>(mut call: impl FnMut
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the call does not succeed");
+}
+
+/// A factory whose stores maintain their bars before each call.
+#[derive(Debug)]
+pub(crate) struct Maintained(pub(crate) Arc<dyn StoreFactory>);
+
+#[async_trait]
+impl StoreFactory for Maintained {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn absent(&self) -> Option<String> {
+        self.0.absent()
+    }
+
+    async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
+        let created = self.0.without_schema(datasets).await?;
+        Ok(TestStore { store: (Wrapper::MAINTAINED.wrap)(created.store), ..created })
+    }
+
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore> {
+        self.0.newer_schema(datasets).await
+    }
+
+    async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore> {
+        self.0.unreachable(datasets).await
+    }
+}
+
+/// Returns the trials of random histories with maintenance before each call: against the model, and against the memory
+/// store.
+pub(crate) fn model_trials(factory: Arc<dyn StoreFactory>, count: u32) -> [Trial; 2] {
+    let (name, absent) = (factory.name().to_owned(), factory.absent());
+    let histories = {
+        let factory = factory.clone();
+        let name_of = format!("{name}/equals_the_model_with_maintenance");
+        presence::trial(name_of, &name, absent.clone(), move || {
+            check_histories(&factory, Wrapper::MAINTAINED, cases(count))
+                .map_err(|failure| failure.to_string())?;
+            Ok(Completion::Completed)
+        })
+    };
+    let differences = format!("{name}/pages_equal_the_memory_store_with_maintenance");
+    let differences = presence::trial(differences, &name, absent, move || {
+        let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
+        let maintained: Arc<dyn StoreFactory> = Arc::new(Maintained(factory));
+        let count = if runs_long_tests() { count } else { count / 3 };
+        check_differences(&maintained, &memory, cases(count)).map_err(|failure| failure.to_string())?;
+        Ok(Completion::Completed)
+    });
+    [histories, differences]
 }

@@ -52,6 +52,8 @@ impl SessionSettings {
             // Statements open few chunks. Finding the possible chunks of a looked-up row takes longer than the
             // lookup in each chunk.
             ("timescaledb.enable_runtime_exclusion", "off"),
+            // A default of the role would give a write one snapshot, from before its locks.
+            ("default_transaction_isolation", "'read committed'"),
         ];
         let all = |scope: &str| {
             let mut sql = String::new();
@@ -71,7 +73,7 @@ impl SessionSettings {
                 Self { on_connect, begin: None, named_statements: true }
             }
             Pooler::Transaction | Pooler::TransactionPrepared => {
-                let begin = format!("BEGIN;{}", all("LOCAL"));
+                let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED;{}", all("LOCAL"));
                 // The first transaction shows whether the server knows the settings.
                 let on_connect = format!("{begin}ROLLBACK");
                 let begin = AssertSqlSafe(Arc::<str>::from(begin)).into_sql_str();

@@ -23,7 +23,10 @@ pub const fn level_table(level: Interval) -> &'static str {
     }
 }
 
-/// The number of hours that the next step of maintenance covers. It adapts to the number of ticks of each step.
+/// The number of hours that the next step of maintenance covers. It adapts to the number of ticks.
+///
+/// A caller counts the ticks of a step first, up to [`Self::limit`], and halves the span of a larger step. A step
+/// therefore has at most this number of ticks, or covers one hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepSpan {
     hours: i64,
@@ -35,8 +38,8 @@ impl StepSpan {
     /// The longest span, in hours.
     const MAX_HOURS: i64 = 24 * 32;
 
-    /// Creates a span of one hour. A step with less than `few` ticks doubles the span, and a step with more than `many`
-    /// ticks halves it.
+    /// Creates a span of one hour. A step with less than `few` ticks doubles the span. A step of several hours has at
+    /// most `many` ticks.
     pub const fn new(few: u64, many: u64) -> Self {
         Self { hours: 1, few, many }
     }
@@ -47,12 +50,20 @@ impl StepSpan {
         STALE_UNIT.floor(Timestamp::from_micros(micros).unwrap_or(Timestamp::MAX))
     }
 
+    /// Returns the maximum number of ticks of the step. None for a step of one hour, which is not divided.
+    pub fn limit(&self) -> Option<u64> {
+        (self.hours > 1).then_some(self.many)
+    }
+
+    /// Halves the span of a step with more ticks than [`Self::limit`].
+    pub fn halve(&mut self) {
+        self.hours = (self.hours / 2).max(1);
+    }
+
     /// Adapts the span after a step with this number of ticks.
     pub fn adapt(&mut self, ticks: u64) {
         if ticks < self.few {
             self.hours = (self.hours * 2).min(Self::MAX_HOURS);
-        } else if ticks > self.many {
-            self.hours = (self.hours / 2).max(1);
         }
     }
 }
@@ -331,6 +342,23 @@ mod tests {
                 prop_assert_eq!(sources[0].level.is_some(), watermark > 0);
             }
         }
+    }
+
+    #[test]
+    fn a_step_after_a_sparse_year_has_a_bounded_number_of_ticks() {
+        let mut span = StepSpan::new(500, 2_000);
+        let length = |span: &StepSpan| span.end(hour(0)).duration_since(hour(0)).as_secs() / 3_600;
+        for _ in 0..20 {
+            span.adapt(1);
+        }
+        assert_eq!((length(&span), span.limit()), (768, Some(2_000)));
+        let ticks_per_hour = 1_500;
+        while span.limit().is_some_and(|limit| ticks_per_hour * length(&span) > limit) {
+            span.halve();
+        }
+        assert_eq!((length(&span), span.limit()), (1, None));
+        span.adapt(ticks_per_hour);
+        assert_eq!(length(&span), 1, "an hour of many ticks is one step");
     }
 
     #[test]

@@ -34,10 +34,11 @@ struct Maintaining {
 
 impl Maintaining {
     async fn maintain(&self) -> Result<()> {
-        /// The number of calls after which the watermark moves behind all records.
-        const CALLS: u32 = 8;
+        /// The number of calls after which the watermark moves behind all records. Before, it moves through the hours
+        /// of a history of the model.
+        const CALLS: u32 = 32;
         let calls = self.calls.fetch_add(1, Ordering::Relaxed);
-        let hours = i64::from(calls) * Interval::H1.as_micros();
+        let hours = 2 * i64::from(calls) * Interval::H1.as_micros();
         let until = if calls < CALLS { Timestamp::from_micros(BASE + hours)? } else { Timestamp::MAX };
         match self.store.maintain(&MaintainRequest::default().with_until(until)).await {
             Err(error) if !matches!(error.kind(), ErrorKind::SchemaMismatch | ErrorKind::Closed) => {

@@ -122,9 +122,14 @@ impl Suite {
     }
 
     /// Keeps only the checks with matching names, such as `bars::empty_bucket_has_no_bar`.
+    ///
+    /// # Panics
+    /// Panics if no check matches.
     #[must_use]
     pub fn filtered(self, matches: impl Fn(&str) -> bool) -> Self {
-        Self { checks: self.checks.filtered(matches), ..self }
+        let checks = self.checks.filtered(matches);
+        assert!(checks.iter().next().is_some(), "the filter matches no check");
+        Self { checks, ..self }
     }
 
     /// Adds a trial to the suite.
@@ -221,6 +226,18 @@ pub async fn run_check(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_sees_the_names_of_the_checks() {
+        let suite = Suite::new().filtered(|name| name.starts_with("bars::"));
+        assert!(suite.checks.iter().count() > 5);
+    }
+
+    #[test]
+    #[should_panic(expected = "the filter matches no check")]
+    fn a_filter_without_a_match_panics() {
+        let _ = Suite::new().filtered(|name| name.contains("/bars::"));
+    }
 
     #[test]
     fn every_check_runs_on_a_representative_dataset() {

@@ -9,7 +9,7 @@ use qi_core::store::{PriceStore, RangeRequest};
 use qi_core::{Datasets, ErrorKind, Interval, TimeRange};
 
 use super::generate::run_cases;
-use super::{descriptions, moment, series, values_of};
+use super::{SECONDS, descriptions, series, values_of};
 use crate::store::contract::{
     CheckResult, Failure, StoreFactory, expect_error, expect_same, expect_same_rows,
 };
@@ -108,7 +108,7 @@ fn evolutions() -> impl Strategy<Value = Evolution> {
 /// Returns one row for each seed. The first row is at minute `from`, and each further row is a minute later.
 fn rows(dataset: Dataset, seeds: &[u32], from: i64) -> Vec<Row> {
     let row = |(minute, seed): (i64, &u32)| {
-        let sort_key = (moment(120 * minute), 0);
+        let sort_key = (SECONDS.moment(120 * minute), 0);
         Row::new(dataset, series(dataset, 0, Interval::M1), sort_key, values_of(dataset, *seed))
             .expect("a valid row")
     };

@@ -14,8 +14,8 @@ use qi_core::{
 };
 
 use super::{
-    History, INTERVALS, ReadParams, Step, compare, descriptions, instrument, interval_of, moment, owner,
-    run_history, scope, series, values_of,
+    HOURS, History, ReadParams, SECONDS, Step, TimeScale, compare, descriptions, instrument, interval_of,
+    owner, run_history, scope, series, values_of,
 };
 use crate::store::contract::{CheckResult, Failure, StoreFactory, Wrapper};
 
@@ -47,45 +47,49 @@ fn a_moment() -> impl Strategy<Value = i64> {
     prop_oneof![8 => 0..30i64, 1 => 115..125i64, 1 => Just(-7i64)]
 }
 
-fn a_tick() -> impl Strategy<Value = PriceTick> {
-    (0..3usize, a_moment(), 0..3u64, a_price(), a_quantity()).prop_map(|(of, at, seq, price, quantity)| {
-        PriceTick::new(instrument(of), moment(at), seq, price).expect("a valid tick").with_quantity(quantity)
-    })
+fn a_tick(scale: TimeScale) -> impl Strategy<Value = PriceTick> {
+    (0..3usize, a_moment(), 0..3u64, a_price(), a_quantity()).prop_map(
+        move |(of, at, seq, price, quantity)| {
+            PriceTick::new(instrument(of), scale.moment(at), seq, price)
+                .expect("a valid tick")
+                .with_quantity(quantity)
+        },
+    )
 }
 
-fn a_quote() -> impl Strategy<Value = Quote> {
+fn a_quote(scale: TimeScale) -> impl Strategy<Value = Quote> {
     (0..3usize, a_moment(), 0..3u64, a_price(), a_quantity(), any::<bool>()).prop_map(
-        |(of, at, seq, price, size, bid)| {
+        move |(of, at, seq, price, size, bid)| {
             let (ask_price, bid_price) = if bid { (None, Some(price)) } else { (Some(price), None) };
             let values = QuoteValues { bid_price, bid_size: size, ask_price, ask_size: None };
-            Quote::new(instrument(of), moment(at), seq, values).expect("a valid quote")
+            Quote::new(instrument(of), scale.moment(at), seq, values).expect("a valid quote")
         },
     )
 }
 
-fn a_bar() -> impl Strategy<Value = Bar> {
+fn a_bar(scale: TimeScale) -> impl Strategy<Value = Bar> {
     (0..3usize, 0..3usize, a_moment(), a_price(), a_quantity(), proptest::option::of(0..9u64)).prop_map(
-        |(of, interval, at, price, volume, count)| {
+        move |(of, interval, at, price, volume, count)| {
             let values = BarValues { volume, quote_volume: volume, count, ..BarValues::flat(price) };
-            let interval = INTERVALS[interval];
-            Bar::new(instrument(of), interval, interval.floor(moment(at)), values).expect("a valid bar")
+            let interval = scale.intervals[interval];
+            Bar::new(instrument(of), interval, interval.floor(scale.moment(at)), values).expect("a valid bar")
         },
     )
 }
 
-fn a_snapshot() -> impl Strategy<Value = MarketSnapshot> {
-    (0..3usize, a_moment(), a_quantity(), 0..9u64).prop_map(|(of, at, cap, markets)| {
+fn a_snapshot(scale: TimeScale) -> impl Strategy<Value = MarketSnapshot> {
+    (0..3usize, a_moment(), a_quantity(), 0..9u64).prop_map(move |(of, at, cap, markets)| {
         let values =
             SnapshotValues { market_cap_usd: cap, markets: Some(markets), ..SnapshotValues::default() };
-        MarketSnapshot::new(scope(of), moment(at), values).expect("a valid snapshot")
+        MarketSnapshot::new(scope(of), scale.moment(at), values).expect("a valid snapshot")
     })
 }
 
 /// Ranges whose ends are at, next to or between record times, and the complete time range.
-fn a_range() -> impl Strategy<Value = TimeRange> {
-    let an_end = || {
-        (a_moment(), -1..2i64).prop_map(|(at, beside)| {
-            Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024")
+fn a_range(scale: TimeScale) -> impl Strategy<Value = TimeRange> {
+    let an_end = move || {
+        (a_moment(), -1..2i64).prop_map(move |(at, beside)| {
+            Timestamp::from_micros(scale.moment(at).as_micros() + beside).expect("a time of 2024")
         })
     };
     prop_oneof![
@@ -95,17 +99,17 @@ fn a_range() -> impl Strategy<Value = TimeRange> {
     ]
 }
 
-fn read_params() -> impl Strategy<Value = ReadParams> {
+fn read_params(scale: TimeScale) -> impl Strategy<Value = ReadParams> {
     let as_of = proptest::option::of((a_moment(), -1..2i64));
-    (a_range(), any::<bool>(), 1..8usize, as_of, 0..3usize, 0..3usize).prop_map(
-        |(range, descending, limit, as_of, interval, which)| ReadParams {
+    (a_range(scale), any::<bool>(), 1..8usize, as_of, 0..3usize, 0..3usize).prop_map(
+        move |(range, descending, limit, as_of, interval, which)| ReadParams {
             range,
             descending,
             limit,
             as_of: as_of.map(|(at, beside)| {
-                Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024")
+                Timestamp::from_micros(scale.moment(at).as_micros() + beside).expect("a time of 2024")
             }),
-            interval: INTERVALS[interval],
+            interval: scale.intervals[interval],
             which,
         },
     )
@@ -125,12 +129,12 @@ enum StepDraft {
 type RowDraft = (usize, usize, i64, u64, u32);
 
 impl StepDraft {
-    fn step(self, datasets: &[Dataset]) -> Step {
+    fn step(self, datasets: &[Dataset], scale: TimeScale) -> Step {
         match self {
             Self::Typed(batch) => Step::Insert(batch),
             Self::Rows(rows) => {
                 let dataset = datasets[datasets.len() - 1];
-                let rows = rows.into_iter().map(|draft| row(dataset, draft)).collect();
+                let rows = rows.into_iter().map(|draft| row(dataset, draft, scale)).collect();
                 Step::Insert(Row::collect(dataset, rows).expect("rows of one dataset"))
             }
             Self::Delete(n, interval, owners, range) => {
@@ -140,7 +144,7 @@ impl StepDraft {
                 });
                 let mut query = DeleteQuery::of::<PriceTick>(&Selection::<Instrument>::All, range);
                 (query.dataset, query.selection) = (dataset, selection);
-                query.interval = interval_of(dataset, INTERVALS[interval]);
+                query.interval = interval_of(dataset, scale.intervals[interval]);
                 Step::Delete(query)
             }
             Self::Purge(n, cutoff) => Step::Purge(datasets[n % datasets.len()], cutoff),
@@ -149,32 +153,37 @@ impl StepDraft {
     }
 }
 
-fn row(dataset: Dataset, (of, interval, at, seq, seed): RowDraft) -> Row {
+fn row(dataset: Dataset, (of, interval, at, seq, seed): RowDraft, scale: TimeScale) -> Row {
     let seq = if dataset.seq().is_some() { seq } else { 0 };
-    Row::new(dataset, series(dataset, of, INTERVALS[interval]), (moment(at), seq), values_of(dataset, seed))
-        .expect("a valid row")
+    Row::new(
+        dataset,
+        series(dataset, of, scale.intervals[interval]),
+        (scale.moment(at), seq),
+        values_of(dataset, seed),
+    )
+    .expect("a valid row")
 }
 
 fn a_row() -> impl Strategy<Value = RowDraft> {
     (0..3usize, 0..3usize, a_moment(), 0..3u64, any::<u32>())
 }
 
-fn a_step() -> impl Strategy<Value = StepDraft> {
+fn a_step(scale: TimeScale) -> impl Strategy<Value = StepDraft> {
     use prop::collection::vec;
     let owners = proptest::option::weighted(0.75, vec(0..3usize, 1..3));
     prop_oneof![
-        4 => vec(a_tick(), 0..12).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
-        2 => vec(a_quote(), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
-        2 => vec(a_bar(), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
-        2 => vec(a_snapshot(), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        4 => vec(a_tick(scale), 0..12).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_quote(scale), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_bar(scale), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_snapshot(scale), 0..8).prop_map(|batch| StepDraft::Typed(RecordVec::from_vec(batch))),
         4 => vec(a_row(), 0..8).prop_map(StepDraft::Rows),
-        2 => (0..5usize, 0..3usize, owners, a_range())
+        2 => (0..5usize, 0..3usize, owners, a_range(scale))
             .prop_map(|(n, interval, owners, range)| StepDraft::Delete(n, interval, owners, range)),
-        1 => (0..5usize, a_moment(), -1..2i64).prop_map(|(n, at, beside)| {
-            let cutoff = Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024");
+        1 => (0..5usize, a_moment(), -1..2i64).prop_map(move |(n, at, beside)| {
+            let cutoff = Timestamp::from_micros(scale.moment(at).as_micros() + beside).expect("a time of 2024");
             StepDraft::Purge(n, cutoff)
         }),
-        4 => read_params().prop_map(StepDraft::Read),
+        4 => read_params(scale).prop_map(StepDraft::Read),
     ]
 }
 
@@ -184,14 +193,18 @@ fn a_step() -> impl Strategy<Value = StepDraft> {
 /// # Panics
 /// Never, because a generated description is valid.
 pub fn histories() -> impl Strategy<Value = History> {
-    let drafts = prop::collection::vec(a_step(), 1..16);
-    (drafts, read_params(), descriptions()).prop_map(
-        |(mut drafts, params, description): (_, _, Description)| {
+    prop_oneof![histories_of(SECONDS), histories_of(HOURS)]
+}
+
+fn histories_of(scale: TimeScale) -> impl Strategy<Value = History> {
+    let drafts = prop::collection::vec(a_step(scale), 1..16);
+    (drafts, read_params(scale), descriptions()).prop_map(
+        move |(mut drafts, params, description): (_, _, Description)| {
             drafts.push(StepDraft::Read(ReadParams { range: TimeRange::ALL, as_of: None, ..params }));
             let drawn = Dataset::declare(description).expect("a valid description");
             let datasets = Datasets::standard().with_dataset(drawn).expect("a name of its own");
             let all: Vec<Dataset> = datasets.iter().collect();
-            let steps = drafts.into_iter().map(|draft| draft.step(&all)).collect();
+            let steps = drafts.into_iter().map(|draft| draft.step(&all, scale)).collect();
             History { datasets, steps }
         },
     )

@@ -4,6 +4,7 @@
 //! - [`Model`] is a list of rows with linear scans and bars by schoolbook arithmetic. It shares no code
 //!   with the memory store.
 //! - A [`History`] is a list of steps on the datasets of this library and on a generated dataset with random columns.
+//!   Its times lie within a minute, or within three days.
 //! - [`run_history`] runs each step of a history on a store and on the model, and compares every response.
 //! - [`compare`] runs a history on two stores.
 //! - [`check_histories`] generates histories and shrinks a failing history to the shortest one.
@@ -68,8 +69,28 @@ pub struct ReadParams {
 const INSTRUMENTS: [&str; 3] = ["a:AB", "a-b:A-B", "a1:A.B"];
 /// The scopes of the histories, in order.
 const SCOPES: [&str; 3] = ["global", "asset:BTC", "exchange:a"];
-/// The intervals of the histories. A bucket of 1 s or 5 s holds a few of the times, a bucket of 1 min most of them.
-const INTERVALS: [Interval; 3] = [Interval::S1, Interval::S5, Interval::M1];
+
+/// The times and the intervals of a history. A bucket of the first interval holds few of the times, a bucket of the
+/// last most of them.
+#[derive(Debug, Clone, Copy)]
+struct TimeScale {
+    /// The unit of times, in microseconds.
+    unit: i64,
+    intervals: [Interval; 3],
+}
+
+/// All times lie within 66 s.
+const SECONDS: TimeScale = TimeScale { unit: 500_000, intervals: [Interval::S1, Interval::S5, Interval::M1] };
+/// The times lie in three days and two weeks, and two or three in each hour.
+const HOURS: TimeScale =
+    TimeScale { unit: 1_507_500_001, intervals: [Interval::H1, Interval::D1, Interval::W1] };
+
+impl TimeScale {
+    /// Returns a time `n` units after a fixed time, which is aligned to all intervals.
+    fn moment(self, n: i64) -> Timestamp {
+        Timestamp::from_micros(1_709_510_400_000_000 + n * self.unit).expect("a time of 2024")
+    }
+}
 
 fn instrument(n: usize) -> Instrument {
     INSTRUMENTS[n % INSTRUMENTS.len()].parse().expect("a valid name")
@@ -94,11 +115,6 @@ fn interval_of(dataset: Dataset, interval: Interval) -> Option<Interval> {
 
 fn series(dataset: Dataset, n: usize, interval: Interval) -> SeriesKey {
     SeriesKey { owner: owner(dataset, n), interval: interval_of(dataset, interval) }
-}
-
-/// Returns a time `n` half seconds after a fixed time, which is aligned to all intervals above.
-fn moment(n: i64) -> Timestamp {
-    Timestamp::from_micros(1_709_510_400_000_000 + n * 500_000).expect("a time of 2024")
 }
 
 /// The environment variable with the number of random cases. It replaces the default of a test.
