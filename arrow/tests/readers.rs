@@ -24,6 +24,9 @@ use qi_core::{Datasets, Decimal, ErrorKind, Interval, PriceTick, Timestamp};
 use qi_testkit::presence;
 use serde_json::{Map, Value, json};
 
+/// A change of a column of one row. None keeps the column.
+type Edit<'a> = &'a dyn Fn(&Field, &ArrayRef) -> Option<ArrayRef>;
+
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/readers.py");
 const PAGE: &str = include_str!("../../docs/columnar.md");
 
@@ -133,7 +136,7 @@ fn with_edges(records: &RecordVec) -> Result<RecordVec, Failed> {
             _ => None,
         }
     };
-    let edits: [&dyn Fn(&Field, &ArrayRef) -> Option<ArrayRef>; 2] = [&unknown, &extreme];
+    let edits: [Edit<'_>; 2] = [&unknown, &extreme];
     for (at, edit) in edits.into_iter().enumerate() {
         let mut row = batch.slice(at, 1);
         // Together first: the prices of a bar have an order.

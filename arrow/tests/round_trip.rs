@@ -116,8 +116,10 @@ proptest! {
     }
 }
 
+type Doubles = Vec<Option<f64>>;
+
 /// Returns the doubles of a column, or of the levels in it, and the nearest doubles of the exact decimals.
-fn doubles(found: &dyn Array, exact: &dyn Array) -> Option<(Vec<Option<f64>>, Vec<Option<f64>>)> {
+fn doubles(found: &dyn Array, exact: &dyn Array) -> Option<(Doubles, Doubles)> {
     let nearest = |units: i128| Decimal::from_units(units).unwrap().to_string().parse::<f64>().unwrap();
     match exact.data_type() {
         DataType::Decimal128(..) => Some((

@@ -147,14 +147,15 @@ impl FileIds {
             self.ranges.insert(instrument.clone(), Vec::new());
         }
         let Some(ranges) = self.ranges.get_mut(instrument) else { return };
+        // One range more than the maximum, so that the ranges are known to be incomplete.
+        let has_space = ranges.len() <= MAX_RANGES;
         match ranges.last_mut() {
             Some(last) if last.ids().contains(&id) || last.last_id.checked_add(1) == Some(id) => {
                 last.last_id = last.last_id.max(id);
                 last.first_time = last.first_time.min(time);
                 last.last_time = last.last_time.max(time);
             }
-            // One range more than the maximum, so that the ranges are known to be incomplete.
-            _ if ranges.len() <= MAX_RANGES => {
+            _ if has_space => {
                 let (state, proof) = (CoverageState::Complete, Proof::File);
                 ranges.push(Coverage::new(instrument.clone(), id..=id, (time, time), state, proof));
             }

@@ -89,7 +89,7 @@ impl Backends {
             #[cfg(feature = "timescale")]
             "timescale" => {
                 let mut config = super::sections::timescale(&section)?;
-                config.purge_requires_bars = port.known.purge_requires_bars.is_some();
+                config.purge_requires_bars = port.keys.purge_requires_bars.is_some();
                 Ok(Arc::new(crate::timescale::TimescaleStore::open(config)?))
             }
             #[cfg(feature = "timescale")]
@@ -99,7 +99,7 @@ impl Backends {
             #[cfg(feature = "clickhouse")]
             "clickhouse" => {
                 let mut config = super::sections::clickhouse(&section)?;
-                config.purge_requires_bars = port.known.purge_requires_bars.is_some();
+                config.purge_requires_bars = port.keys.purge_requires_bars.is_some();
                 Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(config)?))
             }
             #[cfg(feature = "sqlite")]
