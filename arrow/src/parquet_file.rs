@@ -36,8 +36,8 @@ const ROW_GROUP_BYTES: usize = 64 << 20;
 const BATCH_ROWS: usize = 8_192;
 /// The largest size of a batch in bytes, if all its records are as large as the dataset allows.
 const BATCH_BYTES: usize = 16 << 20;
-/// The largest number of elements of a schema. A dataset has at most 105 columns, and a list of levels has 5 elements.
-const MAX_SCHEMA_ELEMENTS: usize = 1_000;
+/// The largest number of nested groups of a schema. A list of levels has three: the schema, the list and its level.
+const MAX_GROUPS: usize = 8;
 /// The bytes after the metadata of a file: its length and the magic number.
 const TAIL: usize = 8;
 
@@ -105,9 +105,9 @@ pub(crate) fn catch<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Decodes the metadata of a file, or of the last bytes of a file.
 ///
-/// The Parquet crate decodes the schema with a recursion for each nested group, and a stack overflow ends the process.
-/// Each group is an element of the list of the schema, so the length of the list bounds the recursion. The metadata can
-/// have this list again: the schema that is passed to the crate lets it skip all of them.
+/// The Parquet crate decodes the schema with a recursion for each nested group, and reserves memory for the stated number
+/// of children. A stack overflow ends the process, and so can the reservation. Both are checked before. The metadata can
+/// have a schema again: the schema that is passed to the crate lets it skip all of them.
 ///
 /// # Errors
 /// `NeedMoreData` with the number of bytes at the end of the file that have the metadata.
@@ -120,38 +120,112 @@ pub(crate) fn metadata(file: &impl ChunkReader) -> std::result::Result<ParquetMe
     let wanted = length + TAIL;
     let start = size.checked_sub(wanted as u64).ok_or(ParquetError::NeedMoreData(wanted))?;
     let footer = file.get_bytes(start, length)?;
-    if schema_elements(&footer).is_none_or(|count| count > MAX_SCHEMA_ELEMENTS) {
-        let message = format!("the schema must come first and have at most {MAX_SCHEMA_ELEMENTS} elements");
+    if check_schema(&footer).is_none() {
+        let message = format!("the schema must come first, be complete and nest at most {MAX_GROUPS} groups");
         return Err(ParquetError::General(message));
     }
     let options = ParquetMetaDataOptions::new().with_schema(ParquetMetaDataReader::decode_schema(&footer)?);
     ParquetMetaDataReader::new().with_metadata_options(Some(options)).parse_and_finish(file)
 }
 
-/// Returns the length of the list of the schema, which is the second field of the metadata, after the version.
-fn schema_elements(footer: &[u8]) -> Option<usize> {
+/// Returns None if the schema is not the second field of the metadata, after the version, or nests too many groups.
+fn check_schema(footer: &[u8]) -> Option<()> {
     const VERSION: u8 = 0x15;
     const SCHEMA: u8 = 0x19;
+    const STRUCT: u8 = 0xc;
     const LONG_LIST: u8 = 0xf;
-    let mut bytes = footer.iter().copied();
-    if bytes.next()? != VERSION {
+    let mut bytes = Compact(footer);
+    if bytes.byte()? != VERSION {
         return None;
     }
-    // The last byte of a number has no continuation bit.
-    bytes.find(|byte| byte & 0x80 == 0)?;
-    if bytes.next()? != SCHEMA {
+    bytes.number()?;
+    if bytes.byte()? != SCHEMA {
         return None;
     }
-    let header = bytes.next()? >> 4;
-    if header < LONG_LIST {
-        return Some(header.into());
+    let header = bytes.byte()?;
+    let count = if header >> 4 == LONG_LIST { bytes.number()? } else { u64::from(header >> 4) };
+    if header & 0xf != STRUCT {
+        return None;
     }
-    let (low, high) = (bytes.next()?, bytes.next()?);
-    match (low & 0x80, high & 0x80) {
-        (0, _) => Some(low.into()),
-        (_, 0) => Some(usize::from(low & 0x7f) | usize::from(high) << 7),
-        // A length of three bytes and more exceeds the limit.
-        _ => None,
+    // The numbers of elements that the open groups still need. The first one is the list of the root.
+    let mut open = vec![1_u64];
+    for _ in 0..count {
+        while open.last() == Some(&0) {
+            open.pop();
+        }
+        *open.last_mut()? -= 1;
+        let children = bytes.children(MAX_NESTED_STRUCTS)?;
+        if children > 0 {
+            open.push(children);
+        }
+        if children > count || open.len() > MAX_GROUPS + 1 {
+            return None;
+        }
+    }
+    open.iter().all(|missing| *missing == 0).then_some(())
+}
+
+/// The nesting of structures in an element of a schema: the logical type, its time, the unit.
+const MAX_NESTED_STRUCTS: u8 = 4;
+
+/// Reads the compact protocol of Thrift, in which the metadata of Parquet files is written.
+struct Compact<'a>(&'a [u8]);
+
+impl Compact<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// Reads an element of a schema, and returns the number of its children.
+    fn children(&mut self, nested: u8) -> Option<u64> {
+        const NUM_CHILDREN: u64 = 5;
+        let (mut id, mut children) = (0, 0);
+        loop {
+            let header = self.byte()?;
+            if header == 0 {
+                return Some(children);
+            }
+            id = match header >> 4 {
+                0 => self.number()? >> 1,
+                delta => id + u64::from(delta),
+            };
+            match header & 0xf {
+                // The value of a boolean is its type.
+                1 | 2 => {}
+                3 => {
+                    self.byte()?;
+                }
+                4..=6 => {
+                    // Signed numbers are stored as 2n, and negative ones as odd numbers.
+                    let number = self.number()?;
+                    if id == NUM_CHILDREN {
+                        children = if number % 2 == 0 { number / 2 } else { return None };
+                    }
+                }
+                8 => {
+                    let length = usize::try_from(self.number()?).ok()?;
+                    self.0 = self.0.get(length..)?;
+                }
+                12 if nested > 0 => {
+                    self.children(nested - 1)?;
+                }
+                _ => return None,
+            }
+        }
     }
 }
 

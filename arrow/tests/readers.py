@@ -99,7 +99,7 @@ def with_duckdb():
         if not names:
             return {}
         calls = ", ".join(f'{function}("{name}")' for name in names)
-        return dict(zip(names, connection.sql(f"SELECT {calls} FROM found").fetchall()[0]))
+        return dict(zip(names, found.aggregate(calls).fetchall()[0]))
 
     rows = found.fetchall()
     known = compute("count", found.columns)

@@ -115,12 +115,12 @@ fn rows(records: &RecordVec) -> Vec<Map<String, Value>> {
 /// A decimal with 20 digits before and 18 digits after the point. The sum with the other values fits into 38 digits.
 const WIDE: i128 = 90_000_000_000_000_000_000_123_456_789_123_456_789;
 
-/// Replaces the first record by one without the optional values, and the second by one with extreme values: a wide
-/// decimal in each column, an empty text, and a time with microseconds. A value that the record refuses stays.
+/// Replaces the first two records by records without the optional values, and the third by one with extreme values: a
+/// wide decimal in each column, an empty text, and a time with microseconds. A value that the record refuses stays.
 fn with_edges(records: &RecordVec) -> Result<RecordVec, Failed> {
     let dataset = records.as_records().dataset();
     let batch = encode(records.as_records())?;
-    let mut all = decode(dataset, &batch.slice(2, batch.num_rows() - 2))?;
+    let mut all = decode(dataset, &batch.slice(3, batch.num_rows() - 3))?;
     let unknown =
         |field: &Field, _: &ArrayRef| field.is_nullable().then(|| new_null_array(field.data_type(), 1));
     let extreme = |_: &Field, column: &ArrayRef| -> Option<ArrayRef> {
@@ -136,11 +136,15 @@ fn with_edges(records: &RecordVec) -> Result<RecordVec, Failed> {
             _ => None,
         }
     };
-    let edits: [Edit<'_>; 2] = [&unknown, &extreme];
-    for (at, edit) in edits.into_iter().enumerate() {
+    // Of two values, a record may need one: the second record lacks the other one.
+    let edits: [(Edit<'_>, bool); 3] = [(&unknown, false), (&unknown, true), (&extreme, false)];
+    for (at, (edit, is_reversed)) in edits.into_iter().enumerate() {
         let mut row = batch.slice(at, 1);
         // Together first: the prices of a bar have an order.
-        let all_columns: Vec<usize> = (0..row.num_columns()).collect();
+        let mut all_columns: Vec<usize> = (0..row.num_columns()).collect();
+        if is_reversed {
+            all_columns.reverse();
+        }
         for columns in std::iter::once(&all_columns[..]).chain(all_columns.chunks(1)) {
             let mut edited = row.columns().to_vec();
             for at in columns {

@@ -645,8 +645,15 @@ fn prompt_fills(seed: u64) {
                 }
                 let since = || *exchange.subscribed.lock().unwrap();
                 wait_until("no connection", async || since().is_some()).await;
-                wait_until("a gap stays open", async || platform.stored(&exchange).await.len() == 5 * round)
-                    .await;
+                // An agent without a ledger begins at the latest trade.
+                let latest = 49_999 + 5 * round as u64;
+                wait_until("a gap stays open", async || {
+                    let ids: BTreeSet<u64> =
+                        platform.stored(&exchange).await.iter().map(PriceTick::seq).collect();
+                    ids.last() == Some(&latest)
+                        && ids.first().is_some_and(|id| id + ids.len() as u64 == latest + 1)
+                })
+                .await;
                 slowest = slowest.max(since().unwrap().elapsed());
             }
             let counted = platform.counters.slowest_fill();
