@@ -475,7 +475,11 @@ fn files_that_need_an_option_exit_with_code_2() {
     let unknown = store.file("unknown.csv", "a,b\nc,d\n");
     store.expect(&["import", &trades], 2, &["--instrument"]);
     store.expect(&["import", &candles, "--instrument", "x:Y"], 2, &["--input-interval"]);
-    store.expect(&["import", &unknown, "--instrument", "x:Y"], 2, &["known format", "--input-format"]);
+    store.expect(
+        &["import", &unknown, "--instrument", "x:Y"],
+        2,
+        &["header must have known columns", "--columns"],
+    );
     store.expect(&["import", &store.path("absent.csv")], 2, &["absent.csv"]);
 }
 

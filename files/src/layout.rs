@@ -517,9 +517,8 @@ impl Layout {
             let names = || out[..count].iter().filter(|field| !field.is_empty());
             let is_value = |field: &&str| units(field).is_some() || is_time(field);
             if names().count() > 1 && !names().any(is_value) {
-                let rule = "must have the columns of trades (`time,price,quantity`, also `id`, `side`, `symbol`) or \
-                            candles (`time,open,high,low,close,volume`) under a usual name: name its columns with \
-                            `--columns time=timestamp,price=last,quantity=volume`";
+                let rule = "must have known columns, or `--columns time=timestamp,price=last,quantity=volume` names \
+                            them (trades), or `--columns time=..,open=..,high=..,low=..,close=..,volume=..` (candles)";
                 return Err(Error::invalid("files.format", "header", &text, rule));
             }
         }

@@ -689,7 +689,7 @@ fn an_unknown_header_is_rejected() {
             let (_folder, files) = open_named("XBTEUR.csv", content.as_bytes(), &named().format(format));
             let error = files.unwrap_err();
             assert_eq!(error.code(), "files.format", "{content}");
-            assert!(error.report().contains("time,price,quantity"), "{}", error.report());
+            assert!(error.report().contains("must have known columns"), "{}", error.report());
             assert!(error.report().contains("--columns"), "{}", error.report());
         }
     }
