@@ -266,6 +266,15 @@ async fn manual_change(server: Server) {
     run(&store, &format!("INSERT INTO {prefix}qi_bars_stale (id, first, until) SELECT 1, {min}, {max}"))
         .await;
     assert_eq!(counts(&store, Interval::W1).await, [2]);
+    // No instrument has this name.
+    let columns = "(id, exchange, symbol, first, until)";
+    run(
+        &store,
+        &format!("INSERT INTO {prefix}qi_bars_stale {columns} SELECT 2, 'Binance', 'X', {min}, {max}"),
+    )
+    .await;
+    maintain_all(&store).await;
+    assert_eq!(counts(&store, Interval::W1).await, [2]);
     server.drop_tables(&prefix).await;
 }
 
@@ -325,6 +334,13 @@ async fn recorded_settle(server: Server) {
         let report = maintainer.maintain(&everything).await.unwrap();
         assert!(report.ticks == 0 && !report.is_complete(), "{report:?}");
     }
+    // The server could store a request of this writer after its marks have settled.
+    let mut slow = config(&server, &prefix);
+    slow.server_limits.statement_timeout = Duration::from_mins(45);
+    slow.server_limits.bulk_timeout = Duration::from_hours(1);
+    slow.bars_settle = Duration::from_hours(2);
+    let error = ClickHouseStore::open(slow).unwrap().insert_ticks(&[tick(1)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{error}");
     // A schema of an earlier version has no record, and no constraint on marks.
     run(&writer, &format!("ALTER TABLE {prefix}qi_bars_state DROP COLUMN settle")).await;
     run(&writer, &format!("ALTER TABLE {prefix}qi_bars_stale DROP CONSTRAINT qi_bars_range")).await;

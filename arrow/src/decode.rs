@@ -1,4 +1,4 @@
-//! Record batches to records.
+//! Conversion of record batches to records.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -24,15 +24,17 @@ use crate::schema::{self, Decimals};
 /// Columns are found by their names, in any order. A column that the dataset declares as optional may be missing. These
 /// types are accepted besides the types of the schema, because other programs write them and their conversion is exact:
 ///
-/// - texts, names and enumerations: `Utf8`, `LargeUtf8`, `Utf8View` and dictionaries of them;
+/// - texts, names, intervals and enumerations: `Utf8`, `LargeUtf8`, `Utf8View` and dictionaries of them;
 /// - times: timestamps in s, ms, µs or ns with the time zone UTC, if the value is a multiple of 1 µs;
 /// - decimals: decimals of any precision with a scale from 0 to 18;
-/// - integers: integers of any width.
+/// - integers: integers of any width;
+/// - levels: `List`, `LargeList` and `ListView` of the same struct.
 ///
 /// # Errors
 /// `SchemaMismatch` for a missing column, a column that the dataset does not have, two columns of one name, a column of
-/// another type, or the metadata of another dataset or version. `CorruptData` for a null in a required column or a value
-/// outside its domain. The error names the column and, for a value, the row.
+/// another type, or the metadata of another dataset or version. `CorruptData` for a null in a required column, or for a
+/// value outside the type of its column. `InvalidInput` for a value that the dataset rejects. Most errors of values
+/// name the column or the field, and the row. An error of a column's conversion usually has no row.
 pub fn decode(dataset: Dataset, batch: &RecordBatch) -> Result<RecordVec> {
     let mut columns = Columns::of(dataset, batch)?;
     let mut records = dataset.new_vec();
@@ -87,7 +89,7 @@ struct Columns {
     row: RowReader,
 }
 
-type Names = DictionaryArray<Int32Type>;
+type StringDictionary = DictionaryArray<Int32Type>;
 
 impl Columns {
     fn of(dataset: Dataset, batch: &RecordBatch) -> Result<Self> {
@@ -186,7 +188,7 @@ fn convert(name: &str, column: &ArrayRef, wanted: &DataType) -> Result<ArrayRef>
             return Err(bad_value(name, row, "the time is not a multiple of 1 µs"));
         }
     }
-    // An unsafe cast returns an error for a value that the type cannot represent, instead of null.
+    // With `safe: false`, a value that the type cannot represent is an error instead of null.
     let options = CastOptions { safe: false, ..CastOptions::default() };
     cast_with_options(column, wanted, &options).map_err(|e| {
         corrupt("arrow.value", format_args!("column {name}: a value is outside the domain of {wanted}"))
@@ -235,20 +237,20 @@ fn is_convertible(found: &DataType, wanted: &DataType) -> bool {
 }
 
 enum OwnerColumns {
-    Instrument { exchange: Names, symbol: Names },
-    Name(Names),
+    Instrument { exchange: StringDictionary, symbol: StringDictionary },
+    Name(StringDictionary),
 }
 
-/// The series of the rows. Equal keys in a row of rows are parsed once.
+/// The series of the rows. Consecutive rows with equal dictionary keys are parsed once.
 struct SeriesReader {
     owner: OwnerColumns,
-    interval: Option<Names>,
+    interval: Option<StringDictionary>,
     last: Option<([i32; 3], SeriesKey)>,
 }
 
 impl SeriesReader {
     fn move_to(&mut self, row: usize) -> Result<()> {
-        let key = |names: &Names| names.keys().value(row);
+        let key = |names: &StringDictionary| names.keys().value(row);
         let interval = self.interval.as_ref().map_or(0, key);
         let keys = match &self.owner {
             OwnerColumns::Instrument { exchange, symbol } => [key(exchange), key(symbol), interval],
@@ -274,7 +276,7 @@ impl SeriesReader {
 }
 
 /// Returns the text of a row. A dictionary may have a null among its values.
-fn text_of(names: &Names, row: usize) -> Result<&str> {
+fn text_of(names: &StringDictionary, row: usize) -> Result<&str> {
     let values = names.values().as_string::<i32>();
     match names.key(row) {
         Some(key) if values.is_valid(key) => Ok(values.value(key)),
@@ -290,9 +292,9 @@ enum ValueReader {
     Integer(Int64Array),
     Boolean(BooleanArray),
     Text(StringArray),
-    /// The code of each value of the dictionary, counted from 1, or 0 for a text that is not a name.
-    Codes(Names, Vec<u8>),
-    Intervals(Names, Vec<Option<Interval>>),
+    /// The code of each value of the dictionary, counted from 1, or 0 for a text that is not a variant.
+    Codes(StringDictionary, Vec<u8>),
+    Intervals(StringDictionary, Vec<Option<Interval>>),
     Timestamp(TimestampMicrosecondArray),
     Levels(ListArray),
 }
@@ -300,7 +302,7 @@ enum ValueReader {
 impl ValueReader {
     fn of(ty: ColumnType, array: Option<ArrayRef>) -> Self {
         let Some(array) = array else { return Self::Missing };
-        let texts = |names: &Names| -> Vec<Option<String>> {
+        let texts = |names: &StringDictionary| -> Vec<Option<String>> {
             names.values().as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect()
         };
         match ty {
@@ -345,7 +347,7 @@ impl ValueReader {
     }
 }
 
-/// Returns the values of one row, column by column.
+/// A reader of the values of one row, column by column.
 struct RowReader {
     columns: Vec<(&'static str, ValueReader)>,
     column: usize,
@@ -407,7 +409,7 @@ impl FieldReader for RowReader {
         match self.next()? {
             (name, ValueReader::Codes(names, codes)) => match names.key(at).and_then(|key| codes.get(key)) {
                 Some(code) if *code > 0 => Ok(*code),
-                _ => Err(bad_value(name, at, "the text is not a name of the enumeration")),
+                _ => Err(bad_value(name, at, "the text is not a variant of the enumeration")),
             },
             (name, _) => Err(bad_value(name, at, "the record reads another type")),
         }

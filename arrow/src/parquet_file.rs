@@ -30,7 +30,7 @@ pub(crate) const CREATED_BY: &str = concat!("qi-arrow ", env!("CARGO_PKG_VERSION
 const CONTENT_KEY: &str = "qi.content";
 /// The largest number of rows in a row group, which is the unit of compression and of the memory of a writer.
 const ROW_GROUP_ROWS: usize = 131_072;
-/// The largest size of a row group in bytes, if all its records are as large as the dataset allows.
+/// The size of the encoded rows after which a row group ends, in bytes.
 const ROW_GROUP_BYTES: usize = 64 << 20;
 /// The largest number of rows that are converted at a time.
 const BATCH_ROWS: usize = 8_192;
@@ -38,14 +38,17 @@ const BATCH_ROWS: usize = 8_192;
 const BATCH_BYTES: usize = 16 << 20;
 /// The largest number of nested groups of a schema. A list of levels has three: the schema, the list and its level.
 const MAX_GROUPS: usize = 8;
+/// The largest number of elements of a schema. A dataset has at most 105 columns, and a list of levels has 5 elements.
+const MAX_ELEMENTS: u64 = 1_000;
+/// The largest size of the metadata in bytes. A row group has about 100 bytes for each column.
+const MAX_METADATA: usize = 16 << 20;
 /// The bytes after the metadata of a file: its length and the magic number.
 const TAIL: usize = 8;
 
 /// Writes records of one dataset as a Parquet file.
 ///
 /// Columns are compressed with Zstandard. The metadata of the file has the dataset, its version and the [`Content`].
-/// The memory is bounded by one row group in compressed form: 131,072 rows, or 64 MiB of the largest records of the
-/// dataset.
+/// The memory is bounded by one row group: 131,072 rows, or about 64 MiB of encoded rows.
 ///
 /// ```
 /// use qi_arrow::{Decimals, ParquetReader, ParquetWriter};
@@ -105,9 +108,9 @@ pub(crate) fn catch<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Decodes the metadata of a file, or of the last bytes of a file.
 ///
-/// The Parquet crate decodes the schema with a recursion for each nested group, and reserves memory for the stated number
-/// of children. A stack overflow ends the process, and so can the reservation. Both are checked before. The metadata can
-/// have a schema again: the schema that is passed to the crate lets it skip all of them.
+/// The Parquet crate decodes the schema with a recursion for each nested group, and reserves memory for the stated
+/// numbers of elements and children. A stack overflow ends the process, and so can a reservation. Both are checked
+/// before. The metadata can have a schema again: with the schema that is passed to it, the crate skips all of them.
 ///
 /// # Errors
 /// `NeedMoreData` with the number of bytes at the end of the file that have the metadata.
@@ -116,16 +119,23 @@ pub(crate) fn metadata(file: &impl ChunkReader) -> std::result::Result<ParquetMe
     let tail = size
         .checked_sub(TAIL as u64)
         .ok_or_else(|| ParquetError::EOF("the file has no footer".to_owned()))?;
-    let length = FooterTail::try_from(&*file.get_bytes(tail, TAIL)?)?.metadata_length();
+    let tail = FooterTail::try_from(&*file.get_bytes(tail, TAIL)?)?;
+    let length = tail.metadata_length();
+    if tail.is_encrypted_footer() || length > MAX_METADATA {
+        return Err(ParquetError::General("the metadata is encrypted, or larger than 16 MiB".to_owned()));
+    }
     let wanted = length + TAIL;
     let start = size.checked_sub(wanted as u64).ok_or(ParquetError::NeedMoreData(wanted))?;
     let footer = file.get_bytes(start, length)?;
     if check_schema(&footer).is_none() {
-        let message = format!("the schema must come first, be complete and nest at most {MAX_GROUPS} groups");
+        let message = format!(
+            "the schema must come first, be complete, have at most {MAX_ELEMENTS} elements and nest at most \
+             {MAX_GROUPS} groups"
+        );
         return Err(ParquetError::General(message));
     }
     let options = ParquetMetaDataOptions::new().with_schema(ParquetMetaDataReader::decode_schema(&footer)?);
-    ParquetMetaDataReader::new().with_metadata_options(Some(options)).parse_and_finish(file)
+    ParquetMetaDataReader::decode_metadata_with_options(&footer, Some(&options))
 }
 
 /// Returns None if the schema is not the second field of the metadata, after the version, or nests too many groups.
@@ -144,7 +154,7 @@ fn check_schema(footer: &[u8]) -> Option<()> {
     }
     let header = bytes.byte()?;
     let count = if header >> 4 == LONG_LIST { bytes.number()? } else { u64::from(header >> 4) };
-    if header & 0xf != STRUCT {
+    if header & 0xf != STRUCT || count > MAX_ELEMENTS {
         return None;
     }
     // The numbers of elements that the open groups still need. The first one is the list of the root.
@@ -154,7 +164,7 @@ fn check_schema(footer: &[u8]) -> Option<()> {
             open.pop();
         }
         *open.last_mut()? -= 1;
-        let children = bytes.children(MAX_NESTED_STRUCTS)?;
+        let children = bytes.children(&[])?;
         if children > 0 {
             open.push(children);
         }
@@ -164,9 +174,6 @@ fn check_schema(footer: &[u8]) -> Option<()> {
     }
     open.iter().all(|missing| *missing == 0).then_some(())
 }
-
-/// The nesting of structures in an element of a schema: the logical type, its time, the unit.
-const MAX_NESTED_STRUCTS: u8 = 4;
 
 /// Reads the compact protocol of Thrift, in which the metadata of Parquet files is written.
 struct Compact<'a>(&'a [u8]);
@@ -190,38 +197,61 @@ impl Compact<'_> {
         None
     }
 
-    /// Reads an element of a schema, and returns the number of its children.
-    fn children(&mut self, nested: u8) -> Option<u64> {
+    /// Reads an element of a schema, or a structure in the fields `parents` of it. Returns the number of its children.
+    ///
+    /// The Parquet crate reads known fields by their number, whatever their type. A field of another type would be read
+    /// differently here, so it is rejected.
+    fn children(&mut self, parents: &[u64]) -> Option<u64> {
         const NUM_CHILDREN: u64 = 5;
+        const BYTE: u8 = 3;
+        const NUMBER: u8 = 5;
+        const BINARY: u8 = 8;
+        const STRUCT: u8 = 12;
         let (mut id, mut children) = (0, 0);
         loop {
             let header = self.byte()?;
             if header == 0 {
                 return Some(children);
             }
-            id = match header >> 4 {
-                0 => self.number()? >> 1,
-                delta => id + u64::from(delta),
+            // After zero comes the number of the field. The schemas of datasets have no field that needs it.
+            let delta = u64::from(header >> 4);
+            if delta == 0 || id > 100 {
+                return None;
+            }
+            id += delta;
+            let found = header & 0xf;
+            let is_expected = match (parents, id) {
+                ([], 4) => found == BINARY,
+                ([], 1..=9) | ([10, 5], 1 | 2) => found == NUMBER,
+                // A logical type. 5 is a decimal, 7 a time, 8 a timestamp, 10 an integer.
+                ([], 10) | ([10] | [10, 7 | 8, 2], _) | ([10, 7 | 8], 2) => found == STRUCT,
+                ([10, 7 | 8], 1) | ([10, 10], 2) => found <= 2,
+                ([10, 10], 1) => found == BYTE,
+                // An unknown field of an element is skipped by its type. The other logical types have no fields.
+                _ => parents.is_empty(),
             };
-            match header & 0xf {
+            if !is_expected {
+                return None;
+            }
+            match found {
                 // The value of a boolean is its type.
                 1 | 2 => {}
-                3 => {
+                BYTE => {
                     self.byte()?;
                 }
                 4..=6 => {
                     // Signed numbers are stored as 2n, and negative ones as odd numbers.
                     let number = self.number()?;
-                    if id == NUM_CHILDREN {
+                    if parents.is_empty() && id == NUM_CHILDREN {
                         children = if number % 2 == 0 { number / 2 } else { return None };
                     }
                 }
-                8 => {
+                BINARY => {
                     let length = usize::try_from(self.number()?).ok()?;
                     self.0 = self.0.get(length..)?;
                 }
-                12 if nested > 0 => {
-                    self.children(nested - 1)?;
+                STRUCT => {
+                    self.children(&[parents, &[id]].concat())?;
                 }
                 _ => return None,
             }
@@ -234,12 +264,13 @@ fn bounded_rows(dataset: Dataset, most: usize, bytes: usize) -> usize {
     (bytes / dataset.record_width()).clamp(1, most)
 }
 
-fn properties(dataset: Dataset, encoder: &Encoder) -> WriterProperties {
+fn properties(encoder: &Encoder) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_created_by(CREATED_BY.to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_statistics_enabled(EnabledStatistics::None)
-        .set_max_row_group_row_count(Some(bounded_rows(dataset, ROW_GROUP_ROWS, ROW_GROUP_BYTES)));
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES));
     // Times and counters are ascending in a series, so their differences are small. Only these columns have statistics:
     // the minimum of a decimal or a text would keep the buffer of its batch in memory until the end of the file.
     for field in encoder.schema().fields() {
@@ -262,7 +293,7 @@ impl<W: Write + Send> ParquetWriter<W> {
     /// `Unavailable` for an error of the writer.
     pub fn new(dataset: Dataset, decimals: Decimals, out: W) -> Result<Self> {
         let encoder = Encoder::new(dataset, decimals);
-        let writer = ArrowWriter::try_new(out, encoder.schema().clone(), Some(properties(dataset, &encoder)));
+        let writer = ArrowWriter::try_new(out, encoder.schema().clone(), Some(properties(&encoder)));
         Ok(Self {
             writer: writer.map_err(write_failed)?,
             encoder,
@@ -336,9 +367,8 @@ pub(crate) fn stated(metadata: &ParquetMetaData) -> Option<(Content, String)> {
 /// Reads the records of a Parquet file in batches, and validates every record.
 ///
 /// The memory is bounded by one batch and by one page of the file for each column. A batch has 8,192 rows, or 16 MiB of
-/// the largest records of the dataset. Iteration ends after
-/// its first error. The Parquet crate panics for some damaged files; the reader catches the panic, which its hook has
-/// printed, unless the program is built with `panic = "abort"`.
+/// the largest records of the dataset. Iteration ends after its first error. The Parquet crate panics for some damaged
+/// files. The reader catches the panic, but the panic hook prints it; with `panic = "abort"`, the process ends.
 pub struct ParquetReader {
     dataset: Dataset,
     #[cfg_attr(not(feature = "archive"), allow(dead_code, reason = "archives need the number"))]

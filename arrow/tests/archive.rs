@@ -424,8 +424,12 @@ fn nested_groups(groups: u32, is_repeated: bool) -> Vec<u8> {
     footer.extend(GROUP.repeat(groups as usize));
     footer.extend(LEAF);
     footer.extend([0x16, 0, 0x19, 0x0c, 0]);
+    file_of_footer(&footer)
+}
+
+fn file_of_footer(footer: &[u8]) -> Vec<u8> {
     let length = u32::try_from(footer.len()).unwrap().to_le_bytes();
-    [b"PAR1", &footer[..], &length, b"PAR1"].concat()
+    [b"PAR1", footer, &length, b"PAR1"].concat()
 }
 
 /// The Parquet crate has a recursion for each nested group. A stack overflow would end the process.
@@ -441,7 +445,24 @@ async fn schemas_of_nested_groups_fail_and_are_replaced() {
         let report = export_ticks(&store, folder.path()).await.unwrap();
         assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 2), "{groups}");
     }
-    // The same file in an object store.
+    // A root with 2^31 - 1 children: field 5 with its number after a zero, as 5 and as 65,541, which the crate truncates
+    // to 5, and as a boolean; and a list of 10,000 elements.
+    let children = [0xfe, 0xff, 0xff, 0xff, 0x0f];
+    for field in [&[0x15][..], &[0x05, 10], &[0x05, 0x8a, 0x80, 0x08], &[0x11]] {
+        let footer = [&[0x15, 2, 0x19, 0x1c, 0x48, 1, b'a'], field, &children, &[0, 0]].concat();
+        replace_file(folder.path(), &file_of_footer(&footer));
+        let error = failure(folder.path()).await;
+        assert!(error.report().contains("at most 8 groups"), "{field:x?}: {}", error.report());
+    }
+    replace_file(
+        folder.path(),
+        &file_of_footer(&[&[0x15, 2, 0x19, 0xfc, 0x90, 0x4e][..], &[0; 10_000]].concat()),
+    );
+    let error = failure(folder.path()).await;
+    assert!(error.report().contains("at most 1000 elements"), "{}", error.report());
+    let report = export_ticks(&store, folder.path()).await.unwrap();
+    assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 2));
+    // A file with nested groups in an object store.
     let memory: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
     let archive = Archive::in_store(memory.clone(), "").unwrap();
     let options = ExportOptions::new([PriceTick::DATASET]);

@@ -80,7 +80,7 @@ async fn through_s3() -> Result<(), Failed> {
     let target = rig::store().await;
     let report = import(&target, &archive, &ImportOptions::new(datasets.clone())).await?;
     if !report.is_good() {
-        return Err(format!("{:?}", report.failures).into());
+        return Err(format!("{report:?}").into());
     }
     if rig::content(&target, &datasets).await != rig::content(&source, &datasets).await {
         return Err("the records differ".into());
@@ -88,7 +88,7 @@ async fn through_s3() -> Result<(), Failed> {
     // Another prefix of the bucket is another archive.
     let report =
         import(&target, &Archive::open("s3://prices/daily/arch")?, &ImportOptions::new(datasets)).await?;
-    if report.records() != 0 {
+    if !report.is_good() || report.records() != 0 {
         return Err("the prefix of another archive has records".into());
     }
     // Random records, each time in an archive of its own.

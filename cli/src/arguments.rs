@@ -693,8 +693,9 @@ pub(crate) struct ImportArguments {
 #[cfg(feature = "archive")]
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
-    /// The folder of the archive, or its URL, for example `s3://bucket/prefix`. `gs://` and `az://` are known too. Variables
-    /// of the environment such as `AWS_ACCESS_KEY_ID` have the options.
+    /// The folder of the archive, or its URL, for example `s3://bucket/prefix`. `gs://`, `az://`, and `https://` for the
+    /// hosts of S3, R2 and Azure are known too. Variables of the environment such as `AWS_ACCESS_KEY_ID` have the
+    /// options.
     #[arg(value_name = "ARCHIVE")]
     pub(crate) archive: String,
     /// Only these datasets. Defaults to ticks, quotes, bars and snapshots, and with --all-datasets to all.

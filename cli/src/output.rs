@@ -1,7 +1,7 @@
 //! Output of rows: a table for people, CSV or JSON for programs.
 //!
-//! A table is at most as wide as the terminal. Long text wraps. A table whose numbers and times do not fit is shown as a
-//! block of lines for each row.
+//! A table is at most as wide as the terminal. Long text wraps. If the numbers and times do not fit, columns with equal
+//! values in all rows are shown once above the table, or each row is shown as a block of lines.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -38,7 +38,7 @@ impl Listing {
         Self { headers: headers.into_iter().collect(), rows: Vec::new() }
     }
 
-    /// Appends a row with a cell for every header.
+    /// Appends a row. Missing cells are null, and surplus cells are dropped.
     pub fn push(&mut self, cells: impl IntoIterator<Item = Value>) {
         let mut cells: Vec<Value> = cells.into_iter().collect();
         cells.resize(self.headers.len(), Value::Null);
@@ -57,13 +57,13 @@ impl Listing {
         &self.rows
     }
 
-    /// Renders the rows as text that ends with a line break. A table is at most as wide as the terminal, or as the
-    /// variable `COLUMNS`, or 100 characters without both.
+    /// Renders the rows as text that ends with a line break. A table is at most as wide as the variable `COLUMNS`,
+    /// otherwise the terminal, otherwise 100 characters, and at least 40.
     pub fn render(&self, format: Format) -> String {
         self.render_within(format, terminal_width())
     }
 
-    /// Renders the rows as text. A table has at most `width` characters in a line, but at least 40.
+    /// Renders the rows as text. A line of a table has at most `width` characters. A width below 40 counts as 40.
     pub fn render_within(&self, format: Format, width: u16) -> String {
         match format {
             Format::Table => self.table(width.max(MIN_WIDTH)),
@@ -92,7 +92,7 @@ impl Listing {
         let all: Vec<usize> = (0..self.headers.len()).collect();
         let least = |at: usize| least_width(self.headers[at], cells.iter().map(|row| &*row[at]));
         let least: Vec<u16> = all.iter().map(|at| least(*at)).collect();
-        // The spaces at both sides of a cell: the widest that fits.
+        // Selects the widest padding with which the columns fit.
         let padding = |columns: &[usize]| {
             [(1, 1), (0, 1), (0, 0)].into_iter().find(|(left, right)| {
                 let column = |at: &usize| usize::from(least[*at]) + left + right + 1;
@@ -116,7 +116,7 @@ impl Listing {
         }
     }
 
-    /// Renders some columns side by side, with their least widths and a padding.
+    /// Renders some columns side by side, with their minimum widths and a padding.
     fn grid(
         &self,
         cells: &[Vec<String>],
@@ -194,17 +194,17 @@ const DEFAULT_WIDTH: u16 = 100;
 const MIN_WIDTH: u16 = 40;
 /// The longest number or time that is not wrapped.
 const MAX_NUMBER: usize = 40;
-/// The width of a column at which longer text wraps.
+/// The width to which a column of long text can shrink.
 const MIN_TEXT: usize = 20;
 
-/// Returns the width of the terminal.
+/// Returns the variable `COLUMNS`, otherwise the width of the terminal, otherwise [`DEFAULT_WIDTH`].
 fn terminal_width() -> u16 {
     let variable = std::env::var("COLUMNS").ok().and_then(|columns| columns.trim().parse().ok());
     let terminal = || Term::stdout().size_checked().map(|(_, columns)| columns);
     variable.filter(|columns| *columns > 0).or_else(terminal).unwrap_or(DEFAULT_WIDTH)
 }
 
-/// Returns the least width of a column at which it can be read: numbers and times do not wrap, other text wraps.
+/// Returns the minimum width of a column at which it can be read: numbers and times do not wrap, other text wraps.
 fn least_width<'a>(header: &str, cells: impl Iterator<Item = &'a str>) -> u16 {
     let header = header.split(' ').map(measure_text_width).max().unwrap_or(0);
     let cell = |cell: &str| {
@@ -217,7 +217,7 @@ fn least_width<'a>(header: &str, cells: impl Iterator<Item = &'a str>) -> u16 {
     u16::try_from(cells.map(cell).fold(header, usize::max)).unwrap_or(u16::MAX)
 }
 
-/// Returns a cell as text for people.
+/// Returns the text of a cell, or `nothing` for null.
 fn plain(cell: &Value, nothing: &str) -> String {
     match cell {
         Value::Null => nothing.to_owned(),

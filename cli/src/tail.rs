@@ -44,7 +44,7 @@ pub struct Plan {
     pub partitions: Vec<u32>,
     /// The first message.
     pub start: Start,
-    /// True to continue after the end that the topic has at the start.
+    /// True to continue after the end offsets at the start of the command.
     pub follow: bool,
     /// The maximum number of messages.
     pub limit: Option<u64>,

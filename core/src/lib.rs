@@ -50,8 +50,9 @@
 //! | read bars of years in milliseconds | [`guide::materialized_bars`], [`Maintenance`] |
 //! | add retries or a layer | [`layer`], [`guide::layers`] |
 //! | check the health of a program | [`health`] |
-//! | behave well in an outage | the section [Outages](guide/operations/index.html#outages) of [`guide::operations`] |
+//! | handle an outage of a server or a broker | the section [Outages] of [`guide::operations`] |
 //! | open backends from a configuration | the crate [`qi_adapters`] |
+//! | import market data files, export Parquet | the crates [`qi_files`] and [`qi_arrow`], [`guide::operations`] |
 //! | test without servers | the crate [`qi_testkit`], [`guide::testing_your_layer_2`] |
 //!
 //! The module [`guide`] has the contracts of the ports and the guides, starting with [`guide::getting_started`].
@@ -69,9 +70,14 @@
 //! default body, so existing adapters and agents still compile. The default is built from the other methods, or returns
 //! an `Unsupported` error.
 //!
+//! [Outages]: guide/operations/index.html#outages
 #![cfg_attr(not(docsrs), doc = "[`qi_adapters`]: ../qi_adapters/index.html")]
+#![cfg_attr(not(docsrs), doc = "[`qi_arrow`]: ../qi_arrow/index.html")]
+#![cfg_attr(not(docsrs), doc = "[`qi_files`]: ../qi_files/index.html")]
 #![cfg_attr(not(docsrs), doc = "[`qi_testkit`]: ../qi_testkit/index.html")]
 #![cfg_attr(docsrs, doc = "[`qi_adapters`]: https://docs.rs/qi-adapters")]
+#![cfg_attr(docsrs, doc = "[`qi_arrow`]: https://docs.rs/qi-arrow")]
+#![cfg_attr(docsrs, doc = "[`qi_files`]: https://docs.rs/qi-files")]
 #![cfg_attr(docsrs, doc = "[`qi_testkit`]: https://docs.rs/qi-testkit")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -11,7 +11,7 @@ use crate::telemetry::{
 };
 use crate::{Backoff, Error, PriceStore, Result, RetryAdvice, Timestamp, async_trait};
 
-/// The shortest time between two calls that leave no step.
+/// The minimum of the interval between calls.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An agent that calls [`PriceStore::maintain`] on a schedule. One agent for each store is enough; further agents are
@@ -24,8 +24,8 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// - A stop drops the call in progress. [`PriceStore::maintain`] is safe to kill at any point.
 /// - A store that materializes no bars is called too, because `qi migrate` may switch materialization on later.
 ///
-/// The agent sends a heartbeat after each call. A watchdog must therefore wait longer than
-/// `retry.max_elapsed` plus `timeout.bulk`: at least eleven minutes with the default limits.
+/// The agent sends a heartbeat only after a call. A watchdog must therefore wait longer than the interval plus
+/// `retry.max_elapsed` plus `timeout.bulk`: at least 12 minutes with the default limits.
 /// [`guide::materialized_bars`](crate::guide::materialized_bars) describes the steps, and the metrics of the agent are
 /// in [`guide::observability`](crate::guide::observability).
 ///
@@ -63,8 +63,8 @@ impl<S: PriceStore> Maintenance<S> {
         }
     }
 
-    /// Sets the time between a call that leaves no step, or makes no progress, and the next call. Defaults to one
-    /// minute. A value below one second counts as one second.
+    /// Sets the delay before the next call if no step is left, or if the call made no progress. Defaults to 1 minute. A
+    /// value below 1 second counts as 1 second.
     #[must_use]
     pub fn with_interval(mut self, interval: Duration) -> Self {
         self.interval = interval.max(MIN_INTERVAL);
@@ -86,7 +86,7 @@ impl<S: PriceStore> Maintenance<S> {
         self
     }
 
-    /// Returns the time between a call that leaves no step, or makes no progress, and the next call.
+    /// Returns the delay before the next call if no step is left, or if the call made no progress.
     pub fn interval(&self) -> Duration {
         self.interval
     }

@@ -14,13 +14,16 @@ use qi_core::{Interval, Timestamp};
 /// The required bits of evidence: an error probability below one in a million.
 const BITS: f64 = 20.0;
 
+/// The rows of each interval of more than one minute have the same remainder of one of these numbers of minutes.
+const DIVISORS: [usize; 3] = [2, 3, 5];
+
 /// Counts the rows on the grid of each interval.
 #[derive(Debug, Default)]
 pub(crate) struct IntervalDetector {
     rows: u64,
     on: [AlignedRows; Interval::ALL.len()],
-    /// The rows on the grid of two minutes, which is no interval.
-    even: u64,
+    /// The rows on the grid of one minute by their remainder of 2, 3 and 5 minutes.
+    remainders: [[u64; 5]; DIVISORS.len()],
     previous: Option<Timestamp>,
 }
 
@@ -56,7 +59,12 @@ impl IntervalDetector {
             return;
         }
         self.rows += 1;
-        self.even += u64::from(time.as_micros() % (2 * Interval::M1.as_micros()) == 0);
+        if Interval::M1.floor(time) == time {
+            let minutes = usize::try_from(time.as_micros() / Interval::M1.as_micros()).unwrap_or(0);
+            for (rows, divisor) in self.remainders.iter_mut().zip(DIVISORS) {
+                rows[minutes % divisor] += 1;
+            }
+        }
         for (on, interval) in self.on.iter_mut().zip(Interval::ALL) {
             if interval.floor(time) == time {
                 on.add(time, *interval);
@@ -95,8 +103,9 @@ impl IntervalDetector {
         steps * ratio.log2() - (choices - steps).max(0.0) >= BITS
     }
 
-    /// Returns whether the rows are sparse candles of one minute. The rows of each longer interval are on the grid of
-    /// two, three or five minutes. The rows off each of these grids must be too many for bad lines.
+    /// Returns whether the rows are sparse candles of one minute. The rows of each longer interval, also with the times of
+    /// their last minutes, have one remainder of two, three or five minutes. The rows with other remainders must be too
+    /// many for bad lines.
     fn is_sparse(&self) -> bool {
         let on = |interval: Interval| self.on[interval as usize].rows;
         let minutes = on(Interval::M1);
@@ -105,7 +114,7 @@ impl IntervalDetector {
             *interval > Interval::M1 && on.is_consecutive() && on.rows * 2 >= self.rows
         };
         minutes * 3 >= self.rows * 2
-            && [self.even, on(Interval::M3), on(Interval::M5)].into_iter().all(is_off)
+            && self.remainders.iter().all(|rows| is_off(rows.iter().copied().max().unwrap_or(0)))
             && !Interval::ALL.iter().zip(self.on).any(is_other)
     }
 }
@@ -158,6 +167,9 @@ mod tests {
         }
         assert_eq!(of((0..30).map(|n| n * n % 97)), Some(Interval::M1));
         assert_eq!(of((0..60).map(|n| n * n % 97 * 60)), None, "sparse rows on full hours");
+        for step in [3, 5, 15, 30, 60, 240, 1_440] {
+            assert_eq!(of((1..31).map(|n| n * step - 1)), None, "the last minutes of {step} minutes");
+        }
     }
 
     const LONGER: [(Interval, i64); 8] = [

@@ -496,7 +496,11 @@ impl Layout {
         if lines.peek().is_some_and(|line| line.trim_ascii_start().starts_with(b"{")) {
             return Ok(Some(Self::of_names("kraken-rest", &JSON_TRADES, true)));
         }
+        let mut unknown = None;
         while let Some(line) = lines.next() {
+            if line.trim_ascii_start().starts_with(b"#") {
+                continue;
+            }
             let delimiter = delimiter(line);
             if let Some(mut layout) = Self::of_header(line, delimiter) {
                 // Bybit writes seconds, `BitMEX` dates.
@@ -510,8 +514,21 @@ impl Layout {
             let text = String::from_utf8_lossy(line);
             let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
             let Some(count) = fields.split(&text, delimiter, &mut out) else { continue };
-            if let Some(layout) = Self::of_values(&out[..count]) {
-                return Ok(Some(Self { delimiter, ..layout }));
+            if let Some(mut layout) = Self::of_values(&out[..count]) {
+                if let Some(error) = unknown {
+                    return Err(error);
+                }
+                layout.delimiter = delimiter;
+                // The quote volume of the first candle can be a whole number.
+                let has_quote_volume = |line: &Vec<u8>| {
+                    let text = String::from_utf8_lossy(line);
+                    let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+                    fields.split(&text, delimiter, &mut out) == Some(7) && whole("trades", out[6]).is_err()
+                };
+                if layout.name == "csv" && layout.columns.count == Some(6) && lines.any(has_quote_volume) {
+                    layout.columns.count = None;
+                }
+                return Ok(Some(layout));
             }
             // The columns under an unknown header may have any order.
             let names = || out[..count].iter().filter(|field| !field.is_empty());
@@ -519,10 +536,10 @@ impl Layout {
             if names().count() > 1 && !names().any(is_value) {
                 let rule = "must have known columns, or `--columns time=timestamp,price=last,quantity=volume` names \
                             them (trades), or `--columns time=..,open=..,high=..,low=..,close=..,volume=..` (candles)";
-                return Err(Error::invalid("files.format", "header", &text, rule));
+                unknown.get_or_insert_with(|| Error::invalid("files.format", "header", &text, rule));
             }
         }
-        Ok(None)
+        unknown.map_or(Ok(None), Err)
     }
 
     /// Returns the layout of Kraken's JSON from its first array.

@@ -9,41 +9,51 @@ use crate::unpack::Stream;
 fn stem(name: &str) -> &str {
     let mut stem = name;
     for end in [".gz", ".zst", ".zip", ".csv", ".txt", ".json"] {
-        stem = stem.strip_suffix(end).unwrap_or(stem);
+        let at = stem.len().saturating_sub(end.len());
+        if stem.get(at..).is_some_and(|found| found.eq_ignore_ascii_case(end)) {
+            stem = &stem[..at];
+        }
     }
     stem
 }
 
 /// Returns the instrument in the name, if the publisher includes it.
 pub(crate) fn instrument(stream: &Stream, layout: &Layout) -> Option<Instrument> {
+    let symbol = symbol(stream, layout)?;
+    let exchange = match (layout.name, layout.exchange) {
+        ("binance", exchange) => binance(stream, layout, exchange, symbol)?,
+        (_, exchange) => exchange?,
+    };
+    Some(Instrument::new(Exchange::new(exchange).ok()?, Symbol::new(symbol).ok()?))
+}
+
+/// Returns the symbol in the name, if the publisher includes it.
+pub(crate) fn symbol<'a>(stream: &'a Stream, layout: &Layout) -> Option<&'a str> {
     let stem = stem(stream.name());
-    let symbol = match layout.name {
+    match layout.name {
         // BTCUSDT-trades-2025-01-01, BTCUSD_PERP-1m-2025-01, 币安人生USDT-trades-2025-10-10
-        "binance" => stem.split_once('-').map(|(symbol, _)| symbol).filter(|symbol| is_code(symbol))?,
+        "binance" => stem.split_once('-').map(|(symbol, _)| symbol).filter(|symbol| is_code(symbol)),
         // XBTUSD, XBTUSD_60, XBTUSD-2025, AAPLxUSD
         "kraken" => {
             let end = stem.split_once('_').filter(|(_, rest)| is_number(rest));
             // Other digits after a hyphen are the date of a future of another exchange.
             let end = end.or_else(|| stem.split_once('-').filter(|(_, rest)| is_year(rest)));
             let symbol = end.map_or(stem, |(symbol, _)| symbol);
-            Some(symbol).filter(|symbol| is_code(symbol))?
+            Some(symbol).filter(|symbol| symbol.is_ascii() && is_code(symbol))
         }
         // BTCUSDT2025-01-01, BTCUSDT_2025-01-01, BTCUSDT-2022-11
         "bybit" => {
             let end =
                 stem.len() - stem.bytes().rev().take_while(|b| b.is_ascii_digit() || *b == b'-').count();
             let dated = dated(stem, end)?;
-            Some(dated.trim_end_matches(['_', '-'])).filter(|symbol| is_code(symbol))?
+            Some(dated.trim_end_matches(['_', '-'])).filter(|symbol| is_code(symbol))
         }
         // BTC-USDT-SWAP-trades-2025-01-01
-        "okx" => stem.split_once("-trades-").or_else(|| stem.split_once("-aggtrades-"))?.0,
-        _ => return None,
-    };
-    let exchange = match (layout.name, layout.exchange) {
-        ("binance", exchange) => binance(stream, layout, exchange, symbol)?,
-        (_, exchange) => exchange?,
-    };
-    Some(Instrument::new(Exchange::new(exchange).ok()?, Symbol::new(symbol).ok()?))
+        "okx" => {
+            stem.split_once("-trades-").or_else(|| stem.split_once("-aggtrades-")).map(|(symbol, _)| symbol)
+        }
+        _ => None,
+    }
 }
 
 /// Returns the part before the date at the end of a name. The digits before a date belong to the symbol.
@@ -119,7 +129,8 @@ pub(crate) struct NamedInterval {
 pub(crate) fn interval(stream: &Stream, layout: &Layout) -> Option<NamedInterval> {
     let stem = stem(stream.name());
     if layout.name == "kraken" {
-        let minutes: i64 = stem.rsplit_once('_')?.1.parse().ok()?;
+        let (_, minutes) = stem.rsplit_once('_').filter(|(symbol, _)| is_code(symbol))?;
+        let minutes: i64 = minutes.parse().ok()?;
         let micros = minutes.checked_mul(60_000_000)?;
         let known = Interval::ALL.iter().copied().find(|interval| interval.as_micros() == micros);
         let interval = match (known, minutes) {

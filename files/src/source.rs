@@ -400,7 +400,11 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
     };
     let of_pair = || format!("kraken:{pair}").parse::<Instrument>().ok();
     let of_name = if layout.is_json { of_pair() } else { name::instrument(&stream, &layout) };
-    let symbol = of_name.as_ref().map(|instrument| instrument.symbol().to_string());
+    let symbol = if layout.is_json {
+        of_name.as_ref().map(|instrument| instrument.symbol().to_string())
+    } else {
+        name::symbol(&stream, &layout).map(str::to_owned)
+    };
     let instrument_source = match &options.instrument {
         Some(instrument) => Some(InstrumentSource::One(instrument.clone())),
         None => by_columns().or_else(|| of_name.map(InstrumentSource::One)),
@@ -578,7 +582,7 @@ impl<T> Reader<T> {
         };
         let trade_ids = if !has_ids || layout.kind == Kind::Candles || layout.is_aggregated {
             TradeIds::None
-        } else if layout.name == "binance" && layout.exchange.is_some() {
+        } else if layout.exchange == Some("binance") {
             TradeIds::Consecutive
         } else {
             TradeIds::Sparse

@@ -683,7 +683,7 @@ fn an_unknown_header_is_rejected() {
         "timestamp,volume,last\n1700000000,34000,5\n",
         "when,low,high,first,last,turnover\n1700000000,1,2,1,2,5\n",
         "when;what;how many\n1700000000;34000;5\n",
-        "# an export\ntimestamp,volume,last\n1700000000,34000,5\n",
+        "# an export, all times in UTC\ntimestamp,volume,last\n1700000000,34000,5\n",
     ] {
         for format in [None, Some(Format::Kraken), Some(Format::Candles)] {
             let (_folder, files) = open_named("XBTEUR.csv", content.as_bytes(), &named().format(format));
@@ -699,6 +699,9 @@ fn an_unknown_header_is_rejected() {
     assert_eq!(found[0].price().to_string(), "5");
     let (found, bad, _) = trades("https://example.com\nunix,side,price\n1700000000,buy,5\n", &named());
     assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a line of text");
+    let (found, bad, _) =
+        trades("# an export, all times in UTC\nunix,side,price\n1700000000,buy,5\n", &named());
+    assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a comment");
 }
 
 #[test]
@@ -807,6 +810,7 @@ fn documents_and_checksums_beside_the_data_are_skipped_with_a_note() {
 
 #[test]
 fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
+    const KLINE: &str = "1735689600000,1,1,1,1,1,1735689659999,1,1,1,1,0\n";
     let folder = tempfile::tempdir().unwrap();
     let row = "1700000000,5,1\n";
     let symbols = |symbol: &str| format!("time,symbol,price\n1700000000,{symbol},5\n");
@@ -815,6 +819,8 @@ fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
         (vec![("XBTEUR.csv", row), ("part 2.csv", row)], true),
         (vec![("part 1.csv", row), ("part 2.csv", row)], true),
         (vec![("XBTEUR.csv", row), ("ETHEUR.csv", row)], false),
+        (vec![("BTCUSDT-1m-2025-01.csv", KLINE), ("ETHUSDT-1m-2025-01.csv", KLINE)], false),
+        (vec![("BTCUSDT-1m-2025-01.csv", KLINE), ("BTCUSDT-1m-2025-02.csv", KLINE)], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("A"))], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("B"))], false),
     ] {

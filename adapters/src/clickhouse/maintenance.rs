@@ -30,7 +30,7 @@ const SMALL_STEP: u64 = 1_000_000;
 const LARGE_STEP: u64 = 4_000_000;
 
 /// The length above which a mark is rebuilt in steps.
-const LONG_MARK: Duration = Duration::from_hours(24);
+const LONG_MARK: Duration = Duration::from_hours(1);
 
 /// The maximum number of marks that one step removes.
 const MAX_REBUILT: usize = 64;
@@ -286,18 +286,15 @@ impl ClickHouseStore {
         let marks = rows(&self.inner.connections.read_client, &sql, |row| {
             let (id, exchange, symbol) = (row.u64()?, row.text()?.to_owned(), row.text()?.to_owned());
             let (first, until) = (time(row.i64()?), time(row.i64()?));
-            let instrument = match exchange.as_str() {
-                "" => None,
-                exchange => Some(Instrument::new(
-                    Exchange::new(exchange).map_err(Cause::Corrupt)?,
-                    Symbol::new(symbol).map_err(Cause::Corrupt)?,
-                )),
-            };
+            // Without an instrument, and for names that no instrument has, all bars are rebuilt.
+            let instrument = Exchange::new(exchange)
+                .and_then(|exchange| Ok(Instrument::new(exchange, Symbol::new(symbol)?)))
+                .ok();
             Ok((id, instrument, first, until))
         })
         .await?;
         let Some((id, instrument, first, until)) = marks.first().cloned() else { return Ok(0) };
-        // A deletion may continue after its client has gone, and its marks have settled.
+        // A deletion may continue after its client disconnects, and its marks have settled.
         let location = TableLocation::of(&self.inner.config);
         let deletions = format!(
             "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",
@@ -383,7 +380,7 @@ impl ClickHouseStore {
         let mut parts = Vec::new();
         for level in LEVELS {
             let sql = format!(
-                "SELECT name, partition_id FROM system.parts WHERE active AND database = {} AND table = {} \
+                "SELECT name, partition_id FROM system.parts WHERE active AND rows > 0 AND database = {} AND table = {} \
                  AND partition_id >= {} ORDER BY partition_id, min_block_number",
                 literal(location.database),
                 literal(&location.table_name(level_table(level))),

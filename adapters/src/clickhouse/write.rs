@@ -66,11 +66,24 @@ impl ClickHouseStore {
         let is_marked = marked.is_some();
         let outcome = async {
             if let Some(state) = marked {
+                // After its marks have settled, the server must not store a request of this writer any more.
+                if !state.settle.is_zero()
+                    && state.settle < self.inner.config.server_limits.statement_timeout * 2
+                {
+                    let rule = format!(
+                        "`server_limits.statement_timeout` must be at most half of the `bars_settle` of the schema, {:?}",
+                        state.settle
+                    );
+                    return Err(Cause::Schema { rule });
+                }
                 self.mark(&entries, &series, state).await?;
             }
             for (at, part) in split(&entries, self.inner.config.write.max_request_records).enumerate() {
-                // The marks may have settled during the earlier requests.
-                if at > 0 && marked.is_some_and(|state| state.read_at.elapsed() >= state.settle / 2) {
+                // The marks may have settled meanwhile.
+                let is_late = |state: BarsState| {
+                    (at > 0 || !state.settle.is_zero()) && state.read_at.elapsed() >= state.settle / 2
+                };
+                if marked.is_some_and(is_late) {
                     marked = Some(self.mark_again(&entries, &series).await?);
                 }
                 let request =

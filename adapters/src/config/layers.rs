@@ -130,7 +130,7 @@ pub struct RetrySection {
     pub factor: f64,
     /// The fraction of a delay that the jitter may subtract, from 0 to 1.
     pub jitter: f64,
-    /// The maximum time for all attempts and delays of a call.
+    /// The time from the start of a call after which no attempt starts.
     #[serde(with = "duration")]
     pub max_elapsed: Duration,
 }

@@ -1,11 +1,11 @@
-//! The keys that were renamed since version 0.1.0. An old key is an error that names the new key.
+//! The keys that were renamed since version 0.1.0. An old key causes an error that names the new key.
 
 use qi_core::domain::duration;
 use qi_core::{Error, ErrorKind, Result};
 
 use super::tree::{Node, Value, join};
 
-/// The old path and the new path of each renamed key. A `*` stands for a name: of a dataset or of a topic.
+/// The old path and the new path of each renamed key. A `*` matches the name of a dataset or a topic.
 #[rustfmt::skip]
 const RENAMED: &[(&str, &str)] = &[
     ("store.retry.attempts", "store.retry.max_attempts"),
@@ -123,7 +123,7 @@ mod tests {
                 let named = format!("renamed to `{}`", new.replace('*', "ticks"));
                 assert!(error.message().unwrap().contains(&named), "{old} = {value}: {error:?}");
             }
-            // The number 1 is no valid duration, but the key itself is known. `store.timeout.publish` has no effect.
+            // The number 1 is not a valid duration, but the key itself is known. `store.timeout.publish` has no effect.
             let unknown = error_of(new, "1").filter(|error| error.code() == "config.unknown_key");
             assert!(unknown.is_none(), "{new}: {unknown:?}");
         }

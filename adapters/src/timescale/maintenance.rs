@@ -45,6 +45,11 @@ const FIRST_TICK: &str = "SELECT date_bin('1 hour', min(f.ts), TIMESTAMPTZ '1970
     FROM {schema}.instruments i CROSS JOIN LATERAL (SELECT t.ts FROM {schema}.ticks t \
     WHERE t.instrument_id = i.id AND t.ts >= $1 AND t.ts < $2 ORDER BY t.ts LIMIT 1) f";
 
+/// The hour of the first bar of any instrument in a range.
+const FIRST_BAR: &str = "SELECT min(f.bucket) FROM {schema}.instruments i CROSS JOIN LATERAL (\
+    SELECT t.bucket FROM {schema}.qi_bars_1h t WHERE t.instrument_id = i.id AND t.bucket >= $1 AND t.bucket < $2 \
+    ORDER BY t.bucket LIMIT 1) f";
+
 const COUNT_TICKS: &str = "SELECT count(*) FROM (SELECT FROM {schema}.instruments i CROSS JOIN LATERAL (\
     SELECT FROM {schema}.ticks t WHERE t.instrument_id = i.id AND t.ts >= $1 AND t.ts < $2) f LIMIT $3) x";
 
@@ -339,7 +344,13 @@ impl TimescaleStore {
         span: &mut StepSpan,
     ) -> Result<u64, Cause> {
         let limit = until.min(watermark);
-        let start = self.first_tick(step, first, limit).await?;
+        let first_tick = self.first_tick(step, first, limit).await?;
+        let first_bar: Option<Pg<Timestamp>> = sqlx::query_scalar(self.in_bars_schema(FIRST_BAR))
+            .bind(Pg(Interval::H1.floor(first)))
+            .bind(Pg(limit))
+            .fetch_one(&mut *step)
+            .await?;
+        let start = first_bar.map_or(first_tick, |Pg(hour)| hour.max(first).min(first_tick));
         let end = self.step_end(step, start, limit, span).await?;
         for level in LEVELS {
             sqlx::query(self.in_bars_schema(&REMOVE.replace("{level}", level_table(level))))

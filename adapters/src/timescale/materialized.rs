@@ -154,16 +154,15 @@ fn stale_objects(config: &TimescaleConfig) -> Vec<String> {
          AND (instrument_id = 0 OR until - first = interval '1 hour')"
     );
     vec![
+        // First, because it takes the strongest lock. A stronger lock in the end could cause a deadlock with maintenance.
+        format!("ALTER TABLE {marks} DROP CONSTRAINT IF EXISTS qi_bars_stale_range"),
         format!("CREATE INDEX IF NOT EXISTS qi_bars_stale_oldest ON {marks} (first, instrument_id)"),
         // A mark for all hours replaces invalid marks of earlier schemas.
         format!(
             "WITH invalid AS (DELETE FROM {marks} WHERE (isfinite(first) AND isfinite(until) AND {valid}) IS NOT TRUE \
              RETURNING 1) INSERT INTO {marks} SELECT DISTINCT 0, timestamptz '{min}', timestamptz '{max}' FROM invalid"
         ),
-        format!(
-            "ALTER TABLE {marks} DROP CONSTRAINT IF EXISTS qi_bars_stale_range, \
-             ADD CONSTRAINT qi_bars_stale_range CHECK ({valid})"
-        ),
+        format!("ALTER TABLE {marks} ADD CONSTRAINT qi_bars_stale_range CHECK ({valid})"),
         format!(
             "CREATE OR REPLACE FUNCTION {schema}.qi_mark_stale(first timestamptz, until timestamptz) RETURNS void \
              LANGUAGE plpgsql AS $${}$$",

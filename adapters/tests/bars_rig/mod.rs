@@ -82,6 +82,7 @@ pub(crate) async fn run<D: Future<Output = ()>>(
             if number >= plan.histories && kills.load(Ordering::Relaxed) > 0 {
                 return;
             }
+            assert!(number < 100 * plan.histories, "nothing was killed");
             let mut history = History::new(number, plan.seed);
             history.run(&*store, &purges).await;
             ended.lock().await.push(history);

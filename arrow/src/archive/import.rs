@@ -76,7 +76,8 @@ pub struct ImportReport {
     pub failed: u64,
     /// The first failures, with the path of the data file, or the name of the folder of an unknown dataset.
     pub failures: Vec<(String, Error)>,
-    /// The error of the store, or of the listing of the archive, that ended the import. The same import continues.
+    /// The error that ended the import: of the store, of the object store or of its listing, of the folder for temporary
+    /// files, or of a file whose period the range cuts. The same import continues.
     pub error: Option<Error>,
     /// True if the import was stopped before its end. The same import continues.
     pub interrupted: bool,
@@ -104,16 +105,17 @@ impl ImportReport {
 /// Writes the files of an archive to a store.
 ///
 /// A file is compared with its manifest before the first record is written: its size, its SHA-256, its dataset, its
-/// version, its number of records and the content that it states. Every record is validated. After a file, its period is read from the store and compared with the manifest by
-/// count and digest. If the period is already equal, the file is not read. An import can therefore be repeated, and
-/// continues after an interruption.
+/// version, its number of records and the content that it states. Every record is validated. After a file, its period is
+/// read from the store and compared with the manifest by count and digest. If the period is already equal, the file is
+/// not read. An import can therefore be repeated, and continues after an interruption.
 ///
 /// A file that fails does not stop the import of the others. A store that has more records in a period than the file
 /// counts as a failure, because the comparison is not possible.
 ///
 /// # Errors
-/// `InvalidInput` for a range that cuts a period. Errors of the first listing of the archive. Failures of single files
-/// are in [`ImportReport::failures`], and an error that ends the import later is in [`ImportReport::error`].
+/// `InvalidInput` for a range that cuts a period. Errors of the first listing of the archive and, with a range, of its
+/// settings. Failures of single files are in [`ImportReport::failures`], and an error that ends the import later is in
+/// [`ImportReport::error`].
 pub async fn import<S: PriceStore + ?Sized>(
     store: &S,
     archive: &Archive,
@@ -150,6 +152,11 @@ async fn import_folders<S: PriceStore + ?Sized>(
         let selection = Selection::new(dataset, options);
         let mut entries = archive.entries(dataset.name())?;
         while let Some(entry) = entries.try_next().await? {
+            if options.stop.is_cancelled() {
+                report.interrupted = true;
+                return Ok(());
+            }
+            check_range(options.range, entry.period.length())?;
             if !selection.contains(&entry) {
                 continue;
             }
@@ -166,7 +173,7 @@ async fn import_folders<S: PriceStore + ?Sized>(
                     report.interrupted = true;
                     return Ok(());
                 }
-                Err((_, Failure::Store(error))) => return Err(error.with_context("file", path)),
+                Err((_, Failure::All(error))) => return Err(error.with_context("file", path)),
                 Err((key, Failure::File(error))) => {
                     report.fail(path, error);
                     if let Some(key) = key {
@@ -227,16 +234,23 @@ fn series_of(report: &mut ImportReport, key: Key) -> &mut ImportedSeries {
 }
 
 enum Failure {
-    /// The store failed, so other files would fail too.
-    Store(Error),
+    /// The other files would fail too.
+    All(Error),
     /// This file cannot be imported.
     File(Error),
 }
 
-/// Errors are those of the file, unless they come from the store.
+/// Errors of the archive are those of the file, unless other files would fail too: without the object store or its
+/// credentials, or without space for temporary files.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::File(error)
+        let concerns_all = match error.code() {
+            "archive.object_store" => {
+                matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unauthorized)
+            }
+            code => matches!(code, "archive.file.temporary" | "archive.runtime"),
+        };
+        if concerns_all { Self::All(error) } else { Self::File(error) }
     }
 }
 
@@ -249,7 +263,7 @@ impl Failure {
             | ErrorKind::NotFound
             | ErrorKind::OutOfRange
             | ErrorKind::Unsupported => Self::File(error),
-            _ => Self::Store(error),
+            _ => Self::All(error),
         }
     }
 }
@@ -270,10 +284,7 @@ async fn import_entry<S: PriceStore + ?Sized>(
     options: &ImportOptions,
     entry: &Entry,
 ) -> Result<Done, (Option<Key>, Failure)> {
-    if options.stop.is_cancelled() {
-        return Ok(Done::Stopped);
-    }
-    let found = read_manifest(archive, options, entry).await.map_err(|error| (None, Failure::File(error)))?;
+    let found = read_manifest(archive, options, entry).await.map_err(|error| (None, error.into()))?;
     let Some((dataset, series, manifest)) = found else { return Ok(Done::Skipped) };
     let key = (dataset, series);
     let file = ArchiveFile { store, archive, options, key: &key, manifest: &manifest, folder: &entry.folder };

@@ -139,9 +139,13 @@ enum Address {
 }
 
 /// Returns true for the address of S3, R2 or Azure as its vendor shows it. Other hosts would be read as web servers.
+///
+/// The crate `object_store` takes a bucket in the host whose name begins with `s3` for a bucket in the path.
 fn is_https_of_a_vendor(url: &url::Url) -> bool {
     use ObjectStoreScheme::{AmazonS3, MicrosoftAzure};
+    let is_clear = |host: &str| !host.starts_with("s3") || host.starts_with("s3.");
     url.scheme() == "https"
+        && url.host_str().is_some_and(is_clear)
         && ObjectStoreScheme::parse(url).is_ok_and(|(store, _)| matches!(store, AmazonS3 | MicrosoftAzure))
 }
 

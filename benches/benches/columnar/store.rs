@@ -203,6 +203,7 @@ fn measure(setup: &Setup, name: &str, store: &dyn PriceStore, count: usize) {
             let report = import(&*target, &archive, &ImportOptions::new(Datasets::standard()))
                 .await
                 .expect("an import");
+            assert!(report.is_good(), "{report:?}");
             assert_eq!(report.records(), count as u64);
         }))
     });

@@ -10,18 +10,18 @@ use super::scan::Partitions;
 use super::{DeadLetter, SEEN_ORIGINS, Seen, Selection, UnreadPartition, escaped, is_dead_letter_topic};
 use crate::output::{Listing, maybe, text};
 
-/// The largest number of rows. Further groups of a topic are counted in one row without origin and code: a producer
-/// can invent any number of codes.
-const MAX_GROUPS: usize = 10_000;
+/// The number of keys after which new keys of a topic share one row without origin and code, because a producer can
+/// invent any number of codes.
+const MAX_KEYS: usize = 10_000;
 /// The longest error code that is shown, in bytes.
 const CODE_BYTES: usize = 200;
 
-/// The dead letter topic, the origin topic and the error code.
-type Group = (TopicName, Option<TopicName>, Option<String>);
+/// The key of a count: the dead letter topic, the origin topic and the error code.
+type CountKey = (TopicName, Option<TopicName>, Option<String>);
 
-/// The dead letters of one group.
+/// The dead letters of one key.
 #[derive(Debug, Clone, Copy, Default)]
-struct GroupCounts {
+struct DeadLetterCount {
     dead_letters: u64,
     copies: u64,
     first: Option<Timestamp>,
@@ -32,7 +32,7 @@ struct GroupCounts {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct DeadLetterCounts {
-    groups: BTreeMap<Group, GroupCounts>,
+    groups: BTreeMap<CountKey, DeadLetterCount>,
     /// The partitions that were not read up to their end.
     pub unread: Vec<UnreadPartition>,
     /// True if the command was stopped before the end.
@@ -66,12 +66,13 @@ impl DeadLetterCounts {
     }
 }
 
-/// Counts the dead letters of one topic, or of every topic whose name ends with `.dlq`. Messages without an origin
-/// are counted in a row without origin topic. Commits nothing.
+/// Counts the dead letters of one topic, or of every topic whose name ends with `.dlq`. Messages without an origin are
+/// counted in a row without origin topic. After 10,000 rows, dead letters without a row are counted in the row of their
+/// topic without origin topic and code. Commits nothing.
 ///
 /// # Errors
-/// `NotFound` for an unknown topic; `InvalidInput` for a selection whose end is before its start; errors of the bus
-/// that last for a minute.
+/// `NotFound` for an unknown topic; `InvalidInput` for a selection whose end is before its start; errors of the bus.
+/// Retryable errors are repeated for up to 1 minute.
 pub async fn list(
     bus: &dyn MessageBus,
     topic: Option<&TopicName>,
@@ -111,11 +112,11 @@ impl DeadLetterCounts {
         let copy = origin.as_ref().is_some_and(|origin| !seen.insert(origin));
         let code = dead_letter.code().map(|code| escaped(code.as_bytes(), CODE_BYTES));
         let topic = dead_letter.0.topic.clone();
-        let mut group = (topic, origin.map(|origin| origin.topic), code);
-        if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
-            group = (group.0, None, None);
+        let mut key = (topic, origin.map(|origin| origin.topic), code);
+        if self.groups.len() >= MAX_KEYS && !self.groups.contains_key(&key) {
+            key = (key.0, None, None);
         }
-        let counts = self.groups.entry(group).or_default();
+        let counts = self.groups.entry(key).or_default();
         if copy {
             counts.copies += 1;
         } else {

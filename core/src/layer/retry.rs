@@ -58,7 +58,7 @@ impl RetryConfig {
         self
     }
 
-    /// Sets the maximum time for all attempts and delays.
+    /// Sets the time from the start of a call after which no attempt starts.
     #[must_use]
     pub fn with_max_elapsed(mut self, max_elapsed: Duration) -> Self {
         self.max_elapsed = max_elapsed;
@@ -82,7 +82,8 @@ impl RetryConfig {
 /// break the order of its key or of its explicit partition. This is the case if a later message of the same key or
 /// partition was delivered or is unknown. A `recv` is not retried; the caller's loop repeats it.
 ///
-/// `Retry` is not a [`Layer`](super::Layer), because a layer receives a call as one future and cannot repeat the call.
+/// `Retry` does not implement the trait [`Layer`](super::Layer), which receives a call as one future. Such a future
+/// cannot be repeated.
 #[derive(Debug)]
 pub struct Retry<P> {
     pub(super) inner: P,
@@ -294,7 +295,7 @@ fn failure(outcome: &Result<Delivery, DeliveryError>) -> Option<&Error> {
     outcome.as_ref().err().map(|failure| &failure.error)
 }
 
-/// A set of messages whose order the bus keeps.
+/// The key of messages whose order the bus keeps: an explicit partition or a message key.
 #[derive(PartialEq, Eq, Hash)]
 enum OrderingKey<'a> {
     Partition(&'a TopicName, u32),
@@ -312,8 +313,8 @@ impl<'a> OrderingKey<'a> {
     }
 }
 
-/// Returns the indices that may be resent without breaking an order, ascending. The loop runs backwards, because a
-/// later message that is or may be in the log excludes earlier messages.
+/// Returns the indices that may be resent without a change of order, in ascending order. The loop runs backwards,
+/// because a later message that is or may be in the log excludes earlier messages.
 fn resendable(batch: &[Message], outcomes: &[Result<Delivery, DeliveryError>]) -> Vec<usize> {
     let (mut passed, mut resend) = (HashSet::new(), Vec::new());
     for (at, (message, outcome)) in batch.iter().zip(outcomes).enumerate().rev() {

@@ -170,7 +170,7 @@ impl Enumeration for Side {
     }
 }
 
-/// UTF-8 text of at most `MAX` bytes, without NUL. Cloning it costs one reference count.
+/// UTF-8 text of at most `MAX` bytes, without NUL. Cloning increments a reference count.
 ///
 /// ```
 /// use qi_core::record::Text;

@@ -144,6 +144,11 @@ impl Protocol for Binance {
     }
 
     fn history_path(&self, symbol: &str, from: Option<Position>) -> String {
+        let encode = |byte: u8| match byte {
+            b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        };
+        let symbol: String = symbol.bytes().map(encode).collect();
         match from {
             Some(Position { id, .. }) => {
                 format!("/api/v3/historicalTrades?symbol={symbol}&fromId={id}&limit={PAGE}")

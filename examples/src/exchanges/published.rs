@@ -115,6 +115,7 @@ impl Published {
         let limit = self.last().saturating_add(MAX_ID_STEP);
         let (plausible, others): (Vec<_>, Vec<_>) = trades.into_iter().partition(|trade| trade.id <= limit);
         self.is_latest_wanted |= !others.is_empty();
+        self.is_stream_behind &= plausible.is_empty() && others.is_empty();
         let free = MAX_HELD.saturating_sub(self.held.len());
         self.held.extend(others.into_iter().take(free));
         plausible

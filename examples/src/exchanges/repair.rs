@@ -84,14 +84,19 @@ impl LiveFeed {
 
     /// Fills the present gaps. Returns false if the history does not have all of them yet.
     async fn fill_once(&self, channel: &Channel<'_>) -> Result<bool> {
+        // The latest trades of the history may have filled the gap already.
+        let since = channel.published().gap_since;
         let gaps = channel.published().gaps(self.config.max_backfill);
         let mut is_done = true;
         for gap in gaps.iter().rev() {
             tracing::info!(instrument = %self.instrument, ids = ?gap.ids, "fills a gap");
             is_done &= self.fill(channel, gap).await?;
+            if channel.published().is_latest_wanted {
+                return Ok(is_done);
+            }
         }
         let mut published = channel.published();
-        if let Some(since) = published.gap_since
+        if let Some(since) = published.gap_since.or(since)
             && !published.is_latest_wanted
             && published.gaps(self.config.max_backfill).is_empty()
         {
@@ -101,14 +106,16 @@ impl LiveFeed {
         Ok(is_done)
     }
 
-    /// Fills a gap, or the first pages of a long one. Returns false if the history does not answer for all ids yet.
+    /// Fills a gap, or the first pages of a long one. Ends early if the latest trade is wanted. Returns false without
+    /// progress: the history does not answer for all ids yet, and has no new trade.
     async fn fill(&self, channel: &Channel<'_>, gap: &Gap) -> Result<bool> {
         let mut at = Position { id: *gap.ids.start(), after: gap.after };
         let is_known = |last| channel.published().ids().gaps(&(*gap.ids.start()..=last)).next().is_none();
+        let mut has_progress = false;
         for _ in 0..PAGES {
             let page = self.rest.history(channel.symbol, Some(at)).await?;
             let Some(Answer { mut trades, absent, next }) = answer(page, at, *gap.ids.end()) else {
-                return Ok(false);
+                return Ok(has_progress);
             };
             trades.retain(|trade| !channel.published().ids().contains(&trade.id));
             let filled = self.publish(channel, trades).await?;
@@ -118,10 +125,14 @@ impl LiveFeed {
                 missing += channel.published().insert_absent(&ids, after, self.config.absent_after);
             }
             self.live.add_filled(filled, missing);
-            let Some(next) = next else { return Ok(is_known(*gap.ids.end())) };
+            has_progress |= filled > 0;
+            let Some(next) = next else { return Ok(has_progress || is_known(*gap.ids.end())) };
             at = next;
+            if channel.published().is_latest_wanted {
+                break;
+            }
         }
-        Ok(is_known(at.id - 1))
+        Ok(has_progress || is_known(at.id - 1))
     }
 }
 

@@ -117,6 +117,8 @@ fn symbols_of_instruments_follow_the_exchange() {
     assert_eq!(of(&Kraken, "kraken:ETH-XBT").as_deref(), Some("ETH/BTC"));
     assert_eq!(of(&Kraken, "kraken:XDG-XBT").as_deref(), Some("DOGE/BTC"));
     assert_eq!(of(&Kraken, "kraken:AAPLx-USD").as_deref(), Some("AAPLx/USD"), "the case is kept");
+    let path = Binance.history_path("币USDT", None);
+    assert!(path.contains("?symbol=%E5%B8%81USDT&"), "{path}");
     let pair = |symbol| Kraken.history_path(symbol, None);
     assert!(pair("ETH/BTC").ends_with("?pair=ETHXBT"), "{}", pair("ETH/BTC"));
     assert!(pair("DOGE/BTC").ends_with("?pair=XDGXBT"), "{}", pair("DOGE/BTC"));

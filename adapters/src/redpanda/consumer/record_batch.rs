@@ -1,8 +1,9 @@
 //! Copies of librdkafka's messages.
 //!
 //! A message is copied in two steps. The consumer thread copies keys and payloads into record batches, with one
-//! allocation per batch. The caller of `recv` converts the batches to messages. The thread limits the throughput, so it
-//! does as little as possible. The second step allocates the memory of a message on the thread that usually frees it.
+//! allocation per batch. The caller of `recv` converts the batches to messages. The consumer thread is the bottleneck,
+//! so it does as little as possible. The second step allocates the memory of a message on the thread that usually frees
+//! it.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +18,8 @@ use super::unreadable::Range;
 /// The size above which a key or payload has a separate allocation, in bytes. A small message then does not keep
 /// the large allocation alive.
 const LARGE: usize = 16 << 10;
-/// The maximum number of caught panics for one message. rdkafka panics at a header name that is not UTF-8, and each
-/// panic prints a message. After the last caught panic, the remaining headers are dropped.
+/// The maximum number of skipped headers whose names are not UTF-8, for one message. rdkafka panics at such a name, and
+/// each panic prints a message. At the next such name, the remaining headers are dropped.
 const MAX_PANICS: usize = 8;
 /// The length of an absent key or payload.
 const ABSENT: u32 = u32::MAX;
@@ -159,7 +160,7 @@ impl RecordBatch {
         }
     }
 
-    /// Appends its messages to `messages`.
+    /// Appends the messages of the batch to `messages`.
     pub(super) fn into_messages(self, messages: &mut Vec<ReceivedMessage>) {
         let Self { partition, records, bytes, mut large, mut headers, .. } = self;
         // Each batch has its own copy of the name. Otherwise the threads that create and drop messages would contend
@@ -189,8 +190,8 @@ impl RecordBatch {
 
 #[cfg(test)]
 impl RecordBatch {
-    /// Returns messages without keys. Their payloads have these lengths. Their offsets begin at `offset`, which is
-    /// below 200. Each message has a header if `headers` is true.
+    /// Returns a batch of messages without keys. Their payloads have these lengths. Their offsets begin at `offset`,
+    /// which is below 200. Each message has a header if `headers` is true.
     pub(super) fn of(
         partition: TopicPartition,
         generation: u64,
@@ -214,8 +215,8 @@ impl RecordBatch {
 }
 
 impl RecordBatch {
-    /// Creates the message that represents offsets that cannot be read. Its offset is the last offset of the range, so
-    /// that positions pass the entire range. A header contains the first offset.
+    /// Creates a batch with one message, which represents a range of offsets that cannot be read. The message has the
+    /// last offset of the range, so the next position is after the range. A header contains the first offset.
     pub(super) fn unreadable(partition: TopicPartition, generation: u64, range: Range, code: &str) -> Self {
         let mut builder = RecordBatchBuilder::new(partition, generation, 1, 0);
         let texts =
@@ -267,7 +268,7 @@ fn headers(headers: &BorrowedHeaders, previous: Option<&Headers>) -> (Headers, b
     (found, true)
 }
 
-/// A message must be small, because one is created for each record.
+/// The size limit of a message. Each record becomes one message.
 const _: () = assert!(size_of::<ReceivedMessage>() <= 192);
 
 #[cfg(test)]

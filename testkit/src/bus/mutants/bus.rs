@@ -19,7 +19,7 @@ use super::fault::Fault;
 use super::reader::FaultySubscription;
 
 /// The commits that only the faulty bus reports as stored.
-pub(super) type Stale = Arc<Mutex<Offsets>>;
+pub(super) type PhantomCommits = Arc<Mutex<Offsets>>;
 
 /// A correct bus with one fault.
 #[derive(Debug)]
@@ -27,13 +27,19 @@ pub(super) struct FaultyBus {
     inner: Arc<dyn MessageBus>,
     fault: Fault,
     held: Mutex<Option<Vec<Message>>>,
-    stale: Stale,
+    stale: PhantomCommits,
     closed: AtomicBool,
 }
 
 impl FaultyBus {
     pub(super) fn new(inner: Arc<dyn MessageBus>, fault: Fault) -> Self {
-        Self { inner, fault, held: Mutex::default(), stale: Stale::default(), closed: AtomicBool::new(false) }
+        Self {
+            inner,
+            fault,
+            held: Mutex::default(),
+            stale: PhantomCommits::default(),
+            closed: AtomicBool::new(false),
+        }
     }
 
     fn has(&self, fault: Fault) -> bool {

@@ -11,17 +11,18 @@ use qi_core::bus::{
 };
 use qi_core::{ErrorKind, MessageBus, Result, Subscription};
 
-use super::bus::Stale;
+use super::bus::PhantomCommits;
 use super::fault::Fault;
 
-/// A correct subscription with one fault.
+/// A subscription that adds one fault to a correct subscription.
 #[derive(Debug)]
 pub(super) struct FaultySubscription {
     inner: Box<dyn Subscription>,
     fault: Fault,
-    stale: Stale,
+    stale: PhantomCommits,
     /// A reader of a partition that another member owns.
     extra: Option<Box<dyn Subscription>>,
+    /// The last message of each partition.
     last: BTreeMap<TopicPartition, ReceivedMessage>,
     after_rebalance: bool,
 }
@@ -30,7 +31,7 @@ impl FaultySubscription {
     pub(super) fn new(
         inner: Box<dyn Subscription>,
         fault: Fault,
-        stale: Stale,
+        stale: PhantomCommits,
         extra: Option<Box<dyn Subscription>>,
     ) -> Self {
         Self { inner, fault, stale, extra, last: BTreeMap::new(), after_rebalance: false }
@@ -135,10 +136,10 @@ impl Subscription for FaultySubscription {
     }
 
     async fn commit(&mut self, offsets: &Offsets) -> Result<Committed> {
-        let everything = || Ok(Committed::new(offsets.clone(), Vec::new()));
+        let report_all_stored = || Ok(Committed::new(offsets.clone(), Vec::new()));
         match self.fault {
-            Fault::ForgetsCommits => everything(),
-            Fault::AcceptsAnyCommit => self.inner.commit(offsets).await.or_else(|_| everything()),
+            Fault::ForgetsCommits => report_all_stored(),
+            Fault::AcceptsAnyCommit => self.inner.commit(offsets).await.or_else(|_| report_all_stored()),
             Fault::CommitsPartially => {
                 let committed = self.inner.commit(offsets).await;
                 if committed.is_err() {
@@ -151,7 +152,7 @@ impl Subscription for FaultySubscription {
                 }
                 committed
             }
-            Fault::HidesLost => self.inner.commit(offsets).await.and_then(|_| everything()),
+            Fault::HidesLost => self.inner.commit(offsets).await.and_then(|_| report_all_stored()),
             Fault::CommitsLostPartitions => {
                 let committed = self.inner.commit(offsets).await?;
                 let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +171,7 @@ impl Subscription for FaultySubscription {
                         stale.set(partition.clone(), next);
                     }
                 }
-                everything()
+                report_all_stored()
             }
             _ => self.inner.commit(offsets).await,
         }
@@ -189,7 +190,7 @@ impl Subscription for FaultySubscription {
             other => other,
         };
         let to: Vec<_> =
-            to.iter().map(|(partition, place)| (partition.clone(), next_offset(*place))).collect();
+            to.iter().map(|(partition, target)| (partition.clone(), next_offset(*target))).collect();
         self.inner.seek(&to).await
     }
 

@@ -1,4 +1,4 @@
-//! Schema: created only by `ensure_schema`, which many callers may run concurrently.
+//! Checks of the schema: `ensure_schema`, `plan_schema`, changed declarations, a missing or newer schema, `close`.
 
 use futures::future::join_all;
 use qi_core::Datasets;
@@ -15,7 +15,7 @@ use super::{CheckResult, Sample, TestContext, instrument_no, promises};
 promises! { "schema";
     every ensure_schema_is_idempotent_and_keeps_the_data: "ensure_schema is idempotent and never destructive",
     once ensure_schema_runs_concurrently: "concurrent calls of ensure_schema succeed",
-    every missing_schema_is_rejected: "calls before ensure_schema fail with SchemaMismatch",
+    every missing_schema_is_rejected: "record calls before ensure_schema fail with SchemaMismatch",
     once bars_and_stats_need_a_schema: "derived_bars and stats before ensure_schema fail with SchemaMismatch",
     once plan_schema_changes_nothing: "plan_schema lists the steps of ensure_schema and changes nothing",
     once added_column_reads_as_absent:
@@ -221,49 +221,46 @@ fn additions() -> (Vec<Column>, Vec<Value>) {
 
 async fn added_column_reads_as_absent(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(declaration(vec![A, B, C]))?;
-    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
-    first.ensure_schema().await?;
-    insert(&*first, old, vec![row(old, 0, vec![])?, row(old, 1, vec![])?]).await?;
+    let (older, reopen) = context.open_reopenable(&old_datasets).await?;
+    older.ensure_schema().await?;
+    insert(&*older, old, vec![row(old, 0, vec![])?, row(old, 1, vec![])?]).await?;
 
     let (columns, values) = additions();
     let (new, new_datasets) = declared(declaration([vec![A, B, C], columns].concat()))?;
-    let second = context.reopen_with(&reopen, &new_datasets).await?;
-    expect_true("the plan lists the missing columns", !second.plan_schema().await?.is_empty())?;
-    expect_true(
-        "ensure_schema reports the applied steps",
-        !second.ensure_schema().await?.applied.is_empty(),
-    )?;
-    expect_same_rows("the plan after ensure_schema", &second.plan_schema().await?, &[])?;
-    expect_same_rows("the steps of the second ensure_schema", &second.ensure_schema().await?.applied, &[])?;
+    let newer = context.reopen_with(&reopen, &new_datasets).await?;
+    expect_true("the plan lists the missing columns", !newer.plan_schema().await?.is_empty())?;
+    expect_true("ensure_schema reports the applied steps", !newer.ensure_schema().await?.applied.is_empty())?;
+    expect_same_rows("the plan after ensure_schema", &newer.plan_schema().await?, &[])?;
+    expect_same_rows("the steps of the second ensure_schema", &newer.ensure_schema().await?.applied, &[])?;
     let absent = vec![Value::Absent; values.len()];
     let mut expected = vec![row(new, 0, absent.clone())?, row(new, 1, absent)?];
-    expect_same_rows("the older records", &stored(&*second, new).await?, &expected)?;
+    expect_same_rows("the older records", &stored(&*newer, new).await?, &expected)?;
 
-    // The first row replaces an older one, and the second row is new.
+    // The first row replaces an older row, and the second row is new.
     expected[1] = row(new, 1, values.clone())?;
     expected.push(row(new, 2, values)?);
-    insert(&*second, new, expected[1..].to_vec()).await?;
-    expect_same_rows("the older and newer records", &stored(&*second, new).await?, &expected)
+    insert(&*newer, new, expected[1..].to_vec()).await?;
+    expect_same_rows("the older and newer records", &stored(&*newer, new).await?, &expected)
 }
 
 async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(declaration(vec![A, B, C]))?;
-    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
-    first.ensure_schema().await?;
-    insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
+    let (older, reopen) = context.open_reopenable(&old_datasets).await?;
+    older.ensure_schema().await?;
+    insert(&*older, old, vec![row(old, 0, vec![])?]).await?;
     let longer = Column { ty: ColumnType::Enumeration(&["one", "two", "three"]), ..C };
     let (new, new_datasets) = declared(declaration(vec![A, B, longer]))?;
-    let second = context.reopen_with(&reopen, &new_datasets).await?;
-    second.ensure_schema().await?;
-    expect_same_rows("the plan after ensure_schema", &second.plan_schema().await?, &[])?;
+    let newer = context.reopen_with(&reopen, &new_datasets).await?;
+    newer.ensure_schema().await?;
+    expect_same_rows("the plan after ensure_schema", &newer.plan_schema().await?, &[])?;
     let mut third = row(new, 1, vec![])?.values().to_vec();
     third[2] = Value::Enumeration(3);
     let series = SeriesKey { owner: Owner::Instrument(instrument_no(0)), interval: None };
     let third = Row::new(new, series, (minute(1), 0), third)?;
-    insert(&*second, new, vec![third.clone()]).await?;
+    insert(&*newer, new, vec![third.clone()]).await?;
     expect_same_rows(
         "the records with old and new variants",
-        &stored(&*second, new).await?,
+        &stored(&*newer, new).await?,
         &[row(new, 0, vec![])?, third],
     )
 }
@@ -271,20 +268,20 @@ async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckRe
 async fn older_declaration_continues_to_work(context: &TestContext) -> CheckResult {
     let (columns, values) = additions();
     let (new, new_datasets) = declared(declaration([vec![A, B, C], columns].concat()))?;
-    let (second, reopen) = context.open_reopenable(&new_datasets).await?;
-    second.ensure_schema().await?;
-    insert(&*second, new, vec![row(new, 0, values.clone())?]).await?;
+    let (newer, reopen) = context.open_reopenable(&new_datasets).await?;
+    newer.ensure_schema().await?;
+    insert(&*newer, new, vec![row(new, 0, values.clone())?]).await?;
 
     let (old, old_datasets) = declared(declaration(vec![A, B, C]))?;
-    let first = context.reopen_with(&reopen, &old_datasets).await?;
-    expect_same_rows("the plan of the older version", &first.plan_schema().await?, &[])?;
-    expect_same_rows("the steps of the older version", &first.ensure_schema().await?.applied, &[])?;
-    insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
+    let older = context.reopen_with(&reopen, &old_datasets).await?;
+    expect_same_rows("the plan of the older version", &older.plan_schema().await?, &[])?;
+    expect_same_rows("the steps of the older version", &older.ensure_schema().await?.applied, &[])?;
+    insert(&*older, old, vec![row(old, 1, vec![])?]).await?;
     let expected = [row(old, 0, vec![])?, row(old, 1, vec![])?];
-    expect_same_rows("the records that the older version reads", &stored(&*first, old).await?, &expected)?;
+    expect_same_rows("the records that the older version reads", &stored(&*older, old).await?, &expected)?;
     let absent = vec![Value::Absent; values.len()];
     let expected = [row(new, 0, values)?, row(new, 1, absent)?];
-    expect_same_rows("the records that the newer version reads", &stored(&*second, new).await?, &expected)
+    expect_same_rows("the records that the newer version reads", &stored(&*newer, new).await?, &expected)
 }
 
 async fn incompatible_declaration_is_rejected(context: &TestContext) -> CheckResult {
@@ -297,30 +294,26 @@ async fn incompatible_declaration_is_rejected(context: &TestContext) -> CheckRes
     let same_columns = || declaration(vec![A, B, C]);
     let differences = [
         ("another type", "a", declaration(vec![Column { ty: ColumnType::Integer, ..A }, B, C])),
-        (
-            "a required column that may be absent",
-            "a",
-            declaration(vec![Column { optional: true, ..A }, B, C]),
-        ),
-        (
-            "an optional column that must be there",
-            "b",
-            declaration(vec![A, Column { optional: false, ..B }, C]),
-        ),
+        ("a required column made optional", "a", declaration(vec![Column { optional: true, ..A }, B, C])),
+        ("an optional column made required", "b", declaration(vec![A, Column { optional: false, ..B }, C])),
         ("another order", "b", declaration(vec![B, A, C])),
         ("a longer text", "b", declaration(vec![A, Column { ty: ColumnType::Text { max: 21 }, ..B }, C])),
         ("a shorter text", "b", declaration(vec![A, Column { ty: ColumnType::Text { max: 19 }, ..B }, C])),
         ("a removed column", "b", declaration(vec![A, C])),
         ("a renamed column", "b", declaration(vec![A, Column { name: "z", ..B }, C])),
-        ("a new column in between", "d", declaration(vec![A, Column { optional: true, ..required }, B, C])),
+        (
+            "a new column between others",
+            "d",
+            declaration(vec![A, Column { optional: true, ..required }, B, C]),
+        ),
         ("a new required column", "d", declaration(vec![A, B, C, required])),
         (
-            "another name of a variant",
+            "a renamed variant",
             "c",
             declaration(vec![A, B, Column { ty: ColumnType::Enumeration(&["one", "deux"]), ..C }]),
         ),
         (
-            "a variant fewer",
+            "a removed variant",
             "c",
             declaration(vec![A, B, Column { ty: ColumnType::Enumeration(&["one"]), ..C }]),
         ),
