@@ -273,7 +273,8 @@ async fn manual_change(server: Server) {
         &format!("INSERT INTO {prefix}qi_bars_stale {columns} SELECT 2, 'Binance', 'X', {min}, {max}"),
     )
     .await;
-    maintain_all(&store).await;
+    let report = store.maintain(&MaintainRequest::default().with_until(Timestamp::MAX)).await.unwrap();
+    assert_eq!((report.rebuilt > 0, report.stale), (true, 1));
     assert_eq!(counts(&store, Interval::W1).await, [2]);
     server.drop_tables(&prefix).await;
 }
