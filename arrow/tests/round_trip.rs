@@ -203,7 +203,8 @@ fn wide_records_have_smaller_row_groups_and_batches() {
     let series = SeriesKey { owner: Owner::Name("BTC".into()), interval: None };
     let mut random = fastrand::Rng::with_seed(1);
     let mut levels = || -> Vec<Level> {
-        let mut number = || i128::from(random.u64(1..)) << 24;
+        // No byte can be compressed.
+        let mut number = || (i128::from(random.u64(1..)) << 60) + i128::from(random.u64(..));
         let mut level = || -> qi_core::Result<Level> {
             Ok(Level { price: Price::from_units(number())?, quantity: Quantity::from_units(number())? })
         };

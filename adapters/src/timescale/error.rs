@@ -104,6 +104,9 @@ const STARTUP_PARAMETER_MESSAGE: &str = "unsupported startup parameter";
 /// The code of a lock that was not granted within the lock timeout.
 pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
+/// The SQLSTATE of a transaction that the server ended because of a deadlock.
+pub(super) const DEADLOCK: &str = "40P01";
+
 /// The code of a statement on ticks that adds no stale marks although the schema has materialized bars.
 pub(super) const UNMARKED: &str = "QI001";
 

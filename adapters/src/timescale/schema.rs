@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 use super::checks::{self, MissingObject};
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::{Connections, PgConnection, ServerInfo};
-use super::error::{Cause, LOCK_NOT_AVAILABLE, has_state};
+use super::error::{Cause, DEADLOCK, LOCK_NOT_AVAILABLE, has_state};
 use super::materialized;
 use super::policy;
 use super::series;
@@ -213,7 +213,9 @@ async fn ensure_on(
                 }
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
-            Err(Cause::Sql(error)) if has_state(&error, LOCK_NOT_AVAILABLE) => {
+            Err(Cause::Sql(error))
+                if [LOCK_NOT_AVAILABLE, DEADLOCK].iter().any(|state| has_state(&error, state)) =>
+            {
                 attempts += 1;
                 if attempts == MAX_LOCK_ATTEMPTS {
                     return Err(Cause::TableLocked { attempts, source: error });
