@@ -14,7 +14,8 @@ use qi_core::{Interval, Timestamp};
 /// The required bits of evidence: an error probability below one in a million.
 const BITS: f64 = 20.0;
 
-/// The rows of each interval of more than one minute have the same remainder of one of these numbers of minutes.
+/// Each interval of more than one minute is a multiple of 3 or 5 minutes. Its rows have the same remainder of this number.
+/// Rows on the grid of 2 minutes have no interval.
 const DIVISORS: [usize; 3] = [2, 3, 5];
 
 /// Counts the rows on the grid of each interval.
@@ -104,8 +105,8 @@ impl IntervalDetector {
     }
 
     /// Returns whether the rows are sparse candles of one minute. The rows of each longer interval, also with the times of
-    /// their last minutes, have one remainder of two, three or five minutes. The rows with other remainders must be too
-    /// many for bad lines.
+    /// their last minutes, have one remainder of three or five minutes. The rows with other remainders must be too many
+    /// for bad lines, and so must the rows off the grid of two minutes.
     fn is_sparse(&self) -> bool {
         let on = |interval: Interval| self.on[interval as usize].rows;
         let minutes = on(Interval::M1);
@@ -113,8 +114,10 @@ impl IntervalDetector {
         let is_other = |(interval, on): (&Interval, AlignedRows)| {
             *interval > Interval::M1 && on.is_consecutive() && on.rows * 2 >= self.rows
         };
+        let [two, three, five] = self.remainders;
         minutes * 3 >= self.rows * 2
-            && self.remainders.iter().all(|rows| is_off(rows.iter().copied().max().unwrap_or(0)))
+            && is_off(two[0])
+            && [three, five].iter().all(|rows| is_off(rows.iter().copied().max().unwrap_or(0)))
             && !Interval::ALL.iter().zip(self.on).any(is_other)
     }
 }
