@@ -18,6 +18,7 @@ mod duplicates;
 mod materialized;
 mod read;
 mod replay;
+mod scale;
 mod setup;
 mod ticks;
 mod tuning;
@@ -27,12 +28,13 @@ use qi_benches::Section;
 use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Setup>; 9] = [
+const SECTIONS: [Section<Setup>; 10] = [
     ("write", write::run),
     ("replay", replay::run),
     ("duplicates", duplicates::run),
     ("page", read::page),
     ("latest", read::latest),
+    ("scale", scale::run),
     ("bars", read::bars),
     ("materialized", materialized::run),
     ("break-even", tuning::break_even),

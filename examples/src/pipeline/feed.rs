@@ -164,12 +164,12 @@ pub(crate) struct PublishTask {
 }
 
 impl PublishTask {
-    /// Publishes until every message is acknowledged. Returns false if the feed must stop before. `set_trouble` receives
+    /// Publishes until every message is acknowledged. Returns false if the feed must stop before. `set_degraded` receives
     /// the reason before messages are sent again, and then None.
     pub(crate) async fn publish(
         self,
         mut batch: Vec<Message>,
-        set_trouble: impl Fn(&AgentContext, Option<String>),
+        set_degraded: impl Fn(&AgentContext, Option<String>),
     ) -> Result<bool> {
         let cx = &self.cx;
         loop {
@@ -201,11 +201,11 @@ impl PublishTask {
                 return Ok(true);
             }
             self.counters.count_resent(unknown);
-            set_trouble(cx, Some(format!("{} messages are sent again", batch.len())));
+            set_degraded(cx, Some(format!("{} messages are sent again", batch.len())));
             if cx.sleep(RETRY_DELAY).await.is_none() {
                 return Ok(false);
             }
-            set_trouble(cx, None);
+            set_degraded(cx, None);
         }
     }
 }
