@@ -177,8 +177,8 @@ pub(crate) struct PersistArguments {
     /// The interval: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
     #[arg(long)]
     pub(crate) interval: Interval,
-    /// The earliest open time, inclusive, for example 2024-01-31T12:00:00Z. Defaults to the latest stored bar of each
-    /// instrument. To persist late and corrected ticks of earlier bars, set it before them.
+    /// The earliest open time, inclusive, for example 2024-01-31T12:00:00Z. Defaults to a page before the latest
+    /// stored bar of each instrument. To persist late and corrected ticks of earlier bars, set it before them.
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<Timestamp>,
     /// The latest close time, inclusive. Defaults to now. A later time counts as now.

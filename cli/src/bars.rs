@@ -16,8 +16,8 @@ pub struct Plan {
     pub instruments: Vec<Instrument>,
     /// The interval of the bars.
     pub interval: Interval,
-    /// The earliest open time. None continues from the latest stored bar of each instrument, or begins with the first
-    /// tick of an instrument without stored bars.
+    /// The earliest open time. None continues an interrupted run: from a page before the latest stored bar of each
+    /// instrument, or from the first tick of an instrument without stored bars.
     pub since: Option<Timestamp>,
     /// The latest close time.
     pub until: Timestamp,
@@ -78,7 +78,7 @@ pub async fn persist(
     for instrument in instruments {
         let since = match since {
             Some(since) => since,
-            None => store.latest_bar(&instrument, interval).await?.map_or(Timestamp::MIN, |b| b.open_time()),
+            None => store.persist_start(&instrument, interval).await?,
         };
         let request = PersistRequest::new(instrument.clone(), interval, until);
         let mut pages = store.persist_bar_pages(request.with_since(since).with_overwrite(overwrite));

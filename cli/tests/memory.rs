@@ -984,7 +984,7 @@ fn persist_plan() -> bars::Plan {
 }
 
 #[tokio::test]
-async fn a_stopped_persist_continues() {
+async fn a_stopped_persist_can_be_repeated() {
     let store = full().await;
     let name: Instrument = "sim:A0000-USDT".parse().unwrap();
     let query = BarQuery::new(name, Interval::M1, TimeRange::ALL);

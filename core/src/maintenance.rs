@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::agent::{Agent, AgentContext};
 use crate::store::{MaintainRequest, MaintenanceReport};
 use crate::telemetry::{
-    MAINTENANCE_AGE, MAINTENANCE_DURATION, MAINTENANCE_REBUILT, MAINTENANCE_STALE, MAINTENANCE_TICKS,
+    MAINTENANCE_DURATION, MAINTENANCE_REBUILT, MAINTENANCE_STALE, MAINTENANCE_TICKS, MAINTENANCE_WATERMARK,
 };
 use crate::{Backoff, Error, PriceStore, Result, RetryAdvice, Timestamp, async_trait};
 
@@ -101,16 +101,14 @@ impl<S: PriceStore> Maintenance<S> {
         self.backoff
     }
 
-    /// Records the metrics of a call. After an error, the age of the known watermark grows.
-    fn measure(&self, backend: &'static str, began: Instant, now: Timestamp, report: &MaintenanceReport) {
-        metrics::histogram!(MAINTENANCE_DURATION.name, "backend" => backend)
-            .record(began.elapsed().as_secs_f64());
+    /// Records the metrics of a successful call.
+    fn measure(backend: &'static str, report: &MaintenanceReport) {
         metrics::counter!(MAINTENANCE_TICKS.name, "backend" => backend).increment(report.ticks);
         metrics::counter!(MAINTENANCE_REBUILT.name, "backend" => backend).increment(report.rebuilt);
-        if let Some(watermark) = self.watermark {
-            metrics::gauge!(MAINTENANCE_AGE.name, "backend" => backend)
-                .set(now.duration_since(watermark).as_secs_f64());
-        }
+        let watermark = report.watermark.map_or(f64::NAN, unix_time);
+        metrics::gauge!(MAINTENANCE_WATERMARK.name, "backend" => backend).set(watermark);
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52 marks")]
+        metrics::gauge!(MAINTENANCE_STALE.name, "backend" => backend).set(report.stale as f64);
     }
 
     fn retry_delay(&self, failures: u32, error: &Error) -> Duration {
@@ -119,31 +117,35 @@ impl<S: PriceStore> Maintenance<S> {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "seconds need no more than microseconds of this century")]
+fn unix_time(ts: Timestamp) -> f64 {
+    ts.as_micros() as f64 / 1e6
+}
+
 #[async_trait]
 impl<S: PriceStore> Agent for Maintenance<S> {
     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
         let backend = self.store.info().backend;
         let mut failures = 0;
-        let mut is_first_report = true;
+        let mut has_report = false;
+        let first_call = cx.now();
         loop {
             let began = Instant::now();
             let Some(result) = cx.until_cancelled(self.store.maintain(&self.request)).await else {
                 return Ok(());
             };
             cx.heartbeat();
+            metrics::histogram!(MAINTENANCE_DURATION.name, "backend" => backend)
+                .record(began.elapsed().as_secs_f64());
             let delay = match result {
                 Ok(report) => {
                     let made_progress = report.made_progress(self.watermark);
                     self.watermark = report.watermark;
-                    self.measure(backend, began, cx.now(), &report);
-                    if report.watermark.is_some() {
-                        #[expect(clippy::cast_precision_loss, reason = "far below 2^52 marks")]
-                        metrics::gauge!(MAINTENANCE_STALE.name, "backend" => backend)
-                            .set(report.stale as f64);
-                    } else if is_first_report {
+                    Self::measure(backend, &report);
+                    if report.watermark.is_none() && !has_report {
                         tracing::info!(backend, "the store materializes no bars");
                     }
-                    is_first_report = false;
+                    has_report = true;
                     if std::mem::take(&mut failures) > 0 {
                         cx.healthy();
                     }
@@ -153,7 +155,11 @@ impl<S: PriceStore> Agent for Maintenance<S> {
                     self.interval
                 }
                 Err(error) if error.retry().is_retryable() => {
-                    self.measure(backend, began, cx.now(), &MaintenanceReport::default());
+                    if !has_report {
+                        // The watermark is not known. It is earlier than this time, so its age grows.
+                        metrics::gauge!(MAINTENANCE_WATERMARK.name, "backend" => backend)
+                            .set(unix_time(first_call));
+                    }
                     if failures == 0 {
                         tracing::warn!(backend, error = %error.report(), "maintenance failed and is retried");
                     }

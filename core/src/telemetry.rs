@@ -109,8 +109,8 @@ metrics_table! {
         "Time of a stage for a batch, with retries: decode, store, dead_letters, commit.";
     INGEST_RETRIES: Counter "qi_ingest_retries_total" in Count by ["dataset", "stage", "kind"],
         "Failed calls that an ingest repeats: receive, store, dead_letters, commit.";
-    MAINTENANCE_AGE: Gauge "qi_maintenance_watermark_age_seconds" in Seconds by ["backend"],
-        "Time from the watermark of the materialized bars to the last call of maintain.";
+    MAINTENANCE_WATERMARK: Gauge "qi_maintenance_watermark_timestamp_seconds" in Seconds by ["backend"],
+        "Watermark of the materialized bars as Unix time. NaN if the store materializes no bars.";
     MAINTENANCE_STALE: Gauge "qi_maintenance_stale_marks" in Count by ["backend"],
         "Stale marks after the last call of maintain.";
     MAINTENANCE_REBUILT: Counter "qi_maintenance_rebuilt_marks_total" in Count by ["backend"],

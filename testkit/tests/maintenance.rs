@@ -27,6 +27,10 @@ fn hour(number: i64) -> Timestamp {
     Timestamp::from_secs(START + number * 3_600).unwrap()
 }
 
+fn unix_time(number: i64) -> f64 {
+    f64::from(i32::try_from(hour(number).as_secs()).unwrap())
+}
+
 /// Returns a report whose watermark and target are these hours.
 fn report(watermark: i64, target: i64, ticks: u64, rebuilt: u64, stale: u64) -> MaintenanceReport {
     let mut report = MaintenanceReport::default();
@@ -160,13 +164,36 @@ fn metrics_follow_the_reports() {
     assert_eq!(metrics.counter(&of("ticks_total")), 1_500);
     assert_eq!(metrics.counter(&of("rebuilt_marks_total")), 10);
     assert!((metrics.gauge(&of("stale_marks")) - 1.0).abs() < 1e-9);
-    // The second failed call, one minute after the watermark, also measures the age.
-    assert!((metrics.gauge(&of("watermark_age_seconds")) - 60.0).abs() < 1e-3);
+    // The failed calls leave the watermark unchanged, so its age grows.
+    let watermark = "watermark_timestamp_seconds";
+    assert!((metrics.gauge(&of(watermark)) - unix_time(0)).abs() < 1e-3);
     assert_eq!(metrics.histogram(&of("duration_seconds")).len(), 4);
 
     let without = measured(|| async {
         let (store, _) = store(vec![Ok(MaintenanceReport::default())]);
         run_for(Maintenance::new(store), 90 * SECOND).await.unwrap();
     });
-    assert!(!without.keys().iter().any(|key| key.contains("watermark_age") || key.contains("stale")));
+    assert!(without.gauge(&of(watermark)).is_nan());
+
+    // The watermark is not known, so the time of the first call stands for it.
+    let failing = measured(|| async {
+        let (store, _) = store(vec![Err(unavailable())]);
+        run_for(Maintenance::new(store), 90 * MINUTE).await.unwrap();
+    });
+    assert!((failing.gauge(&of(watermark)) - unix_time(0)).abs() < 1e-3);
+}
+
+/// A restarted agent keeps the metric of the watermark.
+#[test]
+fn the_watermark_is_known_after_an_error_that_ends_the_agent() {
+    let metrics = measured(|| async {
+        let error = Error::new(ErrorKind::SchemaMismatch, "test.schema", "maintain");
+        let (store, _) = store(vec![Ok(report(-1, 0, 1, 0, 0)), Err(error)]);
+        let store = Arc::new(store);
+        let spec = AgentSpec::new("maintenance", move || Maintenance::new(store.clone()));
+        let runtime = AgentRuntime::builder().clock(ManualClock::default()).agent(spec).build().unwrap();
+        drop(runtime.run_until(sleep(90 * MINUTE)).await);
+    });
+    let watermark = metrics.gauge("qi_maintenance_watermark_timestamp_seconds{backend=mock}");
+    assert!((watermark - unix_time(-1)).abs() < 1e-3);
 }

@@ -135,6 +135,21 @@ async fn an_interrupted_run_continues() {
     assert_eq!(bars(&store, BarSource::Stored).await, wanted);
 }
 
+/// A store may commit the end of a page before its start.
+#[tokio::test]
+async fn a_page_that_was_stored_in_part_is_completed() {
+    let store = filled(0..60).await;
+    let wanted = bars(&store, BarSource::Derived).await;
+    assert_eq!(store.persist_start(&instrument(), Interval::M1).await.unwrap(), Timestamp::MIN);
+    store.insert_bars(&wanted[..10]).await.unwrap();
+    store.insert_bars(&wanted[15..20]).await.unwrap();
+    let since = store.persist_start(&instrument(), Interval::M1).await.unwrap();
+    assert_eq!(since, time(10 * MINUTE));
+    let rest = store.persist_bars(request(60 * MINUTE).with_since(since)).await.unwrap();
+    assert_eq!((rest.derived, rest.written), (50, 45));
+    assert_eq!(bars(&store, BarSource::Stored).await, wanted);
+}
+
 #[tokio::test]
 async fn faults_at_every_call_lose_nothing_and_write_no_wrong_bar() {
     for seed in 0..50 {

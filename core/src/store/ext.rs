@@ -389,6 +389,23 @@ pub trait PriceStoreExt: PriceStore {
         persist::persist(self, request)
     }
 
+    /// Returns the `since` with which an interrupted [`persist_bars`](Self::persist_bars) continues. It is up to a page
+    /// before the latest stored bar, because a store may have written only a part of the last page. Returns
+    /// [`Timestamp::MIN`] for an instrument without stored bars of the interval.
+    ///
+    /// The result assumes that only earlier runs have written bars of this instrument and interval. If other programs
+    /// write such bars, start at the first bar that may be missing.
+    ///
+    /// # Errors
+    /// The errors of [`PriceStore::latest`] and [`PriceStore::derived_bars`].
+    fn persist_start(
+        &self,
+        instrument: &Instrument,
+        interval: Interval,
+    ) -> impl Future<Output = Result<Timestamp>> + Send {
+        persist::persist_start(self, instrument, interval)
+    }
+
     /// Does what [`persist_bars`](Self::persist_bars) does, and returns a report after each written page. Dropping the
     /// stream stops between two pages, and `since` = [`PersistReport::resume`] continues.
     fn persist_bar_pages(&self, request: PersistRequest) -> BoxStream<'_, Result<PersistReport>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use super::{BarQuery, Page, PageRequest, PriceStore, RangeRequest, RecordPage};
+use super::{BarQuery, Page, PageRequest, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
 use crate::record::Slice;
 use crate::{Bar, Instrument, Interval, Result, TimeRange, Timestamp};
 
@@ -105,6 +105,20 @@ pub(crate) fn closed_bars(
     let end = interval.floor(until);
     let range = TimeRange::new(since.min(end), end)?;
     Ok(BarQuery::new(instrument.clone(), interval, range).with_page(PageRequest::first(limit)?))
+}
+
+/// Returns the open time from which an interrupted run continues: one page before the latest stored bar, because a store
+/// may have written a part of the last page.
+pub(super) async fn persist_start<S: PriceStore + ?Sized>(
+    store: &S,
+    instrument: &Instrument,
+    interval: Interval,
+) -> Result<Timestamp> {
+    let Some(latest) = store.latest_bar(instrument, interval).await? else { return Ok(Timestamp::MIN) };
+    let (first, end, batch) = (Timestamp::MIN, latest.close_time(), store.info().max_batch.max(1));
+    let query = closed_bars(instrument, interval, first, end, batch)?.descending();
+    let page = store.derived_bars(&query).await?;
+    Ok(page.items.last().unwrap_or(&latest).open_time())
 }
 
 /// Returns a page of derived bars with their stored bars, and the query of the next page.
