@@ -28,7 +28,7 @@ fn hour(number: i64) -> Timestamp {
 }
 
 fn unix_time(number: i64) -> f64 {
-    f64::from(i32::try_from(hour(number).as_secs()).unwrap())
+    f64::from(i32::try_from(hour(number).as_micros() / 1_000_000).unwrap())
 }
 
 /// Returns a report whose watermark and target are these hours.
