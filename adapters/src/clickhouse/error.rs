@@ -179,7 +179,7 @@ impl Cause {
             Self::ConcurrentChange => {
                 new(ErrorKind::Conflict, "store.clickhouse.changing").with_message(self)
             }
-            Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.answer_too_large")
+            Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.response_too_large")
                 .with_message(self)
                 .with_context("limit_bytes", limit),
             Self::Schema { .. } => {
