@@ -125,7 +125,7 @@ pub trait Protocol: Send + Sync + 'static {
 }
 
 /// Returns the error of a message or response that cannot be decoded.
-pub(super) fn garbled(exchange: &'static str, why: impl std::fmt::Display) -> Error {
+pub(super) fn corrupt(exchange: &'static str, why: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::CorruptData, "live.frame", "read")
         .with_backend(exchange)
         .with_message(why)
@@ -153,7 +153,7 @@ pub(super) fn rejected(exchange: &'static str, symbol: &str, why: impl std::fmt:
 }
 
 pub(super) fn json<T: DeserializeOwned>(exchange: &'static str, text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| garbled(exchange, "invalid JSON").with_source(error))
+    serde_json::from_str(text).map_err(|error| corrupt(exchange, "invalid JSON").with_source(error))
 }
 
 /// Returns a number or a string without its quotes. Numbers keep all their digits.
