@@ -15,7 +15,7 @@ If root starts the process, it confines itself before the first request, because
 connections. FOLDER becomes its root directory, its network has no interface except the listening socket, and it runs as
 FOLDER's owner.
 
-QI_CLICKHOUSE_GRANTS limits the rights of the user to its GRANT statements, one on each line and without TO.
+QI_CLICKHOUSE_GRANTS limits the privileges of the user to its GRANT statements, one on each line and without TO.
 """
 
 import base64

@@ -13,6 +13,8 @@
 //! # Ok::<(), qi_core::Error>(())
 //! ```
 
+/// The crate of the trait `TextMapPropagator`, which [`OpenTelemetryPropagator`] requires.
+pub use ::opentelemetry as driver;
 use bytes::Bytes;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt;

@@ -342,7 +342,7 @@ async fn an_error_page_is_bounded_and_truncated() {
 async fn an_endless_response_is_an_error() {
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
-    let too_large = (ErrorKind::CorruptData, "store.clickhouse.answer_too_large", false);
+    let too_large = (ErrorKind::CorruptData, "store.clickhouse.response_too_large", false);
     let part = chunk(&row(1, false).repeat(10_000));
     let (store, sent) = endless(head, part.clone()).await;
     assert_eq!(kind_code_retry(&store.ticks(&query).await.unwrap_err()), too_large);

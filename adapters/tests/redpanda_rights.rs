@@ -147,7 +147,7 @@ async fn topics(brokers: Brokers, spare: Spare) {
     sub.commit(batch.offsets()).await.unwrap();
     sub.close().await.unwrap();
 
-    // A principal may have the right to create a topic but not to describe it. The topic exists,
+    // A principal may have the permission to create a topic but not to describe it. The topic exists,
     // although a second call fails.
     allow(&brokers, "nobody", "--topic qi-new --operation Create").await;
     let nobody = bus_of(&address, "nobody");

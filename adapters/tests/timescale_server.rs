@@ -243,7 +243,7 @@ async fn hardening_roles(server: Server) {
     runtime.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
     let reader = open("reader");
     assert_eq!(count(&reader, "x:Y").await, 2_000);
-    // A role without the right to complete a catalog can start.
+    // A role without the privilege to complete a catalog can start.
     sql(server.url(), &format!("UPDATE {schema}.ticks SET ts = ts WHERE false")).await;
     let report = reader.ensure_schema().await.unwrap();
     let step = "series catalog of ticks completed".to_owned();
@@ -261,7 +261,7 @@ async fn hardening_roles(server: Server) {
     let mut connection = PgConnection::connect(&url("runtime")).await.unwrap();
     sqlx::raw_sql("CREATE TEMP TABLE own (a int)").execute(&mut connection).await.unwrap();
     for statement in [
-        // The function has the rights of its owner, and would use tables of the caller.
+        // The function has the privileges of its owner, and would use tables of the caller.
         format!(
             "CREATE TRIGGER x BEFORE INSERT ON own FOR EACH STATEMENT EXECUTE FUNCTION {schema}.qi_mark_incomplete()"
         ),

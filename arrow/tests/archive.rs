@@ -497,7 +497,7 @@ async fn unreadable_files_fail_one_by_one() {
     }
 }
 
-/// Refuses inserts after the first `left`.
+/// Rejects inserts after the first `left`.
 #[derive(Debug, Clone)]
 struct LimitedInserts {
     left: Arc<AtomicUsize>,
@@ -559,7 +559,7 @@ async fn files_that_the_options_do_not_select_are_not_read() {
 }
 
 #[tokio::test]
-async fn import_refuses_a_range_that_cuts_a_period() {
+async fn import_rejects_a_range_that_cuts_a_period() {
     for (period, start, rule) in
         [(PeriodLength::Day, DAY + 1, "a day"), (PeriodLength::Month, DAY, "a month")]
     {
@@ -701,7 +701,7 @@ fn addresses_have_a_known_scheme_and_no_credentials() {
 }
 
 #[tokio::test]
-async fn refused_export_creates_no_folder() {
+async fn rejected_export_creates_no_folder() {
     let (store, folder) = exported().await;
     let missing = folder.path().join("a/b");
     let archive = Archive::create(&missing.to_string_lossy()).unwrap();
@@ -882,7 +882,7 @@ fn first_day() -> RecordBatch {
 }
 
 #[tokio::test]
-async fn import_refuses_a_file_whose_metadata_names_another_dataset_or_version() {
+async fn import_rejects_a_file_whose_metadata_names_another_dataset_or_version() {
     let (_, folder) = exported().await;
     for (metadata, good) in [
         (&[][..], true),
@@ -905,7 +905,7 @@ async fn import_refuses_a_file_whose_metadata_names_another_dataset_or_version()
 }
 
 #[tokio::test]
-async fn import_refuses_a_file_with_other_records_than_its_manifest_before_the_first_insert() {
+async fn import_rejects_a_file_with_other_records_than_its_manifest_before_the_first_insert() {
     let (_, folder) = exported().await;
     let refused = async |file: &[u8], code: &str| {
         replace_file(folder.path(), file);
@@ -942,7 +942,7 @@ async fn import_inserts_at_most_the_number_of_records_of_the_manifest() {
     assert_eq!(error.code(), "archive.file.records", "{}", error.report());
 }
 
-/// The rule of the dataset's names is checked before the name reaches a store: PostgreSQL refuses a NUL.
+/// The rule of the dataset's names is checked before the name reaches a store: PostgreSQL rejects a NUL.
 #[tokio::test]
 async fn manifest_with_an_invalid_name_fails_by_itself() {
     let store = rig::store().await;

@@ -116,7 +116,7 @@ fn rows(records: &RecordVec) -> Vec<Map<String, Value>> {
 const WIDE: i128 = 90_000_000_000_000_000_000_123_456_789_123_456_789;
 
 /// Replaces the first two records by records without the optional values, and the third by one with extreme values: a
-/// wide decimal in each column, an empty text, and a time with microseconds. A value that the record refuses stays.
+/// wide decimal in each column, an empty text, and a time with microseconds. A value that the record rejects stays.
 fn with_edges(records: &RecordVec) -> Result<RecordVec, Failed> {
     let dataset = records.as_records().dataset();
     let batch = encode(records.as_records())?;

@@ -629,7 +629,7 @@ fn is_of_other_dataset(error: &Error, datasets: &Datasets) -> bool {
 fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
     let mut addresses = arguments.files.iter().filter_map(|path| path.to_str());
     let Some(address) = addresses.find(|address| archive::is_archive(address)) else {
-        archive::refuse_parquet(&arguments.files)?;
+        archive::reject_parquet(&arguments.files)?;
         return Ok(None);
     };
     let usage = |message: &str| {

@@ -19,7 +19,7 @@ fn usage(message: &str) -> Error {
     Error::new(ErrorKind::Config, "import.archive", "import").with_message(message)
 }
 
-/// Refuses a folder that is not an archive. The import itself accepts every folder, and finds no file in most.
+/// Rejects a folder that is not an archive. The import itself accepts every folder, and finds no file in most.
 pub(crate) fn check_folder(address: &str, known: &Datasets) -> Result<()> {
     let has_settings = |folder: &Path| folder.join("_archive.json").is_file();
     let Ok(folder) = Path::new(address).canonicalize() else { return Ok(()) };
@@ -40,8 +40,8 @@ pub(crate) fn check_folder(address: &str, known: &Datasets) -> Result<()> {
     Err(usage(message).with_context("folder", folder.display()))
 }
 
-/// Refuses a Parquet file, which cannot be imported without its manifest.
-pub(crate) fn refuse_parquet(files: &[PathBuf]) -> Result<()> {
+/// Rejects a Parquet file, which cannot be imported without its manifest.
+pub(crate) fn reject_parquet(files: &[PathBuf]) -> Result<()> {
     let is_parquet = |file: &PathBuf| {
         let mut magic = [0; 4];
         let read = file.is_file().then(|| File::open(file)?.read_exact(&mut magic));

@@ -114,8 +114,8 @@ pub(crate) enum Command {
     /// Materializes bars up to a watermark and rebuilds stale hours, until no step is left. Exit code 1 if steps are left,
     /// or if the store materializes no bars.
     Maintain {
-        /// The end of the materialized bars, rounded down to a full hour. Defaults to the configured delay before the
-        /// clock of the server.
+        /// The end of the materialized bars, rounded down to a full hour. Defaults to 10 minutes before the clock of
+        /// the server.
         #[arg(long, value_name = "TIME")]
         until: Option<Timestamp>,
         /// Starts no further step after this time, for example 30s or 5m. Defaults to no limit.

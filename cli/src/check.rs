@@ -102,14 +102,14 @@ impl Findings {
         let complete = readable.is_ok();
         self.push(target, "schema and read access", readable);
         if complete {
-            // A difference is no failure: another version of a service may have other settings.
+            // A difference is not a failure: another version of a service may have other settings.
             let settings = match store.plan_schema().await {
                 Ok(statements) if statements.is_empty() => Ok(None),
                 Ok(statements) => {
                     let command = &self.migrate_command;
                     Ok(Some(format!("differ; `{command}` would run: {}", statements.join("; "))))
                 }
-                // The principal may lack the right to read the settings, and a store may have no plan.
+                // The principal may lack the privilege to read the settings, and a store may have no plan.
                 Err(error) if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unsupported) => {
                     Ok(Some(error.report()))
                 }
@@ -243,7 +243,7 @@ async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Resul
     Ok((found, store.delete_range(&probe).await))
 }
 
-/// Returns the number of groups, and of groups that cannot be described. These belong to others and are no failure.
+/// Returns the number of groups, and of groups that cannot be described. These belong to others and are not a failure.
 fn counted_groups(groups: &[GroupInfo]) -> String {
     let mut counted = format!("{} groups", groups.len());
     for (state, word) in [(GroupState::NotDescribed, "not described"), (GroupState::Hidden, "hidden")] {

@@ -597,7 +597,7 @@ fn archives_have_exit_codes_and_usage_errors() {
         );
         assert!(!said.contains("secret"), "{said}");
     }
-    assert!(!std::path::Path::new(&missing).exists(), "a refused export leaves no folder");
+    assert!(!std::path::Path::new(&missing).exists(), "a rejected export leaves no folder");
 }
 
 #[cfg(all(feature = "archive", feature = "sqlite"))]

@@ -651,7 +651,7 @@ impl SecuredBroker {
         command
     }
 
-    /// Runs `qi` until its output is as expected, because the broker applies new rights with a delay.
+    /// Runs `qi` until its output is as expected, because the broker applies new permissions with a delay.
     fn expect(&self, arguments: &[&str], wanted: &[&str]) -> Result<(), Failed> {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
@@ -687,7 +687,7 @@ fn printed(out: &std::process::Output) -> Result<String, Failed> {
     }
 }
 
-/// Runs every command that needs no right to create topics, on a cluster with topics and groups of other users.
+/// Runs every command that needs no permission to create topics, on a cluster with topics and groups of other users.
 fn restricted_principal() -> Result<Completion, Failed> {
     let Some(broker) = SecuredBroker::start()? else {
         return presence::absent("redpanda", "this machine can start no broker".to_owned());

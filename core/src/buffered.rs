@@ -381,10 +381,10 @@ impl<R: Send + Sync + 'static, S: BatchSink<R>> Worker<R, S> {
         let results = match self.sink.write(&records).await {
             Ok(results) if results.len() == records.len() => results,
             Ok(results) => {
-                let error = Error::new(ErrorKind::Internal, "buffered.answers", "write")
+                let error = Error::new(ErrorKind::Internal, "buffered.results", "write")
                     .with_message("the sink must return one result for each record")
                     .with_context("records", records.len())
-                    .with_context("answers", results.len());
+                    .with_context("results", results.len());
                 records.iter().map(|_| Err(error.clone())).collect()
             }
             Err(error) => records.iter().map(|_| Err(error.clone())).collect(),

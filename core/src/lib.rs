@@ -240,9 +240,9 @@ pub mod prelude {
     };
     #[doc(no_inline)]
     pub use crate::bus::{
-        Batch, DeadLetters, GroupId, GroupInstanceId, Message, MessageBus, MessageBusExt, OffsetReset,
-        Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo, SubscribeRequest, Subscription,
-        SubscriptionEvent, TopicName, TopicPartition, TopicSpec,
+        Batch, DeadLetters, DeliveryState, GroupId, GroupInstanceId, Message, MessageBus, MessageBusExt,
+        OffsetReset, Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo, SubscribeRequest,
+        Subscription, SubscriptionEvent, TopicName, TopicPartition, TopicSpec,
     };
     #[doc(no_inline)]
     pub use crate::datasets::{
@@ -262,6 +262,6 @@ pub mod prelude {
     #[doc(no_inline)]
     pub use crate::{
         Buffered, BufferedConfig, Dataset, Error, ErrorKind, Ingest, IngestConfig, Record, Result, ResultExt,
-        async_trait,
+        RetryAdvice, async_trait,
     };
 }

@@ -65,6 +65,7 @@ impl Port {
 /// The effect of an operation on the backend. It determines the time limit and the possible
 /// effects of a cancelled call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum OperationClass {
     /// The operation changes nothing.
     Read,

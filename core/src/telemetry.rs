@@ -37,6 +37,7 @@ pub struct Metric {
 
 /// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MetricKind {
     /// A value that only rises.
     Counter,
@@ -127,7 +128,7 @@ metrics_table! {
         "Times that the circuit breaker opened.";
     CIRCUIT_REJECTED: Counter "qi_circuit_rejected_total" in Count by ["port", "backend"],
         "Attempts that the circuit breaker rejected.";
-    LIMIT_WAITING: Gauge "qi_limit_waiting" in Count by ["port", "backend"],
+    LIMIT_QUEUED: Gauge "qi_limit_queued" in Count by ["port", "backend"],
         "Calls in the queue of the limiter.";
     LIMIT_REJECTED: Counter "qi_limit_rejected_total" in Count by ["port", "backend"],
         "Calls that were rejected because the queue of the limiter was full.";

@@ -15,7 +15,7 @@ kafka_jvm=(-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupa
     -XX:+ExplicitGCInvokesConcurrent -Djava.awt.headless=true -Djava.net.preferIPv4Stack=true
     "-Dlog4j2.configurationFile=$kafka/log4j2.xml")
 
-# Kafka runs as a user without rights.
+# Kafka runs as an unprivileged user.
 as_kafka=(setpriv --reuid=qi-kafka --regid=qi-kafka --clear-groups --no-new-privs --)
 
 # Options that halve the start time but make a long-running process slower, for short-lived servers and small programs.

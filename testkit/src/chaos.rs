@@ -26,6 +26,7 @@ pub type ChaosBus<B> = Layered<B, Chaos>;
 
 /// The fault of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Fault {
     /// The call fails with `Unavailable` and is not executed. A publish may send some messages at the beginning of the
     /// batch. The other messages are `NotSent`.

@@ -251,8 +251,8 @@ async fn panicking_or_short_sink_is_reported_and_never_counts_as_written() {
 
     let buffer = Buffered::new(Numbers::default(), config()).unwrap();
     let receipt = buffer.add(99).await.unwrap();
-    assert_eq!(receipt.await.unwrap_err().code(), "buffered.answers");
-    assert_eq!(buffer.close(SECOND).await.unwrap_err().code(), "buffered.answers");
+    assert_eq!(receipt.await.unwrap_err().code(), "buffered.results");
+    assert_eq!(buffer.close(SECOND).await.unwrap_err().code(), "buffered.results");
 }
 
 #[tokio::test(start_paused = true)]

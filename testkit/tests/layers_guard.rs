@@ -111,7 +111,7 @@ async fn a_call_is_rejected_as_overloaded_if_the_queue_is_full() {
     let error = done.pop().unwrap().unwrap_err();
     assert!(done.iter().all(Result::is_ok));
     assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "layer.limit.full"));
-    assert_eq!((error.retry(), error.context_value("waiting")), (RetryAdvice::Backoff, Some("2")));
+    assert_eq!((error.retry(), error.context_value("queued")), (RetryAdvice::Backoff, Some("2")));
     store.insert_ticks(&[]).await.unwrap();
 }
 

@@ -208,7 +208,7 @@ fn gauges_return_to_zero_and_durations_are_exact() {
         store.insert_ticks(&[]).await.unwrap();
     });
     let mock = "port=store,backend=mock";
-    for gauge in ["qi_limit_waiting", "qi_calls_in_flight", "qi_circuit_state"] {
+    for gauge in ["qi_limit_queued", "qi_calls_in_flight", "qi_circuit_state"] {
         assert!(seen.gauge(&format!("{gauge}{{{mock}}}")).abs() < f64::EPSILON, "{gauge}");
     }
     assert_eq!(seen.counter(&format!("qi_circuit_opened_total{{{mock}}}")), 1);

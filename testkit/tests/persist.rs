@@ -183,7 +183,7 @@ async fn ticks(store: &dyn PriceStore) -> usize {
 }
 
 #[tokio::test]
-async fn a_purge_without_stored_bars_is_refused() {
+async fn a_purge_without_stored_bars_is_rejected() {
     let store = filled(0..30).await;
     let guard = PurgeGuard::new(store.clone(), Interval::M1);
     assert_eq!(guard.to_string(), "PurgeGuard(memory)");
@@ -219,7 +219,7 @@ async fn a_purge_without_stored_bars_is_refused() {
 }
 
 #[tokio::test]
-async fn a_purge_is_refused_for_any_instrument() {
+async fn a_purge_is_rejected_for_any_instrument() {
     let store = filled(0..5).await;
     for number in 0..25 {
         let other = format!("x:C{number:02}").parse().unwrap();

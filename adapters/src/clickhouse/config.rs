@@ -148,8 +148,8 @@ pub struct ServerLimitsSection {
     /// The time limit of one request. Defaults to 25 s.
     #[serde(with = "duration")]
     pub statement_timeout: Duration,
-    /// The time limit of one request of `ensure_schema`, `delete_range` and `purge_before`.
-    /// Defaults to 570 s.
+    /// The time limit of one request of `ensure_schema`, `delete_range` and `purge_before`, and of each step of
+    /// `maintain`. Defaults to 570 s.
     #[serde(with = "duration")]
     pub bulk_timeout: Duration,
     /// The memory limit of one request on the server, in bytes. Defaults to 0, which applies the server's own limit.

@@ -17,8 +17,8 @@ pub(super) enum Cause {
     /// A call after `close`.
     #[error("the store is closed")]
     Closed,
-    /// A deletion interrupted every attempt of a read, an upgrade every attempt of a write, or another call a step of
-    /// maintenance.
+    /// A concurrent change. A deletion interrupted every attempt of a read, an upgrade interrupted every attempt of a
+    /// write, or another call interrupted a step of maintenance.
     #[error("another client changed the data, the schema or the server during the call")]
     ConcurrentChange,
     /// A schema that does not match this program.
@@ -90,7 +90,7 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (40, "CHECKSUM_DOESNT_MATCH", ErrorKind::CorruptData, "store.clickhouse.checksum"),
 ];
 
-/// The code of a missing right.
+/// The server's code for a missing privilege.
 pub(super) const ACCESS_DENIED: u16 = 497;
 
 /// The code of a table that does not exist.
@@ -105,7 +105,7 @@ pub(super) const VIOLATED_CONSTRAINT: u16 = 469;
 /// The maximum length of the server's text in an error, in bytes.
 const MAX_TEXT_BYTES: usize = 4 * 1024;
 
-/// The code of a full disk. Never retried, because waiting frees no space.
+/// The library's error code for a full disk. The error is never retried, because waiting frees no space.
 const DISK_FULL: &str = "store.clickhouse.disk_full";
 
 /// Returns the code of a text such as `Code: 60. DB::Exception: ...`. Only the beginning of the text counts, because a
@@ -179,7 +179,7 @@ impl Cause {
             Self::ConcurrentChange => {
                 new(ErrorKind::Conflict, "store.clickhouse.changing").with_message(self)
             }
-            Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.answer_too_large")
+            Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.response_too_large")
                 .with_message(self)
                 .with_context("limit_bytes", limit),
             Self::Schema { .. } => {

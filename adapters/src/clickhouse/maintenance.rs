@@ -1,6 +1,7 @@
 //! Maintenance of materialized bars. Every step can be repeated. One call at a time runs steps.
 //!
-//! A build reads the ticks after the marks that it removes have settled, so its bars include the writes of these marks.
+//! A build removes only marks that have settled, and reads the ticks afterwards. Its bars therefore include the writes
+//! that added these marks.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -21,12 +22,14 @@ use super::read::time_literal;
 use super::store::ClickHouseStore;
 use super::table::{TableLocation, instrument_condition, literal};
 
-/// The time between the watermark and the clock of the server, in microseconds. Ticks that arrive within this time make
-/// no marks.
+/// The minimum distance of the watermark from the server's clock, in microseconds, unless the request has an `until`.
+/// Ticks after the announced watermark need no marks.
 const DELAY_MICROS: i64 = 600_000_000;
 
-/// The numbers of ticks below which the span of the next step is doubled, and above which a step is halved.
+/// The number of ticks below which the next step has twice the span.
 const SMALL_STEP: u64 = 1_000_000;
+
+/// The number of ticks above which the span of a step is halved.
 const LARGE_STEP: u64 = 4_000_000;
 
 /// The length above which a mark is rebuilt in steps.
@@ -45,7 +48,7 @@ struct State {
 }
 
 impl ClickHouseStore {
-    /// Runs the steps in a task of their own. If the caller drops its future, a statement continues on the server, so the
+    /// Runs the steps in a separate task. If the caller drops its future, a statement continues on the server, so the
     /// task completes its step and then ends the lease.
     pub(super) async fn maintain_all(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
         let caller = Arc::new(());
@@ -86,7 +89,7 @@ impl ClickHouseStore {
         let mut state = self.maintenance_state(until).await?;
         if let Some(mut lease) = lease {
             let outcome = self.run_steps(&mut lease, until, (&mut state, &mut report), is_over).await;
-            // After another error, a statement may continue on the server.
+            // After any other error, a statement may still run on the server, so the lease is left to expire.
             if outcome.as_ref().err().is_none_or(Cause::is_server_error) {
                 self.end_lease(&lease).await?;
             }
@@ -154,7 +157,7 @@ impl ClickHouseStore {
         found.into_iter().next().ok_or(Cause::ConcurrentChange)
     }
 
-    /// Announces or publishes a time. Does nothing after the lease has expired.
+    /// Inserts an announced time and a watermark into the state. Does nothing after the lease has expired.
     async fn insert_state(
         &self,
         lease: &Lease,
@@ -171,7 +174,7 @@ impl ClickHouseStore {
         execute(&self.inner.connections.bulk_client, &sql).await
     }
 
-    /// Returns the number that a query counts.
+    /// Returns the first number of the result, or 0.
     pub(super) async fn count(&self, sql: &str) -> Result<u64, Cause> {
         let found = rows(&self.inner.connections.bulk_client, sql, |row| Ok(row.u64()?)).await?;
         Ok(found.first().copied().unwrap_or(0))
@@ -219,7 +222,8 @@ impl ClickHouseStore {
             };
             ranges.iter().map(one).collect::<Vec<_>>().join(" OR ")
         };
-        // After an interrupted step, bars of ticks that were deleted meanwhile may lie in many months.
+        // If ticks were deleted after an interrupted step, the statement also empties bars in many months, so the
+        // number of partitions is unlimited.
         let client =
             self.inner.connections.bulk_client.clone().with_setting("max_partitions_per_insert_block", "0");
         for (at, level) in LEVELS.into_iter().enumerate() {
@@ -294,7 +298,8 @@ impl ClickHouseStore {
         })
         .await?;
         let Some((id, instrument, first, until)) = marks.first().cloned() else { return Ok(0) };
-        // A deletion may continue after its client disconnects, and its marks have settled.
+        // A deletion may still run after its client disconnected, although its marks have settled. No mark is rebuilt
+        // until all deletions are complete.
         let location = TableLocation::of(&self.inner.config);
         let deletions = format!(
             "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",

@@ -5,8 +5,8 @@
 //! or a mark, only [`ClickHouseConfig::bars_settle`](super::config::ClickHouseConfig::bars_settle) later. By then, most
 //! writes that began earlier have ended. A write that takes longer adds its marks again before it is acknowledged.
 //!
-//! The state records the value at the switch-on. A writer uses the lower one of its own value and the recorded value,
-//! and maintenance uses the higher one.
+//! The state records the value of `bars_settle` when materialized bars were switched on. A writer uses the smaller, and
+//! maintenance the larger, of its own and the recorded value.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ impl ClickHouseStore {
         let sql = format!("SELECT max(announced), max({SETTLE}) FROM {}", self.bars_table(STATE_TABLE));
         let read = rows(&self.inner.connections.read_client, &sql, |row| Ok((row.i64()?, row.i64()?)));
         let found = match read.await {
-            // Without the right to read the table, ticks are read, and the constraint rejects writes.
+            // Without the privilege to read the table, ticks are read, and the constraint rejects writes.
             Err(cause) if cause.has_code(NO_TABLE) || cause.has_code(ACCESS_DENIED) => None,
             found => found?.first().copied(),
         };

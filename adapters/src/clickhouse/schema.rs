@@ -319,7 +319,7 @@ async fn read_projections(
     ));
     let without = without.await?;
     match with_old_parts.await {
-        // A user who does not migrate need not have the right to read these tables of the server.
+        // A user who does not migrate need not have the privilege to read these tables of the server.
         Err(cause) if cause.has_code(ACCESS_DENIED) => Ok((without, HashSet::new())),
         found => Ok((without, found?)),
     }

@@ -13,7 +13,7 @@ use crate::scalars::HIDDEN;
 pub struct Setting {
     /// The path of the key.
     pub key: String,
-    /// The value as text. A secret is `***`.
+    /// The value as text. A secret, and every text or list in the section of a registered backend, is `***`.
     pub value: String,
     /// The name of the file or of the environment variable, or `default`.
     pub origin: String,
@@ -125,7 +125,7 @@ fn text(value: &toml::Value) -> String {
         toml::Value::Boolean(truth) => truth.to_string(),
         toml::Value::Datetime(time) => time.to_string(),
         toml::Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
-        // The keys of a table are settings of their own.
+        // Each key of a table is a separate setting.
         toml::Value::Table(_) => String::new(),
     }
 }

@@ -181,7 +181,7 @@ pub struct TimeoutSection {
     /// The timeout of ordinary calls.
     #[serde(with = "duration")]
     pub call: Duration,
-    /// The timeout of `ensure_schema`, `delete_range`, `purge_before`, `maintain` and `close`.
+    /// The timeout of `ensure_schema`, `delete_range`, `purge_before`, `maintain`, `subscribe` and `close`.
     #[serde(with = "duration")]
     pub bulk: Duration,
     /// The timeout of a publish. Defaults to twice the delivery timeout of the bus plus `call`.

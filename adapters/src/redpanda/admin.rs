@@ -76,12 +76,12 @@ impl AdminOperations<'_> {
         let mut requested: Vec<_> =
             specs.iter().enumerate().filter(|(at, s)| *first.entry(&s.name).or_insert(*at) == *at).collect();
         // The request omits existing topics, because the brokers also reject them for a principal without the
-        // right to create topics.
+        // permission to create topics.
         let mut results = HashMap::new();
         for (at, spec) in &requested {
             match self.compare(spec).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                // The principal may have the right to create a topic but not to describe it.
+                // The principal may have the permission to create a topic but not to describe it.
                 Err(error) if error.kind() == ErrorKind::Unauthorized => {}
                 Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
                 response => drop(results.insert(*at, response)),

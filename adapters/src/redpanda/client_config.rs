@@ -125,7 +125,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
     // Half of `max_buffered_bytes` limits librdkafka's queue, the other half the adapter's fetch buffer. A fetch is
     // half of the queue, so that the next fetch arrives while the previous fetch is read.
     let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
-    let fetched = (queued / 2).clamp(1_024, 100_000_000);
+    let max_fetch_bytes = (queued / 2).clamp(1_024, 100_000_000);
     client_config
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
@@ -135,10 +135,10 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("isolation.level", "read_committed")
         // At most fetch.max.bytes; otherwise librdkafka raises fetch.max.bytes to this value. Larger messages are
         // fetched nevertheless.
-        .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
-        .set("fetch.max.bytes", fetched.to_string())
+        .set("message.max.bytes", max_fetch_bytes.min(config.max_message_bytes as u64).to_string())
+        .set("fetch.max.bytes", max_fetch_bytes.to_string())
         .set("receive.message.max.bytes", MAX_RECEIVE_BYTES.to_string())
-        .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
+        .set("max.partition.fetch.bytes", max_fetch_bytes.min(1 << 20).to_string())
         .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
         .set("queued.min.messages", "1000000")
         .set("fetch.wait.max.ms", wait_ms)

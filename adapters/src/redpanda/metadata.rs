@@ -109,8 +109,9 @@ async fn max_message_bytes(
     };
     let found = match description {
         Ok(found) => found.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok()),
-        // A client with the right to write may lack the right to read settings, and not every broker supports settings.
-        // If a broker rejects a message because the assumed limit is wrong, the client looks up the metadata again.
+        // A client with the permission to write may lack the permission to read settings, and not every broker supports
+        // settings. If a broker rejects a message because the assumed limit is wrong, the client looks up the metadata
+        // again.
         Err(code) => {
             let error = error::from_code(code, operation);
             let assumed = [ErrorKind::Unauthorized, ErrorKind::Unsupported, ErrorKind::Timeout];

@@ -63,7 +63,7 @@ fn code(error: &dyn DatabaseError) -> i32 {
     error.code().and_then(|code| code.parse().ok()).unwrap_or(0)
 }
 
-/// Returns true if the rights of the folder or a read-only file system reject the file. A retry does not help.
+/// Returns true if the permissions of the folder or a read-only file system reject the file. A retry does not help.
 fn is_denied(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
 }

@@ -14,7 +14,7 @@ use sqlx::{Arguments as _, Decode, Encode, Row as _, Sqlite, Type};
 use super::error::Cause;
 
 const DECIMAL_BYTES: usize = 16;
-const SIGN: u128 = 1 << 127;
+const SIGN_BIT: u128 = 1 << 127;
 
 /// Returns the type of a column in a strict table.
 pub(super) fn sql_type(ty: ColumnType) -> &'static str {
@@ -32,7 +32,7 @@ pub(super) fn sql_type(ty: ColumnType) -> &'static str {
 }
 
 fn encode(value: Decimal) -> [u8; DECIMAL_BYTES] {
-    (value.units().cast_unsigned() ^ SIGN).to_be_bytes()
+    (value.units().cast_unsigned() ^ SIGN_BIT).to_be_bytes()
 }
 
 fn decode(bytes: &[u8]) -> Result<Decimal> {
@@ -41,7 +41,7 @@ fn decode(bytes: &[u8]) -> Result<Decimal> {
             .with_message("a decimal must have 16 bytes")
             .with_context("bytes", bytes.len())
     })?;
-    Decimal::from_units((u128::from_be_bytes(bytes) ^ SIGN).cast_signed())
+    Decimal::from_units((u128::from_be_bytes(bytes) ^ SIGN_BIT).cast_signed())
 }
 
 /// The arguments of a statement, in order.

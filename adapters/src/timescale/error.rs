@@ -202,7 +202,7 @@ impl Cause {
                 .with_message(self)
                 .with_context("in_use", in_use),
             Self::AcquireTimeout { .. } => {
-                new(ErrorKind::Unavailable, "store.timescale.no_answer").with_message(self)
+                new(ErrorKind::Unavailable, "store.timescale.no_response").with_message(self)
             }
             Self::Schema { .. } => {
                 new(ErrorKind::SchemaMismatch, "store.timescale.schema").with_message(self)

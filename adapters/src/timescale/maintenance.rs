@@ -14,11 +14,14 @@ use super::materialized;
 use super::store::TimescaleStore;
 use super::types::Pg;
 
-/// The time between the watermark and the clock of the server. Ticks that arrive within this time make no marks.
+/// The minimum distance of the watermark from the server's clock, unless the request has an `until`. Ticks after the
+/// announced watermark need no marks.
 const DELAY: &str = "10 minutes";
 
-/// The numbers of ticks below which the span of the next step is doubled, and above which a step is halved.
+/// The number of ticks below which the next step has twice the span.
 const SMALL_STEP: u64 = 500_000;
+
+/// The number of ticks above which the span of a step is halved.
 const LARGE_STEP: u64 = 2_000_000;
 
 /// The maximum number of stale hours that one step rebuilds. Together they lie within [`REBUILD_SPAN`], so that the

@@ -127,16 +127,16 @@ fn create(config: &TimescaleConfig, extension: Option<&str>) -> Vec<String> {
     }
     statements.extend(stale_objects(config));
     statements.push(format!(
-        "CREATE FUNCTION {schema}.qi_refuse_unmarked() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+        "CREATE FUNCTION {schema}.qi_reject_unmarked() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
          RAISE EXCEPTION 'the schema has materialized bars: this statement does not mark the hours that it changes' \
          USING ERRCODE = '{UNMARKED}', HINT = 'Call qi_mark_stale(first, until) for these hours in the same transaction.'; \
          END $$"
     ));
     statements.push(format!(
-        "CREATE TRIGGER qi_refuse_unmarked BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {ticks} \
+        "CREATE TRIGGER qi_reject_unmarked BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {ticks} \
          FOR EACH STATEMENT WHEN (((current_query() LIKE '{MARKER}{}%' AND pg_trigger_depth() = 0) \
          OR current_setting('qi.bars_marked', true) = 'on') IS NOT TRUE) \
-         EXECUTE FUNCTION {schema}.qi_refuse_unmarked()",
+         EXECUTE FUNCTION {schema}.qi_reject_unmarked()",
         MARKED.trim_end(),
     ));
     statements
@@ -190,9 +190,9 @@ fn mark_stale_body(schema: &str) -> String {
 fn remove(config: &TimescaleConfig) -> Vec<String> {
     let (schema, ticks) = (format!("\"{}\"", config.schema), config.relation(PriceTick::DATASET.name()));
     let mut statements = vec![
-        format!("DROP TRIGGER qi_refuse_unmarked ON {ticks}"),
+        format!("DROP TRIGGER qi_reject_unmarked ON {ticks}"),
         format!(
-            "DROP FUNCTION {schema}.qi_refuse_unmarked(), {schema}.qi_mark_stale(timestamptz, timestamptz)"
+            "DROP FUNCTION {schema}.qi_reject_unmarked(), {schema}.qi_mark_stale(timestamptz, timestamptz)"
         ),
         format!("DROP TABLE {schema}.qi_bars_state, {schema}.qi_bars_stale"),
     ];

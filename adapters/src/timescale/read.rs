@@ -259,7 +259,7 @@ impl TimescaleStore {
     }
 
     /// Corrects the catalog of these instruments. An error has no effect on the caller, because bounds may be too wide.
-    /// For example, a reader may have no right to write.
+    /// For example, a reader may have no privilege to write.
     async fn correct(
         &self,
         connection: &mut PooledConnection,

@@ -242,7 +242,7 @@ enum Attempt {
 }
 
 /// Applies the next missing step, together with the steps that belong to its transaction. If no step is missing, nothing
-/// is written, so a role without the right to create objects may also call `ensure_schema`.
+/// is written, so a role without the privilege to create objects may also call `ensure_schema`.
 async fn apply_next(
     connection: &mut PgConnection<'_>,
     config: &TimescaleConfig,
@@ -298,7 +298,7 @@ async fn apply_next(
     Ok(Attempt::Applied(missing.into_iter().map(|step| step.label).collect()))
 }
 
-/// Returns whether the session may not run a statement now: a lock is held, a right is missing, or the server is a
+/// Returns whether the session may not run a statement now: a lock is held, a privilege is missing, or the server is a
 /// standby.
 fn is_refusal(error: &sqlx::Error) -> bool {
     [LOCK_NOT_AVAILABLE, "42501", "25006"].iter().any(|state| has_state(error, state))

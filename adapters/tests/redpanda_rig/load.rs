@@ -64,11 +64,10 @@ impl Counter {
                     Ok(_) => drop(self.acknowledged.fetch_add(1, Ordering::Relaxed)),
                     Err(failure) => {
                         assert!(failure.error.retry().is_retryable(), "{}", failure.error.report());
-                        match failure.state {
-                            DeliveryState::NotSent => drop(self.not_sent.fetch_add(1, Ordering::Relaxed)),
-                            DeliveryState::Unknown => {
-                                *self.unknown.lock().unwrap().entry(n).or_default() += 1;
-                            }
+                        if failure.state == DeliveryState::NotSent {
+                            self.not_sent.fetch_add(1, Ordering::Relaxed);
+                        } else {
+                            *self.unknown.lock().unwrap().entry(n).or_default() += 1;
                         }
                         again.push(n);
                     }

@@ -255,7 +255,7 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// Classifies an error of the store. The store can refuse the records of one file.
+    /// Classifies an error of the store. The store can reject the records of one file.
     fn of_store(error: Error) -> Self {
         match error.kind() {
             ErrorKind::CorruptData

@@ -15,7 +15,7 @@ pub use manifest::Manifest;
 
 use qi_core::{Error, ErrorKind, Result, TimeRange, Timestamp};
 
-/// Refuses a range that cuts a period: a file has all records of its period.
+/// Rejects a range that cuts a period: a file has all records of its period.
 fn check_range(range: TimeRange, length: PeriodLength) -> Result<()> {
     let name = match length {
         PeriodLength::Day => "day",

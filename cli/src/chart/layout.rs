@@ -389,7 +389,7 @@ fn pixel(position: f64) -> i32 {
 mod tests {
     use super::*;
 
-    /// Returns a picture of bars around a price, each with a slot of its own, except for the slots in `missing`.
+    /// Returns a picture of bars around a price, each with a separate slot, except for the slots in `missing`.
     fn picture(bars: i64, price: f64, move_by: f64, missing: impl Fn(i64) -> bool) -> Picture {
         let candle = |slot: i64| {
             let wave = |at: i64| price * (1.0 + move_by * (float(at) * 0.37).sin());

@@ -21,8 +21,9 @@ impl Delivery {
     }
 }
 
-/// The delivery state of a message that was not acknowledged.
+/// The delivery state of a message that was not acknowledged. Programs treat states of later versions like `Unknown`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DeliveryState {
     /// The message is not in the log.
     NotSent,

@@ -111,12 +111,13 @@ pub struct SubscribeRequest {
     pub group: GroupId,
     /// The start position in a partition without a valid commit.
     pub offset_reset: OffsetReset,
-    /// The maximum number of bytes that are fetched ahead of `recv`.
+    /// The maximum number of bytes that are fetched ahead of `recv`. Defaults to 16 MiB.
     pub max_buffered_bytes: usize,
-    /// The time without a heartbeat after which the member counts as dead.
+    /// The time without a heartbeat after which the member counts as dead. Defaults to 30 s.
     #[serde(with = "duration")]
     pub session_timeout: Duration,
-    /// The longest time between calls of `recv`. After it the member loses its partitions to others.
+    /// The longest time between calls of `recv`. After it the member loses its partitions to others. Defaults
+    /// to 5 minutes.
     #[serde(with = "duration")]
     pub max_poll_interval: Duration,
     /// The name of a static member, which keeps its partitions during a quick restart. None for a dynamic member.
@@ -252,7 +253,7 @@ impl SubscribeRequest {
 pub struct ReaderRequest {
     /// The partitions, without duplicates, and their start positions.
     pub from: Vec<(TopicPartition, SeekTo)>,
-    /// The maximum number of bytes that are fetched ahead of `recv`.
+    /// The maximum number of bytes that are fetched ahead of `recv`. Defaults to 16 MiB.
     pub max_buffered_bytes: usize,
 }
 

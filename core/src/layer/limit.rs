@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Call, Layer, UNKNOWN_BACKEND};
 use crate::bus::{Message, MessageBus, PublishOptions, PublishReport};
-use crate::telemetry::{LIMIT_REJECTED, LIMIT_WAITING};
+use crate::telemetry::{LIMIT_QUEUED, LIMIT_REJECTED};
 use crate::{Error, ErrorKind, Operation, OperationClass, Port, Result};
 
 /// The settings of [`Limit`].
@@ -156,13 +156,13 @@ impl<'a> Queued<'a> {
             metrics::counter!(LIMIT_REJECTED.name, "port" => port, "backend" => backend).increment(1);
             let error = Error::new(ErrorKind::Overloaded, QUEUE_FULL, operation)
                 .with_message(format_args!("limiter queue is full ({max} waiting)"))
-                .with_context("waiting", max);
+                .with_context("queued", max);
             return Err(match limit.backend {
                 Some(backend) => error.with_backend(backend),
                 None => error,
             });
         }
-        let gauge = metrics::gauge!(LIMIT_WAITING.name, "port" => port, "backend" => backend);
+        let gauge = metrics::gauge!(LIMIT_QUEUED.name, "port" => port, "backend" => backend);
         gauge.increment(1.0);
         Ok(Self { queued: &limit.queued, gauge })
     }

@@ -48,6 +48,11 @@ impl<S> PurgeGuard<S> {
     pub fn inner(&self) -> &S {
         &self.inner
     }
+
+    /// Returns the interval of the stored bars that a purge requires.
+    pub fn interval(&self) -> Interval {
+        self.interval
+    }
 }
 
 impl<S: Display> Display for PurgeGuard<S> {

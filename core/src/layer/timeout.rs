@@ -40,7 +40,7 @@ impl TimeoutConfig {
         self
     }
 
-    /// Sets the limit of bulk calls and of `close`.
+    /// Sets the limit of bulk calls, `subscribe` and `close`.
     #[must_use]
     pub fn with_bulk(mut self, limit: Duration) -> Self {
         self.bulk = limit;

@@ -14,6 +14,7 @@ use crate::{Bar, BarValues, Decimal, Error, Instrument, Interval, Result, Select
 /// The bars that a stream or an analysis reads: stored records, or the bars of the ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum BarSource {
     /// Records of the dataset `bars`, from an exchange or persisted from ticks.
     Stored,

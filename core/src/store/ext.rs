@@ -32,8 +32,11 @@ use crate::{
 /// program that must not see them twice reads pages, and continues after [`Page::resume`] with `query.after(cursor)`.
 ///
 /// Most streams borrow the store. The methods [`into_range_stream`](Self::into_range_stream),
-/// [`into_latest_stream`](Self::into_latest_stream) and [`into_bar_stream`](Self::into_bar_stream) take the store, for
-/// example a clone of an `Arc<dyn PriceStore>`, and return a `'static` stream:
+/// [`into_latest_stream`](Self::into_latest_stream), [`into_bar_stream`](Self::into_bar_stream),
+/// [`into_bars_filled`](Self::into_bars_filled) and [`into_gaps`](Self::into_gaps) take the store, for example a clone of
+/// an `Arc<dyn PriceStore>`, and return a `'static` stream. [`sma`](Self::sma),
+/// [`persist_bar_pages`](Self::persist_bar_pages) and `qi_arrow::range_batches` have no such variant. In the example, a
+/// task owns the stream:
 ///
 /// ```
 /// use std::sync::Arc;

@@ -293,7 +293,7 @@ async fn prepare(
 async fn listen_on(address: SocketAddr, health: Arc<HealthChecker>, metrics: PrometheusHandle) -> Result<()> {
     let reject = |error| {
         Error::new(ErrorKind::Config, "pipeline.listen", "listen")
-            .with_message("cannot listen there")
+            .with_message("cannot listen on the address")
             .with_context("address", address)
             .with_source(error)
     };
@@ -333,7 +333,7 @@ fn show(summary: &Summary, json: bool) -> io::Result<()> {
     } else if summary.interrupted {
         let Summary { published, stored, .. } = summary;
         format!(
-            "stopped: {published} published, {stored} stored; what is not committed comes again from a durable bus"
+            "stopped: {published} published, {stored} stored; a durable bus redelivers uncommitted messages"
         )
     } else {
         summary.table()

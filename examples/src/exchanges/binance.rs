@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::protocol::{
-    Frame, HistoryPage, Position, Protocol, Trade, garbled, is_permanent, json, rejected, temporary,
+    Frame, HistoryPage, Position, Protocol, Trade, corrupt, is_permanent, json, rejected, temporary,
 };
 
 /// The number of trades in one page of the history.
@@ -128,7 +128,7 @@ impl Protocol for Binance {
             Some("trade") => {
                 let event: TradeEvent = json(NAME, text)?;
                 if event.symbol != symbol {
-                    return Err(garbled(
+                    return Err(corrupt(
                         NAME,
                         format_args!("a trade of another symbol: {:.40}", event.symbol),
                     ));
@@ -139,7 +139,7 @@ impl Protocol for Binance {
             Some("serverShutdown") => Ok(Frame::Closing),
             Some(_) => Ok(Frame::Other),
             None if event.id.is_some() && event.result.is_none() => Ok(Frame::Subscribed),
-            None => Err(garbled(NAME, "not an event")),
+            None => Err(corrupt(NAME, "not an event")),
         }
     }
 

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::protocol::{
-    Frame, HistoryPage, Position, Protocol, Trade, garbled, is_permanent, json, plain, rejected, temporary,
+    Frame, HistoryPage, Position, Protocol, Trade, corrupt, is_permanent, json, plain, rejected, temporary,
 };
 
 const NAME: &str = "kraken";
@@ -61,7 +61,7 @@ struct Answer {
 /// Reads a row of the history: price, quantity, time in seconds, side, order type, miscellaneous, id.
 fn row(cells: &[Box<RawValue>]) -> Result<Trade> {
     let [price, quantity, time, taker, _, _, id, ..] = cells else {
-        return Err(garbled(NAME, "a row has fewer than 7 fields"));
+        return Err(corrupt(NAME, "a row has fewer than 7 fields"));
     };
     Ok(Trade {
         id: json(NAME, id.get())?,
@@ -94,7 +94,7 @@ fn side(text: &str) -> Result<Side> {
     match text {
         "buy" | "b" => Ok(Side::Buy),
         "sell" | "s" => Ok(Side::Sell),
-        _ => Err(garbled(NAME, "the side is neither buy nor sell")),
+        _ => Err(corrupt(NAME, "the side is neither buy nor sell")),
     }
 }
 
@@ -164,7 +164,7 @@ impl Protocol for Kraken {
             (_, Some("trade")) => {
                 let trades = json::<Vec<TradeData>>(NAME, data)?.into_iter().map(|data| {
                     if data.symbol != symbol {
-                        return Err(garbled(
+                        return Err(corrupt(
                             NAME,
                             format_args!("a trade of another symbol: {:.40}", data.symbol),
                         ));
@@ -180,8 +180,8 @@ impl Protocol for Kraken {
                 Ok(Frame::Trades(trades.collect::<Result<_>>()?))
             }
             (None, None) => match message.error {
-                Some(reason) => Err(garbled(NAME, format_args!("error: {reason:.200}"))),
-                None => Err(garbled(NAME, "neither a method nor a channel")),
+                Some(reason) => Err(corrupt(NAME, format_args!("error: {reason:.200}"))),
+                None => Err(corrupt(NAME, "neither a method nor a channel")),
             },
             _ => Ok(Frame::Other),
         }
@@ -225,7 +225,7 @@ impl Protocol for Kraken {
             });
         }
         let rows = answer.result.iter().flatten().find(|(key, _)| *key != "last");
-        let Some((_, rows)) = rows else { return Err(garbled(NAME, "no result")) };
+        let Some((_, rows)) = rows else { return Err(corrupt(NAME, "no result")) };
         let rows: Vec<Vec<Box<RawValue>>> = json(NAME, rows.get())?;
         let mut trades = rows.iter().map(|cells| row(cells)).collect::<Result<Vec<_>>>()?;
         trades.sort_unstable_by_key(|trade| trade.id);

@@ -63,7 +63,7 @@ pub enum Frame {
 pub struct Position {
     /// The first id.
     pub id: u64,
-    /// The time of a trade before this id, at or near its time.
+    /// The time of an earlier trade, at or shortly before the time of the trade `id`.
     pub after: Timestamp,
 }
 
@@ -87,10 +87,10 @@ pub trait Protocol: Send + Sync + 'static {
     /// Returns the default address of the REST interface.
     fn rest_url(&self) -> &'static str;
 
-    /// Returns the least time between two requests to the REST interface.
+    /// Returns the minimum time between two requests to the REST interface.
     fn request_interval(&self) -> Duration;
 
-    /// Returns the longest life of a connection, if the exchange limits it.
+    /// Returns the maximum age of a connection, if the exchange limits it.
     fn max_connection_age(&self) -> Option<Duration>;
 
     /// Returns the exchange's symbol of an instrument.
@@ -105,7 +105,7 @@ pub trait Protocol: Send + Sync + 'static {
     /// Reads a message of the stream.
     ///
     /// # Errors
-    /// `CorruptData` for a message that is not understood.
+    /// `CorruptData` for a message that cannot be decoded.
     fn frame(&self, symbol: &str, text: &str) -> Result<Frame>;
 
     /// Returns path and query of a request for the history from a position on, or for the latest trade.
@@ -124,8 +124,8 @@ pub trait Protocol: Send + Sync + 'static {
     ) -> Result<HistoryPage>;
 }
 
-/// Returns the error of a message or response that is not understood.
-pub(super) fn garbled(exchange: &'static str, why: impl std::fmt::Display) -> Error {
+/// Returns the error of a message or response that cannot be decoded.
+pub(super) fn corrupt(exchange: &'static str, why: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::CorruptData, "live.frame", "read")
         .with_backend(exchange)
         .with_message(why)
@@ -153,7 +153,7 @@ pub(super) fn rejected(exchange: &'static str, symbol: &str, why: impl std::fmt:
 }
 
 pub(super) fn json<T: DeserializeOwned>(exchange: &'static str, text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| garbled(exchange, "invalid JSON").with_source(error))
+    serde_json::from_str(text).map_err(|error| corrupt(exchange, "invalid JSON").with_source(error))
 }
 
 /// Returns a number or a string without its quotes. Numbers keep all their digits.
@@ -161,7 +161,7 @@ pub(super) fn plain(value: &RawValue) -> &str {
     value.get().trim_matches('"')
 }
 
-/// Returns the permanent status codes of REST interfaces: the request itself is at fault.
+/// Returns whether the status code is permanent, because the request itself is invalid.
 pub(super) fn is_permanent(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 404 | 405 | 414 | 451)
 }

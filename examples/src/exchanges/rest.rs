@@ -17,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::protocol::{HistoryPage, Position, Protocol, garbled, temporary};
+use super::protocol::{HistoryPage, Position, Protocol, corrupt, temporary};
 
 /// The longest response in bytes. A page of 1,000 trades has about 150,000 bytes.
 const MAX_RESPONSE: usize = 4 * 1_024 * 1_024;
@@ -94,7 +94,7 @@ impl RestClient {
                 if is_valid {
                     Ok(page)
                 } else {
-                    Err(garbled(exchange, "an id is above the bound of records"))
+                    Err(corrupt(exchange, "an id is above the bound of records"))
                 }
             }),
         };

@@ -74,7 +74,7 @@ impl Meter {
                 metrics.not_sent += 1;
                 Err(error.with_context("delivery", "not_sent"))
             }
-            Err(DeliveryError { state: DeliveryState::Unknown, error, .. }) => {
+            Err(DeliveryError { error, .. }) => {
                 metrics.unknown += 1;
                 Err(error.with_context("delivery", "unknown"))
             }

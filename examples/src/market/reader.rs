@@ -106,7 +106,7 @@ impl MarketReader {
     ) -> Result<BoxStream<'_, Result<PriceTick>>> {
         let now = self.clock.now();
         let start = now.checked_sub(DAY.saturating_mul(days)).ok_or_else(|| {
-            Error::invalid("market.history.days", "days", days, "must not reach behind 1970-01-05")
+            Error::invalid("market.history.days", "days", days, "must not reach before 1970-01-05")
         })?;
         let range = rules::inclusive_range(start, now)?;
         Ok(self.store.tick_stream(RangeQuery::new(instrument.clone(), range)))

@@ -15,6 +15,7 @@ const LIMIT: usize = 1_000_000;
 
 /// The behaviour of one hook of one incarnation.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Step {
     /// Returns Ok immediately.
     Ok,

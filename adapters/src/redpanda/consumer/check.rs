@@ -1,8 +1,8 @@
-//! Checks that are repeated until they succeed.
+//! The schedule of a request to the brokers, of which at most one runs at a time.
 
 use std::time::{Duration, Instant};
 
-/// A request to the brokers that runs at most once at a time.
+/// The schedule of one request.
 #[derive(Debug, Default)]
 pub(super) struct Check {
     pub(super) due: Option<Instant>,
@@ -15,7 +15,8 @@ impl Check {
         self.due.get_or_insert_with(|| Instant::now() + after);
     }
 
-    /// Returns whether the check must run now. The caller then calls `finish` once.
+    /// Starts the check if it is due and none is running. Returns whether it started; the caller then calls `finish`
+    /// once.
     pub(super) fn start(&mut self) -> bool {
         let now = !self.running && self.due.is_some_and(|due| due <= Instant::now());
         if now {
@@ -24,6 +25,7 @@ impl Check {
         now
     }
 
+    /// Marks the check as ended.
     pub(super) fn finish(&mut self) {
         self.running = false;
     }

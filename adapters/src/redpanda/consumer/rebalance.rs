@@ -49,7 +49,7 @@ impl RebalanceContext {
     }
 }
 
-/// Acknowledges an event without carrying it out.
+/// Acknowledges an event to librdkafka. The adapter's own assignment is unchanged.
 pub(super) fn dismiss(client: &Client, event: &Rebalance) {
     let list = offsets::list(event.partitions.iter().map(|partition| (partition, Offset::Invalid)));
     // A rejection is logged, and no caller waits for it.

@@ -268,7 +268,7 @@ async fn schema_identity(
 fn identity_sql(schema: &str) -> SqlStr {
     // The name was validated: letters, digits and underscores. The simple protocol needs no prepared statement, so the
     // query may run outside a transaction in every mode of a pooler.
-    // `to_regclass` would reject a role without the right to use the schema.
+    // `to_regclass` would reject a role without the privilege to use the schema.
     let sql = format!(
         "SELECT coalesce((SELECT c.oid::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE n.nspname = '{schema}' AND c.relname = 'instruments'), 0), \

@@ -135,7 +135,7 @@ impl PgConnection<'_> {
         self.settings.begin.is_some() && !matches!(self.driver, Driver::Transaction(_))
     }
 
-    /// Runs statements outside a transaction. Skips settings of the session if the connection has no session of its own.
+    /// Runs statements outside a transaction. Skips settings of the session if the connection has no separate session.
     pub(in crate::timescale) async fn run_outside_transaction(
         &mut self,
         sql: &str,
@@ -235,7 +235,7 @@ impl DerefMut for PgConnection<'_> {
     }
 }
 
-/// Statements outside a transaction get a transaction of their own if their settings need one.
+/// Statements outside a transaction get a separate transaction if their settings need one.
 impl<'c, 't: 'c> Executor<'c> for &'c mut PgConnection<'t> {
     type Database = Postgres;
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{HeaderName, Headers, Message, ReceivedMessage, TopicName, header};
 use crate::record::{Record, RecordVec, Records, Slice};
@@ -65,12 +65,24 @@ impl fmt::Display for Encoding {
     }
 }
 
+impl AsRef<str> for Encoding {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
 impl FromStr for Encoding {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|encoding| encoding.as_str() == text);
         found.ok_or_else(|| Error::invalid("bus.codec", "codec", text, "must be json or protobuf"))
+    }
+}
+
+impl Serialize for Encoding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -30,18 +30,18 @@ pub const fn level_table(level: Interval) -> &'static str {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepSpan {
     hours: i64,
-    few: u64,
-    many: u64,
+    min_ticks: u64,
+    max_ticks: u64,
 }
 
 impl StepSpan {
     /// The longest span, in hours.
     const MAX_HOURS: i64 = 24 * 32;
 
-    /// Creates a span of one hour. A step with less than `few` ticks doubles the span. A step of several hours has at
-    /// most `many` ticks.
-    pub const fn new(few: u64, many: u64) -> Self {
-        Self { hours: 1, few, many }
+    /// Creates a span of one hour. A step with fewer than `min_ticks` ticks doubles the span. A step of several hours
+    /// has at most `max_ticks` ticks.
+    pub const fn new(min_ticks: u64, max_ticks: u64) -> Self {
+        Self { hours: 1, min_ticks, max_ticks }
     }
 
     /// Returns the end of a step that begins at `start`: a full hour.
@@ -52,7 +52,7 @@ impl StepSpan {
 
     /// Returns the maximum number of ticks of the step. None for a step of one hour, which is not divided.
     pub fn limit(&self) -> Option<u64> {
-        (self.hours > 1).then_some(self.many)
+        (self.hours > 1).then_some(self.max_ticks)
     }
 
     /// Halves the span of a step with more ticks than [`Self::limit`].
@@ -62,7 +62,7 @@ impl StepSpan {
 
     /// Adapts the span after a step with this number of ticks.
     pub fn adapt(&mut self, ticks: u64) {
-        if ticks < self.few {
+        if ticks < self.min_ticks {
             self.hours = (self.hours * 2).min(Self::MAX_HOURS);
         }
     }

@@ -12,7 +12,7 @@ use super::{Sample, TestContext, promises};
 
 promises! { "analytics";
     once stats_equal_a_fold_over_the_ticks: "the statistics of a range equal a fold over its ticks",
-    once stats_without_ticks_are_none: "a range without ticks has no statistics and is no error",
+    once stats_without_ticks_are_none: "a range without ticks has no statistics and is not an error",
     once vwap_matches_a_hand_computed_value: "the volume-weighted average price, rounded once",
     once change_matches_a_hand_computed_value: "the last price divided by the first, minus 1",
     once volatility_matches_a_hand_computed_value: "the sample standard deviation of the log returns",

@@ -1,4 +1,5 @@
-//! The reads: ranges, latest records, and bars from ticks. They run on a locked table and return copies.
+//! The reads: ranges, latest records, bars from ticks, statistics, and the list of series. They run on a locked table
+//! and return copies.
 
 use std::ops::{Bound, Range};
 
@@ -123,7 +124,7 @@ pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Bar>> {
         _ => None,
     };
     let mut found = Vec::new();
-    // The range contains the open times from its first bucket start to its last.
+    // A bar is in the result if its open time is in the range.
     if let (Some(series), Some(first)) = (series_of(table, instrument), interval.ceil(range.start())) {
         let mut buckets = Buckets { series, interval: *interval, first, end: range.end() };
         match (order, after) {

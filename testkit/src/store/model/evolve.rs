@@ -148,7 +148,7 @@ async fn expect_stored_rows(
 }
 
 /// Runs an evolution. Two versions write and read, and the third version is rejected.
-async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> CheckResult {
+async fn run(factory: &dyn StoreFactory, evolution: &Evolution) -> CheckResult {
     let of = |dataset| Datasets::none().with_dataset(dataset).expect("a name of its own");
     let Evolution { old, new, other: (kind, other), seeds } = evolution;
     let (old, new) = (*old, *new);
@@ -203,7 +203,7 @@ pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> CheckRes
     run_cases(
         count,
         &evolutions(),
-        &async |evolution: &Evolution| play(&**factory, evolution).await,
+        &async |evolution: &Evolution| run(&**factory, evolution).await,
         |Evolution { old, new, other, .. }| {
             format!("old: {:?}\nnew: {:?}\n{}: {:?}", old.values(), new.values(), other.0, other.1.values())
         },

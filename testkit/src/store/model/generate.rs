@@ -216,12 +216,12 @@ fn histories_of(scale: TimeScale) -> impl Strategy<Value = History> {
 /// # Errors
 /// The shortest history that was found to differ, and the difference.
 pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapper: Wrapper, count: u32) -> CheckResult {
-    let play = async |history: &History| {
+    let run = async |history: &History| {
         let created = factory.with_schema(&history.datasets).await?;
         let outcome = run_history(&*(wrapper.wrap)(created.store), history).await;
         outcome.and(created.cleanup.await.map_err(Failure::from))
     };
-    run_cases(count, &histories(), &play, describe_history)
+    run_cases(count, &histories(), &run, describe_history)
 }
 
 /// Generates `count` histories with a fixed seed and runs each one on two stores.
@@ -233,20 +233,20 @@ pub fn check_differences(
     two: &Arc<dyn StoreFactory>,
     count: u32,
 ) -> CheckResult {
-    let play = async |history: &History| {
+    let run = async |history: &History| {
         let datasets = &history.datasets;
         let (first, second) = (one.with_schema(datasets).await?, two.with_schema(datasets).await?);
         let outcome = compare(&*first.store, &*second.store, history).await;
         outcome.and(first.cleanup.await.and(second.cleanup.await).map_err(Failure::from))
     };
-    run_cases(count, &histories(), &play, describe_history)
+    run_cases(count, &histories(), &run, describe_history)
 }
 
 /// Generates `count` cases with a fixed seed and runs each one. `explain` describes the simplest case that fails.
 pub(super) fn run_cases<T: fmt::Debug>(
     count: u32,
     cases: &impl Strategy<Value = T>,
-    play: &impl AsyncFn(&T) -> CheckResult,
+    run: &impl AsyncFn(&T) -> CheckResult,
     explain: impl Fn(&T) -> String,
 ) -> CheckResult {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -256,7 +256,7 @@ pub(super) fn run_cases<T: fmt::Debug>(
     let config = Config { cases: count, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let outcome = TestRunner::new_with_rng(config, rng).run(cases, |case| {
-        runtime.block_on(play(&case)).map_err(|failure| TestCaseError::fail(failure.to_string()))
+        runtime.block_on(run(&case)).map_err(|failure| TestCaseError::fail(failure.to_string()))
     });
     match outcome {
         Ok(()) => Ok(()),

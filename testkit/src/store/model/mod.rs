@@ -14,7 +14,7 @@ mod columns;
 mod evolve;
 mod generate;
 mod plain;
-mod play;
+mod run;
 
 use qi_core::Datasets;
 use qi_core::record::{Dataset, Owner, RecordVec, Series, SeriesKey, SeriesType};
@@ -26,7 +26,7 @@ pub use columns::{descriptions, value_of};
 pub use evolve::check_evolutions;
 pub use generate::{check_differences, check_histories, histories};
 pub use plain::{Model, reference_bars};
-pub use play::{compare, run_history};
+pub use run::{compare, run_history};
 
 /// A list of operations on a store with the given datasets.
 #[derive(Debug, Clone)]

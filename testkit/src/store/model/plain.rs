@@ -7,7 +7,7 @@ use qi_core::record::{Dataset, Owner, Row};
 use qi_core::store::SeriesSummary;
 use qi_core::{Bar, BarValues, Interval, Price, PriceTick, Quantity, Result, TimeRange, Timestamp};
 
-use super::play::ReadResults;
+use super::run::ReadResults;
 use super::{ReadParams, Step, interval_of, series};
 use crate::store::rows::records_of;
 

@@ -136,7 +136,7 @@ impl ConsumerThread {
         any
     }
 
-    /// Acknowledges all events without carrying them out.
+    /// Acknowledges all events to librdkafka. The adapter's own assignment is unchanged.
     pub(super) fn dismiss_rebalances(&mut self) {
         while let Some(event) = self.rebalancing.pop() {
             dismiss(&self.client, &event);

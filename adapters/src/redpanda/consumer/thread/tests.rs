@@ -10,9 +10,9 @@ use crate::redpanda::config::RedpandaConfig;
 use crate::redpanda::consumer::RedpandaSubscription;
 use crate::redpanda::consumer::record_batch::RecordBatch;
 
-const NOWHERE: &str = "127.0.0.1:1";
+const UNREACHABLE_BROKER: &str = "127.0.0.1:1";
 
-/// A member of a group whose thread does not run.
+/// Returns a group member whose consumer thread does not run.
 fn member(brokers: &str) -> (ConsumerThread, ConsumerHandle) {
     let config = RedpandaConfig::from_brokers(brokers);
     let (topic, group) = (TopicName::new("t").unwrap(), GroupId::new("g").unwrap());
@@ -79,9 +79,10 @@ fn a_rebalance_ends_a_poll() {
             more = thread.poll(most);
         }
         let pending = thread.rebalancing.is_pending();
-        // Before the assertions: the client of a thread that panics waits for an acknowledgement indefinitely.
+        // `leave` runs before the assertions: the client of a thread that panics waits for the acknowledgement
+        // indefinitely.
         thread.leave();
-        assert!(pending, "no assignment came");
+        assert!(pending, "no assignment arrived");
         assert!(more, "the thread would sleep");
     }
 }
@@ -110,13 +111,13 @@ fn header_bytes_count_towards_the_maximum_poll_bytes() {
         (buffered, most) = (now, most.max(now - buffered));
     }
     thread.leave();
-    assert!(buffered >= 40 * EACH, "{buffered} bytes came");
+    assert!(buffered >= 40 * EACH, "{buffered} bytes received");
     assert!(most < MAX_POLL_BYTES + 2 * EACH, "{most} bytes in one poll");
 }
 
 #[test]
 fn partitions_rejected_by_librdkafka_are_not_assigned() {
-    let (mut thread, _handle) = member(NOWHERE);
+    let (mut thread, _handle) = member(UNREACHABLE_BROKER);
     // librdkafka rejects a list that contains a partition twice.
     assert!(thread.apply_assignment(&[start_offset(3, None), start_offset(3, None)]).is_err());
     assert!(thread.assignment.partitions.is_empty());
@@ -127,7 +128,7 @@ fn partitions_rejected_by_librdkafka_are_not_assigned() {
 
 #[test]
 fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
-    let (mut thread, _handle) = member(NOWHERE);
+    let (mut thread, _handle) = member(UNREACHABLE_BROKER);
     thread.membership = Membership::Suspended { leave_requested: true };
     let (reply, _result) = oneshot::channel();
     thread.begin_recv(1, Duration::ZERO, reply);
@@ -145,7 +146,7 @@ fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
 
 #[test]
 fn seek_and_pause_after_a_revocation_are_rejected() {
-    let (mut thread, _handle) = member(NOWHERE);
+    let (mut thread, _handle) = member(UNREACHABLE_BROKER);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
     let (sender, receiver) = oneshot::channel();
@@ -160,7 +161,7 @@ fn seek_and_pause_after_a_revocation_are_rejected() {
 
 #[tokio::test]
 async fn the_result_of_a_dropped_recv_goes_to_the_next_recv() {
-    let (mut thread, handle) = member(NOWHERE);
+    let (mut thread, handle) = member(UNREACHABLE_BROKER);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
     push(&mut thread, 0..5);
@@ -215,7 +216,7 @@ fn a_revocation_waits_for_the_commit_in_flight() {
 
 #[test]
 fn request_results_apply_only_inside_recv() {
-    let (mut thread, _handle) = member(NOWHERE);
+    let (mut thread, _handle) = member(UNREACHABLE_BROKER);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
     thread.last_recv = Instant::now();

@@ -1,4 +1,4 @@
-//! Runs of a history, on a store in parallel with the model or on two stores.
+//! Runs of a history: on a store and the model, or on two stores.
 
 use qi_core::Datasets;
 use qi_core::record::Row;
@@ -49,7 +49,7 @@ where
         let page = read_page(request.clone()).await?;
         let (count, more) = (page.items.len(), page.next.is_some());
         if count > limit || (more && count < limit) {
-            let text = format!("a page of {limit} holds {count}, and a next page is {more}");
+            let text = format!("a page with limit {limit} has {count} items (next page: {more})");
             return Err(Failure::new(text));
         }
         found.extend(page.items);
@@ -83,7 +83,7 @@ async fn read_all_methods(
         });
         ranges.push(found.await.map_err(|failure| failure.within(within("range")))?);
         let found = read_all_pages(limit, at, |page| async move {
-            // Half of the looks select the owners by name. Both selections must give the same result.
+            // Ascending reads select the owners by name. Both selections must give the same result.
             let selection = if descending {
                 Selection::All
             } else {
@@ -134,7 +134,7 @@ fn duplicates_of(step: &Step) -> Result<Option<u64>> {
     Ok(Some((0..rows.len()).filter(later).count() as u64))
 }
 
-/// Runs a history in parallel on a new store and on the model, and compares every response and report.
+/// Runs each step of a history on a new store and on the model, and compares every response and report.
 ///
 /// # Errors
 /// The first step with a difference, and the difference.
