@@ -207,10 +207,10 @@ async fn execute(options: Options, session: &Session<'_>) -> ExitCode {
 
 /// Executes the command and returns true if it succeeded.
 async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result<bool> {
-    let Options { format, command, .. } = options;
+    let Options { format, store, command, .. } = options;
     match command {
         Command::Config => {
-            show(&settings(session.config)?, format)?;
+            show(&settings(session.config, store.as_deref())?, format)?;
             Ok(true)
         }
         Command::Check { write } => check(session, write, format).await,
@@ -338,10 +338,13 @@ async fn migrate(session: &Session<'_>, dry_run: bool, format: Format) -> Result
     Ok(well)
 }
 
-fn settings(config: &Config) -> Result<Listing> {
+/// Lists the settings for the store of `--store`, or for the configured store.
+fn settings(config: &Config, store: Option<&str>) -> Result<Listing> {
     let mut listing = Listing::new(["key", "value", "origin"]);
-    for setting in config.settings()? {
-        listing.push([text(setting.key), text(setting.value), text(setting.origin)]);
+    for setting in store.map_or_else(|| config.settings(), |store| config.settings_as(store))? {
+        let is_option = store.is_some() && setting.key == "store.backend";
+        let origin = if is_option { "--store".to_owned() } else { setting.origin };
+        listing.push([text(setting.key), text(setting.value), text(origin)]);
     }
     Ok(listing)
 }

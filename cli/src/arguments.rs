@@ -38,7 +38,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Shows the effective settings, each with its origin: default, file or environment variable. Secrets are hidden.
+    /// Shows the effective settings, each with its origin: default, file, environment variable or `--store`. Secrets are
+    /// hidden.
     Config,
     /// Checks the store and the bus: latency, versions, schema, topics and permissions. Creates nothing, even with
     /// `auto_schema`. Exit code 1 if a check fails.

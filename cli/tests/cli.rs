@@ -407,6 +407,7 @@ fn invalid_usage_and_configuration_exit_with_code_2() {
         (vec!["dlq", "redrive", "a.dlq", "--topic", "a"], "--topic <ORIGIN>"),
         (vec!["dlq", "redrive", "a.dlq", "--to", "b.dlq"], "must not be a dead letter topic"),
         (vec!["--store", "memroy", "check"], "did you mean `memory`"),
+        (vec!["--store", "memroy", "config"], "did you mean `memory`"),
         (vec!["--store", "timescale", "check"], "store.timescale.url"),
         (vec!["--store", "clickhouse", "check"], "store.clickhouse.url"),
         (vec!["--store", "sqlite", "check"], "store.sqlite.path"),
@@ -712,6 +713,10 @@ fn config_shows_values_with_origins_and_no_secrets() {
     assert!(here(&[]).contains("store.memory.max_rows,7,qi.toml\n"));
     assert!(here(&[("QI_CONFIG", "")]).contains("store.memory.max_rows,7,qi.toml\n"));
     assert!(here(&[("QI_CONFIG", "other.toml")]).contains("store.backend,clickhouse,other.toml\n"));
+    // The settings are those of the store that a command with the same option opens.
+    let csv = shown(&["--store", "sqlite", "config", "--format", "csv"], &[("QI_CONFIG", &path)]);
+    assert!(csv.contains("store.backend,sqlite,--store\n") && csv.contains("store.sqlite."), "{csv}");
+    assert!(!csv.contains("store.clickhouse."), "{csv}");
     let absent = run_with(&["config"], &[("QI_CONFIG", "/does/not/exist")]);
     assert_eq!(absent.status.code(), Some(2), "{}", text(&absent.stderr));
 }

@@ -95,10 +95,10 @@ impl<K: PortKeys> Port<K> {
         self.sections.get(backend).cloned().unwrap_or_else(empty)
     }
 
-    /// Returns the settings of the selected backend and those of the layers, with defaults and without secrets. The
-    /// settings of a backend of the program are None.
-    pub(super) fn effective(&self) -> Result<(Option<toml::Value>, toml::Value)> {
-        let section = K::effective(&self.backend, &self.section(&self.backend))?;
+    /// Returns the settings of a backend and those of the layers, with defaults and without secrets. The settings of a
+    /// backend of the program are None.
+    pub(super) fn effective(&self, backend: &str) -> Result<(Option<toml::Value>, toml::Value)> {
+        let section = K::effective(backend, &self.section(backend))?;
         Ok((section, toml::Value::try_from(&self.layers).permanent("config.value", "show")?))
     }
 
