@@ -705,6 +705,22 @@ fn numbers_in_the_environment_may_have_underscores() {
     }
     let rate = build("", [("QI__STORE__LIMIT__RATE", "1_000.5")]).unwrap();
     assert!(rate.settings().unwrap().iter().any(|s| s.key == "store.limit.rate" && s.value == "1000.5"));
+    // The settings of other systems are texts.
+    let of_topic = |value: &'static str| {
+        let key = "QI__BUS__TOPICS__CRYPTO-PRICES__SETTINGS__SEGMENT__BYTES";
+        let catalogue = build("", [(key, value)]).unwrap().catalogue().unwrap();
+        catalogue.get(&"crypto-prices".parse().unwrap()).unwrap().settings["segment.bytes"].clone()
+    };
+    for (value, text) in
+        [("1_048_576", "1048576"), ("1_000.5", "1000.5"), ("1_x", "1_x"), ("2_0, 3_0", "2_0, 3_0")]
+    {
+        assert_eq!(of_topic(value), text);
+    }
+    let clickhouse =
+        [("QI__STORE__BACKEND", "clickhouse"), ("QI__STORE__CLICKHOUSE__SETTINGS__MAX_THREADS", "1_6")];
+    let settings = build("", clickhouse).unwrap().settings().unwrap();
+    let max_threads = settings.iter().find(|s| s.key == "store.clickhouse.settings.max_threads").unwrap();
+    assert_eq!(max_threads.value, "16");
     // A password of digits stays as it is.
     let backends = Backends::builder().register_store("own", |section| {
         #[derive(Deserialize)]
