@@ -798,6 +798,19 @@ fn bounds_are_checked_when_the_file_is_loaded() {
         let error = rejected(toml, NONE);
         assert_eq!(error.context_value("key"), Some(key), "{toml}: {error}");
     }
+    for (key, values) in [
+        ("replication", ["0", "32_768"]),
+        ("retention", ["\"999ms\"", "\"9223372036854775808ms\""]),
+        ("max_message_bytes", ["1_023", "2_147_483_648"]),
+    ] {
+        for value in values {
+            let error = rejected(&format!("[bus.topics.x]\n{key} = {value}"), NONE);
+            let named = (error.code(), error.context_value("key"), error.context_value("origin"));
+            let expected = format!("bus.topics.x.{key}");
+            assert_eq!(named, ("config.topic", Some(expected.as_str()), Some("toml")), "{value}: {error}");
+        }
+    }
+    build("[bus.topics.x]\nreplication = 1\nretention = \"1s\"\nmax_message_bytes = 1_024", NONE).unwrap();
     assert_eq!(rejected("[bus.memory]\nmax_message_bytes = 0", NONE).code(), "bus.memory.config");
     // A section without an address is complete enough for a file that does not select it.
     build("[store.timescale]\nschema = \"a\"\n[store.clickhouse]\ndatabase = \"a\"\n[bus.redpanda]", NONE)

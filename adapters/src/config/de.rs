@@ -177,7 +177,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
             // The other system parses numbers without underscores. A password is not a number.
             Value::Text(text) if name == Scalar::NAME && !self.path.ends_with("password") => {
                 let number = plain(text.trim());
-                let text = if number.parse::<f64>().is_ok() { number.as_ref() } else { text.as_str() };
+                let text = if number.parse::<f64>().is_ok() { &*number } else { text.as_str() };
                 self.with_location(visitor.visit_str(text))
             }
             _ => visitor.visit_newtype_struct(self),
