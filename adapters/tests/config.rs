@@ -792,6 +792,7 @@ fn bounds_are_checked_when_the_file_is_loaded() {
         ("[bus.kafka]\nrequest_timeout = \"1h\"", "bus.kafka.request_timeout"),
         ("[bus.redpanda]\nproperties.acks = 1", "bus.redpanda.properties"),
         ("[bus.redpanda]\nproperties.max.in.flight = 1", "bus.redpanda.properties"),
+        ("[bus.kafka]\nproperties.ssl.keystore.location = \"a.p12\"", "bus.kafka.properties"),
         ("[bus.topics.x.settings]\nretention.ms = 1", "bus.topics.x.settings.retention.ms"),
         ("[bus.topics.x.settings]\nmax.message.bytes = 1", "bus.topics.x.settings.max.message.bytes"),
     ] {
@@ -864,6 +865,21 @@ fn paths_in_a_file_begin_at_its_folder() {
     assert_eq!(shown(&[("QI__STORE__CLICKHOUSE__ROOT_CERT", "other.pem")]), "other.pem");
     std::fs::write(&path, file.replace("certs/ca.pem", "/etc/ca.pem")).unwrap();
     assert_eq!(shown(&[]), "/etc/ca.pem");
+    // A path within a URL or a property is not resolved, so it must be absolute.
+    for parameter in ["sslrootcert", "sslcert", "sslkey"] {
+        let file = |path: &str| {
+            format!("[store.timescale]\nurl = \"postgres://h/x?sslmode=require&{parameter}={path}\"")
+        };
+        std::fs::write(&path, file("absent.pem")).unwrap();
+        let error = Config::builder().file(&path).build().unwrap_err();
+        let named = (error.context_value("key"), error.context_value("value"));
+        assert_eq!(named, (Some("store.timescale.url"), Some(parameter)), "{error}");
+        assert!(error.message().unwrap().contains("`tls.root_cert`"), "{error}");
+        for absolute in ["/etc/a.pem", "%2Fetc%2Fa.pem", "-----BEGIN%20CERTIFICATE-----"] {
+            build(&file(absolute), NONE).unwrap();
+        }
+    }
+    build("[bus.redpanda]\nproperties.ssl.keystore.location = \"/etc/a.p12\"", NONE).unwrap();
 }
 
 #[cfg(all(feature = "timescale", feature = "clickhouse", feature = "redpanda"))]
