@@ -555,7 +555,36 @@ async fn files_that_the_options_do_not_select_are_not_read() {
     assert_eq!((report.is_good(), report.records()), (true, 10), "{:?}", report.failures);
     options.instruments = ["binance:ETH-USDT".parse().unwrap()].into();
     let report = import(&rig::store().await, &archive, &options).await.unwrap();
-    assert_eq!((report.is_good(), report.records()), (true, 0), "{:?}", report.failures);
+    let is_missing = report.missing == options.instruments;
+    assert_eq!((is_missing, report.failed, report.records()), (true, 0, 0), "{:?}", report.failures);
+}
+
+#[tokio::test]
+async fn import_reports_instruments_without_a_file() {
+    let store = rig::store().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 1, 10)).await;
+    let snapshots = qi_core::record::RecordVec::from_vec(rig::records::<MarketSnapshot>(&[(0, 0, 0, 1)]));
+    rig::insert(&store, snapshots.as_records()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let options = ExportOptions::new([PriceTick::DATASET, MarketSnapshot::DATASET]);
+    export(&store, &archive, &options).await.unwrap();
+    let absent: qi_core::Instrument = "binance:NONE".parse().unwrap();
+    let mut options = ImportOptions::new(Datasets::standard());
+    options.instruments = ["binance:BTC-USDT".parse().unwrap(), absent.clone()].into();
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (false, 11), "{:?}", report.failures);
+    assert_eq!(Vec::from_iter(report.missing), [absent]);
+    // An instrument does not restrict a dataset of names.
+    options.datasets = vec![MarketSnapshot::DATASET];
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 1), "{:?}", report.missing);
+    // An instrument outside the range is not missing.
+    options.datasets = vec![PriceTick::DATASET];
+    options.instruments = ["binance:BTC-USDT".parse().unwrap()].into();
+    options.range = TimeRange::since(time(DAY + DAY_MICROS));
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 0), "{:?}", report.missing);
 }
 
 #[tokio::test]

@@ -576,6 +576,11 @@ fn archives_have_exit_codes_and_usage_errors() {
         (vec!["import", &archive, &empty], 2, "must be the only argument"),
         (vec!["import", &archive, "--strict"], 2, "files of exchanges"),
         (vec!["import", "no-such-file.csv", "--dataset", "ticks"], 2, "are for archives"),
+        (
+            vec!["import", "no-such-file.csv", "--instrument", "x:Y", "--instrument", "x:Z"],
+            2,
+            "are for archives",
+        ),
         (vec!["import", "s4://bucket/x"], 2, "the known schemes are s3, gs, az and file"),
         (vec!["export", "s4://bucket/x"], 2, "the known schemes are s3, gs, az and file"),
         (vec!["export", "memory:///x"], 2, "the known schemes are s3, gs, az and file"),
@@ -609,6 +614,9 @@ fn the_import_of_one_dataset_ignores_the_other_folders_of_an_archive() {
     store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
     let archive = store.path("archive");
     store.expect(&["export", &archive], 0, &[]);
+    let named = ["import", &archive, "--instrument", "x:Y"];
+    store.expect(&named, 0, &[]);
+    store.expect(&[&named[..], &["--instrument", "x:Z"]].concat(), 1, &["no file of x:Z"]);
     let folder = std::path::Path::new(&archive);
     std::fs::create_dir(folder.join("scripts")).unwrap();
     store.expect(&["import", &archive], 0, &[]);
