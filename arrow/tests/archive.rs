@@ -254,6 +254,14 @@ async fn unknown_instrument_is_not_found() {
 }
 
 #[tokio::test]
+async fn repeated_dataset_is_exported_once() {
+    let (store, folder) = exported().await;
+    let archive = Archive::folder(&folder).unwrap();
+    let report = export(&store, &archive, &ExportOptions::new([PriceTick::DATASET; 2])).await.unwrap();
+    assert_eq!((report.series.len(), report.series[0].unchanged, report.orphaned), (1, 3, 0));
+}
+
+#[tokio::test]
 async fn two_exports_into_one_folder_conflict() {
     let (store, folder) = exported().await;
     let lock = std::fs::File::open(folder.path().join("_lock")).unwrap();

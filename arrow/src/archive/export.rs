@@ -21,7 +21,7 @@ use crate::{Content, ContentDigest, Decimals, ParquetWriter};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ExportOptions {
-    /// The datasets.
+    /// The datasets. A repeated dataset is exported once.
     pub datasets: Vec<Dataset>,
     /// The instruments. An empty set selects all. Datasets of names are exported completely.
     pub instruments: BTreeSet<Instrument>,
@@ -136,10 +136,13 @@ pub async fn export<S: PriceStore + ?Sized>(
     options: &ExportOptions,
 ) -> Result<ExportReport> {
     check_range(options.range, options.period)?;
+    let mut seen = HashSet::new();
+    let datasets: Vec<Dataset> =
+        options.datasets.iter().copied().filter(|dataset| seen.insert(*dataset)).collect();
     let mut all = Vec::new();
     let mut missing = options.instruments.clone();
-    for dataset in &options.datasets {
-        for series in store.all_series(*dataset).await? {
+    for &dataset in &datasets {
+        for series in store.all_series(dataset).await? {
             if let (SeriesType::Instrument, Some(instrument)) = (dataset.series(), series.owner.instrument())
             {
                 if !options.instruments.is_empty() && !options.instruments.contains(instrument) {
@@ -147,7 +150,7 @@ pub async fn export<S: PriceStore + ?Sized>(
                 }
                 missing.remove(instrument);
             }
-            all.push((*dataset, series));
+            all.push((dataset, series));
         }
     }
     if let Some(instrument) = missing.first() {
@@ -177,7 +180,7 @@ pub async fn export<S: PriceStore + ?Sized>(
         }
     }
     if options.instruments.is_empty() && !report.interrupted {
-        for dataset in &options.datasets {
+        for dataset in datasets {
             let mut entries = archive.entries(dataset.name())?;
             while let Some(Entry { folder, period, data }) = entries.try_next().await? {
                 let is_orphan =
