@@ -251,6 +251,24 @@ async fn unknown_instrument_is_not_found() {
         (error.kind(), error.context_value("instrument")),
         (ErrorKind::NotFound, Some("binance:NONE"))
     );
+    assert!(error.message().unwrap().ends_with("selected datasets: ticks"), "{error}");
+    // An instrument does not restrict a dataset of names.
+    options.datasets = vec![MarketSnapshot::DATASET];
+    assert!(export(&store, &Archive::folder(&folder).unwrap(), &options).await.unwrap().series.is_empty());
+}
+
+#[tokio::test]
+async fn instrument_whose_records_were_deleted_does_not_stop_an_export() {
+    let (store, folder) = exported().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:ETH-USDT", 1, 10)).await;
+    let archive = Archive::folder(&folder).unwrap();
+    let deleted: qi_core::Instrument = "binance:BTC-USDT".parse().unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.instruments = [deleted.clone(), "binance:ETH-USDT".parse().unwrap()].into();
+    assert_eq!(export(&store, &archive, &options).await.unwrap().orphaned, 0);
+    store.delete_range(&DeleteQuery::ticks(Selection::one(deleted), TimeRange::ALL)).await.unwrap();
+    let report = export(&store, &archive, &options).await.unwrap();
+    assert_eq!((report.series.len(), report.series[0].unchanged, report.orphaned), (1, 1, 3));
 }
 
 #[tokio::test]

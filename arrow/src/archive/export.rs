@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use qi_core::record::{Dataset, RecordVec, SeriesKey, SeriesType};
+use qi_core::record::{Dataset, RecordVec, Series as _, SeriesKey, SeriesType};
 use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +85,7 @@ pub struct ExportedSeries {
 pub struct ExportReport {
     /// The series, in order.
     pub series: Vec<ExportedSeries>,
-    /// The number of files of series that the store does not have. Not counted if the options select instruments.
+    /// The number of files of selected series that the store does not have.
     pub orphaned: u64,
     /// True if the export was stopped before its end. The same export continues.
     pub interrupted: bool,
@@ -102,8 +102,9 @@ pub struct ExportReport {
 ///
 /// # Errors
 /// `InvalidInput` for a range that cuts a period, for an archive with another period or other decimals, and for an
-/// archive with files but without its settings. `NotFound` for an instrument without records. `Conflict` if another export writes into the same folder. Errors of the store and
-/// of the archive.
+/// archive with files but without its settings. `NotFound` for an instrument without records in the store and without
+/// files in the archive. `Conflict` if another export writes into the same folder. Errors of the store and of the
+/// archive.
 ///
 /// ```
 /// use qi_arrow::{Archive, ExportOptions, ImportOptions, export, import};
@@ -153,11 +154,7 @@ pub async fn export<S: PriceStore + ?Sized>(
             all.push((dataset, series));
         }
     }
-    if let Some(instrument) = missing.first() {
-        return Err(Error::new(ErrorKind::NotFound, "archive.instrument", "export")
-            .with_message("the store has no records of the instrument")
-            .with_context("instrument", instrument));
-    }
+    check_instruments(archive, &datasets, &missing).await?;
     let _lock = archive.lock().await?;
     archive.settings(&Settings::new(options.period, options.decimals)).await?;
     let all = all.into_iter().map(|(dataset, series)| SeriesExport {
@@ -179,17 +176,60 @@ pub async fn export<S: PriceStore + ?Sized>(
             None => report.interrupted = true,
         }
     }
-    if options.instruments.is_empty() && !report.interrupted {
+    if !report.interrupted {
         for dataset in datasets {
-            let mut entries = archive.entries(dataset.name())?;
-            while let Some(Entry { folder, period, data }) = entries.try_next().await? {
-                let is_orphan =
-                    data.is_some() && options.range.contains(period.start()) && !folders.contains(&folder);
-                report.orphaned += u64::from(is_orphan);
+            for selected in selected_folders(dataset, &options.instruments) {
+                let mut entries = archive.entries(&selected)?;
+                while let Some(Entry { folder, period, data }) = entries.try_next().await? {
+                    let is_orphan = data.is_some()
+                        && options.range.contains(period.start())
+                        && !folders.contains(&folder);
+                    report.orphaned += u64::from(is_orphan);
+                }
             }
         }
     }
     Ok(report)
+}
+
+/// Returns the folders with all files of a dataset that these instruments select. An empty set selects all.
+fn selected_folders(dataset: Dataset, instruments: &BTreeSet<Instrument>) -> Vec<String> {
+    if instruments.is_empty() || dataset.series() != SeriesType::Instrument {
+        return vec![dataset.name().to_owned()];
+    }
+    instruments.iter().map(|instrument| layout::folder(dataset, &instrument.key())).collect()
+}
+
+/// Checks that the archive has files of each instrument that is missing in the store.
+///
+/// # Errors
+/// `NotFound` for another instrument, unless all datasets are of names.
+async fn check_instruments(
+    archive: &Archive,
+    datasets: &[Dataset],
+    missing: &BTreeSet<Instrument>,
+) -> Result<()> {
+    let is_of_instruments = |dataset: &&Dataset| dataset.series() == SeriesType::Instrument;
+    let datasets: Vec<_> = datasets.iter().filter(is_of_instruments).collect();
+    if datasets.is_empty() {
+        return Ok(());
+    }
+    'instruments: for instrument in missing {
+        for dataset in &datasets {
+            let folder = layout::folder(**dataset, &instrument.key());
+            if archive.entries(&folder)?.try_next().await?.is_some() {
+                continue 'instruments;
+            }
+        }
+        let names: Vec<_> = datasets.iter().map(|dataset| dataset.name()).collect();
+        return Err(Error::new(ErrorKind::NotFound, "archive.instrument", "export")
+            .with_message(format_args!(
+                "the store and the archive have no records of the instrument in the selected datasets: {}",
+                names.join(", ")
+            ))
+            .with_context("instrument", instrument));
+    }
+    Ok(())
 }
 
 struct SeriesExport<'a, S: ?Sized> {
