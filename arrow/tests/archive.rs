@@ -805,6 +805,21 @@ async fn archive_without_its_settings_is_not_extended() {
     assert_eq!(std::fs::read(folder.path().join("_archive.json")).unwrap(), settings);
 }
 
+/// A folder of another program can have files with the names of periods.
+#[tokio::test]
+async fn foreign_data_files_do_not_prevent_the_first_export() {
+    let (store, _) = exported().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("raw")).unwrap();
+    std::fs::write(folder.path().join("raw/2024-01-31.parquet"), "x").unwrap();
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap().series[0].written, 3);
+    // The folder of a dataset that the export does not know has manifests.
+    std::fs::remove_file(folder.path().join("_archive.json")).unwrap();
+    std::fs::remove_dir_all(folder.path().join("ticks")).unwrap();
+    std::fs::write(folder.path().join("raw/_2024-01-31.json"), "{}").unwrap();
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap_err().code(), "archive.settings");
+}
+
 /// Names that no archive has, beside its files: they are ignored at every level.
 #[tokio::test]
 async fn foreign_names_and_links_are_ignored() {

@@ -156,7 +156,7 @@ pub async fn export<S: PriceStore + ?Sized>(
     }
     check_instruments(archive, &datasets, &missing).await?;
     let _lock = archive.lock().await?;
-    archive.settings(&Settings::new(options.period, options.decimals)).await?;
+    archive.settings(&Settings::new(options.period, options.decimals), &datasets).await?;
     let all = all.into_iter().map(|(dataset, series)| SeriesExport {
         store,
         archive,
