@@ -97,8 +97,9 @@ pub struct ExportReport {
 /// never extended and never removed. Before its final name, a file is synced; after it, the file is read back. An export
 /// that was interrupted at any point continues when it is called again.
 ///
-/// The memory is bounded by two pages and one row group for each concurrent series. A file in progress is in the
-/// folder `_partial` of the archive, or for an object store in the temporary folder of the machine.
+/// The memory is bounded by two pages and one row group for each concurrent series, and for an object store by 48 MiB
+/// more: six parts of an upload, each of 8 MiB. A file in progress is in the folder `_partial` of the archive, or for an
+/// object store in the temporary folder of the machine.
 ///
 /// # Errors
 /// `InvalidInput` for a range that cuts a period, for an archive with another period or other decimals, and for an

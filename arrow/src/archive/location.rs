@@ -26,7 +26,8 @@ use crate::{Content, parquet_file};
 const MAX_MANIFEST: u64 = 64 * 1024;
 /// The size of one part of an upload.
 const PART: usize = 8 * 1024 * 1024;
-/// The number of parts of one file that are uploaded concurrently.
+/// The number of parts of one file that are uploaded concurrently. Two more parts are in memory: the part that is read from
+/// the file, and the part that the writer collects.
 const PARTS_IN_FLIGHT: usize = 4;
 /// The bytes at the end of a Parquet file that are read to find its metadata.
 const FOOTER: u64 = 64 * 1024;
