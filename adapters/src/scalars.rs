@@ -13,6 +13,11 @@ pub(crate) const HIDDEN: &str = "***";
 /// A value of a configuration, as text.
 pub(crate) struct Scalar(String);
 
+impl Scalar {
+    /// The name for a deserializer that knows the source of a value. No Rust type can have this name.
+    pub(crate) const NAME: &'static str = "qi::Scalar";
+}
+
 impl From<Scalar> for String {
     fn from(Scalar(text): Scalar) -> Self {
         text
@@ -21,17 +26,21 @@ impl From<Scalar> for String {
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
+        deserializer.deserialize_newtype_struct(Self::NAME, ScalarVisitor)
     }
 }
 
 struct ScalarVisitor;
 
-impl Visitor<'_> for ScalarVisitor {
+impl<'de> Visitor<'de> for ScalarVisitor {
     type Value = Scalar;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("text, a number or a boolean")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Scalar, D::Error> {
+        deserializer.deserialize_any(self)
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {

@@ -705,6 +705,22 @@ fn numbers_in_the_environment_may_have_underscores() {
     }
     let rate = build("", [("QI__STORE__LIMIT__RATE", "1_000.5")]).unwrap();
     assert!(rate.settings().unwrap().iter().any(|s| s.key == "store.limit.rate" && s.value == "1000.5"));
+    // The settings of other systems are texts.
+    let of_topic = |value: &'static str| {
+        let key = "QI__BUS__TOPICS__CRYPTO-PRICES__SETTINGS__SEGMENT__BYTES";
+        let catalogue = build("", [(key, value)]).unwrap().catalogue().unwrap();
+        catalogue.get(&"crypto-prices".parse().unwrap()).unwrap().settings["segment.bytes"].clone()
+    };
+    for (value, text) in
+        [("1_048_576", "1048576"), ("1_000.5", "1000.5"), ("1_x", "1_x"), ("2_0, 3_0", "2_0, 3_0")]
+    {
+        assert_eq!(of_topic(value), text);
+    }
+    let clickhouse =
+        [("QI__STORE__BACKEND", "clickhouse"), ("QI__STORE__CLICKHOUSE__SETTINGS__MAX_THREADS", "1_6")];
+    let settings = build("", clickhouse).unwrap().settings().unwrap();
+    let max_threads = settings.iter().find(|s| s.key == "store.clickhouse.settings.max_threads").unwrap();
+    assert_eq!(max_threads.value, "16");
     // A password of digits stays as it is.
     let backends = Backends::builder().register_store("own", |section| {
         #[derive(Deserialize)]
@@ -776,12 +792,26 @@ fn bounds_are_checked_when_the_file_is_loaded() {
         ("[bus.kafka]\nrequest_timeout = \"1h\"", "bus.kafka.request_timeout"),
         ("[bus.redpanda]\nproperties.acks = 1", "bus.redpanda.properties"),
         ("[bus.redpanda]\nproperties.max.in.flight = 1", "bus.redpanda.properties"),
+        ("[bus.kafka]\nproperties.ssl.keystore.location = \"a.p12\"", "bus.kafka.properties"),
         ("[bus.topics.x.settings]\nretention.ms = 1", "bus.topics.x.settings.retention.ms"),
         ("[bus.topics.x.settings]\nmax.message.bytes = 1", "bus.topics.x.settings.max.message.bytes"),
     ] {
         let error = rejected(toml, NONE);
         assert_eq!(error.context_value("key"), Some(key), "{toml}: {error}");
     }
+    for (key, values) in [
+        ("replication", ["0", "32_768"]),
+        ("retention", ["\"999ms\"", "\"9223372036854775808ms\""]),
+        ("max_message_bytes", ["1_023", "2_147_483_648"]),
+    ] {
+        for value in values {
+            let error = rejected(&format!("[bus.topics.x]\n{key} = {value}"), NONE);
+            let named = (error.code(), error.context_value("key"), error.context_value("origin"));
+            let expected = format!("bus.topics.x.{key}");
+            assert_eq!(named, ("config.topic", Some(expected.as_str()), Some("toml")), "{value}: {error}");
+        }
+    }
+    build("[bus.topics.x]\nreplication = 1\nretention = \"1s\"\nmax_message_bytes = 1_024", NONE).unwrap();
     assert_eq!(rejected("[bus.memory]\nmax_message_bytes = 0", NONE).code(), "bus.memory.config");
     // A section without an address is complete enough for a file that does not select it.
     build("[store.timescale]\nschema = \"a\"\n[store.clickhouse]\ndatabase = \"a\"\n[bus.redpanda]", NONE)
@@ -835,6 +865,21 @@ fn paths_in_a_file_begin_at_its_folder() {
     assert_eq!(shown(&[("QI__STORE__CLICKHOUSE__ROOT_CERT", "other.pem")]), "other.pem");
     std::fs::write(&path, file.replace("certs/ca.pem", "/etc/ca.pem")).unwrap();
     assert_eq!(shown(&[]), "/etc/ca.pem");
+    // A path within a URL or a property is not resolved, so it must be absolute.
+    for parameter in ["sslrootcert", "sslcert", "sslkey"] {
+        let file = |path: &str| {
+            format!("[store.timescale]\nurl = \"postgres://h/x?sslmode=require&{parameter}={path}\"")
+        };
+        std::fs::write(&path, file("absent.pem")).unwrap();
+        let error = Config::builder().file(&path).build().unwrap_err();
+        let named = (error.context_value("key"), error.context_value("value"));
+        assert_eq!(named, (Some("store.timescale.url"), Some(parameter)), "{error}");
+        assert!(error.message().unwrap().contains("`tls.root_cert`"), "{error}");
+        for absolute in ["/etc/a.pem", "%2Fetc%2Fa.pem", "-----BEGIN%20CERTIFICATE-----"] {
+            build(&file(absolute), NONE).unwrap();
+        }
+    }
+    build("[bus.redpanda]\nproperties.ssl.keystore.location = \"/etc/a.p12\"", NONE).unwrap();
 }
 
 #[cfg(all(feature = "timescale", feature = "clickhouse", feature = "redpanda"))]

@@ -251,6 +251,32 @@ async fn unknown_instrument_is_not_found() {
         (error.kind(), error.context_value("instrument")),
         (ErrorKind::NotFound, Some("binance:NONE"))
     );
+    assert!(error.message().unwrap().ends_with("selected datasets: ticks"), "{error}");
+    // An instrument does not restrict a dataset of names.
+    options.datasets = vec![MarketSnapshot::DATASET];
+    assert!(export(&store, &Archive::folder(&folder).unwrap(), &options).await.unwrap().series.is_empty());
+}
+
+#[tokio::test]
+async fn instrument_whose_records_were_deleted_does_not_stop_an_export() {
+    let (store, folder) = exported().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:ETH-USDT", 1, 10)).await;
+    let archive = Archive::folder(&folder).unwrap();
+    let deleted: qi_core::Instrument = "binance:BTC-USDT".parse().unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.instruments = [deleted.clone(), "binance:ETH-USDT".parse().unwrap()].into();
+    assert_eq!(export(&store, &archive, &options).await.unwrap().orphaned, 0);
+    store.delete_range(&DeleteQuery::ticks(Selection::one(deleted), TimeRange::ALL)).await.unwrap();
+    let report = export(&store, &archive, &options).await.unwrap();
+    assert_eq!((report.series.len(), report.series[0].unchanged, report.orphaned), (1, 1, 3));
+}
+
+#[tokio::test]
+async fn repeated_dataset_is_exported_once() {
+    let (store, folder) = exported().await;
+    let archive = Archive::folder(&folder).unwrap();
+    let report = export(&store, &archive, &ExportOptions::new([PriceTick::DATASET; 2])).await.unwrap();
+    assert_eq!((report.series.len(), report.series[0].unchanged, report.orphaned), (1, 3, 0));
 }
 
 #[tokio::test]
@@ -555,7 +581,36 @@ async fn files_that_the_options_do_not_select_are_not_read() {
     assert_eq!((report.is_good(), report.records()), (true, 10), "{:?}", report.failures);
     options.instruments = ["binance:ETH-USDT".parse().unwrap()].into();
     let report = import(&rig::store().await, &archive, &options).await.unwrap();
-    assert_eq!((report.is_good(), report.records()), (true, 0), "{:?}", report.failures);
+    let is_missing = report.missing == options.instruments;
+    assert_eq!((is_missing, report.failed, report.records()), (true, 0, 0), "{:?}", report.failures);
+}
+
+#[tokio::test]
+async fn import_reports_instruments_without_a_file() {
+    let store = rig::store().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 1, 10)).await;
+    let snapshots = qi_core::record::RecordVec::from_vec(rig::records::<MarketSnapshot>(&[(0, 0, 0, 1)]));
+    rig::insert(&store, snapshots.as_records()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let options = ExportOptions::new([PriceTick::DATASET, MarketSnapshot::DATASET]);
+    export(&store, &archive, &options).await.unwrap();
+    let absent: qi_core::Instrument = "binance:NONE".parse().unwrap();
+    let mut options = ImportOptions::new(Datasets::standard());
+    options.instruments = ["binance:BTC-USDT".parse().unwrap(), absent.clone()].into();
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (false, 11), "{:?}", report.failures);
+    assert_eq!(Vec::from_iter(report.missing), [absent]);
+    // An instrument does not restrict a dataset of names.
+    options.datasets = vec![MarketSnapshot::DATASET];
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 1), "{:?}", report.missing);
+    // An instrument outside the range is not missing.
+    options.datasets = vec![PriceTick::DATASET];
+    options.instruments = ["binance:BTC-USDT".parse().unwrap()].into();
+    options.range = TimeRange::since(time(DAY + DAY_MICROS));
+    let report = import(&rig::store().await, &archive, &options).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 0), "{:?}", report.missing);
 }
 
 #[tokio::test]
@@ -748,6 +803,21 @@ async fn archive_without_its_settings_is_not_extended() {
     }
     // An archive without data files gets the settings of the export.
     assert_eq!(std::fs::read(folder.path().join("_archive.json")).unwrap(), settings);
+}
+
+/// A folder of another program can have files with the names of periods.
+#[tokio::test]
+async fn foreign_data_files_do_not_prevent_the_first_export() {
+    let (store, _) = exported().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("raw")).unwrap();
+    std::fs::write(folder.path().join("raw/2024-01-31.parquet"), "x").unwrap();
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap().series[0].written, 3);
+    // The folder of a dataset that the export does not know has manifests.
+    std::fs::remove_file(folder.path().join("_archive.json")).unwrap();
+    std::fs::remove_dir_all(folder.path().join("ticks")).unwrap();
+    std::fs::write(folder.path().join("raw/_2024-01-31.json"), "{}").unwrap();
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap_err().code(), "archive.settings");
 }
 
 /// Names that no archive has, beside its files: they are ignored at every level.

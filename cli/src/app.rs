@@ -207,10 +207,10 @@ async fn execute(options: Options, session: &Session<'_>) -> ExitCode {
 
 /// Executes the command and returns true if it succeeded.
 async fn perform(options: Options, session: &Session<'_>, stop: &Stop) -> Result<bool> {
-    let Options { format, command, .. } = options;
+    let Options { format, store, command, .. } = options;
     match command {
         Command::Config => {
-            show(&settings(session.config)?, format)?;
+            show(&settings(session.config, store.as_deref())?, format)?;
             Ok(true)
         }
         Command::Check { write } => check(session, write, format).await,
@@ -338,10 +338,13 @@ async fn migrate(session: &Session<'_>, dry_run: bool, format: Format) -> Result
     Ok(well)
 }
 
-fn settings(config: &Config) -> Result<Listing> {
+/// Lists the settings for the store of `--store`, or for the configured store.
+fn settings(config: &Config, store: Option<&str>) -> Result<Listing> {
     let mut listing = Listing::new(["key", "value", "origin"]);
-    for setting in config.settings()? {
-        listing.push([text(setting.key), text(setting.value), text(setting.origin)]);
+    for setting in store.map_or_else(|| config.settings(), |store| config.settings_as(store))? {
+        let is_option = store.is_some() && setting.key == "store.backend";
+        let origin = if is_option { "--store".to_owned() } else { setting.origin };
+        listing.push([text(setting.key), text(setting.value), text(origin)]);
     }
     Ok(listing)
 }
@@ -648,11 +651,13 @@ fn archive_of(arguments: &ImportArguments) -> Result<Option<String>> {
 }
 
 fn reject_archive_options(arguments: &ImportArguments) -> Result<()> {
-    if arguments.datasets.is_empty() && arguments.times.since.is_none() && arguments.times.until.is_none() {
+    let ImportArguments { datasets, times, instruments, .. } = arguments;
+    let has_range = times.since.is_some() || times.until.is_some();
+    if datasets.is_empty() && !has_range && instruments.len() <= 1 {
         return Ok(());
     }
     Err(Error::new(qi_core::ErrorKind::Config, "import.files", "import")
-        .with_message("--dataset, --since and --until are for archives"))
+        .with_message("--dataset, --since, --until and a second --instrument are for archives"))
 }
 
 #[cfg(feature = "archive")]
@@ -705,9 +710,9 @@ async fn import_archive(
     stop: &Stop,
     format: Format,
 ) -> Result<bool> {
-    let ImportArguments { instrument, datasets, times, .. } = arguments;
+    let ImportArguments { instruments, datasets, times, .. } = arguments;
     let mut options = qi_arrow::ImportOptions::new(session.datasets.clone());
-    options.instruments = instrument.into_iter().collect();
+    options.instruments = instruments.into_iter().collect();
     options.datasets = datasets;
     options.range = times.range()?;
     options.stop = stop.graceful.clone();
@@ -726,6 +731,9 @@ async fn import_archive(
     let more = report.failed.saturating_sub(report.failures.len() as u64);
     if more > 0 {
         say(format_args!("... and {more} more failures"));
+    }
+    for instrument in &report.missing {
+        say(format_args!("the archive has no file of {instrument}"));
     }
     let is_closed =
         |name: &str| Datasets::built_in().get(name).is_some() && session.datasets.get(name).is_none();
@@ -749,10 +757,10 @@ async fn import_archive(
 
 async fn open_files(arguments: ImportArguments) -> Result<(qi_files::Files, import::Plan)> {
     let ImportArguments {
-        files, input_format, columns, instrument, input_interval, strict, coverage, ..
+        files, input_format, columns, instruments, input_interval, strict, coverage, ..
     } = arguments;
     let options = qi_files::FileOptions::default().format(input_format).columns(columns);
-    let options = options.instrument(instrument).interval(input_interval);
+    let options = options.instrument(instruments.into_iter().next()).interval(input_interval);
     let opened = tokio::task::spawn_blocking(move || qi_files::open(&files, &options)).await;
     let files = opened.permanent("import", "open")??;
     for note in &files.skipped {

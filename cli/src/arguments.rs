@@ -38,7 +38,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Shows the effective settings, each with its origin: default, file or environment variable. Secrets are hidden.
+    /// Shows the effective settings, each with its origin: default, file, environment variable or `--store`. Secrets are
+    /// hidden.
     Config,
     /// Checks the store and the bus: latency, versions, schema, topics and permissions. Creates nothing, even with
     /// `auto_schema`. Exit code 1 if a check fails.
@@ -669,9 +670,11 @@ pub(crate) struct ImportArguments {
     /// The columns of CSV files, by number from 0 or by header name: time=0,price=1,quantity=2.
     #[arg(long, value_name = "COLUMNS", conflicts_with = "input_format")]
     pub(crate) columns: Option<qi_files::ColumnMap>,
-    /// The instrument, if the files do not contain it. For an archive: only this instrument.
-    #[arg(long, value_name = "EXCHANGE:SYMBOL")]
-    pub(crate) instrument: Option<Instrument>,
+    /// The instrument, if the files do not contain it. For an archive: only these instruments, and exit code 1 if the
+    /// archive has no file of one. Can be repeated for an archive. Datasets of names, such as snapshots, are imported
+    /// completely.
+    #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
+    pub(crate) instruments: Vec<Instrument>,
     /// For an archive: only these datasets. Defaults to all that the store is opened with; see --all-datasets.
     #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,

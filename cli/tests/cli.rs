@@ -407,6 +407,7 @@ fn invalid_usage_and_configuration_exit_with_code_2() {
         (vec!["dlq", "redrive", "a.dlq", "--topic", "a"], "--topic <ORIGIN>"),
         (vec!["dlq", "redrive", "a.dlq", "--to", "b.dlq"], "must not be a dead letter topic"),
         (vec!["--store", "memroy", "check"], "did you mean `memory`"),
+        (vec!["--store", "memroy", "config"], "did you mean `memory`"),
         (vec!["--store", "timescale", "check"], "store.timescale.url"),
         (vec!["--store", "clickhouse", "check"], "store.clickhouse.url"),
         (vec!["--store", "sqlite", "check"], "store.sqlite.path"),
@@ -575,6 +576,11 @@ fn archives_have_exit_codes_and_usage_errors() {
         (vec!["import", &archive, &empty], 2, "must be the only argument"),
         (vec!["import", &archive, "--strict"], 2, "files of exchanges"),
         (vec!["import", "no-such-file.csv", "--dataset", "ticks"], 2, "are for archives"),
+        (
+            vec!["import", "no-such-file.csv", "--instrument", "x:Y", "--instrument", "x:Z"],
+            2,
+            "are for archives",
+        ),
         (vec!["import", "s4://bucket/x"], 2, "the known schemes are s3, gs, az and file"),
         (vec!["export", "s4://bucket/x"], 2, "the known schemes are s3, gs, az and file"),
         (vec!["export", "memory:///x"], 2, "the known schemes are s3, gs, az and file"),
@@ -608,6 +614,9 @@ fn the_import_of_one_dataset_ignores_the_other_folders_of_an_archive() {
     store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
     let archive = store.path("archive");
     store.expect(&["export", &archive], 0, &[]);
+    let named = ["import", &archive, "--instrument", "x:Y"];
+    store.expect(&named, 0, &[]);
+    store.expect(&[&named[..], &["--instrument", "x:Z"]].concat(), 1, &["no file of x:Z"]);
     let folder = std::path::Path::new(&archive);
     std::fs::create_dir(folder.join("scripts")).unwrap();
     store.expect(&["import", &archive], 0, &[]);
@@ -712,6 +721,10 @@ fn config_shows_values_with_origins_and_no_secrets() {
     assert!(here(&[]).contains("store.memory.max_rows,7,qi.toml\n"));
     assert!(here(&[("QI_CONFIG", "")]).contains("store.memory.max_rows,7,qi.toml\n"));
     assert!(here(&[("QI_CONFIG", "other.toml")]).contains("store.backend,clickhouse,other.toml\n"));
+    // The settings are those of the store that a command with the same option opens.
+    let csv = shown(&["--store", "sqlite", "config", "--format", "csv"], &[("QI_CONFIG", &path)]);
+    assert!(csv.contains("store.backend,sqlite,--store\n") && csv.contains("store.sqlite."), "{csv}");
+    assert!(!csv.contains("store.clickhouse."), "{csv}");
     let absent = run_with(&["config"], &[("QI_CONFIG", "/does/not/exist")]);
     assert_eq!(absent.status.code(), Some(2), "{}", text(&absent.stderr));
 }

@@ -76,6 +76,15 @@ impl Backends {
         BUSES.iter().map(|(name, _)| (*name).to_owned()).chain(self.buses.keys().cloned()).collect()
     }
 
+    /// Checks that a store has this name, even if it is not compiled in.
+    pub(super) fn check_store(&self, backend: &str) -> Result<()> {
+        let names = self.store_names();
+        if names.iter().any(|name| name == backend) {
+            return Ok(());
+        }
+        Err(cannot_open("store", backend, STORES, &names))
+    }
+
     pub(super) fn open_store(&self, backend: &str, port: &Port<StoreSection>) -> Result<Arc<dyn PriceStore>> {
         let section = port.section(backend);
         if let Some(factory) = self.stores.get(backend) {

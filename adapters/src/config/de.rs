@@ -11,6 +11,7 @@ use qi_core::{Error, ErrorKind, Result};
 use serde::de::{self, Deserialize, DeserializeSeed, IntoDeserializer, Visitor};
 
 use super::tree::{Node, Value, join, unknown_key};
+use crate::scalars::Scalar;
 
 /// Deserializes the section at `path`.
 pub(super) fn read<'de, T: Deserialize<'de>>(node: &'de Node, path: &str) -> Result<T> {
@@ -169,10 +170,18 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Failure> {
-        visitor.visit_newtype_struct(self)
+        match &self.node.value {
+            // The other system parses numbers without underscores. A password is not a number.
+            Value::Text(text) if name == Scalar::NAME && !self.path.ends_with("password") => {
+                let number = plain(text.trim());
+                let text = if number.parse::<f64>().is_ok() { &*number } else { text.as_str() };
+                self.with_location(visitor.visit_str(text))
+            }
+            _ => visitor.visit_newtype_struct(self),
+        }
     }
 
     fn deserialize_struct<V: Visitor<'de>>(

@@ -35,16 +35,30 @@ impl Config {
     /// # Errors
     /// `Config` for an invalid value in the section of a selected backend.
     pub fn settings(&self) -> Result<Vec<Setting>> {
+        self.effective(&self.store.backend)
+    }
+
+    /// Returns the effective settings for another store of the same file, as [`Config::open_store_as`] opens it. The
+    /// origin of `store.backend` remains that of the configuration.
+    ///
+    /// # Errors
+    /// `Config` for an unknown backend, and the errors of [`Config::settings`].
+    pub fn settings_as(&self, backend: &str) -> Result<Vec<Setting>> {
+        self.backends.check_store(backend)?;
+        self.effective(backend)
+    }
+
+    fn effective(&self, store: &str) -> Result<Vec<Setting>> {
         let mut settings = Settings { root: &self.root, found: Vec::new() };
-        settings.push("store.backend", self.store.backend.clone());
+        settings.push("store.backend", store.to_owned());
         settings.push("store.auto_schema", self.auto_schema().to_string());
         if let Some(interval) = self.store.keys.purge_requires_bars {
             settings.push("store.purge_requires_bars", interval.to_string());
         }
-        settings.port(&self.store)?;
+        settings.port(&self.store, store)?;
         settings.push("bus.backend", self.bus.backend.clone());
         settings.push("bus.codec", self.bus.keys.codec.to_string());
-        settings.port(&self.bus)?;
+        settings.port(&self.bus, &self.bus.backend)?;
         if let Some(topics) = node_at(&self.root, &["bus", "topics"]) {
             settings.of_tree("bus.topics", topics, false);
         }
@@ -68,11 +82,11 @@ impl Settings<'_> {
         self.found.push(Setting { key, value, origin });
     }
 
-    fn port<K: PortKeys>(&mut self, port: &Port<K>) -> Result<()> {
-        let (section, layers) = port.effective()?;
-        match (section, node_at(self.root, &[port.name, &port.backend])) {
-            (Some(section), _) => self.of_toml(&mut vec![port.name, &port.backend], &section),
-            (None, Some(node)) => self.of_tree(&join(port.name, &port.backend), node, true),
+    fn port<K: PortKeys>(&mut self, port: &Port<K>, backend: &str) -> Result<()> {
+        let (section, layers) = port.effective(backend)?;
+        match (section, node_at(self.root, &[port.name, backend])) {
+            (Some(section), _) => self.of_toml(&mut vec![port.name, backend], &section),
+            (None, Some(node)) => self.of_tree(&join(port.name, backend), node, true),
             (None, None) => {}
         }
         self.of_toml(&mut vec![port.name], &layers);

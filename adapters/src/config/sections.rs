@@ -95,10 +95,10 @@ impl<K: PortKeys> Port<K> {
         self.sections.get(backend).cloned().unwrap_or_else(empty)
     }
 
-    /// Returns the settings of the selected backend and those of the layers, with defaults and without secrets. The
-    /// settings of a backend of the program are None.
-    pub(super) fn effective(&self) -> Result<(Option<toml::Value>, toml::Value)> {
-        let section = K::effective(&self.backend, &self.section(&self.backend))?;
+    /// Returns the settings of a backend and those of the layers, with defaults and without secrets. The settings of a
+    /// backend of the program are None.
+    pub(super) fn effective(&self, backend: &str) -> Result<(Option<toml::Value>, toml::Value)> {
+        let section = K::effective(backend, &self.section(backend))?;
         Ok((section, toml::Value::try_from(&self.layers).permanent("config.value", "show")?))
     }
 
@@ -279,6 +279,7 @@ impl BusSection {
                     .with_source(e)
             };
             let topic = TopicName::new(name).map_err(|e| invalid_topic("", e))?;
+            section.check_bounds(name)?;
             let standard = catalogue.get(&topic).cloned();
             let partitions =
                 section.partitions.or(standard.as_ref().map(|spec| spec.partitions)).unwrap_or(1);
@@ -331,4 +332,35 @@ pub struct TopicSection {
     /// Further topic settings of the broker, by name.
     #[serde(deserialize_with = "crate::scalars::texts")]
     pub settings: BTreeMap<String, String>,
+}
+
+impl TopicSection {
+    /// Checks the values against the bounds of a Kafka broker. `TopicSpec` checks the number of partitions.
+    fn check_bounds(&self, topic: &str) -> Result<()> {
+        let is_retention = |retention: Duration| {
+            retention >= Duration::from_secs(1) && i64::try_from(retention.as_millis()).is_ok()
+        };
+        let is_size = |bytes: usize| bytes >= 1_024 && i32::try_from(bytes).is_ok();
+        let is_factor = |replicas: u16| replicas >= 1 && i16::try_from(replicas).is_ok();
+        for (key, is_valid, rule) in [
+            ("replication", self.replication.is_none_or(is_factor), "must lie from 1 to 32767"),
+            (
+                "retention",
+                self.retention.is_none_or(is_retention),
+                "must lie from 1s to 9223372036854775807ms",
+            ),
+            (
+                "max_message_bytes",
+                self.max_message_bytes.is_none_or(is_size),
+                "must lie from 1024 to 2147483647",
+            ),
+        ] {
+            if !is_valid {
+                return Err(Error::new(ErrorKind::Config, "config.topic", "load")
+                    .with_message(rule)
+                    .with_context("key", format_args!("bus.topics.{topic}.{key}")));
+            }
+        }
+        Ok(())
+    }
 }

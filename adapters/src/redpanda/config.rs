@@ -1,7 +1,7 @@
 //! The sections `[bus.redpanda]` and `[bus.kafka]`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qi_core::Result;
@@ -397,6 +397,13 @@ impl RedpandaConfig {
             {
                 let rule = "must not disable the verification of certificates and host names; `tls.root_cert` sets the \
                             certificate authority of the brokers";
+                return Err(rules.reject("properties", key, rule));
+            }
+            // librdkafka would resolve a relative path from the current folder, not from the folder of the file.
+            let is_resolved = Path::new(value.as_str()).is_absolute() || value.as_str() == "probe";
+            if key.ends_with(".location") && !is_resolved {
+                let rule =
+                    "must be an absolute path; the paths of `tls` may be relative to the configuration file";
                 return Err(rules.reject("properties", key, rule));
             }
             let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";

@@ -1,7 +1,7 @@
 //! The section `[store.timescale]`, for TimescaleDB and plain PostgreSQL.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qi_core::Datasets;
@@ -490,7 +490,16 @@ const URL_PARAMETERS: &[&str] = &[
     "user",
 ];
 
-/// Rejects other schemes and unknown parameters. An error shows the name of a parameter only if it is similar to a
+/// The URL parameters that are paths of files, or PEM texts.
+const URL_PATHS: &[&str] = &["sslcert", "sslkey", "sslrootcert"];
+
+/// Returns true for an absolute path, whose first character may be percent-encoded.
+fn is_absolute(path: &str) -> bool {
+    Path::new(path).is_absolute() || path.starts_with("%2F") || path.starts_with("%2f")
+}
+
+/// Rejects other schemes, unknown parameters and relative paths, which would begin at the current folder and not at the
+/// folder of the configuration file. An error shows the name of a parameter only if it is similar to a
 /// known name. Any other name may be a part of a password that contains `?` or `&`.
 fn check_url(rules: &Rules, url: &str) -> Result<()> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
@@ -499,7 +508,7 @@ fn check_url(rules: &Rules, url: &str) -> Result<()> {
     let parameters = url.split_once('?').map_or("", |(_, rest)| rest);
     let parameters = parameters.split_once('#').map_or(parameters, |(parameters, _)| parameters);
     for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
-        let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         if !URL_PARAMETERS.contains(&name) && !name.starts_with("options[") {
             let known = URL_PARAMETERS.join(", ");
             let rule = format!(
@@ -509,6 +518,11 @@ fn check_url(rules: &Rules, url: &str) -> Result<()> {
             let is_similar = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
             let shown = if URL_PARAMETERS.iter().any(is_similar) { name } else { "not shown" };
             return Err(rules.reject("url", shown, rule));
+        }
+        if URL_PATHS.contains(&name) && !is_absolute(value) && !value.starts_with("-----BEGIN") {
+            let rule = "must be an absolute path; `tls.root_cert`, `tls.client_cert` and `tls.client_key` may be relative \
+                        to the configuration file";
+            return Err(rules.reject("url", name, rule));
         }
     }
     Ok(())

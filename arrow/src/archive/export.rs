@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use qi_core::record::{Dataset, RecordVec, SeriesKey, SeriesType};
+use qi_core::record::{Dataset, RecordVec, Series as _, SeriesKey, SeriesType};
 use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::{Content, ContentDigest, Decimals, ParquetWriter};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ExportOptions {
-    /// The datasets.
+    /// The datasets. A repeated dataset is exported once.
     pub datasets: Vec<Dataset>,
     /// The instruments. An empty set selects all. Datasets of names are exported completely.
     pub instruments: BTreeSet<Instrument>,
@@ -85,7 +85,7 @@ pub struct ExportedSeries {
 pub struct ExportReport {
     /// The series, in order.
     pub series: Vec<ExportedSeries>,
-    /// The number of files of series that the store does not have. Not counted if the options select instruments.
+    /// The number of files of selected series that the store does not have.
     pub orphaned: u64,
     /// True if the export was stopped before its end. The same export continues.
     pub interrupted: bool,
@@ -97,13 +97,15 @@ pub struct ExportReport {
 /// never extended and never removed. Before its final name, a file is synced; after it, the file is read back. An export
 /// that was interrupted at any point continues when it is called again.
 ///
-/// The memory is bounded by two pages and one row group for each concurrent series. A file in progress is in the
-/// folder `_partial` of the archive, or for an object store in the temporary folder of the machine.
+/// The memory is bounded by two pages and one row group for each concurrent series, and for an object store by 48 MiB
+/// more: six parts of an upload, each of 8 MiB. A file in progress is in the folder `_partial` of the archive, or for an
+/// object store in the temporary folder of the machine.
 ///
 /// # Errors
 /// `InvalidInput` for a range that cuts a period, for an archive with another period or other decimals, and for an
-/// archive with files but without its settings. `NotFound` for an instrument without records. `Conflict` if another export writes into the same folder. Errors of the store and
-/// of the archive.
+/// archive with files but without its settings. `NotFound` for an instrument without records in the store and without
+/// files in the archive. `Conflict` if another export writes into the same folder. Errors of the store and of the
+/// archive.
 ///
 /// ```
 /// use qi_arrow::{Archive, ExportOptions, ImportOptions, export, import};
@@ -136,10 +138,13 @@ pub async fn export<S: PriceStore + ?Sized>(
     options: &ExportOptions,
 ) -> Result<ExportReport> {
     check_range(options.range, options.period)?;
+    let mut seen = HashSet::new();
+    let datasets: Vec<Dataset> =
+        options.datasets.iter().copied().filter(|dataset| seen.insert(*dataset)).collect();
     let mut all = Vec::new();
     let mut missing = options.instruments.clone();
-    for dataset in &options.datasets {
-        for series in store.all_series(*dataset).await? {
+    for &dataset in &datasets {
+        for series in store.all_series(dataset).await? {
             if let (SeriesType::Instrument, Some(instrument)) = (dataset.series(), series.owner.instrument())
             {
                 if !options.instruments.is_empty() && !options.instruments.contains(instrument) {
@@ -147,16 +152,12 @@ pub async fn export<S: PriceStore + ?Sized>(
                 }
                 missing.remove(instrument);
             }
-            all.push((*dataset, series));
+            all.push((dataset, series));
         }
     }
-    if let Some(instrument) = missing.first() {
-        return Err(Error::new(ErrorKind::NotFound, "archive.instrument", "export")
-            .with_message("the store has no records of the instrument")
-            .with_context("instrument", instrument));
-    }
+    check_instruments(archive, &datasets, &missing).await?;
     let _lock = archive.lock().await?;
-    archive.settings(&Settings::new(options.period, options.decimals)).await?;
+    archive.settings(&Settings::new(options.period, options.decimals), &datasets).await?;
     let all = all.into_iter().map(|(dataset, series)| SeriesExport {
         store,
         archive,
@@ -176,17 +177,60 @@ pub async fn export<S: PriceStore + ?Sized>(
             None => report.interrupted = true,
         }
     }
-    if options.instruments.is_empty() && !report.interrupted {
-        for dataset in &options.datasets {
-            let mut entries = archive.entries(dataset.name())?;
-            while let Some(Entry { folder, period, data }) = entries.try_next().await? {
-                let is_orphan =
-                    data.is_some() && options.range.contains(period.start()) && !folders.contains(&folder);
-                report.orphaned += u64::from(is_orphan);
+    if !report.interrupted {
+        for dataset in datasets {
+            for selected in selected_folders(dataset, &options.instruments) {
+                let mut entries = archive.entries(&selected)?;
+                while let Some(Entry { folder, period, data }) = entries.try_next().await? {
+                    let is_orphan = data.is_some()
+                        && options.range.contains(period.start())
+                        && !folders.contains(&folder);
+                    report.orphaned += u64::from(is_orphan);
+                }
             }
         }
     }
     Ok(report)
+}
+
+/// Returns the folders with all files of a dataset that these instruments select. An empty set selects all.
+fn selected_folders(dataset: Dataset, instruments: &BTreeSet<Instrument>) -> Vec<String> {
+    if instruments.is_empty() || dataset.series() != SeriesType::Instrument {
+        return vec![dataset.name().to_owned()];
+    }
+    instruments.iter().map(|instrument| layout::folder(dataset, &instrument.key())).collect()
+}
+
+/// Checks that the archive has files of each instrument that is missing in the store.
+///
+/// # Errors
+/// `NotFound` for another instrument, unless all datasets are of names.
+async fn check_instruments(
+    archive: &Archive,
+    datasets: &[Dataset],
+    missing: &BTreeSet<Instrument>,
+) -> Result<()> {
+    let is_of_instruments = |dataset: &&Dataset| dataset.series() == SeriesType::Instrument;
+    let datasets: Vec<_> = datasets.iter().filter(is_of_instruments).collect();
+    if datasets.is_empty() {
+        return Ok(());
+    }
+    'instruments: for instrument in missing {
+        for dataset in &datasets {
+            let folder = layout::folder(**dataset, &instrument.key());
+            if archive.entries(&folder)?.try_next().await?.is_some() {
+                continue 'instruments;
+            }
+        }
+        let names: Vec<_> = datasets.iter().map(|dataset| dataset.name()).collect();
+        return Err(Error::new(ErrorKind::NotFound, "archive.instrument", "export")
+            .with_message(format_args!(
+                "the store and the archive have no records of the instrument in the selected datasets: {}",
+                names.join(", ")
+            ))
+            .with_context("instrument", instrument));
+    }
+    Ok(())
 }
 
 struct SeriesExport<'a, S: ?Sized> {

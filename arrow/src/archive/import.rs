@@ -28,7 +28,7 @@ pub struct ImportOptions {
     pub known: Datasets,
     /// The datasets to import. An empty list selects all.
     pub datasets: Vec<Dataset>,
-    /// The instruments. An empty set selects all. This set does not restrict datasets whose owners are names.
+    /// The instruments. An empty set selects all. Datasets of names are imported completely.
     pub instruments: BTreeSet<Instrument>,
     /// The range of times. Both ends must be borders of a period, as for an export.
     pub range: TimeRange,
@@ -79,6 +79,9 @@ pub struct ImportReport {
     /// The error that ended the import: of the store, of the object store or of its listing, of the folder for temporary
     /// files, or of a file whose period the range cuts. The same import continues.
     pub error: Option<Error>,
+    /// The selected instruments without a file in the archive. Empty if the import ended before its end, or if the options
+    /// select only datasets of names.
+    pub missing: BTreeSet<Instrument>,
     /// True if the import was stopped before its end. The same import continues.
     pub interrupted: bool,
 }
@@ -96,9 +99,9 @@ impl ImportReport {
         }
     }
 
-    /// Returns true if the import reached its end without a failure.
+    /// Returns true if the import reached its end without a failure, and found every selected instrument.
     pub fn is_good(&self) -> bool {
-        self.failed == 0 && self.error.is_none() && !self.interrupted
+        self.failed == 0 && self.error.is_none() && self.missing.is_empty() && !self.interrupted
     }
 }
 
@@ -148,6 +151,11 @@ async fn import_folders<S: PriceStore + ?Sized>(
             report.fail(name.clone(), error.with_context("dataset", name));
         }
     }
+    let is_of_instruments = |dataset: &Dataset| dataset.series() == SeriesType::Instrument;
+    let mut missing = options.instruments.clone();
+    if !options.datasets.is_empty() && !options.datasets.iter().any(is_of_instruments) {
+        missing.clear();
+    }
     for dataset in datasets {
         let selection = Selection::new(dataset, options);
         let mut entries = archive.entries(dataset.name())?;
@@ -157,7 +165,12 @@ async fn import_folders<S: PriceStore + ?Sized>(
                 return Ok(());
             }
             check_range(options.range, entry.period.length())?;
-            if !selection.contains(&entry) {
+            let instrument = selection.instrument(&entry);
+            if let Some(instrument) = instrument {
+                missing.remove(instrument);
+            }
+            let is_selected = selection.folders.is_none() || instrument.is_some();
+            if !is_selected || !options.range.contains(entry.period.start()) {
                 continue;
             }
             let path = format!("{}/{}", entry.folder, layout::data_name(entry.period));
@@ -183,32 +196,32 @@ async fn import_folders<S: PriceStore + ?Sized>(
             }
         }
     }
+    report.missing = missing;
     Ok(())
 }
 
 /// The files of a dataset that the options select, by their paths. A manifest must be in the folder of its series.
-struct Selection {
-    range: TimeRange,
-    /// The folders of the instruments. None selects all series.
-    folders: Option<Vec<String>>,
+struct Selection<'a> {
+    /// The selected instruments with their folders. None selects all series.
+    folders: Option<Vec<(&'a Instrument, String)>>,
 }
 
-impl Selection {
-    fn new(dataset: Dataset, options: &ImportOptions) -> Self {
+impl<'a> Selection<'a> {
+    fn new(dataset: Dataset, options: &'a ImportOptions) -> Self {
         let is_by_instrument = dataset.series() == SeriesType::Instrument && !options.instruments.is_empty();
-        let folder = |instrument: &Instrument| layout::folder(dataset, &instrument.key());
-        let folders = is_by_instrument.then(|| options.instruments.iter().map(folder).collect());
-        Self { range: options.range, folders }
+        let folder = |instrument: &'a Instrument| (instrument, layout::folder(dataset, &instrument.key()));
+        Self { folders: is_by_instrument.then(|| options.instruments.iter().map(folder).collect()) }
     }
 
-    fn contains(&self, entry: &Entry) -> bool {
-        let is_below = |folder: &String| {
+    /// Returns the selected instrument of a file.
+    fn instrument(&self, entry: &Entry) -> Option<&'a Instrument> {
+        let is_below = |folder: &str| {
             // The interval of a series is another folder.
-            let rest = entry.folder.strip_prefix(folder.as_str());
+            let rest = entry.folder.strip_prefix(folder);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        self.range.contains(entry.period.start())
-            && self.folders.as_ref().is_none_or(|folders| folders.iter().any(is_below))
+        let found = self.folders.iter().flatten().find(|(_, folder)| is_below(folder));
+        found.map(|(instrument, _)| *instrument)
     }
 }
 

@@ -11,7 +11,8 @@ use object_store::buffered::BufWriter;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, ObjectStoreScheme};
 use parquet::errors::ParquetError;
-use qi_core::{Error, ErrorKind, Result, ResultExt as _};
+use qi_core::record::Dataset;
+use qi_core::{Datasets, Error, ErrorKind, Result, ResultExt as _};
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::Settings;
@@ -25,7 +26,8 @@ use crate::{Content, parquet_file};
 const MAX_MANIFEST: u64 = 64 * 1024;
 /// The size of one part of an upload.
 const PART: usize = 8 * 1024 * 1024;
-/// The number of parts of one file that are uploaded concurrently.
+/// The number of parts of one file that are uploaded concurrently. Two more parts are in memory: the part that is read from
+/// the file, and the part that the writer collects.
 const PARTS_IN_FLIGHT: usize = 4;
 /// The bytes at the end of a Parquet file that are read to find its metadata.
 const FOOTER: u64 = 64 * 1024;
@@ -497,11 +499,11 @@ impl Archive {
         Ok(self.stored_settings().await?.map_or(PeriodLength::Day, |settings| settings.period))
     }
 
-    /// Stores the settings of the first export, and compares the settings of later exports.
-    pub(super) async fn settings(&self, wanted: &Settings) -> Result<()> {
+    /// Stores the settings of the first export of these datasets, and compares the settings of later exports.
+    pub(super) async fn settings(&self, wanted: &Settings, datasets: &[Dataset]) -> Result<()> {
         match self.stored_settings().await? {
             Some(found) => found.check(wanted),
-            None => match self.any_file().await? {
+            None => match self.any_file(datasets).await? {
                 Some(file) => Err(Error::invalid(
                     "archive.settings",
                     "settings",
@@ -514,12 +516,19 @@ impl Archive {
         }
     }
 
-    /// Returns the path of a data file or of a manifest, if the archive has one.
-    async fn any_file(&self) -> Result<Option<String>> {
+    /// Returns the path of a data file or of a manifest, if the archive has one. A folder without a manifest belongs to the
+    /// archive only if it has the name of one of these datasets or of a built-in dataset.
+    async fn any_file(&self, datasets: &[Dataset]) -> Result<Option<String>> {
         for name in self.folders().await?.iter().filter(|name| layout::is_dataset_name(name)) {
-            if let Some(Entry { folder, period, data }) = self.entries(name)?.try_next().await? {
-                let name =
-                    if data.is_some() { layout::data_name(period) } else { layout::manifest_name(period) };
+            let is_known = Datasets::built_in().get(name).is_some()
+                || datasets.iter().any(|dataset| dataset.name() == name.as_str());
+            let mut entries = self.entries(name)?;
+            while let Some(Entry { folder, period, data }) = entries.try_next().await? {
+                let name = match data {
+                    None => layout::manifest_name(period),
+                    Some(_) if is_known => layout::data_name(period),
+                    Some(_) => continue,
+                };
                 return Ok(Some(format!("{folder}/{name}")));
             }
         }

@@ -4,10 +4,13 @@ use std::borrow::Cow;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::{Error, Exchange, Instrument, Interval, Provider, Result, Scope, Symbol};
 
 /// The owner of a series without its Rust type: an instrument or a name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Owner {
     /// An instrument.
     Instrument(Instrument),

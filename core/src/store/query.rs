@@ -4,9 +4,9 @@
 //! dataset and have no record type: [`RangeRequest`], [`LatestRequest`].
 //! [`super::PriceStoreExt`] converts queries to requests.
 //!
-//! Queries implement serde's traits, and deserialising validates them. [`InstrumentQuery`], [`DeleteQuery`] and the
-//! requests with a dataset do not, because a [`Dataset`] exists only in the program that declares it. To read the name
-//! of a dataset, use [`Datasets::get`](crate::Datasets::get).
+//! Queries implement serde's traits, and deserialising validates them. [`InstrumentQuery`] and [`DeleteQuery`] implement
+//! only `Serialize`, and the requests with a dataset neither trait, because a [`Dataset`] exists only in the program that
+//! declares it. To read the name of a dataset, use [`Datasets::get`](crate::Datasets::get).
 
 use std::time::Duration;
 
@@ -351,7 +351,7 @@ impl MaintainRequest {
 }
 
 /// A query of the instruments that have at least one record in a dataset.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct InstrumentQuery {
     /// The dataset.
@@ -391,7 +391,7 @@ impl InstrumentQuery {
 setters!(InstrumentQuery);
 
 /// The records to delete. The time of a record is its `ts`, of a bar its open time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DeleteQuery {
     /// The dataset.
@@ -784,6 +784,17 @@ mod tests {
         assert_eq!((persist.since, persist.overwrite), (Timestamp::MIN, false));
         let text = serde_json::to_string(&persist).unwrap();
         assert_eq!(serde_json::from_str::<PersistRequest>(&text).unwrap(), persist);
+    }
+
+    #[test]
+    fn queries_with_a_dataset_serialise_its_name() {
+        let query = InstrumentQuery::new(PriceTick::DATASET).of_exchange("x".parse().unwrap());
+        let json = serde_json::to_value(&query).unwrap();
+        assert_eq!((json["dataset"].as_str(), json["exchange"].as_str()), (Some("ticks"), Some("x")));
+        let query = DeleteQuery::ticks(Selection::one(Instrument::from_static("x:Y")), TimeRange::ALL);
+        let json = serde_json::to_value(&query).unwrap();
+        assert_eq!(json["dataset"], "ticks");
+        assert_eq!(json["selection"]["these"][0]["instrument"], "x:Y");
     }
 
     #[test]
