@@ -468,6 +468,25 @@ fn a_json_document_in_one_long_line_is_read() {
 }
 
 #[test]
+fn a_json_document_over_several_lines_is_read() {
+    let read = |content: String| {
+        let file = file(content);
+        let options = FileOptions::default().interval(Interval::M1);
+        let files = open(&[file.path().to_owned()], &options).unwrap();
+        match files.data {
+            Data::Trades(source) => format!("{:?} {:?}", files.instruments, complete(source)),
+            Data::Candles(source, _) => format!("{:?} {:?}", files.instruments, complete(source)),
+        }
+    };
+    for name in ["kraken-trades.json", "kraken-ohlc.json"] {
+        let text = std::fs::read_to_string(folder().join("samples").join(name)).unwrap();
+        let indented =
+            text.replace('[', "[\n\t  ").replace(',', ",\r\n    ").replace(']', "\n]").replace(':', " : ");
+        assert_eq!(read(indented), read(text), "{name}");
+    }
+}
+
+#[test]
 fn file_with_a_long_first_line_is_rejected() {
     let rows = "1700000000,5,1\r".repeat(10_000);
     for content in
