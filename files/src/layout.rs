@@ -226,7 +226,7 @@ fn role_of(name: &str) -> Option<&'static str> {
         "close" | "c" => "close",
         "volume" | "vol" | "v" | "base_volume" => "volume",
         "quote_volume" | "quote_asset_volume" | "quotevolume" | "turnover" => "quote_volume",
-        "count" | "trades" | "number_of_trades" | "trade_count" => "count",
+        "count" | "trades" | "number_of_trades" | "trade_count" | "tradecount" => "count",
         "close_time" | "closetime" => "close_time",
         _ => return None,
     })
@@ -245,6 +245,8 @@ pub(crate) struct Layout {
     pub(crate) delimiter: u8,
     /// The first line, if it is a header.
     pub(crate) header: Option<Vec<u8>>,
+    /// A line of text before the header, such as the address of the publisher.
+    pub(crate) title: Option<Vec<u8>>,
     pub(crate) is_json: bool,
     /// The exchange of such files, if there is only one.
     pub(crate) exchange: Option<&'static str>,
@@ -281,6 +283,7 @@ impl Layout {
             units: if name == "binance" { BINANCE } else { ANY },
             delimiter: b',',
             header: None,
+            title: None,
             is_json,
             exchange: None,
             is_aggregated: false,
@@ -299,7 +302,7 @@ impl Layout {
     /// Finds the columns by their names. The first column with a role is used. A column `date` is the time only if no
     /// other column is; otherwise it completes a time of day.
     fn take_names<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
-        let mut is_unnamed = false;
+        let (mut is_unnamed, mut volumes) = (false, Vec::new());
         for (at, name) in names.enumerate() {
             // OKX writes names in two languages: `price/价格`.
             let name = name.split('/').next().unwrap_or("").trim().to_ascii_lowercase().replace(' ', "_");
@@ -316,6 +319,10 @@ impl Layout {
             let (role, unit) = match (role_of(name), bare.and_then(role_of)) {
                 (Some(role), _) => (role, None),
                 (None, Some(role @ ("time" | "close_time"))) => (role, unit),
+                _ if name.starts_with("volume") || name.starts_with("vol_") => {
+                    volumes.push(at);
+                    continue;
+                }
                 _ => continue,
             };
             if let Some(place @ None) = self.columns.role(role) {
@@ -333,6 +340,32 @@ impl Layout {
         // A trade has one number besides its price, which some publishers call its volume.
         if self.columns.price.is_some() && self.columns.open.is_none() && self.columns.quantity.is_none() {
             self.columns.quantity = self.columns.volume.take();
+        }
+        // `volumefrom,volumeto` or `Volume BTC,Volume USDT`
+        if self.columns.open.is_some() && self.columns.volume.is_none() {
+            let mut volumes = volumes.into_iter();
+            self.columns.volume = volumes.next();
+            self.columns.quote_volume = self.columns.quote_volume.or(volumes.next());
+        }
+    }
+
+    /// Exchanges the two volumes if their names have the assets of the symbol in the other order, for example
+    /// `Volume USDT,Volume BTC` for `BTC/USDT`.
+    pub(crate) fn order_volumes(&mut self, symbol: &str) {
+        let columns = &mut self.columns;
+        let text = String::from_utf8_lossy(self.header.as_deref().unwrap_or_default()).to_ascii_uppercase();
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split(&text, self.delimiter, &mut out).unwrap_or(0);
+        let asset = |at: Option<usize>| {
+            let (_, asset) = out[..count].get(at?)?.strip_prefix("VOL")?.split_once([' ', '_', '('])?;
+            Some(asset.trim_matches(|c: char| !c.is_alphanumeric())).filter(|asset| !asset.is_empty())
+        };
+        let (base, quote, symbol) =
+            (asset(columns.volume), asset(columns.quote_volume), symbol.to_ascii_uppercase());
+        let begins = |asset: Option<&str>| asset.is_some_and(|asset| symbol.starts_with(asset));
+        let ends = |asset: Option<&str>| asset.is_some_and(|asset| symbol.ends_with(asset));
+        if (begins(quote) || ends(base)) && !begins(base) && !ends(quote) {
+            std::mem::swap(&mut columns.volume, &mut columns.quote_volume);
         }
     }
 
@@ -496,6 +529,7 @@ impl Layout {
         if lines.peek().is_some_and(|line| line.trim_ascii_start().starts_with(b"{")) {
             return Ok(Some(Self::of_names("kraken-rest", &JSON_TRADES, true)));
         }
+        let title = lines.peek().filter(|line| is_text(line)).map(|line| (*line).clone());
         let mut unknown = None;
         while let Some(line) = lines.next() {
             if line.trim_ascii_start().starts_with(b"#") {
@@ -509,6 +543,7 @@ impl Layout {
                 {
                     (layout.name, layout.exchange) = ("csv", None);
                 }
+                layout.title = title;
                 return Ok(Some(layout));
             }
             let text = String::from_utf8_lossy(line);
@@ -614,6 +649,13 @@ fn delimiter(line: &[u8]) -> u8 {
     let count = |wanted: u8| line.split(|byte| *byte == wanted).count();
     // The first delimiter with the largest count.
     [b',', b';', b'\t'].into_iter().rev().max_by_key(|byte| count(*byte)).unwrap_or(b',')
+}
+
+/// Returns whether a line has one field, which is no value.
+fn is_text(line: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(line);
+    let text = text.trim();
+    !text.contains([',', ';', '\t']) && units(text).is_none() && !is_time(text)
 }
 
 /// The columns of a CSV file by number, `time=0,price=1,quantity=2`, or by header name, `time=Date,price=Last`.

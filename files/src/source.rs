@@ -389,7 +389,7 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
     }
     let texts: Vec<&str> = lines
         .iter()
-        .filter(|line| layout.header.as_ref() != Some(*line))
+        .filter(|line| layout.header.as_ref() != Some(*line) && layout.title.as_ref() != Some(*line))
         .filter_map(|line| std::str::from_utf8(line).ok())
         .map(str::trim)
         .filter(|line| !line.is_empty())
@@ -424,6 +424,10 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
         InstrumentSource::Columns => texts.iter().find_map(|line| parser.instrument(line).ok()),
     };
     let symbol = texts.iter().find_map(|line| parser.symbol(line)).or(symbol);
+    if let Some(symbol) = symbol.as_deref().or(first.as_ref().map(|instrument| instrument.symbol().as_str()))
+    {
+        parser.layout.order_volumes(symbol);
+    }
     let interval = match parser.layout.kind {
         Kind::Trades => None,
         Kind::Candles => match interval(&stream, &mut parser, &texts, options, is_entry)? {
@@ -505,9 +509,9 @@ fn broken(label: &str, line: u64, error: io::Error) -> Error {
     if line > 0 { error.with_context("line", line) } else { error }
 }
 
-/// The lines of a stream without empty lines and the header, or the arrays of a JSON document.
+/// The lines of a stream without empty lines, the title and the header, or the arrays of a JSON document.
 enum Records {
-    Lines(Lines, Option<Vec<u8>>),
+    Lines(Lines, [Option<Vec<u8>>; 2]),
     Arrays(Box<Arrays>),
 }
 
@@ -517,18 +521,18 @@ impl Records {
         Ok(if layout.is_json {
             Self::Arrays(Box::new(Arrays::new(bytes, layout.kind == Kind::Candles)))
         } else {
-            Self::Lines(Lines::new(bytes), layout.header.clone())
+            Self::Lines(Lines::new(bytes), [layout.header.clone(), layout.title.clone()])
         })
     }
 
     fn next(&mut self) -> io::Result<Line> {
         match self {
             Self::Arrays(arrays) => arrays.next(),
-            Self::Lines(lines, header) => loop {
+            Self::Lines(lines, headers) => loop {
                 match lines.next()? {
                     Line::End => return Ok(Line::End),
                     // Each part of a concatenated file has a header.
-                    _ if header.as_deref() == Some(lines.raw()) => {}
+                    _ if headers.iter().flatten().any(|header| header == lines.raw()) => {}
                     Line::Text if lines.raw().trim_ascii().is_empty() => {}
                     line => return Ok(line),
                 }

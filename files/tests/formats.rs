@@ -12,7 +12,7 @@ use std::sync::Arc;
 use qi_core::datasets::resample;
 use qi_core::store::{BarQuery, BarSource};
 use qi_core::{
-    Bar, Decimal, Error, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, TimeRange,
+    Bar, Decimal, Error, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, Quantity, TimeRange,
 };
 use qi_files::{Data, FileOptions, Files, Format, Input, Source, open};
 use qi_testkit::store::MemoryStore;
@@ -717,10 +717,48 @@ fn an_unknown_header_is_rejected() {
     let (found, ..) = trades("timestamp,volume,last\n1700000000,34000,5\n", &options);
     assert_eq!(found[0].price().to_string(), "5");
     let (found, bad, _) = trades("https://example.com\nunix,side,price\n1700000000,buy,5\n", &named());
-    assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a line of text");
+    assert_eq!((found.len(), bad.len()), (1, 0), "a known header after a line of text");
     let (found, bad, _) =
         trades("# an export, all times in UTC\nunix,side,price\n1700000000,buy,5\n", &named());
     assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a comment");
+}
+
+#[test]
+fn the_volumes_of_candles_are_found_by_their_names() {
+    let url = "https://www.CryptoDataDownload.com\n";
+    let prices = "1735689600000,2025-01-01 00:00:00,BTC/USDT,5,5,5,5";
+    let download = |one: &str, other: &str| {
+        format!("{url}unix,date,symbol,open,high,low,close,{one},{other},tradecount\n")
+    };
+    let kaggle = "Timestamp,Open,High,Low,Close,Volume_(BTC),Volume_(Currency),Weighted_Price\n";
+    let compare = "time,high,low,open,volumefrom,volumeto,close\n";
+    for (symbol, content, count) in [
+        ("X-Y", format!("{}{prices},2.5,12.5,7\n", download("Volume BTC", "Volume USDT")), Some(7)),
+        ("X-Y", format!("{}{prices},12.5,2.5,7\n", download("Volume USDT", "Volume BTC")), Some(7)),
+        ("BTC-USD", format!("{kaggle}1735689600,5,5,5,5,2.5,12.5,5\n"), None),
+        ("TON-USD", format!("{compare}1735689600,5,5,5,2.5,12.5,5\n"), None),
+        ("XBT-USD", "time,open,high,low,close,Vol USD,Vol BTC\n1735689600,5,5,5,5,12.5,2.5\n".into(), None),
+        ("BTC-USD", "time,open,high,low,close,volume\n1735689600,5,5,5,5,2.5\n".into(), None),
+        ("BTC-USD", "time,open,high,low,close,Volume USD\n1735689600,5,5,5,5,12.5\n".into(), None),
+    ] {
+        let instrument: Instrument = format!("x:{symbol}").parse().unwrap();
+        let row = content.lines().last().unwrap();
+        // The second row has the same volumes.
+        let content = format!("{content}{}\n", row.replacen("17356896", "17356932", 1));
+        let (_folder, files) = open_named("x-1h.csv", content.as_bytes(), &named().instrument(instrument));
+        let Data::Candles(source, Interval::H1) = files.unwrap().data else { panic!("{content}") };
+        let candles = complete(source);
+        let sum = |amounts: Vec<Option<Quantity>>| {
+            let add = |sum: Decimal, amount: Option<Quantity>| sum.checked_add(amount?.decimal());
+            amounts.into_iter().try_fold(Decimal::ZERO, add)
+        };
+        let base = sum(candles.iter().map(|bar| bar.values().volume).collect());
+        let quote = sum(candles.iter().map(|bar| bar.values().quote_volume).collect());
+        let decimal = |text: &str| text.parse::<Decimal>().unwrap();
+        assert_eq!((candles.len(), candles[0].values().count), (2, count), "{content}");
+        assert_eq!(base, content.contains(",2.5").then(|| decimal("5")), "{content}");
+        assert_eq!(quote, content.contains(",12.5").then(|| decimal("25")), "{content}");
+    }
 }
 
 #[test]
