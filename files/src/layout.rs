@@ -252,6 +252,8 @@ pub(crate) struct Layout {
     pub(crate) exchange: Option<&'static str>,
     /// True if an id numbers the trades of one order together.
     pub(crate) is_aggregated: bool,
+    /// True if no name declares the column of the count. A number with decimal places there is no count.
+    pub(crate) is_count_assumed: bool,
 }
 
 const SECONDS: &[TimeUnit] = &[TimeUnit::Seconds];
@@ -287,6 +289,7 @@ impl Layout {
             is_json,
             exchange: None,
             is_aggregated: false,
+            is_count_assumed: false,
         };
         layout.take_names(headers.iter().copied());
         layout.kind = layout.columns.kind().unwrap_or(Kind::Trades);
@@ -468,13 +471,9 @@ impl Layout {
                     ],
                 )
             }
+            7 if time(0) && numbers(1..7) && has_quote_volume(fields) => ("csv", &QUOTED_CANDLES),
             7 if is_scaled(0) && numbers(1..7) => {
-                // Other publishers have the quote volume in the last column, with decimal places.
-                if whole("trades", fields[6]).is_ok() {
-                    ("csv", &["time", "open", "high", "low", "close", "volume", "trades"])
-                } else {
-                    ("csv", &["time", "open", "high", "low", "close", "volume", "other"])
-                }
+                ("csv", &["time", "open", "high", "low", "close", "volume", "trades"])
             }
             7 if numbers(0..7) => ("kraken", &["time_s", "open", "high", "low", "close", "volume", "trades"]),
             8 if numbers(0..6) && word(6) && parse_bool(6) && parse_bool(7) => {
@@ -517,6 +516,7 @@ impl Layout {
         // Bybit and OKX publish their files with a header.
         let of_publisher = layout.exchange.filter(|_| !matches!(name, "bybit" | "okx"));
         layout.exchange = exchange.or(of_publisher);
+        layout.is_count_assumed = layout.columns.count == Some(6);
         Some(layout)
     }
 
@@ -553,16 +553,18 @@ impl Layout {
                 if let Some(error) = unknown {
                     return Err(error);
                 }
-                layout.delimiter = delimiter;
                 // The quote volume of the first candle can be a whole number.
-                let has_quote_volume = |line: &Vec<u8>| {
+                let is_quoted = |line: &Vec<u8>| {
                     let text = String::from_utf8_lossy(line);
                     let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
-                    fields.split(&text, delimiter, &mut out) == Some(7) && whole("trades", out[6]).is_err()
+                    fields
+                        .split(&text, delimiter, &mut out)
+                        .is_some_and(|count| has_quote_volume(&out[..count]))
                 };
-                if layout.name == "csv" && layout.columns.count == Some(6) && lines.any(has_quote_volume) {
-                    layout.columns.count = None;
+                if layout.is_count_assumed && lines.any(is_quoted) {
+                    layout = Self::of_names("csv", &QUOTED_CANDLES, false);
                 }
+                layout.delimiter = delimiter;
                 return Ok(Some(layout));
             }
             // The columns under an unknown header may have any order.
@@ -643,6 +645,14 @@ impl Layout {
 }
 
 const JSON_TRADES: [&str; 7] = ["price", "quantity", "time_s", "side", "order_type", "misc", "trade_id"];
+
+const QUOTED_CANDLES: [&str; 7] = ["time", "open", "high", "low", "close", "volume", "other"];
+
+/// Returns whether the last of seven columns is no number of trades. Publishers other than Kraken have the quote volume
+/// there, with decimal places.
+fn has_quote_volume(fields: &[&str]) -> bool {
+    fields.len() == 7 && units(fields[6]).is_some() && whole("trades", fields[6]).is_err()
+}
 
 fn delimiter(line: &[u8]) -> u8 {
     // Only the first few lines are counted, so a simple count is fast enough.

@@ -771,23 +771,59 @@ fn the_size_of_a_time_determines_its_unit_without_a_header() {
             let file = file(format!("{time},1,1,1,1,2,{last}\n"));
             let files = open(&[file.path().to_owned()], &named().interval(Interval::M1)).unwrap();
             let Data::Candles(source, _) = files.data else { panic!("candles") };
-            let (found, bad, _) = read(source);
-            // Kraken's last column is the number of trades.
-            if time.len() == 10 && last == "93.5" {
-                assert_eq!((found.len(), bad.len()), (0, 1));
-            } else {
-                let count = (last == "17").then_some(17);
-                assert_eq!(
-                    (found[0].open_time().as_micros(), found[0].values().count),
-                    (micros, count),
-                    "{time}"
-                );
-            }
+            let found = complete(source);
+            let count = (last == "17").then_some(17);
+            assert_eq!(
+                (found[0].open_time().as_micros(), found[0].values().count),
+                (micros, count),
+                "{time}"
+            );
         }
     }
     let kraken = named().format(Format::Kraken);
     let (found, bad, _) = trades("1735689600000,5,1\n", &kraken);
     assert!(found.is_empty() && bad[0].report().contains("as seconds"), "the format determines the unit");
+}
+
+#[test]
+fn a_quote_volume_in_the_seventh_column_is_no_number_of_trades() {
+    for scale in [1, 1_000] {
+        let row = |n: i64, last: &str| format!("{},1,1,1,1,2,{last}\n", (1_735_689_600 + 60 * n) * scale);
+        for whole in [0, 1, 60] {
+            let rows = |last: &str| (0..100).map(|n| row(n, if n < whole { "1250" } else { last })).collect();
+            let counts = |last: &str, options: &FileOptions| -> Vec<Option<u64>> {
+                let content: String = rows(last);
+                let (_folder, files) = open_named("XBTEUR_1.csv", content.as_bytes(), options);
+                let Data::Candles(source, Interval::M1) = files.unwrap().data else { panic!("{content}") };
+                complete(source).iter().map(|candle| candle.values().count).collect()
+            };
+            let found = counts("1256.25", &named());
+            assert_eq!(found.len(), 100, "{whole}");
+            assert!(found[60..].iter().all(Option::is_none), "{whole} {found:?}");
+            // Whole numbers in more lines than the recognition reads are counts.
+            assert!(whole == 60 || found.iter().all(Option::is_none), "{whole} {found:?}");
+            assert!(counts("17", &named())[60..].iter().all(|count| *count == Some(17)));
+        }
+    }
+    for (last, count) in [("17", Some(17)), ("17.5", None)] {
+        let row = format!("2025-01-01 00:00:00,1,1,1,1,2,{last}\n");
+        let (_folder, files) = open_named("x-1m.csv", row.as_bytes(), &named());
+        let Data::Candles(source, _) = files.unwrap().data else { panic!("{row}") };
+        assert_eq!(complete(source)[0].values().count, count);
+    }
+    let kraken = b"1735689600,1,1,1,1,2,17\n1735689660,1,1,1,1,2,x\n1735689720,1,1,1,1,2,18\n";
+    let (_folder, files) = open_named("XBTEUR_1.csv", kraken, &FileOptions::default());
+    let files = files.unwrap();
+    assert_eq!(files.instruments[0].to_string(), "kraken:XBTEUR");
+    let Data::Candles(source, _) = files.data else { panic!("candles") };
+    let (found, bad, _) = read(source);
+    assert_eq!((found.len(), bad.len(), found[1].values().count), (2, 1, Some(18)));
+    let columns =
+        "time=0,open=1,high=2,low=3,close=4,volume=5,count=6".parse::<qi_files::ColumnMap>().unwrap();
+    let options = named().columns(columns).interval(Interval::M1);
+    let (_folder, files) = open_named("x.csv", b"1735689600,1,1,1,1,2,1256.25\n", &options);
+    let Data::Candles(source, _) = files.unwrap().data else { panic!("candles") };
+    assert_eq!(read(source).1.len(), 1, "a declared count must be a whole number");
 }
 
 #[test]
