@@ -842,7 +842,7 @@ fn names_of_files_have_the_symbols_of_exchanges() {
         let (_folder, files) = open_named(name, content, &FileOptions::default());
         assert_eq!(files.unwrap().instruments[0].to_string(), wanted);
     }
-    for name in ["trades.csv", "Trades_2025.csv", "my-trades-2025-01-01.csv"] {
+    for name in ["trades.csv", "Trades_2025.csv", "my-trades-2025-01-01.csv", "bitstampUSD.csv"] {
         let error = open_named(name, b"1700000000,5,1\n", &FileOptions::default()).1.unwrap_err();
         assert!(error.report().contains("--instrument"), "{name}");
     }
