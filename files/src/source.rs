@@ -1,6 +1,6 @@
 //! Several files as one source of records.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead as _};
 use std::path::{Path, PathBuf};
 
@@ -149,6 +149,8 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
     let progress = Progress::default();
     let mut plans: Vec<Plan> = Vec::new();
     let mut instruments: Vec<Instrument> = Vec::new();
+    // Publishers spell one symbol differently, so only the symbols of one publisher are compared.
+    let mut symbols: HashMap<&'static str, String> = HashMap::new();
     let mut skipped = Vec::new();
     let mut kind = options.columns.as_ref().map(ColumnMap::kind).or(options.format.map(Format::kind));
     for path in paths {
@@ -159,7 +161,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
         }
         let found = streams(path)?;
         let is_archive = found.len() > 1;
-        let (before, mut symbol, mut other_intervals) = (plans.len(), None, Vec::new());
+        let (before, mut other_intervals) = (plans.len(), Vec::new());
         for stream in found {
             if is_archive && is_document(&stream, options)? {
                 skipped.push(format!("{} is no data and is not read", stream.label()));
@@ -184,9 +186,9 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
             }
             if let Some(instrument) = &options.instrument
                 && let Some(found) = planned.symbol
-                && *symbol.get_or_insert(found.clone()) != found
+                && *symbols.entry(planned.plan.layout.name).or_insert_with(|| found.clone()) != found
             {
-                let rule = "must not be set for an archive with files of several instruments";
+                let rule = "must not be set for files of several instruments";
                 return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
                     .with_context("file", label)
                     .with_context("symbol", found));

@@ -902,7 +902,7 @@ fn documents_and_checksums_beside_the_data_are_skipped_with_a_note() {
 }
 
 #[test]
-fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
+fn the_instrument_option_applies_to_files_of_one_instrument() {
     const KLINE: &str = "1735689600000,1,1,1,1,1,1735689659999,1,1,1,1,0\n";
     let folder = tempfile::tempdir().unwrap();
     let row = "1700000000,5,1\n";
@@ -916,11 +916,25 @@ fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
         (vec![("BTCUSDT-1m-2025-01.csv", KLINE), ("BTCUSDT-1m-2025-02.csv", KLINE)], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("A"))], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("B"))], false),
+        (vec![("XBTEUR.csv", row), ("rest.json", &*answer("XXBTZEUR", 1))], true),
     ] {
         let path = archive(folder.path(), "several.zip", &entries);
-        match open(&[path], &named()) {
-            Ok(files) => assert!(is_read && files.instruments.len() == 1, "{entries:?}"),
-            Err(error) => assert!(!is_read && error.code() == "files.instrument", "{entries:?} {error:?}"),
+        let beside = tempfile::tempdir().unwrap();
+        let parts: Vec<PathBuf> = entries
+            .iter()
+            .map(|(name, content)| {
+                let part = beside.path().join(name);
+                std::fs::write(&part, content).unwrap();
+                part
+            })
+            .collect();
+        for paths in [vec![path], parts] {
+            match open(&paths, &named()) {
+                Ok(files) => assert!(is_read && files.instruments.len() == 1, "{entries:?}"),
+                Err(error) => {
+                    assert!(!is_read && error.code() == "files.instrument", "{entries:?} {error:?}");
+                }
+            }
         }
     }
 }
