@@ -20,6 +20,8 @@ const BINANCE: &[&str] = &[
     r#"{"error":{"code":2,"msg":"Invalid request: unknown variant"},"id":1}"#,
     r#"{"error":{"code":-1003,"msg":"Too many requests"}}"#,
     r#"{"e":"serverShutdown","E":1770123456789}"#,
+    r#"{"code":2,"msg":"Invalid request: unknown variant","id":1}"#,
+    r#"{"code":-1003,"msg":"Too many requests"}"#,
 ];
 const KRAKEN: &[&str] = &[
     r#"{"channel":"status","type":"update","data":[{"api_version":"v2","connection_id":13834774380200032777,"system":"online","version":"2.0.0"}]}"#,
@@ -47,6 +49,11 @@ fn published_messages_of_binance_are_read() {
     assert!(matches!(frames[2], Frame::Rejected { is_permanent: true, .. }));
     assert!(matches!(frames[3], Frame::Rejected { is_permanent: false, .. }));
     assert_eq!(frames[4], Frame::Closing);
+    assert!(matches!(frames[5], Frame::Rejected { is_permanent: true, .. }));
+    assert!(matches!(frames[6], Frame::Rejected { is_permanent: false, .. }));
+    for text in [r#"{"id":1}"#, r#"{"result":[],"id":1}"#, r#"{"code":2,"id":1}"#] {
+        assert!(Binance.frame("BTCUSDT", text).is_err(), "no acknowledgement: {text}");
+    }
     assert!(Binance.frame("ETHUSDT", BINANCE[0]).is_err(), "a trade of another symbol");
     // Milliseconds are recognised by their size.
     let millis = BINANCE[0].replace("1672515782136001", "1672515782136");
