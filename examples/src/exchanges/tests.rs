@@ -130,6 +130,14 @@ fn symbols_of_instruments_follow_the_exchange() {
     assert!(pair("ETH/BTC").ends_with("?pair=ETHXBT"), "{}", pair("ETH/BTC"));
     assert!(pair("DOGE/BTC").ends_with("?pair=XDGXBT"), "{}", pair("DOGE/BTC"));
     assert!(pair("BTC/USD").ends_with("?pair=XBTUSD"), "{}", pair("BTC/USD"));
+    assert!(
+        pair("AAPLx/USD").ends_with("?pair=AAPLxUSD&asset_class=tokenized_asset"),
+        "{}",
+        pair("AAPLx/USD")
+    );
+    let from = Position { id: 1, after: Timestamp::from_secs(1_735_689_599).unwrap() };
+    let path = Kraken.history_path("AAPLx/USD", Some(from));
+    assert!(path.ends_with("&count=1000&asset_class=tokenized_asset"), "{path}");
     assert_eq!(of(&Kraken, "kraken:XBTUSD"), None);
     assert_eq!(of(&Kraken, "kraken:A-B-C"), None);
 }
