@@ -614,13 +614,40 @@ impl Layout {
         }
     }
 
-    /// Adds the properties of a format of the same kind. The format determines the unit of lines without a header.
-    pub(crate) fn with_format(self, format: Format) -> Self {
+    /// Applies a format. A format of the same kind adds its properties, and determines the unit of lines without a
+    /// header. A format of another kind is applied if one of the lines without a header has its fields.
+    pub(crate) fn with_format(self, format: Format, lines: &[Vec<u8>]) -> Self {
         let hinted = Self::of_format(format);
+        if self.kind != hinted.kind {
+            let is_hinted = self.header.is_none() && !self.is_of(format);
+            return if is_hinted && lines.iter().any(|line| hinted.has_fields(line)) { hinted } else { self };
+        }
         let is_same = self.header.is_none() && self.columns == hinted.columns;
         let (name, units) = if is_same { (hinted.name, hinted.units) } else { (self.name, self.units) };
         let exchange = self.exchange.or(hinted.exchange.filter(|_| name == hinted.name));
         Self { name, units, exchange, ..self }
+    }
+
+    /// Returns whether the publisher of a format has such files, even with another kind of records.
+    pub(crate) fn is_of(&self, format: Format) -> bool {
+        let publisher = |name: &'static str| name.split('-').next();
+        publisher(self.name) == publisher(format.as_str())
+    }
+
+    /// Returns whether a line has the number of fields, the time, the side and the numbers of the layout.
+    fn has_fields(&self, line: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(line);
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split(&text, self.delimiter, &mut out).unwrap_or(0);
+        let Columns { price, quantity, side, buyer_maker, open, high, low, close, volume, .. } = self.columns;
+        self.width == Some(count)
+            && self.time(&out[..count]).is_ok()
+            && side.is_none_or(|at| crate::row::is_side(out[at]))
+            && buyer_maker.is_none_or(|at| crate::row::parse_bool(out[at]).is_some())
+            && [price, quantity, open, high, low, close, volume]
+                .into_iter()
+                .flatten()
+                .all(|at| units(out[at]).is_some())
     }
 
     /// Returns the layout of a format, for a file whose content does not determine it.

@@ -152,7 +152,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
     // Publishers spell one symbol differently, so only the symbols of one publisher are compared.
     let mut symbols: HashMap<&'static str, String> = HashMap::new();
     let mut skipped = Vec::new();
-    let mut kind = options.columns.as_ref().map(ColumnMap::kind).or(options.format.map(Format::kind));
+    let mut kind = None;
     for path in paths {
         if is_checksum(path) {
             skipped
@@ -181,7 +181,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
             };
             progress.expect(size);
             if *kind.get_or_insert(planned.plan.layout.kind) != planned.plan.layout.kind {
-                let rule = "must hold the same kind of records as the format and the other files";
+                let rule = "must hold the same kind of records as the other files";
                 return Err(Error::invalid("files.kind", "input", label, rule));
             }
             if let Some(instrument) = &options.instrument
@@ -210,7 +210,8 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
             ));
         }
     }
-    let data = match kind {
+    let stated = || options.columns.as_ref().map(ColumnMap::kind).or(options.format.map(Format::kind));
+    let data = match kind.or_else(stated) {
         Some(Kind::Candles) => {
             let interval = common_interval(&plans, options)?;
             Data::Candles(
@@ -372,11 +373,9 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
     let mut layout = match (&options.columns, recognised, options.format) {
         (Some(columns), ..) => columns.layout(&lines[0])?,
         // The hint decides ambiguous content, for example six numbers.
+        (_, Some(layout), Some(format)) => layout.with_format(format, &lines),
         (_, Some(layout), None) => layout,
-        (_, Some(layout), Some(format)) if layout.kind == format.kind() => layout.with_format(format),
-        // The kind of a JSON document follows from its arrays.
-        (_, Some(layout), Some(_)) if layout.is_json => layout,
-        (_, _, Some(format)) => Layout::of_format(format),
+        (_, None, Some(format)) => Layout::of_format(format),
         (_, None, None) => {
             let rule = "must have a known format: set the format (`qi import --input-format`) or \
                         the columns (`--columns time=0,price=1,quantity=2`)";
@@ -388,6 +387,14 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
         (lines, pair) = sample_json(&stream).map_err(broken)?;
         let found = lines.iter().find_map(|line| Layout::of_json(std::str::from_utf8(line).ok()?));
         layout = found.unwrap_or(layout);
+    }
+    if let (None, Some(format)) = (&options.columns, options.format)
+        && layout.kind != format.kind()
+        && !layout.is_of(format)
+    {
+        let kind = if layout.kind == Kind::Candles { "candles" } else { "trades" };
+        let rule = format!("must not be set for this file: the file contains {kind}");
+        return Err(Error::invalid("files.kind", "format", format, rule).with_context("file", &label));
     }
     let texts: Vec<&str> = lines
         .iter()

@@ -407,8 +407,42 @@ fn the_arrays_of_a_json_document_determine_the_kind_of_records() {
     let path = [folder().join("samples/kraken-ohlc.json")];
     let files = open(&path, &FileOptions::default().format(Format::Candles)).unwrap();
     assert!(matches!(files.data, Data::Candles(..)), "{files:?}");
-    let error = open(&path, &FileOptions::default().format(Format::KrakenRest)).unwrap_err();
-    assert_eq!(error.code(), "files.kind");
+    let files = open(&path, &FileOptions::default().format(Format::KrakenRest)).unwrap();
+    assert!(matches!(files.data, Data::Candles(..)), "{files:?}");
+}
+
+#[test]
+fn a_format_reads_the_candles_of_its_publisher_and_rejects_others() {
+    let sample = |name: &str| folder().join("samples").join(name);
+    for (name, format) in [
+        ("BTCUSDT-1m-2025-01-01.csv", Format::Binance),
+        ("ETHUSDT-1h-2025-01.csv", Format::Binance),
+        ("XBTEUR_60.csv", Format::Kraken),
+        ("kraken-ohlc.json", Format::KrakenRest),
+        ("kraken-ohlc.json", Format::Kraken),
+        ("seconds.csv", Format::Candles),
+    ] {
+        let files = open(&[sample(name)], &named().format(format)).unwrap();
+        let Data::Candles(source, _) = files.data else { panic!("{name}") };
+        assert!(complete(source).len() > 20, "{name}");
+    }
+    for (name, format, kind) in [
+        ("XBTEUR_60.csv", Format::Binance, "candles"),
+        ("BTCUSDT-1m-2025-01-01.csv", Format::Kraken, "candles"),
+        ("kraken-ohlc.json", Format::Binance, "candles"),
+        ("seconds.csv", Format::Okx, "candles"),
+        ("XBTEUR.csv", Format::Candles, "trades"),
+        ("SOLUSDT-trades-2020-10-01.csv", Format::Candles, "trades"),
+        ("nanos.csv", Format::Candles, "trades"),
+        ("kraken-trades.json", Format::Candles, "trades"),
+    ] {
+        let error = open(&[sample(name)], &named().format(format)).unwrap_err();
+        assert_eq!(error.code(), "files.kind", "{name}");
+        assert!(error.report().contains(&format!("the file contains {kind}")), "{}", error.report());
+    }
+    // Seven numbers are candles without the option.
+    let (found, bad, _) = trades("1,5,2,10,1735689600000,0,1\n", &named().format(Format::Binance));
+    assert_eq!((found.len(), bad.len()), (1, 0));
 }
 
 fn gzip(content: &[u8]) -> Vec<u8> {
