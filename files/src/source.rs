@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead as _};
 use std::path::{Path, PathBuf};
 
-use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result};
+use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result, Timestamp};
 
 use crate::interval::IntervalDetector;
 use crate::json::Arrays;
@@ -469,6 +469,12 @@ fn interval(
     let counts = |named: &NamedInterval| is_entry || named.is_published || options.interval.is_none();
     let stated =
         in_lines.or(name::interval(stream, &parser.layout).filter(counts).map(|named| named.interval));
+    let wanted = options.interval.map(Ok).or_else(|| stated.clone());
+    if matches!(wanted, None | Some(Ok(Interval::W1))) && has_other_weeks(parser, texts) {
+        let rule = "must have weeks that begin on Monday, or another interval as --input-interval: the rows are weeks \
+                    apart and begin at another time, like the weeks of Kraken's REST interface on Thursday";
+        return reject(rule.to_owned());
+    }
     match (options.interval, stated) {
         (Some(wanted), Some(found)) if found != Ok(wanted) => {
             if is_entry {
@@ -508,6 +514,18 @@ fn interval(
         None => reject("must have an interval in its name or rows: set --input-interval".to_owned()),
         found => Ok(found),
     }
+}
+
+/// Returns whether the first lines are weeks apart and begin at another time than Monday 00:00 UTC.
+fn has_other_weeks(parser: &mut LineParser, texts: &[&str]) -> bool {
+    let times: Vec<_> = texts.iter().filter_map(|line| parser.time(line).ok()).collect();
+    let are_weeks_apart = |pair: &[Timestamp]| {
+        let distance = pair[1].as_micros() - pair[0].as_micros();
+        distance != 0 && distance % Interval::W1.as_micros() == 0
+    };
+    times.len() > 1
+        && times.windows(2).all(are_weeks_apart)
+        && times.iter().all(|time| Interval::W1.floor(*time) != *time)
 }
 
 fn broken(label: &str, line: u64, error: io::Error) -> Error {

@@ -731,6 +731,38 @@ fn candles_of_an_interval_that_the_library_lacks_are_rejected_by_its_name() {
 }
 
 #[test]
+fn weeks_that_do_not_begin_on_monday_are_rejected_with_the_reason() {
+    let json = |first: u64| {
+        let row = |week: u64| format!(r#"[{},"1","1","1","1","1","2",3]"#, first + week * 7 * 86_400);
+        let rows: Vec<_> = (0..12).map(row).collect();
+        format!(
+            r#"{{"error":[],"result":{{"XXBTZUSD":[{}],"last":{}}}}}"#,
+            rows.join(","),
+            first + 12 * 604_800
+        )
+    };
+    let rows = |first: u64| format!("{first},1,1,1,1,2,3\n{},1,1,1,1,2,3\n", first + 14 * 86_400);
+    // 2025-01-02 is a Thursday, and 2025-01-06 a Monday.
+    let (thursday, monday) = (1_735_776_000, 1_736_121_600);
+    for (name, content) in [("x.json", json(thursday)), ("XBTEUR_10080.csv", rows(thursday))] {
+        for interval in [None, Some(Interval::W1)] {
+            let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(interval));
+            let error = files.unwrap_err();
+            assert_eq!(error.code(), "files.interval", "{name}");
+            assert!(error.report().contains("begin on Monday"), "{}", error.report());
+        }
+    }
+    for (name, content, count) in
+        [("x.json", json(monday), 12), ("XBTEUR_10080.csv", rows(monday), 2), ("x.csv", rows(thursday), 2)]
+    {
+        let interval = if name == "x.csv" { Interval::D1 } else { Interval::W1 };
+        let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(interval));
+        let Data::Candles(source, _) = files.unwrap().data else { panic!("{name}") };
+        assert_eq!(complete(source).len(), count, "{name}");
+    }
+}
+
+#[test]
 fn an_unknown_header_is_rejected() {
     for content in [
         "timestamp,volume,last\n1700000000,34000,5\n",
