@@ -58,7 +58,10 @@ fn main() -> ExitCode {
         trial("a_gap_above_the_limit_is_unknown_in_the_ledger", limited_backfill),
         trial("an_empty_ledger_begins_at_the_latest_stored_trade", empty_ledger),
         trial("trades_that_do_not_reach_the_store_are_fetched_again", lost_trades),
-        trial("gaps_are_filled_within_ten_seconds_after_reconnecting", prompt_fills),
+        trial("gaps_are_filled_within_ten_seconds_after_reconnecting", |seed| prompt_fills(seed, false)),
+        trial("gaps_are_filled_within_ten_seconds_after_an_unanswered_request", |seed| {
+            prompt_fills(seed, true);
+        }),
         trial("a_rejected_connection_pauses_requests_and_connections", limited_connections),
         trial("a_connection_without_trades_is_replaced_if_the_history_has_newer_trades", idle_connection),
         trial("an_implausible_id_of_the_stream_is_a_bad_frame", implausible_ids),
@@ -622,12 +625,13 @@ impl Platform {
 }
 
 /// Cuts the connection of a quiet market 20 times. All trades happen while no connection exists, so no later trade shows
-/// the gap.
-fn prompt_fills(seed: u64) {
+/// the gap. If `is_history_stalled`, the first request after each reconnect is not answered.
+fn prompt_fills(seed: u64, is_history_stalled: bool) {
     for instrument in ["binance:BTC-USDT", "kraken:BTC-USD"] {
         simulate(async {
             let trades = simulated(seed, 50_000, 100, &[]);
-            let exchange = Exchange::new(instrument, trades, Faults::default(), seed);
+            let faults = Faults { is_history_stalled, ..Faults::default() };
+            let exchange = Exchange::new(instrument, trades, faults, seed);
             let mut platform = Platform::new();
             platform.serve_with_defaults(&exchange).await;
             exchange.release(5);
@@ -655,6 +659,10 @@ fn prompt_fills(seed: u64) {
                 })
                 .await;
                 slowest = slowest.max(since().unwrap().elapsed());
+                if is_history_stalled {
+                    // The agent repeats the request before the next cut, even if a snapshot had the trades.
+                    tokio::time::sleep(Duration::from_secs(10)).await;
+                }
             }
             let counted = platform.counters.slowest_fill();
             println!("{instrument}: at most {slowest:?} until stored, {counted:?} until published");

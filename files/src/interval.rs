@@ -86,6 +86,10 @@ impl IntervalDetector {
         if !on.is_consecutive() || on.rows * 3 < self.rows * 2 {
             return false;
         }
+        // More rows off the grid are no bad lines: they are rows of a shorter interval.
+        if interval > Interval::M1 && self.rows - on.rows > (self.rows / 20).max(1) {
+            return false;
+        }
         // Candles of seconds have a row for each second, so they are on no grid of minutes.
         let is_shorter = |other: &&Interval| {
             **other < interval
@@ -173,6 +177,15 @@ mod tests {
         for step in [3, 5, 15, 30, 60, 240, 1_440] {
             assert_eq!(of((1..31).map(|n| n * step - 1)), None, "the last minutes of {step} minutes");
         }
+    }
+
+    #[test]
+    fn many_rows_off_a_grid_are_rows_of_a_shorter_interval() {
+        let grid = |rows: i64| (0..rows).map(|n| n * 15);
+        assert_eq!(of(grid(24).chain([361, 367, 394, 402, 419, 431])), None);
+        assert_eq!(of(grid(24).chain([361, 367])), None);
+        assert_eq!(of(grid(24).chain([361])), Some(Interval::M15), "one bad line");
+        assert_eq!(of(grid(40).chain([601, 607])), Some(Interval::M15), "two of 42 rows");
     }
 
     const LONGER: [(Interval, i64); 8] = [

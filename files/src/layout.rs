@@ -226,7 +226,7 @@ fn role_of(name: &str) -> Option<&'static str> {
         "close" | "c" => "close",
         "volume" | "vol" | "v" | "base_volume" => "volume",
         "quote_volume" | "quote_asset_volume" | "quotevolume" | "turnover" => "quote_volume",
-        "count" | "trades" | "number_of_trades" | "trade_count" => "count",
+        "count" | "trades" | "number_of_trades" | "trade_count" | "tradecount" => "count",
         "close_time" | "closetime" => "close_time",
         _ => return None,
     })
@@ -245,11 +245,15 @@ pub(crate) struct Layout {
     pub(crate) delimiter: u8,
     /// The first line, if it is a header.
     pub(crate) header: Option<Vec<u8>>,
+    /// A line of text before the header, such as the address of the publisher.
+    pub(crate) title: Option<Vec<u8>>,
     pub(crate) is_json: bool,
     /// The exchange of such files, if there is only one.
     pub(crate) exchange: Option<&'static str>,
     /// True if an id numbers the trades of one order together.
     pub(crate) is_aggregated: bool,
+    /// True if no name declares the column of the count. A number with decimal places there is no count.
+    pub(crate) is_count_assumed: bool,
 }
 
 const SECONDS: &[TimeUnit] = &[TimeUnit::Seconds];
@@ -281,9 +285,11 @@ impl Layout {
             units: if name == "binance" { BINANCE } else { ANY },
             delimiter: b',',
             header: None,
+            title: None,
             is_json,
             exchange: None,
             is_aggregated: false,
+            is_count_assumed: false,
         };
         layout.take_names(headers.iter().copied());
         layout.kind = layout.columns.kind().unwrap_or(Kind::Trades);
@@ -299,7 +305,7 @@ impl Layout {
     /// Finds the columns by their names. The first column with a role is used. A column `date` is the time only if no
     /// other column is; otherwise it completes a time of day.
     fn take_names<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
-        let mut is_unnamed = false;
+        let (mut is_unnamed, mut volumes) = (false, Vec::new());
         for (at, name) in names.enumerate() {
             // OKX writes names in two languages: `price/价格`.
             let name = name.split('/').next().unwrap_or("").trim().to_ascii_lowercase().replace(' ', "_");
@@ -316,6 +322,10 @@ impl Layout {
             let (role, unit) = match (role_of(name), bare.and_then(role_of)) {
                 (Some(role), _) => (role, None),
                 (None, Some(role @ ("time" | "close_time"))) => (role, unit),
+                _ if name.starts_with("volume") || name.starts_with("vol_") => {
+                    volumes.push(at);
+                    continue;
+                }
                 _ => continue,
             };
             if let Some(place @ None) = self.columns.role(role) {
@@ -333,6 +343,32 @@ impl Layout {
         // A trade has one number besides its price, which some publishers call its volume.
         if self.columns.price.is_some() && self.columns.open.is_none() && self.columns.quantity.is_none() {
             self.columns.quantity = self.columns.volume.take();
+        }
+        // `volumefrom,volumeto` or `Volume BTC,Volume USDT`
+        if self.columns.open.is_some() && self.columns.volume.is_none() {
+            let mut volumes = volumes.into_iter();
+            self.columns.volume = volumes.next();
+            self.columns.quote_volume = self.columns.quote_volume.or(volumes.next());
+        }
+    }
+
+    /// Exchanges the two volumes if their names have the assets of the symbol in the other order, for example
+    /// `Volume USDT,Volume BTC` for `BTC/USDT`.
+    pub(crate) fn order_volumes(&mut self, symbol: &str) {
+        let columns = &mut self.columns;
+        let text = String::from_utf8_lossy(self.header.as_deref().unwrap_or_default()).to_ascii_uppercase();
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split(&text, self.delimiter, &mut out).unwrap_or(0);
+        let asset = |at: Option<usize>| {
+            let (_, asset) = out[..count].get(at?)?.strip_prefix("VOL")?.split_once([' ', '_', '('])?;
+            Some(asset.trim_matches(|c: char| !c.is_alphanumeric())).filter(|asset| !asset.is_empty())
+        };
+        let (base, quote, symbol) =
+            (asset(columns.volume), asset(columns.quote_volume), symbol.to_ascii_uppercase());
+        let begins = |asset: Option<&str>| asset.is_some_and(|asset| symbol.starts_with(asset));
+        let ends = |asset: Option<&str>| asset.is_some_and(|asset| symbol.ends_with(asset));
+        if (begins(quote) || ends(base)) && !begins(base) && !ends(quote) {
+            std::mem::swap(&mut columns.volume, &mut columns.quote_volume);
         }
     }
 
@@ -435,13 +471,9 @@ impl Layout {
                     ],
                 )
             }
+            7 if time(0) && numbers(1..7) && has_quote_volume(fields) => ("csv", &QUOTED_CANDLES),
             7 if is_scaled(0) && numbers(1..7) => {
-                // Other publishers have the quote volume in the last column, with decimal places.
-                if whole("trades", fields[6]).is_ok() {
-                    ("csv", &["time", "open", "high", "low", "close", "volume", "trades"])
-                } else {
-                    ("csv", &["time", "open", "high", "low", "close", "volume", "other"])
-                }
+                ("csv", &["time", "open", "high", "low", "close", "volume", "trades"])
             }
             7 if numbers(0..7) => ("kraken", &["time_s", "open", "high", "low", "close", "volume", "trades"]),
             8 if numbers(0..6) && word(6) && parse_bool(6) && parse_bool(7) => {
@@ -484,6 +516,7 @@ impl Layout {
         // Bybit and OKX publish their files with a header.
         let of_publisher = layout.exchange.filter(|_| !matches!(name, "bybit" | "okx"));
         layout.exchange = exchange.or(of_publisher);
+        layout.is_count_assumed = layout.columns.count == Some(6);
         Some(layout)
     }
 
@@ -496,6 +529,7 @@ impl Layout {
         if lines.peek().is_some_and(|line| line.trim_ascii_start().starts_with(b"{")) {
             return Ok(Some(Self::of_names("kraken-rest", &JSON_TRADES, true)));
         }
+        let title = lines.peek().filter(|line| is_text(line)).map(|line| (*line).clone());
         let mut unknown = None;
         while let Some(line) = lines.next() {
             if line.trim_ascii_start().starts_with(b"#") {
@@ -509,6 +543,7 @@ impl Layout {
                 {
                     (layout.name, layout.exchange) = ("csv", None);
                 }
+                layout.title = title;
                 return Ok(Some(layout));
             }
             let text = String::from_utf8_lossy(line);
@@ -518,16 +553,18 @@ impl Layout {
                 if let Some(error) = unknown {
                     return Err(error);
                 }
-                layout.delimiter = delimiter;
                 // The quote volume of the first candle can be a whole number.
-                let has_quote_volume = |line: &Vec<u8>| {
+                let is_quoted = |line: &Vec<u8>| {
                     let text = String::from_utf8_lossy(line);
                     let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
-                    fields.split(&text, delimiter, &mut out) == Some(7) && whole("trades", out[6]).is_err()
+                    fields
+                        .split(&text, delimiter, &mut out)
+                        .is_some_and(|count| has_quote_volume(&out[..count]))
                 };
-                if layout.name == "csv" && layout.columns.count == Some(6) && lines.any(has_quote_volume) {
-                    layout.columns.count = None;
+                if layout.is_count_assumed && lines.any(is_quoted) {
+                    layout = Self::of_names("csv", &QUOTED_CANDLES, false);
                 }
+                layout.delimiter = delimiter;
                 return Ok(Some(layout));
             }
             // The columns under an unknown header may have any order.
@@ -577,13 +614,40 @@ impl Layout {
         }
     }
 
-    /// Adds the properties of a format of the same kind. The format determines the unit of lines without a header.
-    pub(crate) fn with_format(self, format: Format) -> Self {
+    /// Applies a format. A format of the same kind adds its properties, and determines the unit of lines without a
+    /// header. A format of another kind is applied if one of the lines without a header has its fields.
+    pub(crate) fn with_format(self, format: Format, lines: &[Vec<u8>]) -> Self {
         let hinted = Self::of_format(format);
+        if self.kind != hinted.kind {
+            let is_hinted = self.header.is_none() && !self.is_of(format);
+            return if is_hinted && lines.iter().any(|line| hinted.has_fields(line)) { hinted } else { self };
+        }
         let is_same = self.header.is_none() && self.columns == hinted.columns;
         let (name, units) = if is_same { (hinted.name, hinted.units) } else { (self.name, self.units) };
         let exchange = self.exchange.or(hinted.exchange.filter(|_| name == hinted.name));
         Self { name, units, exchange, ..self }
+    }
+
+    /// Returns whether the publisher of a format has such files, even with another kind of records.
+    pub(crate) fn is_of(&self, format: Format) -> bool {
+        let publisher = |name: &'static str| name.split('-').next();
+        publisher(self.name) == publisher(format.as_str())
+    }
+
+    /// Returns whether a line has the number of fields, the time, the side and the numbers of the layout.
+    fn has_fields(&self, line: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(line);
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split(&text, self.delimiter, &mut out).unwrap_or(0);
+        let Columns { price, quantity, side, buyer_maker, open, high, low, close, volume, .. } = self.columns;
+        self.width == Some(count)
+            && self.time(&out[..count]).is_ok()
+            && side.is_none_or(|at| crate::row::is_side(out[at]))
+            && buyer_maker.is_none_or(|at| crate::row::parse_bool(out[at]).is_some())
+            && [price, quantity, open, high, low, close, volume]
+                .into_iter()
+                .flatten()
+                .all(|at| units(out[at]).is_some())
     }
 
     /// Returns the layout of a format, for a file whose content does not determine it.
@@ -609,11 +673,26 @@ impl Layout {
 
 const JSON_TRADES: [&str; 7] = ["price", "quantity", "time_s", "side", "order_type", "misc", "trade_id"];
 
+const QUOTED_CANDLES: [&str; 7] = ["time", "open", "high", "low", "close", "volume", "other"];
+
+/// Returns whether the last of seven columns is no number of trades. Publishers other than Kraken have the quote volume
+/// there, with decimal places.
+fn has_quote_volume(fields: &[&str]) -> bool {
+    fields.len() == 7 && units(fields[6]).is_some() && whole("trades", fields[6]).is_err()
+}
+
 fn delimiter(line: &[u8]) -> u8 {
     // Only the first few lines are counted, so a simple count is fast enough.
     let count = |wanted: u8| line.split(|byte| *byte == wanted).count();
     // The first delimiter with the largest count.
     [b',', b';', b'\t'].into_iter().rev().max_by_key(|byte| count(*byte)).unwrap_or(b',')
+}
+
+/// Returns whether a line has one field, which is no value.
+fn is_text(line: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(line);
+    let text = text.trim();
+    !text.contains([',', ';', '\t']) && units(text).is_none() && !is_time(text)
 }
 
 /// The columns of a CSV file by number, `time=0,price=1,quantity=2`, or by header name, `time=Date,price=Last`.

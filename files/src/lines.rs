@@ -113,14 +113,16 @@ impl Fields {
         }
         self.unquoted.clear();
         self.ranges.clear();
+        // The fields of a JSON array may be on lines of their own.
+        let is_blank = |c: char| c != delimiter && (c.is_whitespace() || c == '\u{feff}');
         let mut at = 0;
         loop {
             let rest = &line[at..];
-            let begin = at + (rest.len() - rest.trim_start_matches([' ', '\u{feff}']).len());
+            let begin = at + (rest.len() - rest.trim_start_matches(is_blank).len());
             if line[begin..].starts_with('"') {
                 let (start, end) = (self.unquoted.len(), self.unquote(line, begin + 1)?);
                 self.ranges.push((true, start, self.unquoted.len()));
-                at = end + (line[end..].len() - line[end..].trim_start_matches(' ').len());
+                at = end + (line[end..].len() - line[end..].trim_start_matches(is_blank).len());
                 if at < line.len() && !line[at..].starts_with(delimiter) {
                     return None;
                 }
@@ -175,6 +177,10 @@ mod tests {
         assert_eq!(split("a,").unwrap(), ["a", ""]);
         assert_eq!(split(" \"a\" ; ").unwrap_or_default(), [""; 0], "text after a quote");
         assert_eq!(split(" \"a\" , b").unwrap(), ["a", "b"]);
+        assert_eq!(split("\n\t\"a\"\r\n,\n 1,\n\"b\"\n").unwrap(), ["a", "1", "b"]);
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split("\t \"a\"\t\t\"b\"", b'\t', &mut out).unwrap();
+        assert_eq!(out[..count], ["", "a", "", "b"], "tabs as delimiters");
         assert_eq!(split("\"a"), None);
         assert_eq!(split(&",".repeat(MAX_FIELDS)), None);
         assert_eq!(split(&format!("\"\"{}", ",".repeat(MAX_FIELDS))), None);

@@ -91,16 +91,20 @@ fn binance(
 }
 
 /// Returns whether a text is written like the symbols of exchanges: in capitals, digits, or another script than Latin.
-/// Small letters, as in `AAPLxUSD`, are accepted only before a currency in capitals, because other names of files have
-/// them too.
+/// Small letters are accepted only as Kraken's marks `x` and `.d` before a currency in capitals, as in `AAPLxUSD` and
+/// `XBT.dUSD`, because other names of files have them too.
 fn is_code(text: &str) -> bool {
-    let has_small = text.bytes().any(|b| b.is_ascii_lowercase());
+    let is_small = |b: u8| b.is_ascii_lowercase();
+    let has_small = text.bytes().any(is_small);
     let ends_in_capitals = text.len() > 3 && text.bytes().rev().take(3).all(|b| b.is_ascii_uppercase());
+    let has_word = text.bytes().next().is_some_and(is_small)
+        || text.replacen(".d", "", 1).replacen('x', "", 1).bytes().any(is_small);
     Symbol::new(text).is_ok()
         && text.chars().nth(1).is_some()
         && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '.'))
         && text.starts_with(char::is_alphanumeric)
         && text.chars().any(|c| c.is_alphabetic() && !c.is_ascii_lowercase())
+        && !has_word
         && (ends_in_capitals || !has_small)
 }
 
@@ -197,6 +201,11 @@ mod tests {
             "XBT-EUR",
             "XBT EUR",
             "USDx",
+            "bitstampUSD",
+            "coinbaseUSD",
+            "krakenEUR",
+            "xBTCUSD",
+            "BTCxxUSD",
             "_USD",
             "",
         ] {

@@ -151,9 +151,14 @@ impl Numbering {
                 }
             }
         }
-        // The source keeps the same number of timestamps, and rejects trades of earlier timestamps.
+        // The source keeps the same number of timestamps, and rejects trades beyond them.
+        let is_ascending = ticks.first().map(PriceTick::ts) <= ticks.last().map(PriceTick::ts);
         while self.timestamps.len() > MAX_TIMESTAMPS {
-            self.timestamps.pop_first();
+            if is_ascending {
+                self.timestamps.pop_first()
+            } else {
+                self.timestamps.pop_last()
+            };
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use qi_core::{
 
 use crate::layout::Layout;
 use crate::lines::{Fields, MAX_FIELDS};
-use crate::number::{bad, price, quantity, whole};
+use crate::number::{bad, price, quantity, units, whole};
 use crate::ordinals::TimestampOrdinals;
 
 pub(crate) fn parse_bool(text: &str) -> Option<bool> {
@@ -233,7 +233,12 @@ impl LineParser {
                 quote_volume: optional(columns.quote_volume, "quote_volume")?
                     .map(|text| quantity("quote_volume", text))
                     .transpose()?,
-                count: optional(columns.count, "count")?.map(|text| whole("count", text)).transpose()?,
+                count: match optional(columns.count, "count")? {
+                    Some(text) if this.layout.is_count_assumed && units(text).is_some() => {
+                        whole("count", text).ok()
+                    }
+                    text => text.map(|text| whole("count", text)).transpose()?,
+                },
             };
             let instrument = this.instrument_of(fields)?;
             Bar::new(instrument, interval, time, values)

@@ -1,10 +1,10 @@
 //! Several files as one source of records.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead as _};
 use std::path::{Path, PathBuf};
 
-use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result};
+use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result, Timestamp};
 
 use crate::interval::IntervalDetector;
 use crate::json::Arrays;
@@ -149,8 +149,10 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
     let progress = Progress::default();
     let mut plans: Vec<Plan> = Vec::new();
     let mut instruments: Vec<Instrument> = Vec::new();
+    // Publishers spell one symbol differently, so only the symbols of one publisher are compared.
+    let mut symbols: HashMap<&'static str, String> = HashMap::new();
     let mut skipped = Vec::new();
-    let mut kind = options.columns.as_ref().map(ColumnMap::kind).or(options.format.map(Format::kind));
+    let mut kind = None;
     for path in paths {
         if is_checksum(path) {
             skipped
@@ -159,7 +161,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
         }
         let found = streams(path)?;
         let is_archive = found.len() > 1;
-        let (before, mut symbol, mut other_intervals) = (plans.len(), None, Vec::new());
+        let (before, mut other_intervals) = (plans.len(), Vec::new());
         for stream in found {
             if is_archive && is_document(&stream, options)? {
                 skipped.push(format!("{} is no data and is not read", stream.label()));
@@ -179,14 +181,14 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
             };
             progress.expect(size);
             if *kind.get_or_insert(planned.plan.layout.kind) != planned.plan.layout.kind {
-                let rule = "must hold the same kind of records as the format and the other files";
+                let rule = "must hold the same kind of records as the other files";
                 return Err(Error::invalid("files.kind", "input", label, rule));
             }
             if let Some(instrument) = &options.instrument
                 && let Some(found) = planned.symbol
-                && *symbol.get_or_insert(found.clone()) != found
+                && *symbols.entry(planned.plan.layout.name).or_insert_with(|| found.clone()) != found
             {
-                let rule = "must not be set for an archive with files of several instruments";
+                let rule = "must not be set for files of several instruments";
                 return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
                     .with_context("file", label)
                     .with_context("symbol", found));
@@ -208,7 +210,8 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
             ));
         }
     }
-    let data = match kind {
+    let stated = || options.columns.as_ref().map(ColumnMap::kind).or(options.format.map(Format::kind));
+    let data = match kind.or_else(stated) {
         Some(Kind::Candles) => {
             let interval = common_interval(&plans, options)?;
             Data::Candles(
@@ -370,11 +373,9 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
     let mut layout = match (&options.columns, recognised, options.format) {
         (Some(columns), ..) => columns.layout(&lines[0])?,
         // The hint decides ambiguous content, for example six numbers.
+        (_, Some(layout), Some(format)) => layout.with_format(format, &lines),
         (_, Some(layout), None) => layout,
-        (_, Some(layout), Some(format)) if layout.kind == format.kind() => layout.with_format(format),
-        // The kind of a JSON document follows from its arrays.
-        (_, Some(layout), Some(_)) if layout.is_json => layout,
-        (_, _, Some(format)) => Layout::of_format(format),
+        (_, None, Some(format)) => Layout::of_format(format),
         (_, None, None) => {
             let rule = "must have a known format: set the format (`qi import --input-format`) or \
                         the columns (`--columns time=0,price=1,quantity=2`)";
@@ -387,9 +388,17 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
         let found = lines.iter().find_map(|line| Layout::of_json(std::str::from_utf8(line).ok()?));
         layout = found.unwrap_or(layout);
     }
+    if let (None, Some(format)) = (&options.columns, options.format)
+        && layout.kind != format.kind()
+        && !layout.is_of(format)
+    {
+        let kind = if layout.kind == Kind::Candles { "candles" } else { "trades" };
+        let rule = format!("must not be set for this file: the file contains {kind}");
+        return Err(Error::invalid("files.kind", "format", format, rule).with_context("file", &label));
+    }
     let texts: Vec<&str> = lines
         .iter()
-        .filter(|line| layout.header.as_ref() != Some(*line))
+        .filter(|line| layout.header.as_ref() != Some(*line) && layout.title.as_ref() != Some(*line))
         .filter_map(|line| std::str::from_utf8(line).ok())
         .map(str::trim)
         .filter(|line| !line.is_empty())
@@ -424,6 +433,10 @@ fn plan(stream: Stream, options: &FileOptions, is_entry: bool) -> Result<Planned
         InstrumentSource::Columns => texts.iter().find_map(|line| parser.instrument(line).ok()),
     };
     let symbol = texts.iter().find_map(|line| parser.symbol(line)).or(symbol);
+    if let Some(symbol) = symbol.as_deref().or(first.as_ref().map(|instrument| instrument.symbol().as_str()))
+    {
+        parser.layout.order_volumes(symbol);
+    }
     let interval = match parser.layout.kind {
         Kind::Trades => None,
         Kind::Candles => match interval(&stream, &mut parser, &texts, options, is_entry)? {
@@ -456,6 +469,12 @@ fn interval(
     let counts = |named: &NamedInterval| is_entry || named.is_published || options.interval.is_none();
     let stated =
         in_lines.or(name::interval(stream, &parser.layout).filter(counts).map(|named| named.interval));
+    let wanted = options.interval.map(Ok).or_else(|| stated.clone());
+    if matches!(wanted, None | Some(Ok(Interval::W1))) && has_other_weeks(parser, texts) {
+        let rule = "must have weeks that begin on Monday, or another interval as --input-interval: the rows are weeks \
+                    apart and begin at another time, like the weeks of Kraken's REST interface on Thursday";
+        return reject(rule.to_owned());
+    }
     match (options.interval, stated) {
         (Some(wanted), Some(found)) if found != Ok(wanted) => {
             if is_entry {
@@ -497,6 +516,18 @@ fn interval(
     }
 }
 
+/// Returns whether the first lines are weeks apart and begin at another time than Monday 00:00 UTC.
+fn has_other_weeks(parser: &mut LineParser, texts: &[&str]) -> bool {
+    let times: Vec<_> = texts.iter().filter_map(|line| parser.time(line).ok()).collect();
+    let are_weeks_apart = |pair: &[Timestamp]| {
+        let distance = pair[1].as_micros() - pair[0].as_micros();
+        distance != 0 && distance % Interval::W1.as_micros() == 0
+    };
+    times.len() > 1
+        && times.windows(2).all(are_weeks_apart)
+        && times.iter().all(|time| Interval::W1.floor(*time) != *time)
+}
+
 fn broken(label: &str, line: u64, error: io::Error) -> Error {
     let error = Error::new(ErrorKind::CorruptData, "files.broken", "read")
         .with_message("reading the input failed")
@@ -505,9 +536,9 @@ fn broken(label: &str, line: u64, error: io::Error) -> Error {
     if line > 0 { error.with_context("line", line) } else { error }
 }
 
-/// The lines of a stream without empty lines and the header, or the arrays of a JSON document.
+/// The lines of a stream without empty lines, the title and the header, or the arrays of a JSON document.
 enum Records {
-    Lines(Lines, Option<Vec<u8>>),
+    Lines(Lines, [Option<Vec<u8>>; 2]),
     Arrays(Box<Arrays>),
 }
 
@@ -517,18 +548,18 @@ impl Records {
         Ok(if layout.is_json {
             Self::Arrays(Box::new(Arrays::new(bytes, layout.kind == Kind::Candles)))
         } else {
-            Self::Lines(Lines::new(bytes), layout.header.clone())
+            Self::Lines(Lines::new(bytes), [layout.header.clone(), layout.title.clone()])
         })
     }
 
     fn next(&mut self) -> io::Result<Line> {
         match self {
             Self::Arrays(arrays) => arrays.next(),
-            Self::Lines(lines, header) => loop {
+            Self::Lines(lines, headers) => loop {
                 match lines.next()? {
                     Line::End => return Ok(Line::End),
                     // Each part of a concatenated file has a header.
-                    _ if header.as_deref() == Some(lines.raw()) => {}
+                    _ if headers.iter().flatten().any(|header| header == lines.raw()) => {}
                     Line::Text if lines.raw().trim_ascii().is_empty() => {}
                     line => return Ok(line),
                 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use qi_core::datasets::resample;
 use qi_core::store::{BarQuery, BarSource};
 use qi_core::{
-    Bar, Decimal, Error, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, TimeRange,
+    Bar, Decimal, Error, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, Quantity, TimeRange,
 };
 use qi_files::{Data, FileOptions, Files, Format, Input, Source, open};
 use qi_testkit::store::MemoryStore;
@@ -407,8 +407,42 @@ fn the_arrays_of_a_json_document_determine_the_kind_of_records() {
     let path = [folder().join("samples/kraken-ohlc.json")];
     let files = open(&path, &FileOptions::default().format(Format::Candles)).unwrap();
     assert!(matches!(files.data, Data::Candles(..)), "{files:?}");
-    let error = open(&path, &FileOptions::default().format(Format::KrakenRest)).unwrap_err();
-    assert_eq!(error.code(), "files.kind");
+    let files = open(&path, &FileOptions::default().format(Format::KrakenRest)).unwrap();
+    assert!(matches!(files.data, Data::Candles(..)), "{files:?}");
+}
+
+#[test]
+fn a_format_reads_the_candles_of_its_publisher_and_rejects_others() {
+    let sample = |name: &str| folder().join("samples").join(name);
+    for (name, format) in [
+        ("BTCUSDT-1m-2025-01-01.csv", Format::Binance),
+        ("ETHUSDT-1h-2025-01.csv", Format::Binance),
+        ("XBTEUR_60.csv", Format::Kraken),
+        ("kraken-ohlc.json", Format::KrakenRest),
+        ("kraken-ohlc.json", Format::Kraken),
+        ("seconds.csv", Format::Candles),
+    ] {
+        let files = open(&[sample(name)], &named().format(format)).unwrap();
+        let Data::Candles(source, _) = files.data else { panic!("{name}") };
+        assert!(complete(source).len() > 20, "{name}");
+    }
+    for (name, format, kind) in [
+        ("XBTEUR_60.csv", Format::Binance, "candles"),
+        ("BTCUSDT-1m-2025-01-01.csv", Format::Kraken, "candles"),
+        ("kraken-ohlc.json", Format::Binance, "candles"),
+        ("seconds.csv", Format::Okx, "candles"),
+        ("XBTEUR.csv", Format::Candles, "trades"),
+        ("SOLUSDT-trades-2020-10-01.csv", Format::Candles, "trades"),
+        ("nanos.csv", Format::Candles, "trades"),
+        ("kraken-trades.json", Format::Candles, "trades"),
+    ] {
+        let error = open(&[sample(name)], &named().format(format)).unwrap_err();
+        assert_eq!(error.code(), "files.kind", "{name}");
+        assert!(error.report().contains(&format!("the file contains {kind}")), "{}", error.report());
+    }
+    // Seven numbers are candles without the option.
+    let (found, bad, _) = trades("1,5,2,10,1735689600000,0,1\n", &named().format(Format::Binance));
+    assert_eq!((found.len(), bad.len()), (1, 0));
 }
 
 fn gzip(content: &[u8]) -> Vec<u8> {
@@ -464,6 +498,25 @@ fn a_json_document_in_one_long_line_is_read() {
             let Data::Trades(source) = files.data else { panic!("trades") };
             assert_eq!(complete(source).len(), 1_001);
         }
+    }
+}
+
+#[test]
+fn a_json_document_over_several_lines_is_read() {
+    let read = |content: String| {
+        let file = file(content);
+        let options = FileOptions::default().interval(Interval::M1);
+        let files = open(&[file.path().to_owned()], &options).unwrap();
+        match files.data {
+            Data::Trades(source) => format!("{:?} {:?}", files.instruments, complete(source)),
+            Data::Candles(source, _) => format!("{:?} {:?}", files.instruments, complete(source)),
+        }
+    };
+    for name in ["kraken-trades.json", "kraken-ohlc.json"] {
+        let text = std::fs::read_to_string(folder().join("samples").join(name)).unwrap();
+        let indented =
+            text.replace('[', "[\n\t  ").replace(',', ",\r\n    ").replace(']', "\n]").replace(':', " : ");
+        assert_eq!(read(indented), read(text), "{name}");
     }
 }
 
@@ -678,6 +731,38 @@ fn candles_of_an_interval_that_the_library_lacks_are_rejected_by_its_name() {
 }
 
 #[test]
+fn weeks_that_do_not_begin_on_monday_are_rejected_with_the_reason() {
+    let json = |first: u64| {
+        let row = |week: u64| format!(r#"[{},"1","1","1","1","1","2",3]"#, first + week * 7 * 86_400);
+        let rows: Vec<_> = (0..12).map(row).collect();
+        format!(
+            r#"{{"error":[],"result":{{"XXBTZUSD":[{}],"last":{}}}}}"#,
+            rows.join(","),
+            first + 12 * 604_800
+        )
+    };
+    let rows = |first: u64| format!("{first},1,1,1,1,2,3\n{},1,1,1,1,2,3\n", first + 14 * 86_400);
+    // 2025-01-02 is a Thursday, and 2025-01-06 a Monday.
+    let (thursday, monday) = (1_735_776_000, 1_736_121_600);
+    for (name, content) in [("x.json", json(thursday)), ("XBTEUR_10080.csv", rows(thursday))] {
+        for interval in [None, Some(Interval::W1)] {
+            let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(interval));
+            let error = files.unwrap_err();
+            assert_eq!(error.code(), "files.interval", "{name}");
+            assert!(error.report().contains("begin on Monday"), "{}", error.report());
+        }
+    }
+    for (name, content, count) in
+        [("x.json", json(monday), 12), ("XBTEUR_10080.csv", rows(monday), 2), ("x.csv", rows(thursday), 2)]
+    {
+        let interval = if name == "x.csv" { Interval::D1 } else { Interval::W1 };
+        let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(interval));
+        let Data::Candles(source, _) = files.unwrap().data else { panic!("{name}") };
+        assert_eq!(complete(source).len(), count, "{name}");
+    }
+}
+
+#[test]
 fn an_unknown_header_is_rejected() {
     for content in [
         "timestamp,volume,last\n1700000000,34000,5\n",
@@ -698,10 +783,48 @@ fn an_unknown_header_is_rejected() {
     let (found, ..) = trades("timestamp,volume,last\n1700000000,34000,5\n", &options);
     assert_eq!(found[0].price().to_string(), "5");
     let (found, bad, _) = trades("https://example.com\nunix,side,price\n1700000000,buy,5\n", &named());
-    assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a line of text");
+    assert_eq!((found.len(), bad.len()), (1, 0), "a known header after a line of text");
     let (found, bad, _) =
         trades("# an export, all times in UTC\nunix,side,price\n1700000000,buy,5\n", &named());
     assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a comment");
+}
+
+#[test]
+fn the_volumes_of_candles_are_found_by_their_names() {
+    let url = "https://www.CryptoDataDownload.com\n";
+    let prices = "1735689600000,2025-01-01 00:00:00,BTC/USDT,5,5,5,5";
+    let download = |one: &str, other: &str| {
+        format!("{url}unix,date,symbol,open,high,low,close,{one},{other},tradecount\n")
+    };
+    let kaggle = "Timestamp,Open,High,Low,Close,Volume_(BTC),Volume_(Currency),Weighted_Price\n";
+    let compare = "time,high,low,open,volumefrom,volumeto,close\n";
+    for (symbol, content, count) in [
+        ("X-Y", format!("{}{prices},2.5,12.5,7\n", download("Volume BTC", "Volume USDT")), Some(7)),
+        ("X-Y", format!("{}{prices},12.5,2.5,7\n", download("Volume USDT", "Volume BTC")), Some(7)),
+        ("BTC-USD", format!("{kaggle}1735689600,5,5,5,5,2.5,12.5,5\n"), None),
+        ("TON-USD", format!("{compare}1735689600,5,5,5,2.5,12.5,5\n"), None),
+        ("XBT-USD", "time,open,high,low,close,Vol USD,Vol BTC\n1735689600,5,5,5,5,12.5,2.5\n".into(), None),
+        ("BTC-USD", "time,open,high,low,close,volume\n1735689600,5,5,5,5,2.5\n".into(), None),
+        ("BTC-USD", "time,open,high,low,close,Volume USD\n1735689600,5,5,5,5,12.5\n".into(), None),
+    ] {
+        let instrument: Instrument = format!("x:{symbol}").parse().unwrap();
+        let row = content.lines().last().unwrap();
+        // The second row has the same volumes.
+        let content = format!("{content}{}\n", row.replacen("17356896", "17356932", 1));
+        let (_folder, files) = open_named("x-1h.csv", content.as_bytes(), &named().instrument(instrument));
+        let Data::Candles(source, Interval::H1) = files.unwrap().data else { panic!("{content}") };
+        let candles = complete(source);
+        let sum = |amounts: Vec<Option<Quantity>>| {
+            let add = |sum: Decimal, amount: Option<Quantity>| sum.checked_add(amount?.decimal());
+            amounts.into_iter().try_fold(Decimal::ZERO, add)
+        };
+        let base = sum(candles.iter().map(|bar| bar.values().volume).collect());
+        let quote = sum(candles.iter().map(|bar| bar.values().quote_volume).collect());
+        let decimal = |text: &str| text.parse::<Decimal>().unwrap();
+        assert_eq!((candles.len(), candles[0].values().count), (2, count), "{content}");
+        assert_eq!(base, content.contains(",2.5").then(|| decimal("5")), "{content}");
+        assert_eq!(quote, content.contains(",12.5").then(|| decimal("25")), "{content}");
+    }
 }
 
 #[test]
@@ -714,23 +837,59 @@ fn the_size_of_a_time_determines_its_unit_without_a_header() {
             let file = file(format!("{time},1,1,1,1,2,{last}\n"));
             let files = open(&[file.path().to_owned()], &named().interval(Interval::M1)).unwrap();
             let Data::Candles(source, _) = files.data else { panic!("candles") };
-            let (found, bad, _) = read(source);
-            // Kraken's last column is the number of trades.
-            if time.len() == 10 && last == "93.5" {
-                assert_eq!((found.len(), bad.len()), (0, 1));
-            } else {
-                let count = (last == "17").then_some(17);
-                assert_eq!(
-                    (found[0].open_time().as_micros(), found[0].values().count),
-                    (micros, count),
-                    "{time}"
-                );
-            }
+            let found = complete(source);
+            let count = (last == "17").then_some(17);
+            assert_eq!(
+                (found[0].open_time().as_micros(), found[0].values().count),
+                (micros, count),
+                "{time}"
+            );
         }
     }
     let kraken = named().format(Format::Kraken);
     let (found, bad, _) = trades("1735689600000,5,1\n", &kraken);
     assert!(found.is_empty() && bad[0].report().contains("as seconds"), "the format determines the unit");
+}
+
+#[test]
+fn a_quote_volume_in_the_seventh_column_is_no_number_of_trades() {
+    for scale in [1, 1_000] {
+        let row = |n: i64, last: &str| format!("{},1,1,1,1,2,{last}\n", (1_735_689_600 + 60 * n) * scale);
+        for whole in [0, 1, 60] {
+            let rows = |last: &str| (0..100).map(|n| row(n, if n < whole { "1250" } else { last })).collect();
+            let counts = |last: &str, options: &FileOptions| -> Vec<Option<u64>> {
+                let content: String = rows(last);
+                let (_folder, files) = open_named("XBTEUR_1.csv", content.as_bytes(), options);
+                let Data::Candles(source, Interval::M1) = files.unwrap().data else { panic!("{content}") };
+                complete(source).iter().map(|candle| candle.values().count).collect()
+            };
+            let found = counts("1256.25", &named());
+            assert_eq!(found.len(), 100, "{whole}");
+            assert!(found[60..].iter().all(Option::is_none), "{whole} {found:?}");
+            // Whole numbers in more lines than the recognition reads are counts.
+            assert!(whole == 60 || found.iter().all(Option::is_none), "{whole} {found:?}");
+            assert!(counts("17", &named())[60..].iter().all(|count| *count == Some(17)));
+        }
+    }
+    for (last, count) in [("17", Some(17)), ("17.5", None)] {
+        let row = format!("2025-01-01 00:00:00,1,1,1,1,2,{last}\n");
+        let (_folder, files) = open_named("x-1m.csv", row.as_bytes(), &named());
+        let Data::Candles(source, _) = files.unwrap().data else { panic!("{row}") };
+        assert_eq!(complete(source)[0].values().count, count);
+    }
+    let kraken = b"1735689600,1,1,1,1,2,17\n1735689660,1,1,1,1,2,x\n1735689720,1,1,1,1,2,18\n";
+    let (_folder, files) = open_named("XBTEUR_1.csv", kraken, &FileOptions::default());
+    let files = files.unwrap();
+    assert_eq!(files.instruments[0].to_string(), "kraken:XBTEUR");
+    let Data::Candles(source, _) = files.data else { panic!("candles") };
+    let (found, bad, _) = read(source);
+    assert_eq!((found.len(), bad.len(), found[1].values().count), (2, 1, Some(18)));
+    let columns =
+        "time=0,open=1,high=2,low=3,close=4,volume=5,count=6".parse::<qi_files::ColumnMap>().unwrap();
+    let options = named().columns(columns).interval(Interval::M1);
+    let (_folder, files) = open_named("x.csv", b"1735689600,1,1,1,1,2,1256.25\n", &options);
+    let Data::Candles(source, _) = files.unwrap().data else { panic!("candles") };
+    assert_eq!(read(source).1.len(), 1, "a declared count must be a whole number");
 }
 
 #[test]
@@ -749,7 +908,7 @@ fn names_of_files_have_the_symbols_of_exchanges() {
         let (_folder, files) = open_named(name, content, &FileOptions::default());
         assert_eq!(files.unwrap().instruments[0].to_string(), wanted);
     }
-    for name in ["trades.csv", "Trades_2025.csv", "my-trades-2025-01-01.csv"] {
+    for name in ["trades.csv", "Trades_2025.csv", "my-trades-2025-01-01.csv", "bitstampUSD.csv"] {
         let error = open_named(name, b"1700000000,5,1\n", &FileOptions::default()).1.unwrap_err();
         assert!(error.report().contains("--instrument"), "{name}");
     }
@@ -809,7 +968,7 @@ fn documents_and_checksums_beside_the_data_are_skipped_with_a_note() {
 }
 
 #[test]
-fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
+fn the_instrument_option_applies_to_files_of_one_instrument() {
     const KLINE: &str = "1735689600000,1,1,1,1,1,1735689659999,1,1,1,1,0\n";
     let folder = tempfile::tempdir().unwrap();
     let row = "1700000000,5,1\n";
@@ -823,11 +982,25 @@ fn the_instrument_option_applies_to_an_archive_of_one_instrument() {
         (vec![("BTCUSDT-1m-2025-01.csv", KLINE), ("BTCUSDT-1m-2025-02.csv", KLINE)], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("A"))], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("B"))], false),
+        (vec![("XBTEUR.csv", row), ("rest.json", &*answer("XXBTZEUR", 1))], true),
     ] {
         let path = archive(folder.path(), "several.zip", &entries);
-        match open(&[path], &named()) {
-            Ok(files) => assert!(is_read && files.instruments.len() == 1, "{entries:?}"),
-            Err(error) => assert!(!is_read && error.code() == "files.instrument", "{entries:?} {error:?}"),
+        let beside = tempfile::tempdir().unwrap();
+        let parts: Vec<PathBuf> = entries
+            .iter()
+            .map(|(name, content)| {
+                let part = beside.path().join(name);
+                std::fs::write(&part, content).unwrap();
+                part
+            })
+            .collect();
+        for paths in [vec![path], parts] {
+            match open(&paths, &named()) {
+                Ok(files) => assert!(is_read && files.instruments.len() == 1, "{entries:?}"),
+                Err(error) => {
+                    assert!(!is_read && error.code() == "files.instrument", "{entries:?} {error:?}");
+                }
+            }
         }
     }
 }

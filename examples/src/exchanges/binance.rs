@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use qi_core::{Instrument, Result, Side};
 use qi_files::fields;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::protocol::{
@@ -28,8 +28,18 @@ struct Event {
     #[serde(rename = "e")]
     kind: Option<String>,
     error: Option<Failure>,
+    /// An error without the key `error`.
+    code: Option<i64>,
+    msg: Option<String>,
     id: Option<Box<RawValue>>,
+    /// `null` in an acknowledgement.
+    #[serde(default, deserialize_with = "present")]
     result: Option<Box<RawValue>>,
+}
+
+/// Reads a value, which may be null. None is an absent value.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -117,7 +127,8 @@ impl Protocol for Binance {
 
     fn frame(&self, symbol: &str, text: &str) -> Result<Frame> {
         let event: Event = json(NAME, text)?;
-        if let Some(Failure { code, msg }) = event.error {
+        let bare = event.code.zip(event.msg).map(|(code, msg)| Failure { code, msg });
+        if let Some(Failure { code, msg }) = event.error.or(bare) {
             // The codes 0 to 3 describe a malformed request.
             return Ok(Frame::Rejected {
                 reason: format!("{msg} ({code})"),
@@ -138,7 +149,9 @@ impl Protocol for Binance {
             }
             Some("serverShutdown") => Ok(Frame::Closing),
             Some(_) => Ok(Frame::Other),
-            None if event.id.is_some() && event.result.is_none() => Ok(Frame::Subscribed),
+            None if event.id.is_some() && event.result.as_deref().map(RawValue::get) == Some("null") => {
+                Ok(Frame::Subscribed)
+            }
             None => Err(corrupt(NAME, "not an event")),
         }
     }

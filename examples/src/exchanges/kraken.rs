@@ -189,14 +189,16 @@ impl Protocol for Kraken {
 
     fn history_path(&self, symbol: &str, from: Option<Position>) -> String {
         let (base, quote) = symbol.split_once('/').unwrap_or((symbol, ""));
+        // The code of a tokenized stock ends in a small `x`.
+        let class = if base.ends_with('x') { "&asset_class=tokenized_asset" } else { "" };
         let (base, quote) = (history_code(base), history_code(quote));
         match from {
             // The trade before the position is part of the page, so that the page covers the ids after this trade.
             Some(Position { after, .. }) => {
                 let since = after.as_nanos().saturating_sub(TIME_ERROR_NANOS);
-                format!("/0/public/Trades?pair={base}{quote}&since={since}&count=1000")
+                format!("/0/public/Trades?pair={base}{quote}&since={since}&count=1000{class}")
             }
-            None => format!("/0/public/Trades?pair={base}{quote}"),
+            None => format!("/0/public/Trades?pair={base}{quote}{class}"),
         }
     }
 

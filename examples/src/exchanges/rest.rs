@@ -21,8 +21,8 @@ use super::protocol::{HistoryPage, Position, Protocol, corrupt, temporary};
 
 /// The longest response in bytes. A page of 1,000 trades has about 150,000 bytes.
 const MAX_RESPONSE: usize = 4 * 1_024 * 1_024;
-/// The time limit of a request.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// The time limit of a request. A gap must be filled within 10 s of a reconnect, even if one request is not answered.
+const TIMEOUT: Duration = Duration::from_secs(4);
 /// The pause after HTTP status 429, 418 or 403 without the header `Retry-After`.
 const DEFAULT_PAUSE: Duration = Duration::from_mins(1);
 /// The longest pause. A ban can last three days.
@@ -62,7 +62,9 @@ impl RestClient {
     pub fn new(protocol: Arc<dyn Protocol>, base: &str, interval: Duration) -> Result<Self> {
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls()?).https_or_http().enable_http1().build();
-        let client = Client::builder(TokioExecutor::new()).build(connector);
+        // The failure that ends a stream can also leave an idle connection dead, so each request opens its own. The
+        // pace of requests is therefore also that of connections.
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         let base = base.trim_end_matches('/').to_owned();
         Ok(Self {
             protocol,

@@ -20,6 +20,8 @@ const BINANCE: &[&str] = &[
     r#"{"error":{"code":2,"msg":"Invalid request: unknown variant"},"id":1}"#,
     r#"{"error":{"code":-1003,"msg":"Too many requests"}}"#,
     r#"{"e":"serverShutdown","E":1770123456789}"#,
+    r#"{"code":2,"msg":"Invalid request: unknown variant","id":1}"#,
+    r#"{"code":-1003,"msg":"Too many requests"}"#,
 ];
 const KRAKEN: &[&str] = &[
     r#"{"channel":"status","type":"update","data":[{"api_version":"v2","connection_id":13834774380200032777,"system":"online","version":"2.0.0"}]}"#,
@@ -47,6 +49,11 @@ fn published_messages_of_binance_are_read() {
     assert!(matches!(frames[2], Frame::Rejected { is_permanent: true, .. }));
     assert!(matches!(frames[3], Frame::Rejected { is_permanent: false, .. }));
     assert_eq!(frames[4], Frame::Closing);
+    assert!(matches!(frames[5], Frame::Rejected { is_permanent: true, .. }));
+    assert!(matches!(frames[6], Frame::Rejected { is_permanent: false, .. }));
+    for text in [r#"{"id":1}"#, r#"{"result":[],"id":1}"#, r#"{"code":2,"id":1}"#] {
+        assert!(Binance.frame("BTCUSDT", text).is_err(), "no acknowledgement: {text}");
+    }
     assert!(Binance.frame("ETHUSDT", BINANCE[0]).is_err(), "a trade of another symbol");
     // Milliseconds are recognised by their size.
     let millis = BINANCE[0].replace("1672515782136001", "1672515782136");
@@ -123,6 +130,14 @@ fn symbols_of_instruments_follow_the_exchange() {
     assert!(pair("ETH/BTC").ends_with("?pair=ETHXBT"), "{}", pair("ETH/BTC"));
     assert!(pair("DOGE/BTC").ends_with("?pair=XDGXBT"), "{}", pair("DOGE/BTC"));
     assert!(pair("BTC/USD").ends_with("?pair=XBTUSD"), "{}", pair("BTC/USD"));
+    assert!(
+        pair("AAPLx/USD").ends_with("?pair=AAPLxUSD&asset_class=tokenized_asset"),
+        "{}",
+        pair("AAPLx/USD")
+    );
+    let from = Position { id: 1, after: Timestamp::from_secs(1_735_689_599).unwrap() };
+    let path = Kraken.history_path("AAPLx/USD", Some(from));
+    assert!(path.ends_with("&count=1000&asset_class=tokenized_asset"), "{path}");
     assert_eq!(of(&Kraken, "kraken:XBTUSD"), None);
     assert_eq!(of(&Kraken, "kraken:A-B-C"), None);
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -127,6 +127,8 @@ pub(crate) struct Faults {
     pub(crate) incomplete_pages: AtomicUsize,
     /// The number of connections that are rejected with HTTP status 429 and a pause of [`PAUSE`].
     pub(crate) limited_connections: AtomicUsize,
+    /// True to leave the first request after each subscription unanswered.
+    pub(crate) is_history_stalled: bool,
 }
 
 /// The pause that a rejected connection requires.
@@ -150,6 +152,8 @@ pub(crate) struct Exchange {
     pub(crate) arrivals: Mutex<Vec<(Instant, bool)>>,
     /// The time of the latest acknowledged subscription.
     pub(crate) subscribed: Mutex<Option<Instant>>,
+    /// True if the next request is not answered.
+    stalls_next: AtomicBool,
     /// Cuts the present connection.
     pub(crate) cut_now: Notify,
     rng: Mutex<Rng>,
@@ -167,6 +171,7 @@ impl Exchange {
             limited: AtomicU64::default(),
             arrivals: Mutex::default(),
             subscribed: Mutex::default(),
+            stalls_next: AtomicBool::default(),
             cut_now: Notify::new(),
             rng: Mutex::new(Rng::with_seed(seed)),
         })
@@ -239,9 +244,15 @@ impl Exchange {
                 let exchange = exchange.clone();
                 tokio::spawn(async move {
                     let respond = |request: Request<Incoming>| {
+                        let is_stalled = exchange.stalls_next.swap(false, Ordering::SeqCst);
                         let response =
                             exchange.respond(request.uri().path(), request.uri().query().unwrap_or(""));
-                        async move { Ok::<_, Infallible>(response) }
+                        async move {
+                            if is_stalled {
+                                std::future::pending::<()>().await;
+                            }
+                            Ok::<_, Infallible>(response)
+                        }
                     };
                     let http = hyper::server::conn::http1::Builder::new();
                     drop(http.serve_connection(TokioIo::new(socket), service_fn(respond)).await);
@@ -297,6 +308,7 @@ impl Exchange {
     async fn send_trades(&self, mut socket: WebSocketStream<TcpStream>) -> Served {
         let mut released = self.released.subscribe();
         let mut at = *released.borrow_and_update();
+        self.stalls_next.store(self.faults.is_history_stalled, Ordering::SeqCst);
         if self.is_kraken() {
             let ack = r#"{"method":"subscribe","req_id":1,"result":{"channel":"trade","snapshot":true,"symbol":"BTC/USD"},"success":true,"time_in":"2025-11-24T16:00:00.000000Z","time_out":"2025-11-24T16:00:00.000001Z"}"#;
             socket.send(Message::text(ack)).await?;
