@@ -113,7 +113,8 @@ impl TimescaleStore {
     ) -> Result<Page<Bar>, Cause> {
         let mut planner = BucketPlanner::new(query)?;
         while let Some(window) = planner.window()? {
-            let window = self.limit_to_chunks(connection, ticks, window, query).await?;
+            let window =
+                self.limit_to_chunks(connection, ticks, window, (query.interval, query.order)).await?;
             let rows = buckets_query(ticks, id, window, query, planner.wanted())
                 .fetch_all(&mut **connection)
                 .await?;
@@ -135,9 +136,8 @@ impl TimescaleStore {
         connection: &mut PgConnection<'_>,
         ticks: &RegisteredDataset,
         window: TimeRange,
-        query: &BarQuery,
+        (interval, order): (Interval, Order),
     ) -> Result<TimeRange, Cause> {
-        let BarQuery { interval, order, .. } = *query;
         let chunks = &self.inner.cache.chunks;
         let max_chunks =
             if interval >= MIN_LONG_INTERVAL { MAX_LONG_WINDOW_CHUNKS } else { MAX_WINDOW_CHUNKS };

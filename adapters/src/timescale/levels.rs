@@ -122,7 +122,7 @@ impl TimescaleStore {
         merger: &mut BarMerger,
     ) -> Result<(), Cause> {
         while !rest.is_empty() && merger.len() <= wanted {
-            let part = self.limit_to_chunks(snapshot, ticks, rest, query).await?;
+            let part = self.limit_to_chunks(snapshot, ticks, rest, (query.interval, query.order)).await?;
             let rows = buckets_query(ticks, id, part, query, wanted).fetch_all(&mut *snapshot).await?;
             for row in &rows {
                 merger.push(bar_part(row, true)?)?;
