@@ -8,7 +8,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, Row, ValueRef};
 
-use super::chunks::ChunkScan;
+use super::chunks::{ChunkScan, check_slices};
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
 use super::sql::RegisteredDataset;
@@ -195,8 +195,14 @@ impl TimescaleStore {
     ) -> Result<Option<RangeStats>, Cause> {
         // The statements share a snapshot, because a concurrent deletion must not affect only some of them.
         let mut snapshot = connection.begin_snapshot().await?;
-        let stats = self.aggregate_stats(&mut snapshot, ticks, id, query).await?;
+        let sources = self.stats_sources(&mut snapshot, id, query).await?;
+        let has_levels = sources.iter().any(|source| source.level.is_some());
+        let stats = self.aggregate_stats(&mut snapshot, ticks, id, sources).await?;
+        // The first and the last price are read from the ticks, even if all sums come from levels.
+        let merged_with_ticks: Vec<_> = has_levels.then_some(query.range).into_iter().collect();
+        let slices = self.inner.cache.chunks.slices(&mut snapshot, ticks, &merged_with_ticks).await?;
         snapshot.rollback().await?;
+        check_slices(connection, slices).await?;
         Ok(stats)
     }
 
@@ -206,10 +212,10 @@ impl TimescaleStore {
         connection: &mut PgConnection<'_>,
         ticks: &RegisteredDataset,
         id: i32,
-        query: &StatsQuery,
+        sources: Vec<LevelSource>,
     ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Aggregates> = None;
-        for LevelSource { range, level } in self.stats_sources(connection, id, query).await? {
+        for LevelSource { range, level } in sources {
             let mut scan = ChunkScan::new(range, Order::Ascending);
             let mut rest = level.map(|_| range);
             loop {
@@ -299,8 +305,9 @@ impl TimescaleStore {
             .bind(id)
             .bind(Pg(part.start()))
             .bind(Pg(part.end()))
-            .fetch_one(&mut *connection)
-            .await?;
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or(Cause::ChunkDropped)?;
         Ok(PricePoint {
             ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
             seq: row.try_get::<Pg<u64>, _>(1)?.0,
