@@ -1,10 +1,11 @@
 //! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
+use qi_core::domain::ExactSum;
 use qi_core::store::kit::{BarPart, BarSums, BucketPlanner, LevelSource, add_sums, bucket_end, level_table};
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
-use qi_core::{Bar, Error, ErrorKind, Interval, Operation, Price, TimeRange, Timestamp};
+use qi_core::{Bar, Interval, Price, TimeRange, Timestamp};
 use sqlx::postgres::types::PgInterval;
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::postgres::{PgArguments, PgRow, PgValueRef};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, Row, ValueRef};
 
@@ -119,8 +120,7 @@ impl TimescaleStore {
                 .fetch_all(&mut **connection)
                 .await?;
             for row in &rows {
-                let part = bar_part(row, planner.is_on_page())?;
-                planner.push(bar_of(&part, query, planner.is_on_page())?);
+                planner.push(bar_of(&bar_part(row)?, query, planner.is_on_page())?);
             }
             if let Some(rest) = planner.advance(window)? {
                 planner.skip_to(self.next_tick(connection, (ticks, id), rest, query.order).await?)?;
@@ -354,8 +354,8 @@ pub(super) fn buckets_query(
         .bind(i64::try_from(wanted).unwrap_or(i64::MAX))
 }
 
-/// Reads the exact figures of a bar from a row. Reads the volumes only if `summed` is true.
-pub(super) fn bar_part(row: &PgRow, summed: bool) -> Result<BarPart, Cause> {
+/// Reads the exact figures of a bar from a row.
+pub(super) fn bar_part(row: &PgRow) -> Result<BarPart, Cause> {
     let price = |at| row.try_get::<Pg<Price>, _>(at).map(|price| price.0);
     Ok(BarPart {
         ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
@@ -363,7 +363,7 @@ pub(super) fn bar_part(row: &PgRow, summed: bool) -> Result<BarPart, Cause> {
         high: price(2)?,
         low: price(3)?,
         close: price(4)?,
-        sums: if summed { read_sums(row, 6)? } else { None },
+        sums: read_sums(row, 6)?,
         count: row.try_get::<Pg<u64>, _>(5)?.0,
     })
 }
@@ -380,21 +380,13 @@ fn read_sums(row: &PgRow, at: usize) -> Result<BarSums, Cause> {
     if volume.is_null() || turnover.is_null() {
         return Ok(None);
     }
-    let bytes = |value: sqlx::postgres::PgValueRef<'_>| {
-        value.as_bytes().map(<[u8]>::to_vec).map_err(sqlx::Error::Decode)
-    };
-    let volume = wire::decode_sum::<18>(&bytes(volume)?).map_err(sum_error)?;
-    let turnover = wire::decode_sum::<36>(&bytes(turnover)?).map_err(sum_error)?;
-    Ok(Some((volume, turnover)))
+    Ok(Some((read_sum(&volume)?, read_sum(&turnover)?)))
 }
 
-/// Maps a sum that exceeds 256 bits to an out-of-range error, and an invalid sum to a decode error.
-fn sum_error(error: wire::NumericError) -> Cause {
-    match error {
-        wire::NumericError::TooLarge => Cause::Core(
-            Error::new(ErrorKind::OutOfRange, "store.timescale.sum", Operation::DerivedBars)
-                .with_message("a sum is 1e20 or more"),
-        ),
-        other => Cause::Sql(sqlx::Error::Decode(Box::new(other))),
+/// Reads a sum. A sum beyond 256 bits is out of range as the largest sum is, and fails only the page of its bar.
+fn read_sum<const PLACES: u32>(value: &PgValueRef<'_>) -> Result<ExactSum<PLACES>, Cause> {
+    match wire::decode_sum(value.as_bytes().map_err(sqlx::Error::Decode)?) {
+        Err(wire::NumericError::TooLarge) => Ok(ExactSum::MAX),
+        sum => sum.map_err(|error| Cause::Sql(sqlx::Error::Decode(Box::new(error)))),
     }
 }

@@ -117,7 +117,7 @@ impl TimescaleStore {
             .fetch_all(snapshot)
             .await?;
         for row in &rows {
-            merger.push(bar_part(row, true)?)?;
+            merger.push(bar_part(row)?);
         }
         Ok(())
     }
@@ -135,7 +135,7 @@ impl TimescaleStore {
             let part = self.limit_to_chunks(snapshot, ticks, rest, (query.interval, query.order)).await?;
             let rows = buckets_query(ticks, id, part, query, wanted).fetch_all(&mut *snapshot).await?;
             for row in &rows {
-                merger.push(bar_part(row, true)?)?;
+                merger.push(bar_part(row)?);
             }
             rest = match query.order {
                 Order::Ascending => TimeRange::new(part.end(), rest.end())?,
