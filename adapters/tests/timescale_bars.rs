@@ -340,8 +340,18 @@ async fn older_writer(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
+/// Returns a store whose purges drop chunks, in a new schema.
+async fn open_with_short_chunks(server: &Server) -> (TimescaleStore, String) {
+    let schema = servers::namespace();
+    let mut config = server.config(&schema);
+    config.chunks.set("ticks", Duration::from_hours(12));
+    let store = TimescaleStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    (store, schema)
+}
+
 async fn concurrent(server: Server) {
-    let (store, schema) = open(&server).await;
+    let (store, schema) = open_with_short_chunks(&server).await;
     let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
     let name = schema.clone();
     // Ends the session of a maintainer or a writer, as if its process had died.
@@ -358,13 +368,13 @@ async fn concurrent(server: Server) {
         }
     };
     let histories = if runs_long_tests() { 2_000 } else { 60 };
-    let plan = Plan { histories, at_once: 4, seed: seed() };
+    let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: true };
     bars_rig::run(Arc::new(store), plan, kill).await;
     drop_schema(server.direct_url(), &schema).await;
 }
 
 async fn killed(server: Server, spare: Spare) {
-    let (store, _) = open(&server).await;
+    let (store, _) = open_with_short_chunks(&server).await;
     let kill = |kills: Arc<AtomicU64>| async move {
         let mut spare = spare;
         loop {
@@ -375,7 +385,7 @@ async fn killed(server: Server, spare: Spare) {
         }
     };
     let histories = if runs_long_tests() { 400 } else { 24 };
-    let plan = Plan { histories, at_once: 4, seed: seed() };
+    let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: true };
     bars_rig::run(Arc::new(store), plan, kill).await;
 }
 
