@@ -375,7 +375,8 @@ async fn concurrent(server: Server) {
         config.server_limits.bulk_timeout = Duration::from_secs(5);
         let store = ClickHouseStore::open(config.clone()).unwrap();
         store.ensure_schema().await.unwrap();
-        let plan = Plan { histories: if runs_long_tests() { 1_000 } else { 6 }, at_once: 4, seed: seed() };
+        let histories = if runs_long_tests() { 1_000 } else { 6 };
+        let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: false };
         let kill = |kills: Arc<AtomicU64>| async move {
             let interval = Duration::from_secs(if runs_long_tests() { 60 } else { 3_600 });
             loop {
@@ -421,6 +422,7 @@ async fn killed(server: Server, spare: Spare) {
         let _spare = spare.run_action("start").await;
         std::future::pending::<()>().await;
     };
-    let plan = Plan { histories: if runs_long_tests() { 200 } else { 3 }, at_once: 3, seed: seed() };
+    let histories = if runs_long_tests() { 200 } else { 3 };
+    let plan = Plan { histories, at_once: 3, seed: seed(), snapshots: false };
     bars_rig::run(Arc::new(store), plan, kill).await;
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bars_rig::{Plan, seed};
 use qi_adapters::config::Config;
 use qi_adapters::timescale::TimescaleStore;
-use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _};
+use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _, StatsQuery};
 use qi_core::{ErrorKind, Instrument, Interval, PriceStore, PriceTick, TimeRange, Timestamp};
 use qi_testkit::store::contract::{Suite, Wrapper};
 use servers::{Spare, TestServer as _, runs_long_tests, spare_trial, trial};
@@ -39,6 +39,7 @@ fn main() {
             .with_trial(trial(&server, "invalid_marks_are_rejected", invalid_marks))
             .with_trial(trial(&server, "a_retention_policy_is_rejected", retention))
             .with_trial(trial(&server, "a_purge_sees_a_switch_during_its_call", switched_purge))
+            .with_trial(trial(&server, "a_purge_during_a_read_removes_no_part_of_a_bar", purge_during_read))
             .with_trial(trial(&server, "a_default_isolation_of_the_role_has_no_effect", isolation))
             .with_trial(trial(&server, "maintenance_waits_for_older_writers", older_writer))
             .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
@@ -222,6 +223,58 @@ async fn retention(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
+/// Waits until a session waits for a lock of a table.
+async fn wait_for_waiter(connection: &mut PgConnection, table: &str) {
+    let waiters = "SELECT count(*) FROM pg_locks WHERE relation = to_regclass($1) AND NOT granted";
+    loop {
+        let waiters = sqlx::query_scalar::<_, i64>(waiters).bind(table);
+        if waiters.fetch_one(&mut *connection).await.unwrap() > 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A read takes its snapshot, and a purge then drops the chunk before the read of its ticks. The bars of the first 23
+/// hours are materialized, and the last hour is stale.
+async fn purge_during_read(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let (store, schema) = open(&server).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts()).unwrap();
+    for reads_stats in [false, true] {
+        let ticks: Vec<_> = (0..24).map(|hour| tick(hour * 3_600, "1")).collect();
+        store.insert_ticks(&ticks).await.unwrap();
+        maintain_all(&store).await;
+        store.insert_ticks(&[tick(23 * 3_600 + 1, "2")]).await.unwrap();
+        let lock = format!("BEGIN; LOCK TABLE {schema}.qi_bars_1h IN ACCESS EXCLUSIVE MODE");
+        execute(&mut connection, lock).await.unwrap();
+        let reading = tokio::spawn({
+            let store = store.clone();
+            async move {
+                if reads_stats {
+                    let stats = store.stats(&StatsQuery::new(instrument(), day)).await?;
+                    return Ok(stats.map(|stats| stats.count()));
+                }
+                let page = store.derived_bars(&BarQuery::new(instrument(), Interval::D1, day)).await?;
+                Ok::<_, qi_core::Error>(page.items.first().and_then(|bar| bar.values().count))
+            }
+        });
+        wait_for_waiter(&mut connection, &format!("{schema}.qi_bars_1h")).await;
+        let cutoff = Timestamp::from_secs(BASE + 30 * 86_400).unwrap();
+        store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
+        execute(&mut connection, "COMMIT".to_owned()).await.unwrap();
+        match reading.await.unwrap() {
+            Ok(count) => assert!(matches!(count, None | Some(25)), "{count:?} of 25 ticks"),
+            Err(error) => assert!(error.retry().is_retryable(), "{}", error.report()),
+        }
+        assert_eq!(highs(&store, Interval::D1).await, [""; 0]);
+    }
+    drop_schema(server.direct_url(), &schema).await;
+}
+
 /// Materialized bars are switched on after a purge has borrowed its connection, and before it drops chunks.
 async fn switched_purge(server: Server) {
     if !server.hypertables() {
@@ -241,14 +294,7 @@ async fn switched_purge(server: Server) {
             store.purge_before(PriceTick::DATASET, Timestamp::from_secs(BASE + 30 * 86_400).unwrap()).await
         }
     });
-    let waits = "SELECT count(*) FROM pg_locks WHERE relation = to_regclass($1) AND NOT granted";
-    loop {
-        let waits = sqlx::query_scalar::<_, i64>(waits).bind(format!("{schema}.ticks"));
-        if waits.fetch_one(&mut connection).await.unwrap() > 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_for_waiter(&mut connection, &format!("{schema}.ticks")).await;
     execute(&mut connection, switch("parked", "qi_bars_state") + "; COMMIT").await.unwrap();
     // The chunk is dropped with a mark. The deletion of the remaining ticks has no marks, so it is rejected.
     assert_eq!(purging.await.unwrap().unwrap_err().kind(), ErrorKind::Conflict);
@@ -294,8 +340,18 @@ async fn older_writer(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
+/// Returns a store whose purges drop chunks, in a new schema.
+async fn open_with_short_chunks(server: &Server) -> (TimescaleStore, String) {
+    let schema = servers::namespace();
+    let mut config = server.config(&schema);
+    config.chunks.set("ticks", Duration::from_hours(12));
+    let store = TimescaleStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    (store, schema)
+}
+
 async fn concurrent(server: Server) {
-    let (store, schema) = open(&server).await;
+    let (store, schema) = open_with_short_chunks(&server).await;
     let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
     let name = schema.clone();
     // Ends the session of a maintainer or a writer, as if its process had died.
@@ -312,13 +368,13 @@ async fn concurrent(server: Server) {
         }
     };
     let histories = if runs_long_tests() { 2_000 } else { 60 };
-    let plan = Plan { histories, at_once: 4, seed: seed() };
+    let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: true };
     bars_rig::run(Arc::new(store), plan, kill).await;
     drop_schema(server.direct_url(), &schema).await;
 }
 
 async fn killed(server: Server, spare: Spare) {
-    let (store, _) = open(&server).await;
+    let (store, _) = open_with_short_chunks(&server).await;
     let kill = |kills: Arc<AtomicU64>| async move {
         let mut spare = spare;
         loop {
@@ -329,7 +385,7 @@ async fn killed(server: Server, spare: Spare) {
         }
     };
     let histories = if runs_long_tests() { 400 } else { 24 };
-    let plan = Plan { histories, at_once: 4, seed: seed() };
+    let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: true };
     bars_rig::run(Arc::new(store), plan, kill).await;
 }
 

@@ -14,7 +14,7 @@ use futures::future::join_all;
 use libtest_mimic::Arguments;
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
-use qi_core::store::{BarQuery, DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery};
+use qi_core::store::{BarQuery, DeleteQuery, InstrumentQuery, LatestQuery, MaintainRequest, RangeQuery};
 use qi_core::{
     Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Quantity, Quote, QuoteValues, Selection,
     TimeRange, Timestamp,
@@ -33,6 +33,11 @@ fn main() {
         trials.push(trial(&server, "long_bars_need_no_temporary_files", long_bars));
     }
     trials.push(trial(&Server::timescale(), "late_records_of_sixteen_writers_lock_few_chunks", late_records));
+    trials.push(trial(
+        &Server::timescale(),
+        "maintenance_of_many_chunks_locks_few_chunks",
+        maintained_chunks,
+    ));
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
@@ -422,6 +427,64 @@ async fn long_bars(server: Server) {
     }
 }
 
+/// Returns the largest number of locks that one session of a store held during `work`.
+async fn max_locks(server: &Server, config: &TimescaleConfig, work: impl Future<Output = ()>) -> i64 {
+    let done = Arc::new(AtomicBool::new(false));
+    let locks = tokio::spawn({
+        let (url, name, done) = (server.url().to_owned(), config.application_name.clone(), done.clone());
+        async move {
+            let mut root = PgConnection::connect(&url).await.unwrap();
+            let mut most = 0;
+            while !done.load(Ordering::Relaxed) {
+                let now: i64 = sqlx::query_scalar(
+                    "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM pg_locks \
+                     JOIN pg_stat_activity USING (pid) WHERE application_name = $1 GROUP BY pid) x",
+                )
+                .bind(&name)
+                .fetch_one(&mut root)
+                .await
+                .unwrap();
+                most = now.max(most);
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            root.close().await.unwrap();
+            most
+        }
+    });
+    work.await;
+    done.store(true, Ordering::Relaxed);
+    locks.await.unwrap()
+}
+
+/// The first maintenance of many one-day chunks, and a rebuild of all of them.
+async fn maintained_chunks(server: Server) {
+    const MAX_LOCKS: i64 = 300;
+    for chunks in with_long_tests([300_i64], [1_300]) {
+        let change = |config: &mut TimescaleConfig| {
+            config.chunks.set("ticks", Duration::from_hours(24));
+            config.application_name = Some(namespace());
+            config.materialized_bars = Some(true);
+        };
+        with_store(&server, change, async |store, config| {
+            let ticks: Vec<_> = (0..chunks).map(|day| tick(&name(0), day * DAY, 0)).collect();
+            store.insert_ticks(&ticks).await.unwrap();
+            let everything = MaintainRequest::default().with_until(Timestamp::MAX);
+            let maintaining = async {
+                while !store.maintain(&everything).await.unwrap().is_complete() {}
+                let mark = format!("SELECT qi_mark_stale('{}', '{}')", Timestamp::MIN, Timestamp::MAX);
+                sqlx::raw_sql(AssertSqlSafe(mark)).execute(store.pool()).await.unwrap();
+                while !store.maintain(&everything).await.unwrap().is_complete() {}
+            };
+            let locks = max_locks(&server, &config, maintaining).await;
+            assert!(locks > 0 && locks < MAX_LOCKS, "a maintainer held {locks} locks");
+            let days: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM qi_bars_1d").fetch_one(store.pool()).await.unwrap();
+            assert_eq!(days, chunks);
+        })
+        .await;
+    }
+}
+
 /// Instruments and days of the table, and batches of each writer.
 #[derive(Debug, Clone, Copy)]
 struct Size {
@@ -461,29 +524,6 @@ async fn late_records(server: Server) {
                 let late = tick(&name(first % instruments), day(late) * DAY + 1, first as u64 + 1);
                 new.chain([late]).collect()
             };
-            let done = Arc::new(AtomicBool::new(false));
-            let locks = tokio::spawn({
-                let (url, name, done) =
-                    (server.url().to_owned(), config.application_name.clone(), done.clone());
-                async move {
-                    let mut root = PgConnection::connect(&url).await.unwrap();
-                    let mut most = 0;
-                    while !done.load(Ordering::Relaxed) {
-                        let now: i64 = sqlx::query_scalar(
-                            "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM pg_locks \
-                             JOIN pg_stat_activity USING (pid) WHERE application_name = $1 GROUP BY pid) x",
-                        )
-                        .bind(&name)
-                        .fetch_one(&mut root)
-                        .await
-                        .unwrap();
-                        most = now.max(most);
-                        tokio::time::sleep(Duration::from_millis(2)).await;
-                    }
-                    root.close().await.unwrap();
-                    most
-                }
-            });
             let write = |writer: usize| {
                 let store = store.clone();
                 tokio::spawn(async move {
@@ -493,11 +533,12 @@ async fn late_records(server: Server) {
                     }
                 })
             };
-            for writer in join_all((0..WRITERS).map(write)).await {
-                writer.unwrap();
-            }
-            done.store(true, Ordering::Relaxed);
-            let locks = locks.await.unwrap();
+            let writing = async {
+                for writer in join_all((0..WRITERS).map(write)).await {
+                    writer.unwrap();
+                }
+            };
+            let locks = max_locks(&server, &config, writing).await;
             assert!(locks > 0 && locks < MAX_LOCKS, "a writer held {locks} locks");
             let rows: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM ticks_view WHERE ts >= $1::text::timestamptz")

@@ -99,7 +99,7 @@ impl ClickHouseStore {
             ),
         };
         for part in rows(&self.inner.connections.read_client, &sql, read_part).await? {
-            merger.push(part)?;
+            merger.push(part);
         }
         Ok(())
     }

@@ -133,15 +133,17 @@ async fn buckets(
     let mut rows = sqlx::query_with(sql, values.finish()?).fetch(connection);
     let mut bucket: Option<(Timestamp, Figures)> = None;
     while let Some(row) = rows.try_next().await? {
-        let tick = read_tick(&row)?;
-        let open = interval.floor(tick.0.ts);
+        let (point, quantity) = read_tick(&row)?;
+        let open = interval.floor(point.ts);
         if let Some(full) = bucket.take_if(|(at, _)| *at != open) {
             push(full, planner)?;
             if planner.wanted() == 0 {
                 return Ok(());
             }
         }
-        bucket.get_or_insert_with(|| (open, Figures::new(tick.0))).1.add(tick)?;
+        // The additional bar has no volumes, so that its sum cannot fail this page.
+        let quantity = quantity.filter(|_| planner.is_on_page());
+        bucket.get_or_insert_with(|| (open, Figures::new(point))).1.add((point, quantity))?;
     }
     if let Some(last) = bucket {
         push(last, planner)?;

@@ -1,14 +1,15 @@
 //! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
+use qi_core::domain::ExactSum;
 use qi_core::store::kit::{BarPart, BarSums, BucketPlanner, LevelSource, add_sums, bucket_end, level_table};
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
-use qi_core::{Bar, Error, ErrorKind, Interval, Operation, Price, TimeRange, Timestamp};
+use qi_core::{Bar, Interval, Price, TimeRange, Timestamp};
 use sqlx::postgres::types::PgInterval;
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::postgres::{PgArguments, PgRow, PgValueRef};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, Row, ValueRef};
 
-use super::chunks::ChunkScan;
+use super::chunks::{ChunkScan, check_slices};
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
 use super::sql::RegisteredDataset;
@@ -113,13 +114,13 @@ impl TimescaleStore {
     ) -> Result<Page<Bar>, Cause> {
         let mut planner = BucketPlanner::new(query)?;
         while let Some(window) = planner.window()? {
-            let window = self.limit_to_chunks(connection, ticks, window, query).await?;
+            let window =
+                self.limit_to_chunks(connection, ticks, window, (query.interval, query.order)).await?;
             let rows = buckets_query(ticks, id, window, query, planner.wanted())
                 .fetch_all(&mut **connection)
                 .await?;
             for row in &rows {
-                let part = bar_part(row, planner.is_on_page())?;
-                planner.push(bar_of(&part, query, planner.is_on_page())?);
+                planner.push(bar_of(&bar_part(row)?, query, planner.is_on_page())?);
             }
             if let Some(rest) = planner.advance(window)? {
                 planner.skip_to(self.next_tick(connection, (ticks, id), rest, query.order).await?)?;
@@ -135,9 +136,8 @@ impl TimescaleStore {
         connection: &mut PgConnection<'_>,
         ticks: &RegisteredDataset,
         window: TimeRange,
-        query: &BarQuery,
+        (interval, order): (Interval, Order),
     ) -> Result<TimeRange, Cause> {
-        let BarQuery { interval, order, .. } = *query;
         let chunks = &self.inner.cache.chunks;
         let max_chunks =
             if interval >= MIN_LONG_INTERVAL { MAX_LONG_WINDOW_CHUNKS } else { MAX_WINDOW_CHUNKS };
@@ -195,8 +195,14 @@ impl TimescaleStore {
     ) -> Result<Option<RangeStats>, Cause> {
         // The statements share a snapshot, because a concurrent deletion must not affect only some of them.
         let mut snapshot = connection.begin_snapshot().await?;
-        let stats = self.aggregate_stats(&mut snapshot, ticks, id, query).await?;
+        let sources = self.stats_sources(&mut snapshot, id, query).await?;
+        let has_levels = sources.iter().any(|source| source.level.is_some());
+        let stats = self.aggregate_stats(&mut snapshot, ticks, id, sources).await?;
+        // The first and the last price are read from the ticks, even if all sums come from levels.
+        let merged_with_ticks: Vec<_> = has_levels.then_some(query.range).into_iter().collect();
+        let slices = self.inner.cache.chunks.slices(&mut snapshot, ticks, &merged_with_ticks).await?;
         snapshot.rollback().await?;
+        check_slices(connection, slices).await?;
         Ok(stats)
     }
 
@@ -206,10 +212,10 @@ impl TimescaleStore {
         connection: &mut PgConnection<'_>,
         ticks: &RegisteredDataset,
         id: i32,
-        query: &StatsQuery,
+        sources: Vec<LevelSource>,
     ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Aggregates> = None;
-        for LevelSource { range, level } in self.stats_sources(connection, id, query).await? {
+        for LevelSource { range, level } in sources {
             let mut scan = ChunkScan::new(range, Order::Ascending);
             let mut rest = level.map(|_| range);
             loop {
@@ -299,8 +305,9 @@ impl TimescaleStore {
             .bind(id)
             .bind(Pg(part.start()))
             .bind(Pg(part.end()))
-            .fetch_one(&mut *connection)
-            .await?;
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or(Cause::ChunkDropped)?;
         Ok(PricePoint {
             ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
             seq: row.try_get::<Pg<u64>, _>(1)?.0,
@@ -347,8 +354,8 @@ pub(super) fn buckets_query(
         .bind(i64::try_from(wanted).unwrap_or(i64::MAX))
 }
 
-/// Reads the exact figures of a bar from a row. Reads the volumes only if `summed` is true.
-pub(super) fn bar_part(row: &PgRow, summed: bool) -> Result<BarPart, Cause> {
+/// Reads the exact figures of a bar from a row.
+pub(super) fn bar_part(row: &PgRow) -> Result<BarPart, Cause> {
     let price = |at| row.try_get::<Pg<Price>, _>(at).map(|price| price.0);
     Ok(BarPart {
         ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
@@ -356,7 +363,7 @@ pub(super) fn bar_part(row: &PgRow, summed: bool) -> Result<BarPart, Cause> {
         high: price(2)?,
         low: price(3)?,
         close: price(4)?,
-        sums: if summed { read_sums(row, 6)? } else { None },
+        sums: read_sums(row, 6)?,
         count: row.try_get::<Pg<u64>, _>(5)?.0,
     })
 }
@@ -373,21 +380,13 @@ fn read_sums(row: &PgRow, at: usize) -> Result<BarSums, Cause> {
     if volume.is_null() || turnover.is_null() {
         return Ok(None);
     }
-    let bytes = |value: sqlx::postgres::PgValueRef<'_>| {
-        value.as_bytes().map(<[u8]>::to_vec).map_err(sqlx::Error::Decode)
-    };
-    let volume = wire::decode_sum::<18>(&bytes(volume)?).map_err(sum_error)?;
-    let turnover = wire::decode_sum::<36>(&bytes(turnover)?).map_err(sum_error)?;
-    Ok(Some((volume, turnover)))
+    Ok(Some((read_sum(&volume)?, read_sum(&turnover)?)))
 }
 
-/// Maps a sum that exceeds 256 bits to an out-of-range error, and an invalid sum to a decode error.
-fn sum_error(error: wire::NumericError) -> Cause {
-    match error {
-        wire::NumericError::TooLarge => Cause::Core(
-            Error::new(ErrorKind::OutOfRange, "store.timescale.sum", Operation::DerivedBars)
-                .with_message("a sum is 1e20 or more"),
-        ),
-        other => Cause::Sql(sqlx::Error::Decode(Box::new(other))),
+/// Reads a sum. A sum beyond 256 bits is out of range as the largest sum is, and fails only the page of its bar.
+fn read_sum<const PLACES: u32>(value: &PgValueRef<'_>) -> Result<ExactSum<PLACES>, Cause> {
+    match wire::decode_sum(value.as_bytes().map_err(sqlx::Error::Decode)?) {
+        Err(wire::NumericError::TooLarge) => Ok(ExactSum::MAX),
+        sum => sum.map_err(|error| Cause::Sql(sqlx::Error::Decode(Box::new(error)))),
     }
 }

@@ -72,6 +72,14 @@ const NEWEST_SQL: &str = "SELECT count(*), min(range_start) FROM (\
     WHERE h.schema_name = $1 AND h.table_name = $2 AND s.range_end > $3 AND s.range_start < $4 \
     ORDER BY s.range_start DESC LIMIT $5) x";
 
+// The catalog consists of ordinary tables, so a snapshot contains the slices of chunks that were dropped later.
+const SLICES_SQL: &str = "SELECT DISTINCT s.id FROM _timescaledb_catalog.hypertable h \
+    JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
+    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    JOIN unnest($3::bigint[], $4::bigint[]) AS r(first, until) ON s.range_end > r.first AND s.range_start < r.until \
+    WHERE h.schema_name = $1 AND h.table_name = $2";
+const COUNT_SLICES_SQL: &str = "SELECT count(*) FROM _timescaledb_catalog.dimension_slice WHERE id = ANY($1)";
+
 // The view reads every chunk of the database.
 const CONVERTED_UNTIL_SQL: &str = "SELECT extract(epoch FROM least(max(range_end), '2262-01-01'))::bigint * 1000000 \
     FROM timescaledb_information.chunks \
@@ -158,6 +166,25 @@ impl Chunks {
         })
     }
 
+    /// Returns the ids of the slices of the chunks in these ranges, for [`check_slices`].
+    pub(super) async fn slices(
+        &self,
+        connection: &mut PgConnection<'_>,
+        registered: &RegisteredDataset,
+        ranges: &[TimeRange],
+    ) -> Result<Vec<i32>, Cause> {
+        if !self.hypertables || ranges.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(sqlx::query_scalar(SLICES_SQL)
+            .bind(&self.schema)
+            .bind(registered.table.name())
+            .bind(ranges.iter().map(|range| range.start().as_micros()).collect::<Vec<_>>())
+            .bind(ranges.iter().map(|range| range.end().as_micros()).collect::<Vec<_>>())
+            .fetch_all(connection)
+            .await?)
+    }
+
     /// Returns the time from which `latest` reads first: a few chunks before `until`, or before the newest known
     /// chunk. If a key has a record at or after this time, its latest record is there as well, even if the cached
     /// newest chunk is outdated.
@@ -240,6 +267,19 @@ impl TableChunks {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.converted_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// Fails if a chunk of these slices was dropped. The slices are those of a snapshot that has ended.
+///
+/// A snapshot does not include the rows of a chunk that is dropped later, but it still includes the materialized bars of
+/// these rows. A chunk that a statement has read is locked until the end of the snapshot, so it cannot be dropped.
+pub(super) async fn check_slices(connection: &mut PgConnection<'_>, slices: Vec<i32>) -> Result<(), Cause> {
+    let count = slices.len();
+    if count == 0 {
+        return Ok(());
+    }
+    let left: i64 = sqlx::query_scalar(COUNT_SLICES_SQL).bind(slices).fetch_one(connection).await?;
+    if usize::try_from(left) == Ok(count) { Ok(()) } else { Err(Cause::ChunkDropped) }
 }
 
 /// A scan over a range, in parts that touch few chunks each.

@@ -36,6 +36,9 @@ pub(super) enum Cause {
          qi_bars_stale (pg_stat_activity.xact_start)"
     )]
     WritersRunning { count: usize },
+    /// A purge dropped a chunk after the snapshot of a read, so a bar could contain a part of the purged ticks.
+    #[error("a chunk of the read was dropped during the read")]
+    ChunkDropped,
     /// A setting that needs another edition of the server.
     #[error("{rule}")]
     Edition { rule: String },
@@ -92,6 +95,9 @@ const POOLER: &str = "store.timescale.pooler";
 /// The code of a full disk. Never retried, unlike other unavailability, because waiting frees no space.
 const DISK_FULL: &str = "store.timescale.disk_full";
 
+/// The code of a chunk that was dropped during a call.
+const DROPPED_CHUNK: &str = "store.timescale.dropped_chunk";
+
 /// The code of a unique violation. COPY fails with this code if a record already exists.
 pub(super) const UNIQUE_VIOLATION: &str = "23505";
 
@@ -134,7 +140,7 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
         sqlx::Error::Database(e)
             if has_state(error, "XX000") && e.message().contains(MISSING_RELATION_MESSAGE) =>
         {
-            (ErrorKind::Conflict, "store.timescale.dropped_chunk")
+            (ErrorKind::Conflict, DROPPED_CHUNK)
         }
         // Materialized bars were switched on or off after the connection was borrowed. A retry sees the new state.
         sqlx::Error::Database(e)
@@ -215,6 +221,7 @@ impl Cause {
             Self::WritersRunning { .. } => {
                 new(ErrorKind::Timeout, "store.timescale.writers_running").with_message(self)
             }
+            Self::ChunkDropped => new(ErrorKind::Conflict, DROPPED_CHUNK).with_message(self),
             Self::Edition { .. } => new(ErrorKind::Unsupported, "store.timescale.edition").with_message(self),
             Self::Sql(sqlx::Error::PoolClosed) => {
                 Error::closed("store.timescale.closed", operation).with_backend(BACKEND)
@@ -401,6 +408,7 @@ mod tests {
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
         assert_eq!(of(Cause::SchemaLocked), (ErrorKind::Timeout, true));
+        assert_eq!(of(Cause::ChunkDropped), (ErrorKind::Conflict, true));
         let source = ServerError::sql(LOCK_NOT_AVAILABLE, "");
         assert_eq!(of(Cause::TableLocked { attempts: 3, source }), (ErrorKind::Timeout, true));
     }

@@ -8,6 +8,7 @@ use qi_core::{Bar, Interval, TimeRange, Timestamp};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::bars::{bar_of, bar_part, buckets_query};
+use super::chunks::check_slices;
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
 use super::sql::RegisteredDataset;
@@ -36,9 +37,16 @@ impl TimescaleStore {
     ) -> Result<Page<Bar>, Cause> {
         let mut snapshot = connection.begin_snapshot().await?;
         let mut planner = BucketPlanner::new(query)?;
+        let mut merged_with_ticks = Vec::new();
         while let Some(window) = planner.window()? {
             let mut merger = BarMerger::new(query.interval, query.order);
-            for source in self.sources(&mut snapshot, id, window, (query.interval, query.order)).await? {
+            let sources = self.sources(&mut snapshot, id, window, (query.interval, query.order)).await?;
+            // Sources are full hours, so only longer bars have several sources.
+            if query.interval > Interval::H1 && sources.len() > 1 {
+                let ticks = sources.iter().filter(|source| source.level.is_none());
+                merged_with_ticks.extend(ticks.map(|source| source.range));
+            }
+            for source in sources {
                 if merger.len() > planner.wanted() {
                     break;
                 }
@@ -53,7 +61,9 @@ impl TimescaleStore {
             }
         }
         let page = planner.page()?;
+        let slices = self.inner.cache.chunks.slices(&mut snapshot, ticks, &merged_with_ticks).await?;
         snapshot.rollback().await?;
+        check_slices(connection, slices).await?;
         Ok(page)
     }
 
@@ -107,7 +117,7 @@ impl TimescaleStore {
             .fetch_all(snapshot)
             .await?;
         for row in &rows {
-            merger.push(bar_part(row, true)?)?;
+            merger.push(bar_part(row)?);
         }
         Ok(())
     }
@@ -122,10 +132,10 @@ impl TimescaleStore {
         merger: &mut BarMerger,
     ) -> Result<(), Cause> {
         while !rest.is_empty() && merger.len() <= wanted {
-            let part = self.limit_to_chunks(snapshot, ticks, rest, query).await?;
+            let part = self.limit_to_chunks(snapshot, ticks, rest, (query.interval, query.order)).await?;
             let rows = buckets_query(ticks, id, part, query, wanted).fetch_all(&mut *snapshot).await?;
             for row in &rows {
-                merger.push(bar_part(row, true)?)?;
+                merger.push(bar_part(row)?);
             }
             rest = match query.order {
                 Order::Ascending => TimeRange::new(part.end(), rest.end())?,

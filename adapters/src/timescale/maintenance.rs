@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use qi_core::store::kit::{LEVELS, StepSpan, level_table};
-use qi_core::store::{MaintainRequest, MaintenanceReport};
-use qi_core::{Interval, Timestamp};
+use qi_core::store::{MaintainRequest, MaintenanceReport, Order};
+use qi_core::{Interval, TimeRange, Timestamp};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::connect::{PgConnection, PooledConnection, Transaction};
 use super::error::Cause;
 use super::materialized;
+use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
 
@@ -129,6 +130,7 @@ impl TimescaleStore {
     pub(super) async fn maintain_on(
         &self,
         connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         request: &MaintainRequest,
     ) -> Result<MaintenanceReport, Cause> {
         let started = Instant::now();
@@ -142,7 +144,7 @@ impl TimescaleStore {
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
         loop {
-            let rebuilt = self.rebuild_step(connection, &mut span).await?;
+            let rebuilt = self.rebuild_step(connection, registered, &mut span).await?;
             report.rebuilt += rebuilt;
             if rebuilt == 0 || is_over(started) {
                 break;
@@ -151,7 +153,8 @@ impl TimescaleStore {
         // At least one step runs, even after a long wait for writers.
         while watermark < announced.announced && (report.ticks == 0 || !is_over(started)) {
             let ticks;
-            (watermark, ticks) = self.advance_step(connection, announced.announced, &mut span).await?;
+            (watermark, ticks) =
+                self.advance_step(connection, registered, announced.announced, &mut span).await?;
             report.ticks += ticks;
         }
         report.stale = sqlx::query_scalar::<_, i64>(self.in_bars_schema(STALE))
@@ -223,6 +226,7 @@ impl TimescaleStore {
     async fn advance_step(
         &self,
         connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         announced: Timestamp,
         span: &mut StepSpan,
     ) -> Result<(Timestamp, u64), Cause> {
@@ -232,8 +236,8 @@ impl TimescaleStore {
             step.rollback().await?;
             return Ok((watermark, 0));
         }
-        let start = self.first_tick(&mut step, watermark, announced).await?;
-        let end = self.step_end(&mut step, start, announced, span).await?;
+        let (start, limit) = self.first_tick(&mut step, registered, (watermark, announced)).await?;
+        let end = self.step_end(&mut step, start, limit, span).await?;
         let ticks = self.materialize(&mut step, (watermark, start, end), end).await?;
         span.adapt(ticks);
         self.cut_marks(&mut step, watermark, end).await?;
@@ -245,19 +249,22 @@ impl TimescaleStore {
         Ok((end, ticks))
     }
 
-    /// Returns the hour of the first tick in a range, or the end of the range.
+    /// Returns the hour of the first tick in the first chunks of a range, and the end of these chunks, which limits the
+    /// step. Both are the end if these chunks have no ticks in the range.
     async fn first_tick(
         &self,
         step: &mut PgConnection<'_>,
-        start: Timestamp,
-        end: Timestamp,
-    ) -> Result<Timestamp, Cause> {
+        registered: &RegisteredDataset,
+        (start, end): (Timestamp, Timestamp),
+    ) -> Result<(Timestamp, Timestamp), Cause> {
+        let range = TimeRange::new(start, end)?;
+        let part = self.limit_to_chunks(step, registered, range, (Interval::H1, Order::Ascending)).await?;
         let first: Option<Pg<Timestamp>> = sqlx::query_scalar(self.in_bars_schema(FIRST_TICK))
-            .bind(Pg(start))
-            .bind(Pg(end))
+            .bind(Pg(part.start()))
+            .bind(Pg(part.end()))
             .fetch_one(step)
             .await?;
-        Ok(first.map_or(end, |Pg(hour)| hour.max(start)))
+        Ok((first.map_or(part.end(), |Pg(hour)| hour.max(start)), part.end()))
     }
 
     /// Returns the end of a step that begins at `start`, at most `limit`. Shortens the span of a step with many ticks.
@@ -317,6 +324,7 @@ impl TimescaleStore {
     async fn rebuild_step(
         &self,
         connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         span: &mut StepSpan,
     ) -> Result<u64, Cause> {
         let mut step = self.begin_step(connection).await?;
@@ -331,7 +339,7 @@ impl TimescaleStore {
         };
         let (Pg(first), Pg(until)) = (oldest.try_get(1)?, oldest.try_get(2)?);
         let removed = match oldest.try_get::<i32, _>(0)? {
-            0 => self.rebuild_range(&mut step, (first, until), watermark, span).await?,
+            0 => self.rebuild_range(&mut step, registered, (first, until), watermark, span).await?,
             _ => self.rebuild_hours(&mut step, first, watermark).await?,
         };
         step.commit().await?;
@@ -342,12 +350,12 @@ impl TimescaleStore {
     async fn rebuild_range(
         &self,
         step: &mut PgConnection<'_>,
+        registered: &RegisteredDataset,
         (first, until): (Timestamp, Timestamp),
         watermark: Timestamp,
         span: &mut StepSpan,
     ) -> Result<u64, Cause> {
-        let limit = until.min(watermark);
-        let first_tick = self.first_tick(step, first, limit).await?;
+        let (first_tick, limit) = self.first_tick(step, registered, (first, until.min(watermark))).await?;
         let first_bar: Option<Pg<Timestamp>> = sqlx::query_scalar(self.in_bars_schema(FIRST_BAR))
             .bind(Pg(Interval::H1.floor(first)))
             .bind(Pg(limit))

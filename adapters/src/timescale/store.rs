@@ -349,10 +349,10 @@ impl PriceStore for TimescaleStore {
 
     async fn maintain(&self, request: &MaintainRequest) -> Result<MaintenanceReport> {
         const OPERATION: Operation = Operation::Maintain;
-        self.registered(OPERATION, PriceTick::DATASET)?;
+        let ticks = self.registered(OPERATION, PriceTick::DATASET)?;
         self.run(OPERATION, async |connection| {
             if self.inner.cache.has_materialized_bars() {
-                return self.maintain_on(connection, request).await;
+                return self.maintain_on(connection, ticks, request).await;
             }
             Ok(MaintenanceReport::default())
         })

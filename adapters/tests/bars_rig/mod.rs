@@ -1,18 +1,18 @@
 //! Concurrent histories over a store with materialized bars. Each history has an instrument of its own, so every read
 //! between two of its changes has one correct result, whatever the other histories and the maintainers do at the same
-//! time. A read that overlaps with a change may contain a part of the change.
+//! time. A read that overlaps with a change, or with a purge of another history, may contain a part of it: [`Overlap`].
 
 #![allow(clippy::unwrap_used, reason = "test support")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use libtest_mimic::{Completion, Trial};
 use qi_core::record::SortKey;
-use qi_core::store::{BarQuery, DeleteQuery, MaintainRequest, StatsQuery};
+use qi_core::store::{BarQuery, DeleteQuery, MaintainRequest, Order, Page, StatsQuery};
 use qi_core::{
     Bar, Dataset, Decimal, Instrument, Interval, Price, PriceStore, PriceStoreExt as _, PriceTick,
     Record as _, Rng, Selection, TimeRange, Timestamp,
@@ -36,6 +36,9 @@ const INTERVALS: [Interval; 6] =
 
 const TICKS: Dataset = PriceTick::DATASET;
 
+/// The number of records from which the tested stores may write new and repeated records in two transactions.
+const COPY_FROM: usize = 8;
+
 /// The settings of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -44,6 +47,36 @@ pub(crate) struct Plan {
     /// The number of histories that run at the same time.
     pub(crate) at_once: u64,
     pub(crate) seed: u64,
+    /// True if a read is one snapshot.
+    pub(crate) snapshots: bool,
+}
+
+/// The part of a change that an overlapping read may contain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Overlap {
+    /// The complete change or nothing, in all bars of the page.
+    Atomic,
+    /// The removal of the oldest ticks of a bar.
+    Oldest,
+    /// Any part.
+    Any,
+}
+
+/// The purges of all histories. A purge concerns all instruments, so it excludes the changes of all histories, but not
+/// their reads.
+#[derive(Debug, Default)]
+struct Purges {
+    changes: RwLock<()>,
+    /// The cutoffs of all purges that have begun.
+    begun: std::sync::Mutex<Vec<Timestamp>>,
+    /// The number of purges that have ended.
+    ended: AtomicUsize,
+}
+
+impl Purges {
+    fn cutoffs(&self) -> Vec<Timestamp> {
+        self.begun.lock().unwrap().clone()
+    }
 }
 
 /// The seed of the histories, from the clock. A failure prints it.
@@ -72,8 +105,7 @@ pub(crate) async fn run<D: Future<Output = ()>>(
     let kills = Arc::new(AtomicU64::new(0));
     let disturb = disturb(kills.clone());
     let over = AtomicBool::new(false);
-    // The cutoffs of all purges. A purge concerns all instruments, so it excludes the steps of all histories.
-    let purges = RwLock::new(Vec::new());
+    let purges = Purges::default();
     let next = AtomicU64::new(0);
     let ended = Mutex::new(Vec::new());
     let histories = futures::future::join_all((0..plan.at_once).map(|_| async {
@@ -83,7 +115,7 @@ pub(crate) async fn run<D: Future<Output = ()>>(
                 return;
             }
             assert!(number < 100 * plan.histories, "nothing was killed");
-            let mut history = History::new(number, plan.seed);
+            let mut history = History::new(number, &plan);
             history.run(&*store, &purges).await;
             ended.lock().await.push(history);
         }
@@ -108,11 +140,9 @@ pub(crate) async fn run<D: Future<Output = ()>>(
             }
         };
         tokio::time::timeout(Duration::from_mins(2), complete).await.unwrap();
-        let purges = purges.read().await;
         for history in &mut *ended.lock().await {
-            history.apply(&purges);
             for interval in INTERVALS {
-                history.check_bars(&*store, interval).await;
+                history.check_bars(&*store, interval, &purges).await;
             }
         }
     };
@@ -145,43 +175,75 @@ struct History {
     ticks: Ticks,
     /// The number of purges that `ticks` contains.
     purges: usize,
+    snapshots: bool,
+}
+
+/// Returns the first page of the bars of these ticks.
+fn bars(ticks: &Ticks, query: &BarQuery) -> Vec<Bar> {
+    let ticks: Vec<_> = ticks.values().cloned().collect();
+    let mut bars = reference_bars(&ticks, query.interval);
+    if query.order == Order::Descending {
+        bars.reverse();
+    }
+    bars.truncate(query.page.limit());
+    bars
 }
 
 impl History {
-    fn new(number: u64, seed: u64) -> Self {
+    fn new(number: u64, plan: &Plan) -> Self {
         Self {
-            rng: Rng::with_seed(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            rng: Rng::with_seed(plan.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             instrument: format!("x:H{number}").parse().unwrap(),
             ticks: BTreeMap::new(),
             purges: 0,
+            snapshots: plan.snapshots,
         }
     }
 
-    async fn run(&mut self, store: &dyn PriceStore, purges: &RwLock<Vec<Timestamp>>) {
+    async fn run(&mut self, store: &dyn PriceStore, purges: &Purges) {
         const STEPS: usize = 10;
         for _ in 0..STEPS {
             if self.rng.u8(0..100) == 0 {
                 let cutoff = hour(self.rng.i64(0..HOURS / 2));
-                let mut purges = purges.write().await;
-                self.apply(&purges);
-                let mut left = self.ticks.clone();
-                left.retain(|(ts, _), _| *ts >= cutoff);
-                self.change(store, left, retried(|| store.purge_before(TICKS, cutoff))).await;
-                purges.push(cutoff);
-                self.purges = purges.len();
+                let _changes = purges.changes.write().await;
+                self.apply(purges);
+                purges.begun.lock().unwrap().push(cutoff);
+                let left = self.ticks_from(cutoff);
+                self.change(store, left, Overlap::Oldest, retried(|| store.purge_before(TICKS, cutoff)))
+                    .await;
+                self.purges += 1;
+                purges.ended.store(self.purges, Ordering::Relaxed);
             }
-            let purges = purges.read().await;
-            self.apply(&purges);
+            // During the purge of another history, this history only reads.
+            let changes = loop {
+                match purges.changes.try_read() {
+                    Ok(changes) => break changes,
+                    Err(_) => self.check(store, purges).await,
+                }
+            };
+            self.apply(purges);
             self.step(store).await;
-            self.check(store).await;
+            drop(changes);
+            self.check(store, purges).await;
         }
     }
 
-    fn apply(&mut self, purges: &[Timestamp]) {
-        for cutoff in &purges[self.purges..] {
-            self.ticks.retain(|(ts, _), _| ts >= cutoff);
+    /// Removes the ticks of all purges that have ended.
+    fn apply(&mut self, purges: &Purges) {
+        let ended = purges.ended.load(Ordering::Relaxed);
+        for cutoff in &purges.cutoffs()[self.purges..ended] {
+            self.ticks = self.ticks_from(*cutoff);
         }
-        self.purges = purges.len();
+        self.purges = ended;
+    }
+
+    /// Returns the latest cutoff of the purges that have begun since the last call of `apply`, or were running then.
+    fn overlapping(&self, purges: &Purges) -> Option<Timestamp> {
+        purges.cutoffs()[self.purges..].iter().copied().max()
+    }
+
+    fn ticks_from(&self, cutoff: Timestamp) -> Ticks {
+        self.ticks.range((cutoff, 0)..).map(|(key, tick)| (*key, tick.clone())).collect()
     }
 
     async fn step(&mut self, store: &dyn PriceStore) {
@@ -207,7 +269,7 @@ impl History {
                 let query = DeleteQuery::ticks(own, range);
                 let mut left = self.ticks.clone();
                 left.retain(|(ts, _), _| !range.contains(*ts));
-                self.change(store, left, retried(|| store.delete_range(&query))).await;
+                self.change(store, left, Overlap::Atomic, retried(|| store.delete_range(&query))).await;
             }
         }
     }
@@ -215,11 +277,24 @@ impl History {
     async fn insert(&mut self, store: &dyn PriceStore, batch: Vec<PriceTick>) {
         let mut after = self.ticks.clone();
         after.extend(batch.iter().map(|tick| (tick.sort_key(), tick.clone())));
-        self.change(store, after, retried(|| store.insert_ticks(&batch))).await;
+        let keys: BTreeSet<_> = batch.iter().map(PriceTick::sort_key).collect();
+        let (first, last) = (keys.first().copied(), keys.last().copied());
+        let are_new =
+            first.zip(last).is_none_or(|(first, last)| self.ticks.range(first..=last).next().is_none());
+        let is_atomic =
+            batch.len() < COPY_FROM || are_new || keys.iter().all(|key| self.ticks.contains_key(key));
+        let overlap = if is_atomic { Overlap::Atomic } else { Overlap::Any };
+        self.change(store, after, overlap, retried(|| store.insert_ticks(&batch))).await;
     }
 
     /// Runs a change after which the store has these ticks, and an overlapping read.
-    async fn change<T>(&mut self, store: &dyn PriceStore, after: Ticks, change: impl Future<Output = T>) {
+    async fn change<T>(
+        &mut self,
+        store: &dyn PriceStore,
+        after: Ticks,
+        overlap: Overlap,
+        change: impl Future<Output = T>,
+    ) {
         let interval = self.rng.choice(INTERVALS).unwrap();
         let pause = Duration::from_millis(self.rng.u64(0..15));
         let query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
@@ -228,13 +303,34 @@ impl History {
             retried(|| store.derived_bars(&query)).await
         };
         let (_, page) = futures::future::join(change, read).await;
-        let end = page.next.and_then(|_| page.items.last().map(Bar::open_time));
-        let end = end.map_or(Timestamp::MAX, |last| last.checked_add(interval.duration()).unwrap());
+        self.check_overlap(&query, &page, &after, overlap);
+        self.ticks = after;
+    }
+
+    /// Checks a page that was read during a change after which the store has the ticks `after`.
+    fn check_overlap(&self, query: &BarQuery, page: &Page<Bar>, after: &Ticks, overlap: Overlap) {
+        let BarQuery { interval, order, .. } = *query;
+        let overlap = if self.snapshots { overlap } else { Overlap::Any };
+        if overlap == Overlap::Atomic {
+            let states = [bars(&self.ticks, query), bars(after, query)];
+            let differences = states.each_ref().map(|state| {
+                (state.len(), page.items.iter().zip(state).find(|(found, expected)| found != expected))
+            });
+            let count = page.items.len();
+            assert!(states.contains(&page.items), "{} {interval}: {count} {differences:?}", self.instrument);
+            return;
+        }
+        let last = page.next.as_ref().and(page.items.last()).map(Bar::open_time);
+        let range = match (last, order) {
+            (None, _) => Timestamp::MIN..Timestamp::MAX,
+            (Some(last), Order::Ascending) => Timestamp::MIN..last.checked_add(interval.duration()).unwrap(),
+            (Some(last), Order::Descending) => last..Timestamp::MAX,
+        };
         let found: BTreeMap<_, _> = page.items.iter().map(|bar| (bar.open_time(), bar)).collect();
         // Each tick of a bucket: whether the change keeps it.
         let mut buckets = BTreeMap::<Timestamp, Vec<(SortKey, Price, bool)>>::new();
-        for ticks in [&self.ticks, &after] {
-            for (key, tick) in ticks.iter().filter(|((ts, _), _)| *ts < end) {
+        for ticks in [&self.ticks, after] {
+            for (key, tick) in ticks.iter().filter(|((ts, _), _)| range.contains(ts)) {
                 let is_kept = self.ticks.get(key) == after.get(key);
                 buckets.entry(interval.floor(key.0)).or_default().push((*key, tick.price(), is_kept));
             }
@@ -243,6 +339,16 @@ impl History {
             assert!(buckets.contains_key(open_time), "{} {interval} {open_time}: no ticks", self.instrument);
         }
         for (open_time, ticks) in buckets {
+            if overlap == Overlap::Oldest {
+                let is_in_bucket = |tick: &&PriceTick| interval.floor(tick.ts()) == open_time;
+                let ticks: Vec<_> = self.ticks.values().filter(is_in_bucket).cloned().collect();
+                let removed = ticks.iter().filter(|tick| !after.contains_key(&tick.sort_key())).count();
+                let found = found.get(&open_time).copied();
+                let is_possible = |n: usize| reference_bars(&ticks[n..], interval).first() == found;
+                let is_possible = (0..=removed).any(is_possible);
+                assert!(is_possible, "{} {interval}: {found:?} of {ticks:?}", self.instrument);
+                continue;
+            }
             let keys: BTreeSet<_> = ticks.iter().map(|(key, ..)| key).collect();
             let kept: BTreeSet<_> =
                 ticks.iter().filter(|(.., is_kept)| *is_kept).map(|(key, ..)| key).collect();
@@ -261,7 +367,6 @@ impl History {
             assert!(values.low >= prices(false).min().unwrap(), "{bar:?} {}", text());
             assert!(prices(true).all(|p| values.low <= p && p <= values.high), "{bar:?} {}", text());
         }
-        self.ticks = after;
     }
 
     fn price(&mut self) -> i64 {
@@ -287,31 +392,34 @@ impl History {
     }
 
     /// Compares the bars of an interval, and the statistics, with the ticks.
-    async fn check(&mut self, store: &dyn PriceStore) {
+    async fn check(&mut self, store: &dyn PriceStore, purges: &Purges) {
         let interval = self.rng.choice(INTERVALS).unwrap();
-        self.check_bars(store, interval).await;
+        self.check_bars(store, interval, purges).await;
         let start = self.rng.i64(0..HOURS);
         let range = hours(start, start + self.rng.i64(1..40));
         let query = StatsQuery::new(self.instrument.clone(), range);
+        self.apply(purges);
         let stats = retried(|| store.stats(&query)).await;
-        let count = self.ticks.keys().filter(|(ts, _)| range.contains(*ts)).count() as u64;
-        assert_eq!(stats.map_or(0, |stats| stats.count()), count, "{} {range:?}", self.instrument);
+        let count = stats.map_or(0, |stats| stats.count());
+        let cutoff = self.overlapping(purges).unwrap_or(Timestamp::MIN);
+        let count_from = |cutoff: Timestamp| {
+            self.ticks.keys().filter(|(ts, _)| range.contains(*ts) && *ts >= cutoff).count() as u64
+        };
+        let possible = count_from(cutoff)..=count_from(Timestamp::MIN);
+        assert!(possible.contains(&count), "{} {range:?}: {count} of {possible:?}", self.instrument);
     }
 
-    async fn check_bars(&mut self, store: &dyn PriceStore, interval: Interval) {
+    async fn check_bars(&mut self, store: &dyn PriceStore, interval: Interval, purges: &Purges) {
         let mut query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
-        let newest_first = self.rng.bool();
-        if newest_first {
+        if self.rng.bool() {
             query = query.descending();
         }
+        self.apply(purges);
         let page = retried(|| store.derived_bars(&query)).await;
-        let ticks: Vec<_> = self.ticks.values().cloned().collect();
-        let mut expected = reference_bars(&ticks, interval);
-        if newest_first {
-            expected.reverse();
+        match self.overlapping(purges) {
+            None => assert_eq!(page.items, bars(&self.ticks, &query), "{} {interval}", self.instrument),
+            Some(cutoff) => self.check_overlap(&query, &page, &self.ticks_from(cutoff), Overlap::Oldest),
         }
-        expected.truncate(page.items.len().max(1_000));
-        assert_eq!(page.items, expected, "{} {interval}", self.instrument);
     }
 }
 

@@ -320,6 +320,9 @@ impl<const PLACES: u32> ExactSum<PLACES> {
     /// The sum of no addends.
     pub const ZERO: Self = Self(I256::ZERO);
 
+    /// The largest sum, in place of a sum beyond 256 bits. Its total is `OutOfRange`.
+    pub const MAX: Self = Self(I256::MAX);
+
     /// Parses the exact value as a decimal integer in units of 10^-`PLACES`, for stores whose server computes sums.
     ///
     /// # Errors
@@ -651,6 +654,8 @@ mod tests {
             }
         };
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
+        assert_eq!(Sum18::MAX.total().unwrap_err().kind(), ErrorKind::OutOfRange);
+        assert_eq!(Sum36::MAX.total().unwrap_err().kind(), ErrorKind::OutOfRange);
     }
 
     #[test]

@@ -234,14 +234,13 @@ impl BarPart {
         Ok(BarValues { open, high, low, close, volume, quote_volume, count: Some(count) })
     }
 
-    /// Adds a part whose ticks all follow the ticks of this part.
-    fn append(&mut self, later: &Self) -> Result<()> {
+    /// Adds a part whose ticks all follow the ticks of this part. A sum beyond 256 bits stays out of range.
+    fn append(&mut self, later: &Self) {
         self.high = self.high.max(later.high);
         self.low = self.low.min(later.low);
         self.close = later.close;
-        self.sums = add_sums(self.sums, later.sums)?;
+        self.sums = add_sums(self.sums, later.sums).unwrap_or(Some((Sum18::MAX, Sum36::MAX)));
         self.count += later.count;
-        Ok(())
     }
 }
 
@@ -259,23 +258,19 @@ impl BarMerger {
         Self { interval, order, buckets: Vec::new() }
     }
 
-    /// Adds the next part.
-    ///
-    /// # Errors
-    /// `OutOfRange` if a sum exceeds the range of [`Sum18`] or [`Sum36`].
-    pub fn push(&mut self, mut part: BarPart) -> Result<()> {
+    /// Adds the next part. A sum that is out of range does not fail here, but in [`BarPart::values`].
+    pub fn push(&mut self, mut part: BarPart) {
         part.ts = self.interval.floor(part.ts);
         match self.buckets.last_mut() {
             Some(last) if last.ts == part.ts => match self.order {
-                Order::Ascending => last.append(&part)?,
+                Order::Ascending => last.append(&part),
                 Order::Descending => {
-                    part.append(last)?;
+                    part.append(last);
                     *last = part;
                 }
             },
             _ => self.buckets.push(part),
         }
-        Ok(())
     }
 
     /// Returns the number of buckets.
@@ -381,7 +376,7 @@ mod tests {
                 input.reverse();
             }
             for part in input {
-                merger.push(part).unwrap();
+                merger.push(part);
             }
             let mut days = merger.into_parts();
             if order == Order::Descending {
@@ -400,6 +395,29 @@ mod tests {
                 ("3".into(), "11".into())
             );
             assert_eq!(days[1].sums, None);
+        }
+    }
+
+    #[test]
+    fn a_merged_sum_beyond_256_bits_fails_only_with_its_volumes() {
+        let price: Price = "1".parse().unwrap();
+        let part = |n: i64| BarPart {
+            ts: hour(n),
+            open: price,
+            high: price,
+            low: price,
+            close: price,
+            sums: Some((Sum18::ZERO, Sum36::MAX)),
+            count: 1,
+        };
+        for order in [Order::Ascending, Order::Descending] {
+            let mut merger = BarMerger::new(Interval::D1, order);
+            for n in 0..3 {
+                merger.push(part(n));
+            }
+            let day = merger.into_parts()[0];
+            assert_eq!(day.values(false).unwrap().count, Some(3));
+            assert_eq!(day.values(true).unwrap_err().kind(), crate::ErrorKind::OutOfRange);
         }
     }
 }

@@ -306,13 +306,12 @@ async fn sum_of_1e20_is_out_of_range(context: &TestContext) -> CheckResult {
 
 async fn overflow_fails_only_its_own_page(context: &TestContext) -> CheckResult {
     let store = context.store();
-    let largest = Some("99999999999999999999");
-    let ticks = [
-        tick(0, 0, "1", Some("1"))?,
-        tick(60, 0, "1", largest)?,
-        tick(61, 0, "1", largest)?,
-        tick(120, 0, "1", Some("1"))?,
-    ];
+    let largest = "99999999999999999999";
+    let mut ticks = vec![tick(0, 0, "1", Some("1"))?, tick(120, 0, "1", Some("1"))?];
+    // The quote volume exceeds 256 bits.
+    for n in 0..8 {
+        ticks.push(tick(60 + n, 0, largest, Some(largest))?);
+    }
     store.insert_ticks(&ticks).await?;
     let ascending = BarQuery::new(name(), Interval::M1, TimeRange::ALL).with_limit(1)?;
     for (query, first) in [(ascending.clone(), minute(0)), (ascending.descending(), minute(2))] {
