@@ -42,6 +42,7 @@ fn main() {
         .with_trial(trial(&server, "an_interrupted_switch_is_completed", interrupted))
         .with_trial(trial(&server, "only_the_holder_of_the_lease_builds_bars", leased))
         .with_trial(trial(&server, "marks_wait_for_running_deletions", deleting))
+        .with_trial(trial(&server, "bars_wait_for_a_deletion_from_before_the_switch_on", deleting_at_switch))
         .with_trial(trial(&server, "a_purge_drops_the_bars_of_complete_months", purged))
         .with_trial(trial(&server, "a_deletion_over_many_years_is_rebuilt_in_steps", long_deletion))
         .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
@@ -169,6 +170,37 @@ async fn deleting(server: Server) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("the mark is not removed");
+}
+
+/// The deletion of another program, or of a call that was dropped.
+async fn deleting_at_switch(server: Server) {
+    let (_, prefix) = server.open(&Datasets::none()).unwrap();
+    let with = |on| {
+        let mut config = config(&server, &prefix);
+        config.materialized_bars = Some(on);
+        ClickHouseStore::open(config).unwrap()
+    };
+    let (off, on) = (with(false), with(true));
+    off.ensure_schema().await.unwrap();
+    off.insert_ticks(&[tick(0), tick(1), tick(7_200)]).await.unwrap();
+    run(&off, &format!("SYSTEM STOP MERGES {prefix}ticks")).await;
+    let delete = format!("ALTER TABLE {prefix}ticks DELETE WHERE ts < '2023-11-13 00:00:01'");
+    run(&off, &format!("{delete} SETTINGS mutations_sync = 0")).await;
+    on.migrate_schema().await.unwrap();
+    let everything = MaintainRequest::default().with_until(tick(86_400).ts());
+    for _ in 0..2 {
+        let report = on.maintain(&everything).await.unwrap();
+        assert!(report.ticks == 0 && !report.is_complete(), "{report:?}");
+    }
+    run(&off, &format!("SYSTEM START MERGES {prefix}ticks")).await;
+    let complete = async {
+        while !on.maintain(&everything).await.unwrap().is_complete() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), complete).await.unwrap();
+    assert_eq!(counts(&on, Interval::H1).await, [1, 1]);
+    server.drop_tables(&prefix).await;
 }
 
 async fn purged(server: Server) {

@@ -118,6 +118,10 @@ impl ClickHouseStore {
                 break;
             }
         }
+        // A deletion from before the switch-on has no marks.
+        if self.runs_deletion().await? {
+            return Ok(());
+        }
         // At least one step runs, even after long rebuilds.
         let mut is_first = true;
         while state.watermark < state.settled && (std::mem::take(&mut is_first) || !is_over()) {
@@ -295,13 +299,7 @@ impl ClickHouseStore {
         .await?;
         let Some((id, instrument, first, until)) = marks.first().cloned() else { return Ok(0) };
         // A deletion may continue after its client disconnects, and its marks have settled.
-        let location = TableLocation::of(&self.inner.config);
-        let deletions = format!(
-            "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",
-            literal(location.database),
-            literal(&location.local_name(PriceTick::DATASET.name()))
-        );
-        if self.count(&deletions).await? > 0 {
+        if self.runs_deletion().await? {
             return Ok(0);
         }
         let is_long = |instrument: &Option<Instrument>, first: Timestamp, until: Timestamp| {
@@ -348,6 +346,17 @@ impl ClickHouseStore {
         self.build(lease, &stale, watermark).await?;
         self.remove_marks(&ids, Some(lease)).await?;
         Ok(ids.len() as u64)
+    }
+
+    /// Returns whether the server still runs a deletion of ticks.
+    async fn runs_deletion(&self) -> Result<bool, Cause> {
+        let location = TableLocation::of(&self.inner.config);
+        let sql = format!(
+            "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",
+            literal(location.database),
+            literal(&location.local_name(PriceTick::DATASET.name()))
+        );
+        Ok(self.count(&sql).await? > 0)
     }
 
     /// Returns the end of a step that begins at `start`, at most `limit`. Shortens the span of a step with many ticks.
