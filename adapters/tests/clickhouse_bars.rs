@@ -46,6 +46,7 @@ fn main() {
         .with_trial(trial(&server, "a_purge_drops_the_bars_of_complete_months", purged))
         .with_trial(trial(&server, "a_deletion_over_many_years_is_rebuilt_in_steps", long_deletion))
         .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
+        .with_trial(trial(&server, "a_read_skips_the_marks_of_other_instruments", many_marks))
         .with_trial(trial(&server, "a_ttl_is_rejected", ttl))
         .with_trial(trial(&server, "maintenance_waits_for_the_recorded_time", recorded_settle))
         .with_trial(trial(&server, "rebuilds_do_not_stop_the_watermark", both_steps))
@@ -308,6 +309,23 @@ async fn manual_change(server: Server) {
     let report = store.maintain(&MaintainRequest::default().with_until(Timestamp::MAX)).await.unwrap();
     assert_eq!((report.rebuilt > 0, report.stale), (true, 1));
     assert_eq!(counts(&store, Interval::W1).await, [2]);
+    server.drop_tables(&prefix).await;
+}
+
+async fn many_marks(server: Server) {
+    let (store, prefix) = open(&server).await;
+    store.insert_ticks(&[tick(0), tick(3_600)]).await.unwrap();
+    maintain_all(&store).await;
+    store.insert_ticks(&[tick(1)]).await.unwrap();
+    let marks = format!(
+        "INSERT INTO {prefix}qi_bars_stale (id, exchange, symbol, first, until) \
+         SELECT number, 'x', concat('M', toString(number % 1000)), 1699833600000000 AS f, f + 3600000000 \
+         FROM numbers(1000000)"
+    );
+    run(&store, &marks).await;
+    let mut limited = config(&server, &prefix);
+    limited.settings.insert("max_rows_to_read".to_owned(), "100000".to_owned());
+    assert_eq!(counts(&ClickHouseStore::open(limited).unwrap(), Interval::D1).await, [3]);
     server.drop_tables(&prefix).await;
 }
 

@@ -100,10 +100,10 @@ impl ClickHouseStore {
             return outcome;
         }
         let outcome = async {
-            let ids = self.add_marks(&ranges, longest).await?;
+            let first = self.add_marks(&ranges, longest).await?;
             deletion.await?;
             self.add_marks(&ranges, Duration::ZERO).await?;
-            self.remove_marks(&ids, None).await
+            self.remove_marks(&first, None).await
         };
         self.check_bars_state(outcome.await, true).await
     }

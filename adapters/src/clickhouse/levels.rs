@@ -64,14 +64,14 @@ impl ClickHouseStore {
     ) -> Result<Vec<LevelSource>, Cause> {
         let (exchange, symbol) = (query.instrument.exchange().as_str(), query.instrument.symbol().as_str());
         let conditions = format!(
-            "((e = {} AND s = {}) OR e = '') AND f < {} AND u > {}",
+            "(exchange, symbol) IN (({}, {}), ('', '')) AND first < {} AND until > {}",
             literal(exchange),
             literal(symbol),
             window.end().as_micros(),
             window.start().as_micros()
         );
         let client = &self.inner.connections.read_client;
-        let sql = self.marks_query("DISTINCT f, u", &conditions, "");
+        let sql = self.marks_query("DISTINCT first, until", &conditions);
         let stale = rows(client, &sql, |row| Ok(TimeRange::new(time(row.i64()?), time(row.i64()?))?)).await?;
         Ok(level_sources(window, query.interval, watermark, &stale, query.order)?)
     }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use qi_core::store::kit::{LEVELS, StepSpan, level_table};
 use qi_core::store::{MaintainRequest, MaintenanceReport};
-use qi_core::{Exchange, Instrument, Interval, Operation, PriceTick, Result, Symbol, TimeRange, Timestamp};
+use qi_core::{Instrument, Interval, Operation, PriceTick, Result, TimeRange, Timestamp};
 use tokio::task::JoinError;
 
 use super::bars::BUCKET_ORIGIN;
 use super::connect::{execute, rows};
 use super::error::{Cause, NO_PART};
 use super::lease::Lease;
-use super::marks::{StaleRange, time};
+use super::marks::{MARK_COLUMNS, Mark, StaleRange, time};
 use super::materialized::{self, SETTLE, STATE_TABLE};
 use super::read::time_literal;
 use super::store::ClickHouseStore;
@@ -92,8 +92,8 @@ impl ClickHouseStore {
             }
             outcome?;
         }
-        let condition = format!("f < {}", state.watermark.as_micros());
-        report.stale = self.count(&self.marks_query("count()", &condition, "")).await?;
+        let condition = format!("first < {}", state.watermark.as_micros());
+        report.stale = self.count(&self.marks_query("count()", &condition)).await?;
         report.watermark = Some(state.watermark);
         report.target = Some(state.announced.max(state.target));
         Ok(report)
@@ -284,29 +284,30 @@ impl ClickHouseStore {
         watermark: Timestamp,
         span: &mut StepSpan,
     ) -> Result<u64, Cause> {
-        let condition = format!("f < {} ORDER BY e != '', f LIMIT {MAX_REBUILT}", watermark.as_micros());
-        let settled = " AND settled <= toUnixTimestamp64Micro(now64(6))";
-        let sql = self.marks_query("id, e, s, f, u", &condition, settled);
+        // Marks of all instruments are the first in the order of the table.
+        let condition = format!(
+            "first < {} AND toUnixTimestamp64Micro(marked) + wait <= toUnixTimestamp64Micro(now64(6)) \
+             ORDER BY exchange, symbol, first LIMIT {MAX_REBUILT}",
+            watermark.as_micros()
+        );
+        let sql = self.marks_query(MARK_COLUMNS, &condition);
         let marks = rows(&self.inner.connections.read_client, &sql, |row| {
-            let (id, exchange, symbol) = (row.u64()?, row.text()?.to_owned(), row.text()?.to_owned());
-            let (first, until) = (time(row.i64()?), time(row.i64()?));
-            // Without an instrument, and for names that no instrument has, all bars are rebuilt.
-            let instrument = Exchange::new(exchange)
-                .and_then(|exchange| Ok(Instrument::new(exchange, Symbol::new(symbol)?)))
-                .ok();
-            Ok((id, instrument, first, until))
+            let (id, names) = (row.u64()?, (row.text()?.to_owned(), row.text()?.to_owned()));
+            Ok(Mark { id, names, first: row.i64()?, until: row.i64()? })
         })
         .await?;
-        let Some((id, instrument, first, until)) = marks.first().cloned() else { return Ok(0) };
+        let Some(mark) = marks.first() else { return Ok(0) };
         // A deletion may continue after its client disconnects, and its marks have settled.
         if self.runs_deletion().await? {
             return Ok(0);
         }
-        let is_long = |instrument: &Option<Instrument>, first: Timestamp, until: Timestamp| {
-            instrument.is_none() || until.duration_since(first) > LONG_MARK
+        let is_long = |mark: &Mark| {
+            mark.instrument().is_none() || time(mark.until).duration_since(time(mark.first)) > LONG_MARK
         };
-        if is_long(&instrument, first, until) {
-            let limit = until.min(watermark);
+        if is_long(mark) {
+            // Without an instrument, and for names that no instrument has, all bars are rebuilt.
+            let (instrument, first, limit) =
+                (mark.instrument(), time(mark.first), time(mark.until).min(watermark));
             // The parts are listed before the ticks are read: bars of later ticks are in later parts.
             let mut parts = self.parts_from(first).await?;
             let first_tick = self.first_tick(instrument.as_ref(), first, limit).await?;
@@ -329,23 +330,24 @@ impl ClickHouseStore {
             if end < limit {
                 self.add_marks(&[(instrument, TimeRange::new(end, limit)?)], Duration::ZERO).await?;
             }
-            self.remove_marks(&[id], Some(lease)).await?;
+            self.remove_marks(&marks[..1], Some(lease)).await?;
             return Ok(1);
         }
-        let (mut ids, mut stale) = (Vec::new(), Vec::<StaleRange>::new());
-        for (id, instrument, first, until) in marks {
-            if is_long(&instrument, first, until) {
+        let (mut removed, mut stale) = (Vec::new(), Vec::<StaleRange>::new());
+        for mark in marks {
+            if is_long(&mark) {
                 continue;
             }
-            ids.push(id);
-            let range = (instrument, TimeRange::new(first, until.min(watermark).max(first))?);
+            let (first, until) = (time(mark.first), time(mark.until).min(watermark));
+            let range = (mark.instrument(), TimeRange::new(first, until.max(first))?);
             if !stale.contains(&range) {
                 stale.push(range);
             }
+            removed.push(mark);
         }
         self.build(lease, &stale, watermark).await?;
-        self.remove_marks(&ids, Some(lease)).await?;
-        Ok(ids.len() as u64)
+        self.remove_marks(&removed, Some(lease)).await?;
+        Ok(removed.len() as u64)
     }
 
     /// Returns whether the server still runs a deletion of ticks.
