@@ -47,6 +47,7 @@ fn main() {
         .with_trial(trial(&server, "a_deletion_over_many_years_is_rebuilt_in_steps", long_deletion))
         .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
         .with_trial(trial(&server, "a_read_skips_the_marks_of_other_instruments", many_marks))
+        .with_trial(trial(&server, "a_step_reads_only_its_own_ticks", one_step))
         .with_trial(trial(&server, "a_ttl_is_rejected", ttl))
         .with_trial(trial(&server, "maintenance_waits_for_the_recorded_time", recorded_settle))
         .with_trial(trial(&server, "rebuilds_do_not_stop_the_watermark", both_steps))
@@ -326,6 +327,35 @@ async fn many_marks(server: Server) {
     let mut limited = config(&server, &prefix);
     limited.settings.insert("max_rows_to_read".to_owned(), "100000".to_owned());
     assert_eq!(counts(&ClickHouseStore::open(limited).unwrap(), Interval::D1).await, [3]);
+    server.drop_tables(&prefix).await;
+}
+
+async fn one_step(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let ticks = format!(
+        "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) \
+         SELECT 'x', 'Y', fromUnixTimestamp64Micro(1699833600000000 + number * 2000000, 'UTC'), 0, 1 \
+         FROM numbers(400000)"
+    );
+    let client = store.client().clone().with_setting("log_comment", "qi:bars");
+    client.query_raw(&ticks).execute().await.unwrap();
+    let mut limited = config(&server, &prefix);
+    limited.settings.insert("max_rows_to_read".to_owned(), "50000".to_owned());
+    let limited = ClickHouseStore::open(limited).unwrap();
+    let request = MaintainRequest::default().with_until(tick(20 * 86_400).ts()).with_budget(Duration::ZERO);
+    for _ in 0..2 {
+        assert_eq!(limited.maintain(&request).await.unwrap().ticks, 1_800);
+    }
+    // The next ticks are a century later.
+    let later = PriceTick::new(
+        Instrument::from_static("x:Y"),
+        "2150-08-09T10:00:00Z".parse().unwrap(),
+        0,
+        "1".parse().unwrap(),
+    );
+    store.insert_ticks(&[later.unwrap()]).await.unwrap();
+    maintain_all(&store).await;
+    assert_eq!(counts(&store, Interval::D1).await.last(), Some(&1));
     server.drop_tables(&prefix).await;
 }
 

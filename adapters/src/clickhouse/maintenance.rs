@@ -19,7 +19,7 @@ use super::marks::{MARK_COLUMNS, Mark, StaleRange, time};
 use super::materialized::{self, SETTLE, STATE_TABLE};
 use super::read::time_literal;
 use super::store::ClickHouseStore;
-use super::table::{TableLocation, instrument_condition, literal};
+use super::table::{TableLocation, instrument_condition, literal, read_time};
 
 /// The time between the watermark and the clock of the server, in microseconds. Ticks that arrive within this time make
 /// no marks.
@@ -125,7 +125,7 @@ impl ClickHouseStore {
         // At least one step runs, even after long rebuilds.
         let mut is_first = true;
         while state.watermark < state.settled && (std::mem::take(&mut is_first) || !is_over()) {
-            let start = self.first_tick(None, state.watermark, state.settled).await?;
+            let start = self.first_tick(None, state.watermark, state.settled, span).await?;
             let end = self.step_end(None, start, state.settled, &mut span).await?;
             let range = (None, TimeRange::new(state.watermark, end)?);
             let ticks = self.build(lease, &[range], end).await?;
@@ -183,21 +183,47 @@ impl ClickHouseStore {
 
     /// Returns the hour of the first tick of an instrument, or of all instruments, in a range. Without a tick, returns the
     /// end of the range.
+    ///
+    /// The key begins with the instrument. For all instruments, the search therefore skips months without parts, and
+    /// reads spans that become longer.
     async fn first_tick(
         &self,
         instrument: Option<&Instrument>,
         start: Timestamp,
         end: Timestamp,
+        mut span: StepSpan,
     ) -> Result<Timestamp, Cause> {
-        let sql = format!(
-            "SELECT toUnixTimestamp64Micro(min(ts)), count() FROM {} WHERE {}",
-            self.ticks_table(),
-            ticks_condition(instrument, start, end)
-        );
-        let found =
-            rows(&self.inner.connections.bulk_client, &sql, |row| Ok((row.i64()?, row.u64()?))).await?;
-        let first = found.into_iter().find(|(_, count)| *count > 0);
-        Ok(first.map_or(end, |(ts, _)| Interval::H1.floor(time(ts)).max(start)))
+        let client = &self.inner.connections.bulk_client;
+        let location = TableLocation::of(&self.inner.config);
+        let mut at = start;
+        while at < end {
+            let mut until = end;
+            if instrument.is_none() {
+                let sql = format!(
+                    "SELECT partition_id FROM {} WHERE active AND rows > 0 AND database = {} AND table = {} \
+                     AND partition_id >= {} ORDER BY partition_id LIMIT 1",
+                    location.system_parts(),
+                    literal(location.database),
+                    literal(&location.local_name(PriceTick::DATASET.name())),
+                    literal(&month_of(at))
+                );
+                let months = rows(client, &sql, |row| start_of(row.text()?)).await?;
+                let Some(month) = months.first() else { break };
+                at = at.max(*month);
+                until = span.end(at).min(end);
+            }
+            let sql = format!(
+                "SELECT ts FROM {} WHERE {} ORDER BY ts LIMIT 1",
+                self.ticks_table(),
+                ticks_condition(instrument, at, until)
+            );
+            if let Some(first) = rows(client, &sql, read_time).await?.first() {
+                return Ok(Interval::H1.floor(*first).max(start));
+            }
+            span.adapt(0);
+            at = until;
+        }
+        Ok(end)
     }
 
     /// Builds the bars of some hours, and of the days before the watermark that these hours belong to. Returns the number
@@ -310,7 +336,7 @@ impl ClickHouseStore {
                 (mark.instrument(), time(mark.first), time(mark.until).min(watermark));
             // The parts are listed before the ticks are read: bars of later ticks are in later parts.
             let mut parts = self.parts_from(first).await?;
-            let first_tick = self.first_tick(instrument.as_ref(), first, limit).await?;
+            let first_tick = self.first_tick(instrument.as_ref(), first, limit, *span).await?;
             if instrument.is_none() {
                 let (first, end) = (month_of(first), month_of(first_tick));
                 let (dropped, mut left): (Vec<_>, Vec<_>) =
