@@ -21,7 +21,11 @@ use qi_core::{
     TimeRange, Timestamp,
 };
 use qi_testkit::store::contract::{Suite, Wrapper};
-use servers::{Spare, runs_long_tests, spare_trial, trial};
+use servers::{Spare, TestServer as _, runs_long_tests, spare_trial, trial};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::oneshot;
 
 fn main() {
     let server = Server::clickhouse().with_materialized_bars();
@@ -48,6 +52,7 @@ fn main() {
         .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
         .with_trial(trial(&server, "a_read_skips_the_marks_of_other_instruments", many_marks))
         .with_trial(trial(&server, "a_step_reads_only_its_own_ticks", one_step))
+        .with_trial(trial(&server, "a_bar_of_several_sources_is_one_state", several_sources))
         .with_trial(trial(&server, "a_ttl_is_rejected", ttl))
         .with_trial(trial(&server, "maintenance_waits_for_the_recorded_time", recorded_settle))
         .with_trial(trial(&server, "rebuilds_do_not_stop_the_watermark", both_steps))
@@ -357,6 +362,76 @@ async fn one_step(server: Server) {
     maintain_all(&store).await;
     assert_eq!(counts(&store, Interval::D1).await.last(), Some(&1));
     server.drop_tables(&prefix).await;
+}
+
+/// Between the statements of a read, a tick of Monday is deleted, and then a tick of Thursday is written.
+async fn several_sources(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let (monday, thursday) = ([tick(0)], [tick(3 * 86_400)]);
+    let delete = async |ticks: &[PriceTick]| {
+        let own = Selection::only([Instrument::from_static("x:Y")]).unwrap();
+        let end = ticks[0].ts().checked_add(Duration::from_secs(1)).unwrap();
+        let query = DeleteQuery::ticks(own, TimeRange::new(ticks[0].ts(), end).unwrap());
+        store.delete_range(&query).await.unwrap();
+    };
+    store.insert_ticks(&[monday.clone(), thursday.clone()].concat()).await.unwrap();
+    maintain_all(&store).await;
+    // The hours of both ticks are stale.
+    store.insert_ticks(&monday).await.unwrap();
+    delete(&thursday[..]).await;
+    let (address, mut held) = hold_reads_of_ticks(&server).await;
+    let reader = ClickHouseStore::open(config(&server.clone().with_address(address), &prefix)).unwrap();
+    let week = TimeRange::new(tick(0).ts(), tick(7 * 86_400).ts()).unwrap();
+    let query = BarQuery::new(Instrument::from_static("x:Y"), Interval::W1, week);
+    let read = tokio::spawn(async move { reader.derived_bars(&query).await.unwrap() });
+    held.recv().await.unwrap().send(()).unwrap();
+    let of_thursday = held.recv().await.unwrap();
+    delete(&monday[..]).await;
+    store.insert_ticks(&thursday).await.unwrap();
+    of_thursday.send(()).unwrap();
+    let release = async {
+        while let Some(next) = held.recv().await {
+            next.send(()).unwrap();
+        }
+    };
+    let page = tokio::select! {
+        page = read => page.unwrap(),
+        () = release => panic!("the proxy has ended"),
+    };
+    assert_eq!(page.items[0].values().count, Some(1));
+    server.drop_tables(&prefix).await;
+}
+
+/// Starts a proxy of the server. It holds each query of ticks until the test releases it.
+async fn hold_reads_of_ticks(server: &Server) -> (String, UnboundedReceiver<oneshot::Sender<()>>) {
+    const QUERY: &[u8] = b"ticks FINAL";
+    let url = server.url().trim_end_matches('/');
+    let (start, host) = url.split_at(url.rfind(['@', '/']).unwrap() + 1);
+    let (host, listener) = (host.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = format!("{start}{}", listener.local_addr().unwrap());
+    let (held, releases) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let upstream = TcpStream::connect(&host).await.unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = upstream.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            let held = held.clone();
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                    if buffer[..count].windows(QUERY.len()).any(|text| text == QUERY) {
+                        let (release, released) = oneshot::channel();
+                        held.send(release).unwrap();
+                        released.await.unwrap();
+                    }
+                    to_server.write_all(&buffer[..count]).await.unwrap();
+                }
+            });
+        }
+    });
+    (address, releases)
 }
 
 /// A TTL outlives its key in the configuration.

@@ -1,7 +1,6 @@
 //! Administration: the list of series, deletions and purges.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use qi_core::record::{Owner, SeriesType};
 use qi_core::store::{Anchor, DeleteQuery, Page, Paged, SeriesRequest, SeriesSummary};
@@ -94,7 +93,7 @@ impl ClickHouseStore {
             let outcome = deletion.await;
             // Materialized bars may have been switched on meanwhile. A failed deletion may continue on the server.
             if self.bars_state(true).await?.announced.is_some() {
-                let wait = if outcome.is_ok() { Duration::ZERO } else { longest };
+                let wait = if outcome.is_ok() { config.bars_settle } else { longest };
                 self.add_marks(&ranges, wait).await?;
             }
             return outcome;
@@ -102,7 +101,7 @@ impl ClickHouseStore {
         let outcome = async {
             let first = self.add_marks(&ranges, longest).await?;
             deletion.await?;
-            self.add_marks(&ranges, Duration::ZERO).await?;
+            self.add_marks(&ranges, config.bars_settle).await?;
             self.remove_marks(&first, None).await
         };
         self.check_bars_state(outcome.await, true).await

@@ -349,12 +349,14 @@ impl ClickHouseStore {
             let start = oldest.map_or(Ok(limit), |month| start_of(month))?.max(first).min(first_tick);
             let end = self.step_end(instrument.as_ref(), start, limit, span).await?;
             if start < end {
-                let range = (instrument.clone(), TimeRange::new(start, end)?);
+                let range = (instrument, TimeRange::new(start, end)?);
                 span.adapt(self.build(lease, &[range], watermark).await?);
             }
             // The hours from the watermark on are built later, with this change.
             if end < limit {
-                self.add_marks(&[(instrument, TimeRange::new(end, limit)?)], Duration::ZERO).await?;
+                // With the same id, because the rest of a mark is not a change.
+                let rest = Mark { first: end.as_micros(), until: limit.as_micros(), ..mark.clone() };
+                self.insert_marks(&[rest], Duration::ZERO).await?;
             }
             self.remove_marks(&marks[..1], Some(lease)).await?;
             return Ok(1);

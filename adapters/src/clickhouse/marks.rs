@@ -119,12 +119,17 @@ impl ClickHouseStore {
             Mark { id: rng.u64(..), names: names.unwrap_or_default(), first, until }
         };
         let marks: Vec<Mark> = ranges.iter().map(mark).collect();
+        self.insert_marks(&marks, wait).await?;
+        Ok(marks)
+    }
+
+    pub(super) async fn insert_marks(&self, marks: &[Mark], wait: Duration) -> Result<(), Cause> {
         let wait = wait.as_micros();
         for part in marks.chunks(MAX_MARKS) {
             let values: Vec<_> = part.iter().map(|mark| format!("({},{wait})", mark.values())).collect();
-            self.insert_marks(&format!("({MARK_COLUMNS}, wait) VALUES {}", values.join(","))).await?;
+            self.insert_stale(&format!("({MARK_COLUMNS}, wait) VALUES {}", values.join(","))).await?;
         }
-        Ok(marks)
+        Ok(())
     }
 
     /// Removes marks. Two removals of a mark are one removal. With a lease, does nothing after the lease has expired.
@@ -132,7 +137,7 @@ impl ClickHouseStore {
         let source = lease.map_or_else(String::new, |lease| format!(" FROM {}", self.holding(lease)));
         for part in marks.chunks(MAX_REMOVALS) {
             let values: Vec<_> = part.iter().map(|mark| format!("({})", mark.values())).collect();
-            self.insert_marks(&format!(
+            self.insert_stale(&format!(
                 "({MARK_COLUMNS}, sign) WITH arrayJoin([{}]) AS m SELECT m.1, m.2, m.3, m.4, m.5, -1{source}",
                 values.join(",")
             ))
@@ -141,7 +146,7 @@ impl ClickHouseStore {
         Ok(())
     }
 
-    async fn insert_marks(&self, values: &str) -> Result<(), Cause> {
+    async fn insert_stale(&self, values: &str) -> Result<(), Cause> {
         let sql = format!("INSERT INTO {} {values}", self.bars_table(STALE_TABLE));
         execute(&self.inner.connections.bulk_client, &sql).await
     }
