@@ -53,6 +53,7 @@ fn main() {
         .with_trial(trial(&server, "a_read_skips_the_marks_of_other_instruments", many_marks))
         .with_trial(trial(&server, "a_step_reads_only_its_own_ticks", one_step))
         .with_trial(trial(&server, "a_bar_of_several_sources_is_one_state", several_sources))
+        .with_trial(trial(&server, "an_interrupted_announcement_is_repeated", announced))
         .with_trial(trial(&server, "a_ttl_is_rejected", ttl))
         .with_trial(trial(&server, "maintenance_waits_for_the_recorded_time", recorded_settle))
         .with_trial(trial(&server, "rebuilds_do_not_stop_the_watermark", both_steps))
@@ -432,6 +433,24 @@ async fn hold_reads_of_ticks(server: &Server) -> (String, UnboundedReceiver<ones
         }
     });
     (address, releases)
+}
+
+/// A call that ended between the two statements of an announcement.
+async fn announced(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let (day, min) = (tick(86_400).ts(), Timestamp::MIN.as_micros());
+    let announce = format!(
+        "INSERT INTO {prefix}qi_bars_state (announced, announced_at, watermark) \
+         SELECT {}, toDateTime64('2299-12-31 00:00:00', 6, 'UTC'), {min}",
+        day.as_micros()
+    );
+    run(&store, &announce).await;
+    store.insert_ticks(&[tick(0)]).await.unwrap();
+    let earlier = MaintainRequest::default().with_until(tick(3_600).ts());
+    assert_eq!(store.maintain(&earlier).await.unwrap().watermark, Some(day));
+    assert!(store.maintain(&earlier).await.unwrap().is_complete());
+    assert_eq!(counts(&store, Interval::D1).await, [1]);
+    server.drop_tables(&prefix).await;
 }
 
 /// A TTL outlives its key in the configuration.

@@ -35,10 +35,16 @@ const LONG_MARK: Duration = Duration::from_hours(1);
 /// The maximum number of marks that one step removes.
 const MAX_REBUILT: usize = 64;
 
+/// The time of an announcement that may not be visible yet, and the time of one that is visible.
+const NOT_DATED: &str = "toDateTime64('2299-12-31 00:00:00', 6, 'UTC')";
+const NOW: &str = "now64(6, 'UTC')";
+
 /// The state that a call of `maintain` works on.
 struct State {
     watermark: Timestamp,
     announced: Timestamp,
+    /// The latest announced time that became visible before its recorded time.
+    dated: Timestamp,
     /// The latest announced time that every running write knows.
     settled: Timestamp,
     target: Timestamp,
@@ -106,8 +112,11 @@ impl ClickHouseStore {
         (state, report): (&mut State, &mut MaintenanceReport),
         is_over: impl Fn() -> bool,
     ) -> Result<(), Cause> {
-        if state.announced < state.target {
-            self.insert_state(lease, state.target, Timestamp::MIN).await?;
+        let target = state.announced.max(state.target);
+        if state.dated < target {
+            // The first statement may become visible long after it has begun, so the second one records the time.
+            self.insert_state(lease, target, NOT_DATED, Timestamp::MIN).await?;
+            self.insert_state(lease, target, NOW, Timestamp::MIN).await?;
             *state = self.maintenance_state(until).await?;
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
@@ -129,7 +138,7 @@ impl ClickHouseStore {
             let end = self.step_end(None, start, state.settled, &mut span).await?;
             let range = (None, TimeRange::new(state.watermark, end)?);
             let ticks = self.build(lease, &[range], end).await?;
-            self.insert_state(lease, state.announced, end).await?;
+            self.insert_state(lease, state.announced, NOW, end).await?;
             span.adapt(ticks);
             state.watermark = end;
             report.ticks += ticks;
@@ -146,13 +155,14 @@ impl ClickHouseStore {
         let table = self.bars_table(STATE_TABLE);
         let sql = format!(
             "WITH assumeNotNull((SELECT greatest({settle}, max({SETTLE})) FROM {table})) AS bound \
-             SELECT max(watermark), max(announced), \
+             SELECT max(watermark), max(announced), maxIf(announced, announced_at <= now64(6)), \
              maxIf(announced, toUnixTimestamp64Micro(announced_at) + bound <= toUnixTimestamp64Micro(now64(6))), \
              {until} FROM {table}"
         );
         let found = rows(&self.inner.connections.read_client, &sql, |row| {
-            let (watermark, announced, settled) = (time(row.i64()?), time(row.i64()?), time(row.i64()?));
-            Ok(State { watermark, announced, settled, target: Interval::H1.floor(time(row.i64()?)) })
+            let (watermark, announced) = (time(row.i64()?), time(row.i64()?));
+            let (dated, settled) = (time(row.i64()?), time(row.i64()?));
+            Ok(State { watermark, announced, dated, settled, target: Interval::H1.floor(time(row.i64()?)) })
         })
         .await?;
         found.into_iter().next().ok_or(Cause::ConcurrentChange)
@@ -163,10 +173,11 @@ impl ClickHouseStore {
         &self,
         lease: &Lease,
         announced: Timestamp,
+        announced_at: &str,
         watermark: Timestamp,
     ) -> Result<(), Cause> {
         let sql = format!(
-            "INSERT INTO {} (announced, announced_at, watermark) SELECT {}, now64(6, 'UTC'), {} FROM {}",
+            "INSERT INTO {} (announced, announced_at, watermark) SELECT {}, {announced_at}, {} FROM {}",
             self.bars_table(STATE_TABLE),
             announced.as_micros(),
             watermark.as_micros(),
