@@ -40,6 +40,10 @@ fn main() {
     let suite = if runs_long_tests() { suite } else { suite.filtered(of_bars) };
     let models = bars_rig::model_trials(Arc::new(server.clone()), 6);
     let suite = models.into_iter().fold(suite, Suite::with_trial);
+    let settling = "a_killed_server_leaves_no_wrong_bar_with_settling_marks";
+    let settling =
+        spare_trial(&server, settling, |server, spare| killed(server, spare, Duration::from_secs(4)));
+    let suite = if runs_long_tests() { suite.with_trial(settling) } else { suite };
     suite
         .with_trial(trial(&server, "an_insert_without_marks_is_rejected", unmarked))
         .with_trial(trial(&server, "bars_are_switched_on_and_off_while_a_writer_runs", switched))
@@ -58,7 +62,9 @@ fn main() {
         .with_trial(trial(&server, "maintenance_waits_for_the_recorded_time", recorded_settle))
         .with_trial(trial(&server, "rebuilds_do_not_stop_the_watermark", both_steps))
         .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
-        .with_trial(spare_trial(&server, "a_killed_server_leaves_no_wrong_bar", killed))
+        .with_trial(spare_trial(&server, "a_killed_server_leaves_no_wrong_bar", |server, spare| {
+            killed(server, spare, Duration::ZERO)
+        }))
         .main();
 }
 
@@ -582,17 +588,29 @@ async fn kill_maintainer(config: ClickHouseConfig) -> bool {
     tokio::task::spawn_blocking(kill).await.unwrap()
 }
 
-async fn killed(server: Server, spare: Spare) {
+async fn killed(server: Server, spare: Spare, settle: Duration) {
     let mut config = config(&server, "");
+    if !settle.is_zero() {
+        config.bars_settle = settle;
+        config.server_limits.statement_timeout = settle / 2;
+    }
     // A killed call leaves its lease for this time.
     config.server_limits.bulk_timeout = Duration::from_secs(5);
     let store = ClickHouseStore::open(config).unwrap();
     store.ensure_schema().await.unwrap();
+    let wanted = if runs_long_tests() { 3 } else { 1 };
     let kill = |kills: Arc<AtomicU64>| async move {
-        tokio::time::sleep(Duration::from_secs(6)).await;
-        let spare = spare.run_action("kill").await;
-        kills.fetch_add(1, Ordering::Relaxed);
-        let _spare = spare.run_action("start").await;
+        let mut spare = spare;
+        for number in 1..=wanted {
+            // Between two kills, the lease of a killed call expires, and another call builds bars.
+            let pause = if number == 1 { 6 } else { 20 };
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            spare = spare.run_action("kill").await;
+            if number == wanted {
+                kills.fetch_add(1, Ordering::Relaxed);
+            }
+            spare = spare.run_action("start").await;
+        }
         std::future::pending::<()>().await;
     };
     let plan = Plan { histories: if runs_long_tests() { 200 } else { 3 }, at_once: 3, seed: seed() };
