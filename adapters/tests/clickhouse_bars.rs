@@ -21,7 +21,11 @@ use qi_core::{
     TimeRange, Timestamp,
 };
 use qi_testkit::store::contract::{Suite, Wrapper};
-use servers::{Spare, runs_long_tests, spare_trial, trial};
+use servers::{Spare, TestServer as _, runs_long_tests, spare_trial, trial};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::oneshot;
 
 fn main() {
     let server = Server::clickhouse().with_materialized_bars();
@@ -36,20 +40,31 @@ fn main() {
     let suite = if runs_long_tests() { suite } else { suite.filtered(of_bars) };
     let models = bars_rig::model_trials(Arc::new(server.clone()), 6);
     let suite = models.into_iter().fold(suite, Suite::with_trial);
+    let settling = "a_killed_server_leaves_no_wrong_bar_with_settling_marks";
+    let settling =
+        spare_trial(&server, settling, |server, spare| killed(server, spare, Duration::from_secs(4)));
+    let suite = if runs_long_tests() { suite.with_trial(settling) } else { suite };
     suite
         .with_trial(trial(&server, "an_insert_without_marks_is_rejected", unmarked))
         .with_trial(trial(&server, "bars_are_switched_on_and_off_while_a_writer_runs", switched))
         .with_trial(trial(&server, "an_interrupted_switch_is_completed", interrupted))
         .with_trial(trial(&server, "only_the_holder_of_the_lease_builds_bars", leased))
         .with_trial(trial(&server, "marks_wait_for_running_deletions", deleting))
+        .with_trial(trial(&server, "bars_wait_for_a_deletion_from_before_the_switch_on", deleting_at_switch))
         .with_trial(trial(&server, "a_purge_drops_the_bars_of_complete_months", purged))
         .with_trial(trial(&server, "a_deletion_over_many_years_is_rebuilt_in_steps", long_deletion))
         .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
+        .with_trial(trial(&server, "a_read_skips_the_marks_of_other_instruments", many_marks))
+        .with_trial(trial(&server, "a_step_reads_only_its_own_ticks", one_step))
+        .with_trial(trial(&server, "a_bar_of_several_sources_is_one_state", several_sources))
+        .with_trial(trial(&server, "an_interrupted_announcement_is_repeated", announced))
         .with_trial(trial(&server, "a_ttl_is_rejected", ttl))
         .with_trial(trial(&server, "maintenance_waits_for_the_recorded_time", recorded_settle))
         .with_trial(trial(&server, "rebuilds_do_not_stop_the_watermark", both_steps))
         .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
-        .with_trial(spare_trial(&server, "a_killed_server_leaves_no_wrong_bar", killed))
+        .with_trial(spare_trial(&server, "a_killed_server_leaves_no_wrong_bar", |server, spare| {
+            killed(server, spare, Duration::ZERO)
+        }))
         .main();
 }
 
@@ -171,6 +186,37 @@ async fn deleting(server: Server) {
     panic!("the mark is not removed");
 }
 
+/// The deletion of another program, or of a call that was dropped.
+async fn deleting_at_switch(server: Server) {
+    let (_, prefix) = server.open(&Datasets::none()).unwrap();
+    let with = |on| {
+        let mut config = config(&server, &prefix);
+        config.materialized_bars = Some(on);
+        ClickHouseStore::open(config).unwrap()
+    };
+    let (off, on) = (with(false), with(true));
+    off.ensure_schema().await.unwrap();
+    off.insert_ticks(&[tick(0), tick(1), tick(7_200)]).await.unwrap();
+    run(&off, &format!("SYSTEM STOP MERGES {prefix}ticks")).await;
+    let delete = format!("ALTER TABLE {prefix}ticks DELETE WHERE ts < '2023-11-13 00:00:01'");
+    run(&off, &format!("{delete} SETTINGS mutations_sync = 0")).await;
+    on.migrate_schema().await.unwrap();
+    let everything = MaintainRequest::default().with_until(tick(86_400).ts());
+    for _ in 0..2 {
+        let report = on.maintain(&everything).await.unwrap();
+        assert!(report.ticks == 0 && !report.is_complete(), "{report:?}");
+    }
+    run(&off, &format!("SYSTEM START MERGES {prefix}ticks")).await;
+    let complete = async {
+        while !on.maintain(&everything).await.unwrap().is_complete() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), complete).await.unwrap();
+    assert_eq!(counts(&on, Interval::H1).await, [1, 1]);
+    server.drop_tables(&prefix).await;
+}
+
 async fn purged(server: Server) {
     const MONTH: i64 = 31 * 86_400;
     let (store, prefix) = open(&server).await;
@@ -276,6 +322,141 @@ async fn manual_change(server: Server) {
     let report = store.maintain(&MaintainRequest::default().with_until(Timestamp::MAX)).await.unwrap();
     assert_eq!((report.rebuilt > 0, report.stale), (true, 1));
     assert_eq!(counts(&store, Interval::W1).await, [2]);
+    server.drop_tables(&prefix).await;
+}
+
+async fn many_marks(server: Server) {
+    let (store, prefix) = open(&server).await;
+    store.insert_ticks(&[tick(0), tick(3_600)]).await.unwrap();
+    maintain_all(&store).await;
+    store.insert_ticks(&[tick(1)]).await.unwrap();
+    let marks = format!(
+        "INSERT INTO {prefix}qi_bars_stale (id, exchange, symbol, first, until) \
+         SELECT number, 'x', concat('M', toString(number % 1000)), 1699833600000000 AS f, f + 3600000000 \
+         FROM numbers(1000000)"
+    );
+    run(&store, &marks).await;
+    let mut limited = config(&server, &prefix);
+    limited.settings.insert("max_rows_to_read".to_owned(), "100000".to_owned());
+    assert_eq!(counts(&ClickHouseStore::open(limited).unwrap(), Interval::D1).await, [3]);
+    server.drop_tables(&prefix).await;
+}
+
+async fn one_step(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let ticks = format!(
+        "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) \
+         SELECT 'x', 'Y', fromUnixTimestamp64Micro(1699833600000000 + number * 2000000, 'UTC'), 0, 1 \
+         FROM numbers(400000)"
+    );
+    let client = store.client().clone().with_setting("log_comment", "qi:bars");
+    client.query_raw(&ticks).execute().await.unwrap();
+    let mut limited = config(&server, &prefix);
+    limited.settings.insert("max_rows_to_read".to_owned(), "50000".to_owned());
+    let limited = ClickHouseStore::open(limited).unwrap();
+    let request = MaintainRequest::default().with_budget(Duration::ZERO);
+    for (until, ticks) in [(0, 0), (20 * 86_400, 1_800), (20 * 86_400, 1_800)] {
+        let report = limited.maintain(&request.with_until(tick(until).ts())).await.unwrap();
+        assert_eq!(report.ticks, ticks);
+    }
+    // The next ticks are a century later.
+    let later = PriceTick::new(
+        Instrument::from_static("x:Y"),
+        "2150-08-09T10:00:00Z".parse().unwrap(),
+        0,
+        "1".parse().unwrap(),
+    );
+    store.insert_ticks(&[later.unwrap()]).await.unwrap();
+    maintain_all(&store).await;
+    assert_eq!(counts(&store, Interval::D1).await.last(), Some(&1));
+    server.drop_tables(&prefix).await;
+}
+
+/// Between the statements of a read, a tick of Monday is deleted, and then a tick of Thursday is written.
+async fn several_sources(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let (monday, thursday) = ([tick(0)], [tick(3 * 86_400)]);
+    let delete = async |ticks: &[PriceTick]| {
+        let own = Selection::only([Instrument::from_static("x:Y")]).unwrap();
+        let end = ticks[0].ts().checked_add(Duration::from_secs(1)).unwrap();
+        let query = DeleteQuery::ticks(own, TimeRange::new(ticks[0].ts(), end).unwrap());
+        store.delete_range(&query).await.unwrap();
+    };
+    store.insert_ticks(&[monday.clone(), thursday.clone()].concat()).await.unwrap();
+    maintain_all(&store).await;
+    // The hours of both ticks are stale.
+    store.insert_ticks(&monday).await.unwrap();
+    delete(&thursday[..]).await;
+    let (address, mut held) = hold_reads_of_ticks(&server).await;
+    let reader = ClickHouseStore::open(config(&server.clone().with_address(address), &prefix)).unwrap();
+    let week = TimeRange::new(tick(0).ts(), tick(7 * 86_400).ts()).unwrap();
+    let query = BarQuery::new(Instrument::from_static("x:Y"), Interval::W1, week);
+    let read = tokio::spawn(async move { reader.derived_bars(&query).await.unwrap() });
+    held.recv().await.unwrap().send(()).unwrap();
+    let of_thursday = held.recv().await.unwrap();
+    delete(&monday[..]).await;
+    store.insert_ticks(&thursday).await.unwrap();
+    of_thursday.send(()).unwrap();
+    let release = async {
+        while let Some(next) = held.recv().await {
+            next.send(()).unwrap();
+        }
+    };
+    let page = tokio::select! {
+        page = read => page.unwrap(),
+        () = release => panic!("the proxy has ended"),
+    };
+    assert_eq!(page.items[0].values().count, Some(1));
+    server.drop_tables(&prefix).await;
+}
+
+/// Starts a proxy of the server. It holds each query of ticks until the test releases it.
+async fn hold_reads_of_ticks(server: &Server) -> (String, UnboundedReceiver<oneshot::Sender<()>>) {
+    const QUERY: &[u8] = b"ticks FINAL";
+    let url = server.url().trim_end_matches('/');
+    let (start, host) = url.split_at(url.rfind(['@', '/']).unwrap() + 1);
+    let (host, listener) = (host.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = format!("{start}{}", listener.local_addr().unwrap());
+    let (held, releases) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let upstream = TcpStream::connect(&host).await.unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = upstream.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            let held = held.clone();
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                    if buffer[..count].windows(QUERY.len()).any(|text| text == QUERY) {
+                        let (release, released) = oneshot::channel();
+                        held.send(release).unwrap();
+                        released.await.unwrap();
+                    }
+                    to_server.write_all(&buffer[..count]).await.unwrap();
+                }
+            });
+        }
+    });
+    (address, releases)
+}
+
+/// A call that ended between the two statements of an announcement.
+async fn announced(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let (day, min) = (tick(86_400).ts(), Timestamp::MIN.as_micros());
+    let announce = format!(
+        "INSERT INTO {prefix}qi_bars_state (announced, announced_at, watermark) \
+         SELECT {}, toDateTime64('2299-12-31 00:00:00', 6, 'UTC'), {min}",
+        day.as_micros()
+    );
+    run(&store, &announce).await;
+    store.insert_ticks(&[tick(0)]).await.unwrap();
+    let earlier = MaintainRequest::default().with_until(tick(3_600).ts());
+    assert_eq!(store.maintain(&earlier).await.unwrap().watermark, Some(day));
+    assert!(store.maintain(&earlier).await.unwrap().is_complete());
+    assert_eq!(counts(&store, Interval::D1).await, [1]);
     server.drop_tables(&prefix).await;
 }
 
@@ -409,17 +590,29 @@ async fn kill_maintainer(config: ClickHouseConfig) -> bool {
     tokio::task::spawn_blocking(kill).await.unwrap()
 }
 
-async fn killed(server: Server, spare: Spare) {
+async fn killed(server: Server, spare: Spare, settle: Duration) {
     let mut config = config(&server, "");
+    if !settle.is_zero() {
+        config.bars_settle = settle;
+        config.server_limits.statement_timeout = settle / 2;
+    }
     // A killed call leaves its lease for this time.
     config.server_limits.bulk_timeout = Duration::from_secs(5);
     let store = ClickHouseStore::open(config).unwrap();
     store.ensure_schema().await.unwrap();
+    let wanted = if runs_long_tests() { 3 } else { 1 };
     let kill = |kills: Arc<AtomicU64>| async move {
-        tokio::time::sleep(Duration::from_secs(6)).await;
-        let spare = spare.run_action("kill").await;
-        kills.fetch_add(1, Ordering::Relaxed);
-        let _spare = spare.run_action("start").await;
+        let mut spare = spare;
+        for number in 1..=wanted {
+            // Between two kills, the lease of a killed call expires, and another call builds bars.
+            let pause = if number == 1 { 6 } else { 20 };
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            spare = spare.run_action("kill").await;
+            if number == wanted {
+                kills.fetch_add(1, Ordering::Relaxed);
+            }
+            spare = spare.run_action("start").await;
+        }
         std::future::pending::<()>().await;
     };
     let histories = if runs_long_tests() { 200 } else { 3 };

@@ -1,7 +1,6 @@
 //! Administration: the list of series, deletions and purges.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use qi_core::record::{Owner, SeriesType};
 use qi_core::store::{Anchor, DeleteQuery, Page, Paged, SeriesRequest, SeriesSummary};
@@ -54,11 +53,22 @@ impl ClickHouseStore {
     }
 
     pub(super) async fn delete(&self, table: &Table, query: &DeleteQuery) -> Result<(), Cause> {
-        let owners = match &query.selection {
-            Selection::All => None,
-            Selection::Only(owners) => Some(&owners[..]),
+        let condition = format!(
+            "{}{}",
+            range_condition(table.time(), query.range),
+            table.interval_condition(query.interval)
+        );
+        let Selection::Only(keys) = &query.selection else {
+            return self.marked(table, None, query.range, self.delete_where(table, &condition)).await;
         };
-        self.marked(table, owners, query.range, self.delete_selected(table, query)).await
+        // The first marks settle after the time limit of one statement, so each statement has its own marks.
+        for part in keys.chunks(MAX_OWNERS_PER_STATEMENT) {
+            let owners: Vec<String> = part.iter().map(|key| table.owner_value(key)).collect();
+            let condition = format!("{} IN ({}) AND {condition}", table.owner_tuple(), owners.join(", "));
+            let deletion = self.delete_where(table, &condition);
+            self.marked(table, Some(part), query.range, deletion).await?;
+        }
+        Ok(())
     }
 
     /// Runs a deletion. If it can make materialized bars stale, marks their hours before and after it: the marks of the
@@ -78,41 +88,23 @@ impl ClickHouseStore {
             None => vec![(None, range)],
             Some(owners) => owners.iter().map(|owner| (owner.instrument().cloned(), range)).collect(),
         };
+        let longest = config.server_limits.bulk_timeout + config.bars_settle;
         if self.bars_state(false).await?.announced.is_none() {
-            deletion.await?;
-            // Materialized bars may have been switched on during the deletion.
+            let outcome = deletion.await;
+            // Materialized bars may have been switched on meanwhile. A failed deletion may continue on the server.
             if self.bars_state(true).await?.announced.is_some() {
-                self.add_marks(&ranges, Duration::ZERO).await?;
+                let wait = if outcome.is_ok() { config.bars_settle } else { longest };
+                self.add_marks(&ranges, wait).await?;
             }
-            return Ok(());
+            return outcome;
         }
         let outcome = async {
-            let ids = self.add_marks(&ranges, config.server_limits.bulk_timeout + config.bars_settle).await?;
+            let first = self.add_marks(&ranges, longest).await?;
             deletion.await?;
-            self.add_marks(&ranges, Duration::ZERO).await?;
-            self.remove_marks(&ids, None).await
+            self.add_marks(&ranges, config.bars_settle).await?;
+            self.remove_marks(&first, None).await
         };
         self.check_bars_state(outcome.await, true).await
-    }
-
-    async fn delete_selected(&self, table: &Table, query: &DeleteQuery) -> Result<(), Cause> {
-        let condition = format!(
-            "{}{}",
-            range_condition(table.time(), query.range),
-            table.interval_condition(query.interval)
-        );
-        match &query.selection {
-            Selection::All => self.delete_where(table, &condition).await,
-            Selection::Only(keys) => {
-                for part in keys.chunks(MAX_OWNERS_PER_STATEMENT) {
-                    let part: Vec<String> = part.iter().map(|key| table.owner_value(key)).collect();
-                    let condition =
-                        format!("{} IN ({}) AND {condition}", table.owner_tuple(), part.join(", "));
-                    self.delete_where(table, &condition).await?;
-                }
-                Ok(())
-            }
-        }
     }
 
     async fn delete_where(&self, table: &Table, condition: &str) -> Result<(), Cause> {

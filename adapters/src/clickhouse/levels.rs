@@ -3,6 +3,9 @@
 //! A read first queries the watermark and the stale marks, then the levels and the ticks. A change that was acknowledged
 //! before has its mark, or its hours were built again before the mark was removed.
 
+use std::collections::HashSet;
+use std::time::Instant;
+
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::{BarMerger, BarPart, BucketPlanner, LevelSource, level_sources, level_table};
 use qi_core::store::{BarQuery, Order, Page};
@@ -26,19 +29,8 @@ impl ClickHouseStore {
             // An empty range also queries the server, because only the server knows whether the schema exists.
             self.next_tick(query, TimeRange::new(query.range.start(), query.range.start())?).await?;
         }
-        let mut watermark = None;
         while let Some(window) = planner.window()? {
-            let watermark = match watermark {
-                Some(watermark) => watermark,
-                None => *watermark.insert(self.watermark().await?),
-            };
-            let mut merger = BarMerger::new(query.interval, query.order);
-            for source in self.sources(query, window, watermark).await? {
-                if merger.len() > planner.wanted() {
-                    break;
-                }
-                self.read_source(query, source, planner.wanted(), &mut merger).await?;
-            }
+            let merger = self.read_window(query, window, planner.wanted()).await?;
             for part in merger.into_parts().into_iter().take(planner.wanted()) {
                 planner.push(bar_of(&part, query, planner.is_on_page())?);
             }
@@ -49,31 +41,83 @@ impl ClickHouseStore {
         Ok(planner.page()?)
     }
 
-    async fn watermark(&self) -> Result<Timestamp, Cause> {
-        let sql = format!("SELECT max(watermark) FROM {}", self.bars_table(STATE_TABLE));
-        let found = rows(&self.inner.connections.read_client, &sql, |row| Ok(row.i64()?)).await?;
-        Ok(time(found.first().copied().unwrap_or(0)))
-    }
-
-    /// Returns the sources of a window. The watermark was read before: a mark that was removed since has current bars.
-    async fn sources(
+    /// Reads the parts of a window. If a change was made while several statements read a bucket, one statement reads all
+    /// ticks of such buckets.
+    async fn read_window(
         &self,
         query: &BarQuery,
         window: TimeRange,
-        watermark: Timestamp,
-    ) -> Result<Vec<LevelSource>, Cause> {
+        wanted: usize,
+    ) -> Result<BarMerger, Cause> {
+        let BarQuery { interval, order, .. } = *query;
+        let settle = self.bars_state(false).await?.settle;
+        let started = Instant::now();
+        let (watermark, marks) = self.stale_marks(query, window).await?;
+        let stale: Vec<_> = marks.iter().map(|(_, range)| *range).collect();
+        let sources = level_sources(window, interval, watermark, &stale, order)?;
+        let begins_in_bucket =
+            |source: &LevelSource| interval.floor(source.range.start()) != source.range.start();
+        let is_divided = sources.iter().any(begins_in_bucket);
+        let merger = self.read_sources(query, sources, wanted).await?;
+        // Until then, maintenance removes no mark of a change after the first query.
+        let is_late = !settle.is_zero() && started.elapsed() >= settle / 2;
+        if !is_divided && !is_late {
+            return Ok(merger);
+        }
+        let known: HashSet<u64> = marks.iter().map(|(id, _)| *id).collect();
+        let (later, marks) = self.stale_marks(query, window).await?;
+        if !is_late && later >= watermark && marks.iter().all(|(id, _)| known.contains(id)) {
+            return Ok(merger);
+        }
+        let mut stale = Vec::with_capacity(marks.len());
+        for (_, range) in marks {
+            let end = interval.ceil(range.end()).unwrap_or(Timestamp::MAX);
+            stale.push(TimeRange::new(interval.floor(range.start()), end)?);
+        }
+        let sources = level_sources(window, interval, interval.floor(later), &stale, order)?;
+        self.read_sources(query, sources, wanted).await
+    }
+
+    /// Returns the watermark, and the ids and ranges of the stale marks of a window. The watermark is read first: a mark
+    /// that was removed since has current bars.
+    async fn stale_marks(
+        &self,
+        query: &BarQuery,
+        window: TimeRange,
+    ) -> Result<(Timestamp, Vec<(u64, TimeRange)>), Cause> {
+        let client = &self.inner.connections.read_client;
+        let sql = format!("SELECT max(watermark) FROM {}", self.bars_table(STATE_TABLE));
+        let found = rows(client, &sql, |row| Ok(row.i64()?)).await?;
+        let watermark = time(found.first().copied().unwrap_or(0));
         let (exchange, symbol) = (query.instrument.exchange().as_str(), query.instrument.symbol().as_str());
         let conditions = format!(
-            "((e = {} AND s = {}) OR e = '') AND f < {} AND u > {}",
+            "(exchange, symbol) IN (({}, {}), ('', '')) AND first < {} AND until > {}",
             literal(exchange),
             literal(symbol),
             window.end().as_micros(),
             window.start().as_micros()
         );
-        let client = &self.inner.connections.read_client;
-        let sql = self.marks_query("DISTINCT f, u", &conditions, "");
-        let stale = rows(client, &sql, |row| Ok(TimeRange::new(time(row.i64()?), time(row.i64()?))?)).await?;
-        Ok(level_sources(window, query.interval, watermark, &stale, query.order)?)
+        let sql = self.marks_query("id, first, until", &conditions);
+        let marks =
+            rows(client, &sql, |row| Ok((row.u64()?, TimeRange::new(time(row.i64()?), time(row.i64()?))?)))
+                .await?;
+        Ok((watermark, marks))
+    }
+
+    async fn read_sources(
+        &self,
+        query: &BarQuery,
+        sources: Vec<LevelSource>,
+        wanted: usize,
+    ) -> Result<BarMerger, Cause> {
+        let mut merger = BarMerger::new(query.interval, query.order);
+        for source in sources {
+            if merger.len() > wanted {
+                break;
+            }
+            self.read_source(query, source, wanted, &mut merger).await?;
+        }
+        Ok(merger)
     }
 
     /// Reads the parts of a source. Reads at least the first `wanted` buckets of it.

@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use qi_core::store::kit::{LEVELS, StepSpan, level_table};
 use qi_core::store::{MaintainRequest, MaintenanceReport};
-use qi_core::{Exchange, Instrument, Interval, Operation, PriceTick, Result, Symbol, TimeRange, Timestamp};
+use qi_core::{Instrument, Interval, Operation, PriceTick, Result, TimeRange, Timestamp};
 use tokio::task::JoinError;
 
 use super::bars::BUCKET_ORIGIN;
 use super::connect::{execute, rows};
 use super::error::{Cause, NO_PART};
 use super::lease::Lease;
-use super::marks::{StaleRange, time};
+use super::marks::{MARK_COLUMNS, Mark, StaleRange, time};
 use super::materialized::{self, SETTLE, STATE_TABLE};
 use super::read::time_literal;
 use super::store::ClickHouseStore;
-use super::table::{TableLocation, instrument_condition, literal};
+use super::table::{TableLocation, instrument_condition, literal, read_time};
 
 /// The minimum distance of the watermark from the server's clock, in microseconds, unless the request has an `until`.
 /// Ticks after the announced watermark need no marks.
@@ -38,10 +38,16 @@ const LONG_MARK: Duration = Duration::from_hours(1);
 /// The maximum number of marks that one step removes.
 const MAX_REBUILT: usize = 64;
 
+/// The time of an announcement that may not be visible yet, and the time of one that is visible.
+const NOT_DATED: &str = "toDateTime64('2299-12-31 00:00:00', 6, 'UTC')";
+const NOW: &str = "now64(6, 'UTC')";
+
 /// The state that a call of `maintain` works on.
 struct State {
     watermark: Timestamp,
     announced: Timestamp,
+    /// The latest announced time that became visible before its recorded time.
+    dated: Timestamp,
     /// The latest announced time that every running write knows.
     settled: Timestamp,
     target: Timestamp,
@@ -95,8 +101,8 @@ impl ClickHouseStore {
             }
             outcome?;
         }
-        let condition = format!("f < {}", state.watermark.as_micros());
-        report.stale = self.count(&self.marks_query("count()", &condition, "")).await?;
+        let condition = format!("first < {}", state.watermark.as_micros());
+        report.stale = self.count(&self.marks_query("count()", &condition)).await?;
         report.watermark = Some(state.watermark);
         report.target = Some(state.announced.max(state.target));
         Ok(report)
@@ -109,8 +115,11 @@ impl ClickHouseStore {
         (state, report): (&mut State, &mut MaintenanceReport),
         is_over: impl Fn() -> bool,
     ) -> Result<(), Cause> {
-        if state.announced < state.target {
-            self.insert_state(lease, state.target, Timestamp::MIN).await?;
+        let target = state.announced.max(state.target);
+        if state.dated < target {
+            // The first statement may become visible long after it has begun, so the second one records the time.
+            self.insert_state(lease, target, NOT_DATED, Timestamp::MIN).await?;
+            self.insert_state(lease, target, NOW, Timestamp::MIN).await?;
             *state = self.maintenance_state(until).await?;
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
@@ -121,14 +130,18 @@ impl ClickHouseStore {
                 break;
             }
         }
+        // A deletion from before the switch-on has no marks.
+        if self.runs_deletion().await? {
+            return Ok(());
+        }
         // At least one step runs, even after long rebuilds.
         let mut is_first = true;
         while state.watermark < state.settled && (std::mem::take(&mut is_first) || !is_over()) {
-            let start = self.first_tick(None, state.watermark, state.settled).await?;
+            let start = self.first_tick(None, state.watermark, state.settled, span).await?;
             let end = self.step_end(None, start, state.settled, &mut span).await?;
             let range = (None, TimeRange::new(state.watermark, end)?);
             let ticks = self.build(lease, &[range], end).await?;
-            self.insert_state(lease, state.announced, end).await?;
+            self.insert_state(lease, state.announced, NOW, end).await?;
             span.adapt(ticks);
             state.watermark = end;
             report.ticks += ticks;
@@ -145,13 +158,14 @@ impl ClickHouseStore {
         let table = self.bars_table(STATE_TABLE);
         let sql = format!(
             "WITH assumeNotNull((SELECT greatest({settle}, max({SETTLE})) FROM {table})) AS bound \
-             SELECT max(watermark), max(announced), \
+             SELECT max(watermark), max(announced), maxIf(announced, announced_at <= now64(6)), \
              maxIf(announced, toUnixTimestamp64Micro(announced_at) + bound <= toUnixTimestamp64Micro(now64(6))), \
              {until} FROM {table}"
         );
         let found = rows(&self.inner.connections.read_client, &sql, |row| {
-            let (watermark, announced, settled) = (time(row.i64()?), time(row.i64()?), time(row.i64()?));
-            Ok(State { watermark, announced, settled, target: Interval::H1.floor(time(row.i64()?)) })
+            let (watermark, announced) = (time(row.i64()?), time(row.i64()?));
+            let (dated, settled) = (time(row.i64()?), time(row.i64()?));
+            Ok(State { watermark, announced, dated, settled, target: Interval::H1.floor(time(row.i64()?)) })
         })
         .await?;
         found.into_iter().next().ok_or(Cause::ConcurrentChange)
@@ -162,10 +176,11 @@ impl ClickHouseStore {
         &self,
         lease: &Lease,
         announced: Timestamp,
+        announced_at: &str,
         watermark: Timestamp,
     ) -> Result<(), Cause> {
         let sql = format!(
-            "INSERT INTO {} (announced, announced_at, watermark) SELECT {}, now64(6, 'UTC'), {} FROM {}",
+            "INSERT INTO {} (announced, announced_at, watermark) SELECT {}, {announced_at}, {} FROM {}",
             self.bars_table(STATE_TABLE),
             announced.as_micros(),
             watermark.as_micros(),
@@ -182,21 +197,47 @@ impl ClickHouseStore {
 
     /// Returns the hour of the first tick of an instrument, or of all instruments, in a range. Without a tick, returns the
     /// end of the range.
+    ///
+    /// The key begins with the instrument. For all instruments, the search therefore skips months without parts, and
+    /// reads spans that become longer.
     async fn first_tick(
         &self,
         instrument: Option<&Instrument>,
         start: Timestamp,
         end: Timestamp,
+        mut span: StepSpan,
     ) -> Result<Timestamp, Cause> {
-        let sql = format!(
-            "SELECT toUnixTimestamp64Micro(min(ts)), count() FROM {} WHERE {}",
-            self.ticks_table(),
-            ticks_condition(instrument, start, end)
-        );
-        let found =
-            rows(&self.inner.connections.bulk_client, &sql, |row| Ok((row.i64()?, row.u64()?))).await?;
-        let first = found.into_iter().find(|(_, count)| *count > 0);
-        Ok(first.map_or(end, |(ts, _)| Interval::H1.floor(time(ts)).max(start)))
+        let client = &self.inner.connections.bulk_client;
+        let location = TableLocation::of(&self.inner.config);
+        let mut at = start;
+        while at < end {
+            let mut until = end;
+            if instrument.is_none() {
+                let sql = format!(
+                    "SELECT partition_id FROM {} WHERE active AND rows > 0 AND database = {} AND table = {} \
+                     AND partition_id >= {} ORDER BY partition_id LIMIT 1",
+                    location.system_parts(),
+                    literal(location.database),
+                    literal(&location.local_name(PriceTick::DATASET.name())),
+                    literal(&month_of(at))
+                );
+                let months = rows(client, &sql, |row| start_of(row.text()?)).await?;
+                let Some(month) = months.first() else { break };
+                at = at.max(*month);
+                until = span.end(at).min(end);
+            }
+            let sql = format!(
+                "SELECT ts FROM {} WHERE {} ORDER BY ts LIMIT 1",
+                self.ticks_table(),
+                ticks_condition(instrument, at, until)
+            );
+            if let Some(first) = rows(client, &sql, read_time).await?.first() {
+                return Ok(Interval::H1.floor(*first).max(start));
+            }
+            span.adapt(0);
+            at = until;
+        }
+        Ok(end)
     }
 
     /// Builds the bars of some hours, and of the days before the watermark that these hours belong to. Returns the number
@@ -284,39 +325,34 @@ impl ClickHouseStore {
         watermark: Timestamp,
         span: &mut StepSpan,
     ) -> Result<u64, Cause> {
-        let condition = format!("f < {} ORDER BY e != '', f LIMIT {MAX_REBUILT}", watermark.as_micros());
-        let settled = " AND settled <= toUnixTimestamp64Micro(now64(6))";
-        let sql = self.marks_query("id, e, s, f, u", &condition, settled);
+        // Marks of all instruments are the first in the order of the table.
+        let condition = format!(
+            "first < {} AND toUnixTimestamp64Micro(marked) + wait <= toUnixTimestamp64Micro(now64(6)) \
+             ORDER BY exchange, symbol, first LIMIT {MAX_REBUILT}",
+            watermark.as_micros()
+        );
+        let sql = self.marks_query(MARK_COLUMNS, &condition);
         let marks = rows(&self.inner.connections.read_client, &sql, |row| {
-            let (id, exchange, symbol) = (row.u64()?, row.text()?.to_owned(), row.text()?.to_owned());
-            let (first, until) = (time(row.i64()?), time(row.i64()?));
-            // Without an instrument, and for names that no instrument has, all bars are rebuilt.
-            let instrument = Exchange::new(exchange)
-                .and_then(|exchange| Ok(Instrument::new(exchange, Symbol::new(symbol)?)))
-                .ok();
-            Ok((id, instrument, first, until))
+            let (id, names) = (row.u64()?, (row.text()?.to_owned(), row.text()?.to_owned()));
+            Ok(Mark { id, names, first: row.i64()?, until: row.i64()? })
         })
         .await?;
-        let Some((id, instrument, first, until)) = marks.first().cloned() else { return Ok(0) };
+        let Some(mark) = marks.first() else { return Ok(0) };
         // A deletion may still run after its client disconnected, although its marks have settled. No mark is rebuilt
         // until all deletions are complete.
-        let location = TableLocation::of(&self.inner.config);
-        let deletions = format!(
-            "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",
-            literal(location.database),
-            literal(&location.local_name(PriceTick::DATASET.name()))
-        );
-        if self.count(&deletions).await? > 0 {
+        if self.runs_deletion().await? {
             return Ok(0);
         }
-        let is_long = |instrument: &Option<Instrument>, first: Timestamp, until: Timestamp| {
-            instrument.is_none() || until.duration_since(first) > LONG_MARK
+        let is_long = |mark: &Mark| {
+            mark.instrument().is_none() || time(mark.until).duration_since(time(mark.first)) > LONG_MARK
         };
-        if is_long(&instrument, first, until) {
-            let limit = until.min(watermark);
+        if is_long(mark) {
+            // Without an instrument, and for names that no instrument has, all bars are rebuilt.
+            let (instrument, first, limit) =
+                (mark.instrument(), time(mark.first), time(mark.until).min(watermark));
             // The parts are listed before the ticks are read: bars of later ticks are in later parts.
             let mut parts = self.parts_from(first).await?;
-            let first_tick = self.first_tick(instrument.as_ref(), first, limit).await?;
+            let first_tick = self.first_tick(instrument.as_ref(), first, limit, *span).await?;
             if instrument.is_none() {
                 let (first, end) = (month_of(first), month_of(first_tick));
                 let (dropped, mut left): (Vec<_>, Vec<_>) =
@@ -329,30 +365,44 @@ impl ClickHouseStore {
             let start = oldest.map_or(Ok(limit), |month| start_of(month))?.max(first).min(first_tick);
             let end = self.step_end(instrument.as_ref(), start, limit, span).await?;
             if start < end {
-                let range = (instrument.clone(), TimeRange::new(start, end)?);
+                let range = (instrument, TimeRange::new(start, end)?);
                 span.adapt(self.build(lease, &[range], watermark).await?);
             }
             // The hours from the watermark on are built later, with this change.
             if end < limit {
-                self.add_marks(&[(instrument, TimeRange::new(end, limit)?)], Duration::ZERO).await?;
+                // With the same id, because the rest of a mark is not a change.
+                let rest = Mark { first: end.as_micros(), until: limit.as_micros(), ..mark.clone() };
+                self.insert_marks(&[rest], Duration::ZERO).await?;
             }
-            self.remove_marks(&[id], Some(lease)).await?;
+            self.remove_marks(&marks[..1], Some(lease)).await?;
             return Ok(1);
         }
-        let (mut ids, mut stale) = (Vec::new(), Vec::<StaleRange>::new());
-        for (id, instrument, first, until) in marks {
-            if is_long(&instrument, first, until) {
+        let (mut removed, mut stale) = (Vec::new(), Vec::<StaleRange>::new());
+        for mark in marks {
+            if is_long(&mark) {
                 continue;
             }
-            ids.push(id);
-            let range = (instrument, TimeRange::new(first, until.min(watermark).max(first))?);
+            let (first, until) = (time(mark.first), time(mark.until).min(watermark));
+            let range = (mark.instrument(), TimeRange::new(first, until.max(first))?);
             if !stale.contains(&range) {
                 stale.push(range);
             }
+            removed.push(mark);
         }
         self.build(lease, &stale, watermark).await?;
-        self.remove_marks(&ids, Some(lease)).await?;
-        Ok(ids.len() as u64)
+        self.remove_marks(&removed, Some(lease)).await?;
+        Ok(removed.len() as u64)
+    }
+
+    /// Returns whether the server still runs a deletion of ticks.
+    async fn runs_deletion(&self) -> Result<bool, Cause> {
+        let location = TableLocation::of(&self.inner.config);
+        let sql = format!(
+            "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",
+            literal(location.database),
+            literal(&location.local_name(PriceTick::DATASET.name()))
+        );
+        Ok(self.count(&sql).await? > 0)
     }
 
     /// Returns the end of a step that begins at `start`, at most `limit`. Shortens the span of a step with many ticks.

@@ -11,7 +11,7 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use qi_core::{Instrument, Interval, TimeRange, Timestamp};
+use qi_core::{Exchange, Instrument, Interval, Symbol, TimeRange, Timestamp};
 
 use super::connect::{execute, rows};
 use super::error::{ACCESS_DENIED, Cause, NO_TABLE, VIOLATED_CONSTRAINT};
@@ -26,8 +26,38 @@ const STATE_TTL: Duration = Duration::from_secs(5);
 /// The maximum number of marks in one request.
 const MAX_MARKS: usize = 5_000;
 
+/// The maximum number of removals in one request. They fit into the maximum query size of 256 KiB.
+const MAX_REMOVALS: usize = 250;
+
 /// Hours whose bars are stale. Without an instrument, the hours of all instruments.
 pub(super) type StaleRange = (Option<Instrument>, TimeRange);
+
+/// A stale mark.
+#[derive(Debug, Clone)]
+pub(super) struct Mark {
+    pub(super) id: u64,
+    /// The exchange and the symbol. Empty for all instruments.
+    pub(super) names: (String, String),
+    /// The first hour, in microseconds.
+    pub(super) first: i64,
+    pub(super) until: i64,
+}
+
+impl Mark {
+    /// Returns the instrument. None for all instruments, and for names that no instrument has.
+    pub(super) fn instrument(&self) -> Option<Instrument> {
+        Some(Instrument::new(Exchange::new(&self.names.0).ok()?, Symbol::new(&self.names.1).ok()?))
+    }
+
+    /// Returns the values of [`MARK_COLUMNS`].
+    fn values(&self) -> String {
+        let Self { id, names: (exchange, symbol), first, until } = self;
+        format!("{id},{},{},{first},{until}", literal(exchange), literal(symbol))
+    }
+}
+
+/// The columns that a mark and its removal have in common.
+pub(super) const MARK_COLUMNS: &str = "id, exchange, symbol, first, until";
 
 impl ClickHouseStore {
     pub(super) fn bars_table(&self, name: &str) -> String {
@@ -78,59 +108,52 @@ impl ClickHouseStore {
         outcome
     }
 
-    /// Adds marks. They settle after `wait`. Returns their ids.
-    pub(super) async fn add_marks(&self, ranges: &[StaleRange], wait: Duration) -> Result<Vec<u64>, Cause> {
-        let wait = wait.as_micros();
+    /// Adds marks. They settle after `wait`. Returns the marks.
+    pub(super) async fn add_marks(&self, ranges: &[StaleRange], wait: Duration) -> Result<Vec<Mark>, Cause> {
         let mut rng = qi_core::Rng::new();
-        let mut ids = Vec::with_capacity(ranges.len());
-        for part in ranges.chunks(MAX_MARKS) {
-            let mut values = Vec::with_capacity(part.len());
-            for (instrument, range) in part {
-                let id = rng.u64(..);
-                ids.push(id);
-                let (exchange, symbol) = match instrument {
-                    Some(instrument) => {
-                        (literal(instrument.exchange().as_str()), literal(instrument.symbol().as_str()))
-                    }
-                    None => ("''".to_owned(), "''".to_owned()),
-                };
-                let (first, until) = full_hours(*range);
-                values.push(format!("({id},{exchange},{symbol},{first},{until},{wait})"));
-            }
-            self.insert_marks(&format!(
-                "(id, exchange, symbol, first, until, wait) VALUES {}",
-                values.join(",")
-            ))
-            .await?;
-        }
-        Ok(ids)
+        let mark = |(instrument, range): &StaleRange| {
+            let names = instrument.as_ref().map(|instrument| {
+                (instrument.exchange().as_str().to_owned(), instrument.symbol().as_str().to_owned())
+            });
+            let (first, until) = full_hours(*range);
+            Mark { id: rng.u64(..), names: names.unwrap_or_default(), first, until }
+        };
+        let marks: Vec<Mark> = ranges.iter().map(mark).collect();
+        self.insert_marks(&marks, wait).await?;
+        Ok(marks)
     }
 
-    /// Removes marks. Two removals of a mark are one removal. With a lease, does nothing after the lease has expired.
-    pub(super) async fn remove_marks(&self, ids: &[u64], lease: Option<&Lease>) -> Result<(), Cause> {
-        let source = lease.map_or_else(String::new, |lease| format!(" FROM {}", self.holding(lease)));
-        for part in ids.chunks(MAX_MARKS) {
-            let ids = part.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-            self.insert_marks(&format!("(id, sign) SELECT arrayJoin([{ids}]), -1{source}")).await?;
+    pub(super) async fn insert_marks(&self, marks: &[Mark], wait: Duration) -> Result<(), Cause> {
+        let wait = wait.as_micros();
+        for part in marks.chunks(MAX_MARKS) {
+            let values: Vec<_> = part.iter().map(|mark| format!("({},{wait})", mark.values())).collect();
+            self.insert_stale(&format!("({MARK_COLUMNS}, wait) VALUES {}", values.join(","))).await?;
         }
         Ok(())
     }
 
-    async fn insert_marks(&self, values: &str) -> Result<(), Cause> {
+    /// Removes marks. Two removals of a mark are one removal. With a lease, does nothing after the lease has expired.
+    pub(super) async fn remove_marks(&self, marks: &[Mark], lease: Option<&Lease>) -> Result<(), Cause> {
+        let source = lease.map_or_else(String::new, |lease| format!(" FROM {}", self.holding(lease)));
+        for part in marks.chunks(MAX_REMOVALS) {
+            let values: Vec<_> = part.iter().map(|mark| format!("({})", mark.values())).collect();
+            self.insert_stale(&format!(
+                "({MARK_COLUMNS}, sign) WITH arrayJoin([{}]) AS m SELECT m.1, m.2, m.3, m.4, m.5, -1{source}",
+                values.join(",")
+            ))
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn insert_stale(&self, values: &str) -> Result<(), Cause> {
         let sql = format!("INSERT INTO {} {values}", self.bars_table(STALE_TABLE));
         execute(&self.inner.connections.bulk_client, &sql).await
     }
 
-    /// Returns the query for the marks that were not removed, with these columns and conditions.
-    pub(super) fn marks_query(&self, columns: &str, conditions: &str, having: &str) -> String {
-        // The row of a removal has only the id, so a mark is complete only in its first row.
-        format!(
-            "SELECT {columns} FROM (SELECT id, anyIf(exchange, sign = 1) AS e, anyIf(symbol, sign = 1) AS s, \
-             anyIf(first, sign = 1) AS f, anyIf(until, sign = 1) AS u, \
-             anyIf(toUnixTimestamp64Micro(marked) + wait, sign = 1) AS settled FROM {} \
-             GROUP BY id HAVING min(sign) = 1{having}) WHERE {conditions}",
-            self.bars_table(STALE_TABLE)
-        )
+    /// Returns the query for columns of the marks that were not removed, with a condition.
+    pub(super) fn marks_query(&self, columns: &str, condition: &str) -> String {
+        format!("SELECT {columns} FROM {} FINAL WHERE sign = 1 AND {condition}", self.bars_table(STALE_TABLE))
     }
 }
 

@@ -57,10 +57,11 @@ pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
          ENGINE = ReplacingMergeTree ORDER BY id TTL toDateTime(expires) + toIntervalDay(30)"
     )];
     statements.extend(LEVELS.map(level));
+    // A read selects the marks of one instrument.
     statements.push(format!(
         "CREATE TABLE IF NOT EXISTS {marks} (id UInt64, exchange String, symbol String, first Int64, until Int64, \
          wait Int64, marked DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC'), sign Int8 DEFAULT 1) \
-         ENGINE = CollapsingMergeTree(sign) ORDER BY id"
+         ENGINE = CollapsingMergeTree(sign) ORDER BY (exchange, symbol, first, id)"
     ));
     statements.push(range_constraint(config));
     statements.push(format!(

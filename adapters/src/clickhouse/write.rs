@@ -78,17 +78,23 @@ impl ClickHouseStore {
                 }
                 self.mark(&entries, &series, state).await?;
             }
-            for (at, part) in split(&entries, self.inner.config.write.max_request_records).enumerate() {
-                // The marks may have settled meanwhile.
-                let is_late = |state: BarsState| {
-                    (at > 0 || !state.settle.is_zero()) && state.read_at.elapsed() >= state.settle / 2
-                };
-                if marked.is_some_and(is_late) {
-                    marked = Some(self.mark_again(&entries, &series).await?);
+            'parts: for (at, part) in split(&entries, self.inner.config.write.max_request_records).enumerate()
+            {
+                for _ in 0..MAX_ATTEMPTS {
+                    // The marks may have settled meanwhile.
+                    let is_late = |state: BarsState| {
+                        (at > 0 || !state.settle.is_zero()) && state.read_at.elapsed() >= state.settle / 2
+                    };
+                    if marked.is_some_and(is_late) {
+                        marked = Some(self.mark_again(&entries, &series).await?);
+                    }
+                    let request =
+                        InsertRequest { batch: Some(batch), series: &encoded, entries: part, is_marked };
+                    if self.send(table, &request).await? {
+                        continue 'parts;
+                    }
                 }
-                let request =
-                    InsertRequest { batch: Some(batch), series: &encoded, entries: part, is_marked };
-                self.send(table, &request).await?;
+                return Err(Cause::ConcurrentChange);
             }
             // Maintenance may have built these hours during the write.
             if marked.is_some_and(|state| state.read_at.elapsed() >= state.settle) {
@@ -127,37 +133,34 @@ impl ClickHouseStore {
         Ok(())
     }
 
-    /// Sends one request. If the future is dropped early, the request is aborted and the server discards its rows.
-    async fn send(&self, table: &Table, request: &InsertRequest<'_>) -> Result<(), Cause> {
+    /// Sends one request. Returns false if it must be sent again. If the future is dropped early, the request is aborted
+    /// and the server discards its rows.
+    async fn send(&self, table: &Table, request: &InsertRequest<'_>) -> Result<bool, Cause> {
         let connections = &self.inner.connections;
-        let mut knows_deduplicate_insert = connections.knows_deduplicate_insert().await?;
-        for _ in 0..MAX_ATTEMPTS {
-            let mut result = self.send_once(table, request, knows_deduplicate_insert).await;
-            // A server that rejects a request need not read all of it. It may respond and close the connection, and the
-            // client then sees only a connection that broke during the send.
-            let connection_lost = result.as_ref().is_err_and(Cause::is_network);
-            if connection_lost && let Some(rejection) = self.rejection(table, knows_deduplicate_insert).await
-            {
-                result = Err(rejection);
-            }
-            match result {
-                Err(cause) if cause.has_code(INCORRECT_DATA) && self.refresh_enum_types(table).await => {}
-                Err(cause) if !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
-                // Also checked after success: a server of version 26.2 or later that received no
-                // `deduplicate_insert = disable` may have dropped the rows as a duplicate block. Sending them again is
-                // safe, because a key is stored once.
-                result => {
-                    if result.is_err() {
-                        connections.forget_deduplicate_insert().await;
-                    }
-                    match connections.knows_deduplicate_insert().await? {
-                        now if now == knows_deduplicate_insert => return result,
-                        now => knows_deduplicate_insert = now,
-                    }
+        let knows_deduplicate_insert = connections.knows_deduplicate_insert().await?;
+        let mut result = self.send_once(table, request, knows_deduplicate_insert).await;
+        // A server that rejects a request need not read all of it. It may respond and close the connection, and the
+        // client then sees only a connection that broke during the send.
+        let connection_lost = result.as_ref().is_err_and(Cause::is_network);
+        if connection_lost && let Some(rejection) = self.rejection(table, knows_deduplicate_insert).await {
+            result = Err(rejection);
+        }
+        match result {
+            Err(cause) if cause.has_code(INCORRECT_DATA) && self.refresh_enum_types(table).await => Ok(false),
+            Err(cause) if !cause.has_code(UNKNOWN_SETTING) => Err(cause),
+            // Also checked after success: a server of version 26.2 or later that received no
+            // `deduplicate_insert = disable` may have dropped the rows as a duplicate block. Sending them again is
+            // safe, because a key is stored once.
+            result => {
+                if result.is_err() {
+                    connections.forget_deduplicate_insert().await;
                 }
+                if connections.knows_deduplicate_insert().await? == knows_deduplicate_insert {
+                    return result.map(|()| true);
+                }
+                Ok(false)
             }
         }
-        Err(Cause::ConcurrentChange)
     }
 
     /// Reads the column types from the database and stores the `Enum8` types with additional names. Returns whether
