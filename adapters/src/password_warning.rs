@@ -4,7 +4,8 @@ use std::net::IpAddr;
 #[cfg(feature = "redpanda")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Warns once if any of the hosts is not this machine. Each backend calls it when it is opened.
+/// Warns if a host is not a loopback host. The ClickHouse and TimescaleDB stores call this function at opening, if a
+/// password may be sent over an unencrypted connection.
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 pub(crate) fn warn_of_password<'a>(backend: &'static str, hosts: impl Iterator<Item = &'a str>) {
     warn_of(backend, &remote(hosts));
@@ -13,7 +14,7 @@ pub(crate) fn warn_of_password<'a>(backend: &'static str, hosts: impl Iterator<I
 fn warn_of(backend: &'static str, remote: &[&str]) {
     if !remote.is_empty() {
         let hosts = remote.join(", ");
-        tracing::warn!(backend, hosts, "the password may be sent over a connection without encryption");
+        tracing::warn!(backend, hosts, "the password may be sent over an unencrypted connection");
     }
 }
 
@@ -32,7 +33,7 @@ pub(crate) struct PasswordWarning {
 
 #[cfg(feature = "redpanda")]
 impl PasswordWarning {
-    /// Creates the warning. `exposed` states that the password is sent without encryption.
+    /// Creates the warning. `exposed` is true if the password is sent without encryption.
     pub(crate) fn new(backend: &'static str, exposed: bool) -> Self {
         Self { backend, done: AtomicBool::new(!exposed) }
     }
@@ -58,7 +59,7 @@ pub(crate) fn host_of(authority: &str) -> &str {
     }
 }
 
-/// Returns whether a host is this machine.
+/// Returns whether a host is `localhost` or a loopback address.
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
     host.eq_ignore_ascii_case("localhost")
@@ -75,10 +76,10 @@ mod tests {
         let given = |warning: &PasswordWarning| warning.done.load(Ordering::Relaxed);
         let warning = PasswordWarning::new("redpanda", true);
         warning.check(["127.0.0.1", "localhost"].into_iter());
-        assert!(!given(&warning), "the brokers of the configuration are here");
+        assert!(!given(&warning), "loopback brokers need no warning");
         warning.check(["127.0.0.1", "192.0.2.1"].into_iter());
         assert!(given(&warning));
-        assert!(given(&PasswordWarning::new("redpanda", false)), "there is nothing to warn of");
+        assert!(given(&PasswordWarning::new("redpanda", false)), "an encrypted connection needs no warning");
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn expect<T>(hosts: Option<&str>, open: impl FnOnce() -> Result<T>) {
         None => assert!(seen.is_empty(), "{seen:?}"),
         Some(hosts) => {
             assert_eq!(seen.len(), 1, "{seen:?}");
-            assert!(seen[0].contains("without encryption") && seen[0].contains(hosts), "{seen:?}");
+            assert!(seen[0].contains("unencrypted connection") && seen[0].contains(hosts), "{seen:?}");
             assert!(!seen[0].contains(SECRET), "{seen:?}");
         }
     }

@@ -381,11 +381,11 @@ fn only_a_password_over_a_plaintext_connection_causes_a_warning() {
     writeln!(file, "[store.retry]\nenabled = false").unwrap();
     let arguments = ["query", "latest", "--config", file.path().to_str().unwrap()];
     let shown = text(&run(&arguments).stderr);
-    assert_eq!(shown.matches("without encryption").count(), 1, "{shown}");
+    assert_eq!(shown.matches("unencrypted connection").count(), 1, "{shown}");
     assert!(!shown.contains("SECRET"), "{shown}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
     let out = command.env("RUST_LOG", "error").stdin(Stdio::null()).args(arguments).output().unwrap();
-    assert!(!text(&out.stderr).contains("without encryption"), "{}", text(&out.stderr));
+    assert!(!text(&out.stderr).contains("unencrypted connection"), "{}", text(&out.stderr));
     assert!(!shown.contains('\u{1b}'), "escape sequences without a terminal: {shown:?}");
     for arguments in [&["migrate", "--dry-run"][..], &["topics"], &["lag"], &["check"]] {
         assert_eq!(text(&run(arguments).stderr), "", "{arguments:?}");

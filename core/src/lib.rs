@@ -11,7 +11,7 @@
 //! - A **record** is one row of a **dataset**. Nine datasets are built in, such as [`PriceTick`] and [`Bar`].
 //!   `#[derive(Record)]` declares your own: see [`record`].
 //! - The **series** and the **sort key** of a record are its key. The series is usually an [`Instrument`]. The sort key
-//!   is the time and a sequence number. A write replaces the record with the same key.
+//!   is the time and, in some datasets, a sequence number. A write replaces the record with the same key.
 //! - The result of a read is a **page** with the **cursor** of the next page. The streams of [`PriceStoreExt`] read all
 //!   pages.
 //! - A **layer** adds retries, time limits, concurrency limits, metrics or traces to a port: see [`layer`].
@@ -42,7 +42,7 @@
 //! | task | start with |
 //! | --- | --- |
 //! | store and read records | [`PriceStore`], [`PriceStoreExt`]; single records: [`Buffered`] |
-//! | read bars | [`PriceStoreExt::bars`] (stored), [`PriceStore::derived_bars`] (from ticks) |
+//! | read bars | [`PriceStoreExt::bars`] (stored), [`PriceStore::derived_bars`] (of ticks); [`BarQuery`](store::BarQuery) |
 //! | publish and consume messages | [`MessageBus`], [`MessageBusExt`], [`Subscription`] |
 //! | move a topic into a store | [`Ingest`] |
 //! | write a long-running task | [`Agent`], [`AgentRuntime`] |

@@ -2,14 +2,26 @@
 //! market simulator, and a test clock. Layer 2 is a program over the ports of `qi-core`.
 //!
 //! # Concepts
-//! - **Memory backends.** [`store::MemoryStore`] and [`bus::MemoryBus`] replace servers, and keep the complete contract.
+//! - **Memory backends.** [`store::MemoryStore`] and [`bus::MemoryBus`] replace servers and implement the complete
+//!   contract.
 //! - **Paused time.** With `#[tokio::test(start_paused = true)]` all waits follow tokio's clock, so tests take
-//!   milliseconds. The attribute needs the feature `test-util` of tokio, which `qi-core/test` enables.
-//! - **Faults.** [`chaos::Chaos`] makes calls fail, hang or be interrupted, from a seed.
+//!   milliseconds. The attribute needs the feature `test` of this crate, which enables `tokio/test-util`.
+//! - **Faults.** [`chaos::Chaos`] makes calls fail, hang, start late or lose their response. A seed selects the calls.
 //! - **Contract suites.** The feature `contract` checks an adapter against the contracts of the ports. The suites are
 //!   tested with **mutants**: backends that are broken on purpose.
 //!
 //! [The page on testing](qi_core::guide::testing_your_layer_2) has a complete example.
+//!
+//! # Dependencies
+//! ```toml
+//! [dev-dependencies]
+//! qi-core = { path = "../qi/core", features = ["test"] }
+//! qi-testkit = { path = "../qi/testkit", features = ["contract", "mock", "test"] }
+//! libtest-mimic = "0.8"
+//! tokio = { version = "1", features = ["macros", "rt", "test-util"] }
+//! ```
+//!
+//! `../qi` is a clone of the repository. Leave out the features that you do not use.
 //!
 //! # A first program
 //! ```
@@ -90,7 +102,12 @@
 //!
 //! let spec = AgentSpec::once("writer", Writer { store: store.clone(), tick: tick.clone() });
 //! let runtime = AgentRuntime::builder().agent(spec).build()?;
-//! runtime.run_until(tokio::time::sleep(Duration::from_millis(10))).await.result()?;
+//! let stored = async {
+//!     while !matches!(store.latest_tick(&instrument).await, Ok(Some(_))) {
+//!         tokio::time::sleep(Duration::from_millis(10)).await;
+//!     }
+//! };
+//! runtime.run_until(stored).await.result()?;
 //! assert_eq!(store.latest_tick(&instrument).await?, Some(tick));
 //! # Ok(())
 //! # }

@@ -59,9 +59,10 @@ pub(super) struct Inner {
 pub(super) struct BarsState {
     /// The announced watermark. None if the database has no materialized bars.
     pub(super) announced: Option<Timestamp>,
-    /// The time within which a write ends or adds its marks again: at most the recorded value.
+    /// The smaller of the configured and the recorded `bars_settle`. A write that takes longer adds its marks again
+    /// before it is acknowledged.
     pub(super) settle: Duration,
-    /// The time before the state was read.
+    /// The time just before the query of the state.
     pub(super) read_at: Instant,
 }
 
@@ -69,7 +70,7 @@ impl ClickHouseStore {
     /// Creates a store from this configuration. Performs no network I/O; the first call connects to the server.
     ///
     /// # Errors
-    /// `Config` for a value out of range, an invalid URL, or an unreadable file of certificate authorities.
+    /// `Config` for a value out of range, an invalid URL, or an unreadable password or certificate file.
     pub fn open(config: ClickHouseConfig) -> Result<Self> {
         config.validate()?;
         let config = config.with_password()?;
@@ -178,7 +179,8 @@ impl ClickHouseStore {
         .await
     }
 
-    /// Waits for one of the limited permits, runs a call, and adds the operation to its error.
+    /// Acquires a connection permit and runs a call. Adds the operation to an error, and the server if the error is
+    /// `Unavailable`.
     pub(super) async fn with_permit<T>(
         &self,
         operation: Operation,
@@ -312,7 +314,7 @@ impl PriceStore for ClickHouseStore {
                 return self.derived_page(query).await;
             }
             match self.materialized_page(query).await {
-                // Materialized bars were switched off.
+                // Materialized bars were switched off after the state was cached.
                 Err(cause) if cause.has_code(NO_TABLE) => self.derived_page(query).await,
                 page => page,
             }

@@ -1,4 +1,4 @@
-//! Keys with a special form: names with dots, and paths of files.
+//! Keys with special handling: dotted names and file paths.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ const DOTTED: &[&[&str]] = &[
     &["store", "clickhouse", "settings"],
 ];
 
-/// The keys whose values are paths of files. A relative path in a file begins at the folder of the file.
+/// The keys whose values are file paths. A relative path is resolved against the folder of the configuration file.
 #[rustfmt::skip]
 const PATHS: &[&[&str]] = &[
     &["store", "timescale", "password_file"],
@@ -43,7 +43,8 @@ const PATHS: &[&[&str]] = &[
     &["bus", "kafka", "tls", "client_key_password_file"],
 ];
 
-/// Joins the path of a key in a section of [`DOTTED`] to one name.
+/// Joins the keys below a section of [`DOTTED`] into one name, for example `linger` and `ms` into `linger.ms`. Used for
+/// environment variables.
 pub(super) fn with_dots(mut keys: Vec<String>) -> Vec<String> {
     let matches = |pattern: &&[&str]| {
         pattern.len() < keys.len() && pattern.iter().zip(&keys).all(|(part, key)| *part == "*" || part == key)
@@ -79,7 +80,9 @@ pub(super) fn join_dots(root: &mut Node) -> Result<()> {
             if let Some((rest, node)) = keys.iter().find(is_topic) {
                 let name = join(topic, rest);
                 return Err(Error::new(ErrorKind::Config, "config.unknown_key", "load")
-                    .with_message(format_args!("a name with a dot needs quotes: [bus.topics.\"{name}\"]"))
+                    .with_message(format_args!(
+                        "unknown section; a topic name with a dot needs quotes: [bus.topics.\"{name}\"]"
+                    ))
                     .with_context("key", join("bus.topics", &name))
                     .with_context("origin", node.origin()));
             }
@@ -110,7 +113,8 @@ fn join_table(
     Ok(())
 }
 
-/// Prepends the folder of a file to the relative paths in it.
+/// Resolves the relative paths of a configuration file against its folder. SQLite paths with a scheme stay unchanged,
+/// and validation rejects them.
 pub(super) fn resolve_paths(root: &mut Node, folder: &Path) {
     for pattern in PATHS {
         for (_, node) in root.matching("", pattern) {

@@ -21,7 +21,7 @@ impl Section {
         Self { path, node, datasets: datasets.clone() }
     }
 
-    /// Creates the section of a backend that the file does not configure.
+    /// Creates an empty section for a backend that the configuration does not contain.
     pub(super) fn empty(path: String, datasets: &Datasets) -> Self {
         Self::new(path, Node::empty("defaults"), datasets)
     }
@@ -40,7 +40,7 @@ impl Section {
         &self.datasets
     }
 
-    /// Returns whether the section has this key.
+    /// Returns whether the section sets this key. An unset key does not count.
     pub(super) fn has(&self, key: &str) -> bool {
         matches!(&self.node.value, Value::Table(table) if table.get(key).is_some_and(|node| !node.is_unset()))
     }

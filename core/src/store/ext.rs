@@ -197,7 +197,8 @@ pub trait PriceStoreExt: PriceStore {
         }
     }
 
-    /// Writes ticks.
+    /// Writes ticks. The batch has at most [`StoreInfo::max_batch`](super::StoreInfo::max_batch) ticks, by default
+    /// 1,000,000. [`insert_ticks_chunked`](Self::insert_ticks_chunked) writes any number of ticks.
     fn insert_ticks(&self, batch: &[PriceTick]) -> impl Future<Output = Result<InsertReport>> + Send {
         self.insert_records(batch)
     }

@@ -29,7 +29,7 @@ use super::check::Check;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
 
-/// The time that a partition must be at its end before it is probed.
+/// The minimum delay between the first end event and the probe.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
 /// The pause between two probes of a consumer.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
@@ -115,7 +115,8 @@ pub(super) fn probe<C: ConsumerContext>(
     is_closing: impl Fn() -> bool,
     skip: impl Fn(&TopicPartition, u64, u64, u64),
 ) -> EndPositions {
-    // A partition without a leader can fail the entire query. The probe then finds the ends itself.
+    // A partition without a leader can fail the entire query. The probe then uses the last stable offsets of its own
+    // statistics.
     let ends = offsets::find_each(client, positions.keys(), OffsetSpec::Latest, limit).unwrap_or_default();
     positions.retain(|partition, position| match ends.get(partition) {
         Some(Ok(end)) => *end > position.fetch_offset,
@@ -262,7 +263,7 @@ mod tests {
             let positions = EndPositions::from([(partition(), EndPosition { generation: 0, fetch_offset })]);
             let skip = |_: &TopicPartition, _, from, to| panic!("skipped the messages from {from} to {to}");
             let unknown = probe(&client, &config, positions, Duration::from_secs(10), || false, skip);
-            assert!(unknown.is_empty(), "the consumer gets the message, too");
+            assert!(unknown.is_empty(), "a partition with a message needs no further probe");
         }
     }
 }

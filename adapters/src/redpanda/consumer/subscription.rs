@@ -99,7 +99,7 @@ impl Subscription for RedpandaSubscription {
     async fn close(&mut self) -> Result<()> {
         self.consumer.close();
         if !self.consumer.wait_closed(LEAVE_TIMEOUT).await {
-            tracing::warn!("subscription closed, but its consumer has not left the group");
+            tracing::warn!("subscription closed, but its consumer thread is still running after 10 s");
         }
         Ok(())
     }

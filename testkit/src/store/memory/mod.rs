@@ -1,4 +1,5 @@
-//! [`MemoryStore`]: a price store that keeps the contract, but loses its data at the end of the process.
+//! [`MemoryStore`]: an in-memory price store with the complete contract. `close` and the end of the process discard its
+//! data.
 
 mod grouped;
 mod read;
@@ -32,7 +33,7 @@ use super::MemoryStoreConfig;
 
 const BACKEND: &str = "memory";
 
-/// The number of records that are written under one lock. Then the insert yields to other tasks and readers.
+/// The maximum number of records written under one lock. The insert yields between slices.
 const INSERT_SLICE: usize = 10_000;
 
 /// The records of the store.
@@ -50,7 +51,7 @@ struct State {
 /// not exist before `ensure_schema`.
 ///
 /// The store never holds more than [`MemoryStoreConfig::max_rows`] records. An insert of a new key beyond this limit
-/// fails with the kind `Overloaded`, the code `store.memory.full` and the advice never to retry. Existing keys can
+/// fails with the kind `Overloaded`, the code `store.memory.full` and the retry advice `Never`. Existing keys can
 /// still be replaced. Records are removed automatically only by the configured retention.
 ///
 /// Every call first yields to other tasks if its task has consumed tokio's cooperative budget. A tight loop of calls
@@ -130,7 +131,7 @@ impl MemoryStore {
         self.state.read().unwrap_or_else(PoisonError::into_inner).rows
     }
 
-    /// Starts a call: consumes tokio's budget, and fails after `close`.
+    /// Starts a call: consumes one unit of tokio's cooperative budget, and fails after `close`.
     async fn enter(&self, operation: Operation) -> Result<TaskTrackerToken> {
         tokio::task::coop::consume_budget().await;
         // The token is taken first. Either `close` waits for this call, or this call sees the closed store.
@@ -188,7 +189,7 @@ impl State {
         Self { schema: false, rows: 0, tables: config.datasets.iter().map(Table::new).collect() }
     }
 
-    /// Returns the tables that `ensure_schema` would create.
+    /// Returns the steps that `ensure_schema` would perform.
     fn missing(&self) -> Vec<String> {
         let create = |table: &Table| format!("create table {}", table.dataset());
         if self.schema { Vec::new() } else { self.tables.iter().map(create).collect() }

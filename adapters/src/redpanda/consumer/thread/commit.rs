@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 use super::{Check, Client, ConsumerThread, RETRY_BACKOFF, Reply, error, offsets};
 use crate::redpanda::offsets::OffsetSpec;
 
-/// The pause before a commit is retried after a rebalance rejected it.
+/// The backoff before a commit is retried during a rebalance or a change of the coordinator.
 const COMMIT_RETRY_BACKOFF: Duration = Duration::from_millis(50);
 
 /// The commits of a consumer.
@@ -47,8 +47,8 @@ impl ConsumerThread {
         self.next_commit();
     }
 
-    /// Sends the next commit if no commit is in flight. It contains the partitions that are still
-    /// assigned, with valid offsets.
+    /// Sends the next commit if no commit is in flight. The commit contains the partitions that are still assigned. An
+    /// offset that no longer exists is replaced by the valid commit.
     fn next_commit(&mut self) {
         if self.commits.in_flight {
             return;
@@ -56,7 +56,7 @@ impl ConsumerThread {
         let Some(PendingCommit { offsets, mut deadline, reply }) = self.commits.waiting.pop_front() else {
             return;
         };
-        // Nothing is stored if the maximum poll interval has passed or the caller dropped the call.
+        // No offset is committed if the maximum poll interval has passed or the caller dropped the future.
         let skip = self.is_overdue() || reply.is_closed();
         let (mut assigned, mut lost) = (Offsets::new(), Vec::new());
         for (partition, next) in offsets.iter() {
@@ -75,11 +75,11 @@ impl ConsumerThread {
         }
         self.commits.in_flight = true;
         let limit = self.settings.request_timeout;
-        let store = move |client: &Client| {
-            let result = store_with_retries(client, &mut assigned, &mut lost, deadline, limit);
+        let commit = move |client: &Client| {
+            let result = commit_with_retries(client, &mut assigned, &mut lost, deadline, limit);
             result.map(|()| Committed::new(assigned, lost))
         };
-        self.request(store, move |thread, result| {
+        self.request(commit, move |thread, result| {
             for (partition, next) in result.iter().flat_map(|committed| committed.stored.iter()) {
                 if let Some(state) = thread.assignment.partitions.get_mut(partition) {
                     state.commit_stored(next);
@@ -112,7 +112,7 @@ impl ConsumerThread {
         let offsets: Offsets =
             starts.iter().map(|(partition, _, start)| (partition.clone(), *start)).collect();
         self.request(
-            move |client| store(client, &offsets),
+            move |client| commit_sync(client, &offsets),
             move |thread, result| {
                 thread.commits.starts.finish();
                 (thread.commits.in_flight, thread.commits.starts_tried) = (false, true);
@@ -135,13 +135,14 @@ impl ConsumerThread {
     }
 }
 
-fn store(client: &Client, offsets: &Offsets) -> KafkaResult<()> {
+fn commit_sync(client: &Client, offsets: &Offsets) -> KafkaResult<()> {
     let list = offsets::list(offsets.iter().map(|(partition, next)| (partition, offsets::offset(next))))?;
     client.commit(&list, CommitMode::Sync)
 }
 
-/// Stores offsets, and retries a commit that a rebalance rejected. Moves lost partitions to `lost`.
-fn store_with_retries(
+/// Commits offsets. Retries until the deadline while the group rebalances or its coordinator is unavailable. Moves lost
+/// partitions to `lost`.
+fn commit_with_retries(
     client: &Client,
     offsets: &mut Offsets,
     lost: &mut Vec<TopicPartition>,
@@ -149,7 +150,7 @@ fn store_with_retries(
     limit: Duration,
 ) -> KafkaResult<()> {
     while !offsets.is_empty() {
-        let Err(rejected) = store(client, offsets) else { break };
+        let Err(rejected) = commit_sync(client, offsets) else { break };
         let ends = match error::code_of(&rejected) {
             // The broker no longer knows this member. Other members own its partitions.
             Some(Code::UnknownMemberId | Code::AssignmentLost) => None,

@@ -31,7 +31,7 @@ pub(super) struct Rebalancing {
 pub(super) struct StartOffset {
     pub(super) partition: TopicPartition,
     pub(super) offset: u64,
-    /// The commit of the partition. Without a commit, the start offset must be committed.
+    /// The committed offset. If it is None, the start offset is committed, unless `fails` is true.
     pub(super) committed: Option<u64>,
     /// True if there is no commit and the reset policy is an error.
     pub(super) fails: bool,
@@ -72,7 +72,8 @@ fn start_offsets(
     for (partition, start) in found {
         match start {
             Ok(start) => drop(starts.insert(partition, (start, None))),
-            // The topic was deleted, but librdkafka waits for a result for every partition.
+            // librdkafka expects an assignment of every partition, even of a deleted topic. `Some(0)` prevents a commit
+            // of this start offset.
             Err(error) if error::is_missing(&error) => drop(starts.insert(partition, (0, Some(0)))),
             Err(error) => return Err(error),
         }
@@ -143,7 +144,8 @@ impl ConsumerThread {
         }
     }
 
-    /// Carries out the waiting events. Ends early if a request must complete first, or if a retry is due later.
+    /// Applies the queued events. Returns early if a request is in flight, a revocation was just announced, or a retry
+    /// is not yet due.
     pub(super) fn rebalance(&mut self) {
         while let Some(event) = self.rebalancing.events.front().cloned() {
             // A commit in flight completes before other members own its partitions.
@@ -234,9 +236,9 @@ impl ConsumerThread {
         Ok(())
     }
 
-    /// Assigns partitions again in which librdkafka could not seek. They leave librdkafka's assignment for a moment. If
-    /// librdkafka waits for an acknowledgement, it takes this change for the acknowledgement. Therefore the change
-    /// happens only inside `recv`, and after all events.
+    /// Retries failed seeks. If a seek fails again, unassigns and reassigns the partition. librdkafka would treat this
+    /// change as the acknowledgement of a pending rebalance. Therefore it happens only inside `recv`, and only if no
+    /// rebalance is pending.
     pub(super) fn reassign(&mut self) {
         let states = self.assignment.partitions.iter();
         let pending: Vec<_> = states
