@@ -135,7 +135,11 @@ async fn timeout(server: Server) {
 async fn memory(server: Server) {
     with_store(
         &server,
-        |config| config.server_limits.memory_bytes = 2_000_000,
+        |config| {
+            config.server_limits.memory_bytes = 2_000_000;
+            // By default, the server does not count the first 4 MiB of each thread.
+            config.settings.insert("max_untracked_memory".into(), "0".into());
+        },
         async |store, direct, _| {
             for part in ticks("x:Y", 0, 300_000).chunks(30_000) {
                 direct.insert_ticks(part).await.unwrap();
