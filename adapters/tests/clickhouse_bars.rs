@@ -516,6 +516,15 @@ async fn recorded_settle(server: Server) {
         let report = maintainer.maintain(&everything).await.unwrap();
         assert!(report.ticks == 0 && !report.is_complete(), "{report:?}");
     }
+    // The marks of a program with a lower value also settle after the recorded value, because readers rely on it.
+    maintainer.insert_ticks(&[tick(1)]).await.unwrap();
+    let own = Selection::only([Instrument::from_static("x:Y")]).unwrap();
+    let range = TimeRange::new(tick(1).ts(), tick(2).ts()).unwrap();
+    maintainer.delete_range(&DeleteQuery::ticks(own, range)).await.unwrap();
+    let shortest = format!("SELECT min(wait) FROM {prefix}qi_bars_stale WHERE sign = 1");
+    let shortest = maintainer.client().query_raw(&shortest).fetch_one::<i64>().await.unwrap();
+    assert_eq!(shortest, 3_600_000_000);
+    run(&maintainer, &format!("TRUNCATE TABLE {prefix}qi_bars_stale")).await;
     // The server could store a request of this writer after its marks have settled.
     let mut slow = config(&server, &prefix);
     slow.server_limits.statement_timeout = Duration::from_mins(45);

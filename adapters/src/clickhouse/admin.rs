@@ -80,7 +80,6 @@ impl ClickHouseStore {
         range: TimeRange,
         deletion: impl Future<Output = Result<(), Cause>>,
     ) -> Result<(), Cause> {
-        let config = &self.inner.config;
         if table.dataset != PriceTick::DATASET || range.is_empty() {
             return deletion.await;
         }
@@ -88,20 +87,24 @@ impl ClickHouseStore {
             None => vec![(None, range)],
             Some(owners) => owners.iter().map(|owner| (owner.instrument().cloned(), range)).collect(),
         };
-        let longest = config.server_limits.bulk_timeout + config.bars_settle;
-        if self.bars_state(false).await?.announced.is_none() {
+        let bulk_timeout = self.inner.config.server_limits.bulk_timeout;
+        let state = self.bars_state(false).await?;
+        if state.announced.is_none() {
             let outcome = deletion.await;
             // Materialized bars may have been switched on meanwhile. A failed deletion may continue on the server.
-            if self.bars_state(true).await?.announced.is_some() {
-                let wait = if outcome.is_ok() { config.bars_settle } else { longest };
+            let state = self.bars_state(true).await?;
+            if state.announced.is_some() {
+                let wait = if outcome.is_ok() { state.wait } else { bulk_timeout + state.wait };
                 self.add_marks(&ranges, wait).await?;
             }
             return outcome;
         }
         let outcome = async {
-            let first = self.add_marks(&ranges, longest).await?;
+            let first = self.add_marks(&ranges, bulk_timeout + state.wait).await?;
             deletion.await?;
-            self.add_marks(&ranges, config.bars_settle).await?;
+            // The first announcement may have recorded a larger value during the deletion.
+            let wait = self.bars_state(false).await?.wait;
+            self.add_marks(&ranges, wait).await?;
             self.remove_marks(&first, None).await
         };
         self.check_bars_state(outcome.await, true).await

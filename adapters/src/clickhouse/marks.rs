@@ -5,8 +5,8 @@
 //! or a mark, only [`ClickHouseConfig::bars_settle`](super::config::ClickHouseConfig::bars_settle) later. By then, most
 //! writes that began earlier have ended. A write that takes longer adds its marks again before it is acknowledged.
 //!
-//! The state records the value of `bars_settle` when materialized bars were switched on. A writer uses the smaller, and
-//! maintenance the larger, of its own and the recorded value.
+//! The state records the value of `bars_settle` when materialized bars were switched on. Marks and announcements settle
+//! after the larger of the configured and the recorded value. A write or a read is late after the smaller value.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -81,9 +81,9 @@ impl ClickHouseStore {
         };
         let announced = found.map(|(announced, _)| time(announced));
         // Before the first announcement, the state has no row. Such a write adds its marks again.
-        let recorded = found.map_or(0, |(_, settle)| settle.unsigned_abs());
-        let settle = self.inner.config.bars_settle.min(Duration::from_micros(recorded));
-        let state = BarsState { announced, settle, read_at };
+        let recorded = Duration::from_micros(found.map_or(0, |(_, settle)| settle.unsigned_abs()));
+        let own = self.inner.config.bars_settle;
+        let state = BarsState { announced, settle: own.min(recorded), wait: own.max(recorded), read_at };
         *cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
         Ok(state)
     }

@@ -62,6 +62,8 @@ pub(super) struct BarsState {
     /// The smaller of the configured and the recorded `bars_settle`. A write that takes longer adds its marks again
     /// before it is acknowledged.
     pub(super) settle: Duration,
+    /// The larger of both values. Marks settle after it, so they outlast the `settle` of every program.
+    pub(super) wait: Duration,
     /// The time just before the query of the state.
     pub(super) read_at: Instant,
 }

@@ -128,7 +128,7 @@ impl ClickHouseStore {
             last = Some((entry.series, hour));
         }
         if !ranges.is_empty() {
-            self.add_marks(&ranges, state.settle).await?;
+            self.add_marks(&ranges, state.wait).await?;
         }
         Ok(())
     }
