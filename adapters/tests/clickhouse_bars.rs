@@ -51,6 +51,7 @@ fn main() {
         .with_trial(trial(&server, "only_the_holder_of_the_lease_builds_bars", leased))
         .with_trial(trial(&server, "marks_wait_for_running_deletions", deleting))
         .with_trial(trial(&server, "bars_wait_for_a_deletion_from_before_the_switch_on", deleting_at_switch))
+        .with_trial(trial(&server, "only_stale_bars_wait_for_a_later_deletion", deleting_later))
         .with_trial(trial(&server, "a_purge_drops_the_bars_of_complete_months", purged))
         .with_trial(trial(&server, "a_deletion_over_many_years_is_rebuilt_in_steps", long_deletion))
         .with_trial(trial(&server, "a_mark_makes_a_manual_change_visible", manual_change))
@@ -214,6 +215,39 @@ async fn deleting_at_switch(server: Server) {
     };
     tokio::time::timeout(Duration::from_secs(30), complete).await.unwrap();
     assert_eq!(counts(&on, Interval::H1).await, [1, 1]);
+    server.drop_tables(&prefix).await;
+}
+
+/// A deletion after the first maintenance has marks.
+async fn deleting_later(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let until = |hours: i64| MaintainRequest::default().with_until(tick(hours * 3_600).ts());
+    store.insert_ticks(&[tick(0), tick(7_200)]).await.unwrap();
+    assert!(store.maintain(&until(1)).await.unwrap().is_complete());
+    // The server records the start of a deletion in full seconds.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    store.insert_ticks(&[tick(1)]).await.unwrap();
+    run(&store, &format!("SYSTEM STOP MERGES {prefix}ticks")).await;
+    let mark = format!(
+        "INSERT INTO {prefix}qi_bars_stale (id, first, until, wait) SELECT 1, {}, {}, 600 * 1000000",
+        tick(7_200).ts().as_micros(),
+        tick(10_800).ts().as_micros()
+    );
+    run(&store, &mark).await;
+    let delete = format!("ALTER TABLE {prefix}ticks DELETE WHERE ts = '2023-11-13 02:00:00'");
+    run(&store, &format!("{delete} SETTINGS mutations_sync = 0")).await;
+    let report = store.maintain(&until(3)).await.unwrap();
+    assert_eq!((report.rebuilt, report.ticks, report.watermark), (0, 1, Some(tick(10_800).ts())));
+    assert_eq!(counts(&store, Interval::H1).await, [2, 1]);
+    run(&store, &format!("SYSTEM START MERGES {prefix}ticks")).await;
+    // The mark of the deletion is left.
+    let rebuilt = async {
+        while store.maintain(&until(3)).await.unwrap().stale > 1 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), rebuilt).await.unwrap();
+    assert_eq!(counts(&store, Interval::H1).await, [2]);
     server.drop_tables(&prefix).await;
 }
 

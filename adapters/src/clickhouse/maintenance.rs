@@ -130,8 +130,13 @@ impl ClickHouseStore {
                 break;
             }
         }
-        // A deletion from before the switch-on has no marks.
-        if self.runs_deletion().await? {
+        // A deletion from before the switch-on has no marks. The marks of a later one are kept until it ends.
+        let is_early = format!(
+            "create_time <= (SELECT min(announced_at) + toIntervalMicrosecond(greatest({}, max({SETTLE}))) FROM {})",
+            self.inner.config.bars_settle.as_micros(),
+            self.bars_table(STATE_TABLE)
+        );
+        if self.runs_deletion(&is_early).await? {
             return Ok(());
         }
         // At least one step runs, even after long rebuilds.
@@ -340,7 +345,7 @@ impl ClickHouseStore {
         let Some(mark) = marks.first() else { return Ok(0) };
         // A deletion may still run after its client disconnected, although its marks have settled. No mark is rebuilt
         // until all deletions are complete.
-        if self.runs_deletion().await? {
+        if self.runs_deletion("1").await? {
             return Ok(0);
         }
         let is_long = |mark: &Mark| {
@@ -394,11 +399,12 @@ impl ClickHouseStore {
         Ok(removed.len() as u64)
     }
 
-    /// Returns whether the server still runs a deletion of ticks.
-    async fn runs_deletion(&self) -> Result<bool, Cause> {
+    /// Returns whether the server still runs a deletion of ticks that meets a condition.
+    async fn runs_deletion(&self, condition: &str) -> Result<bool, Cause> {
         let location = TableLocation::of(&self.inner.config);
         let sql = format!(
-            "SELECT count() FROM system.mutations WHERE NOT is_done AND database = {} AND table = {}",
+            "SELECT count() FROM system.mutations \
+             WHERE NOT is_done AND database = {} AND table = {} AND {condition}",
             literal(location.database),
             literal(&location.local_name(PriceTick::DATASET.name()))
         );
