@@ -26,6 +26,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 fn main() {
     let server = Server::clickhouse().with_materialized_bars();
@@ -154,7 +155,7 @@ async fn leased(server: Server) {
     assert!(report.ticks == 1 && report.is_complete(), "{report:?}");
     // A dropped call ends its lease after its step.
     let dropped = store.maintain(&request);
-    assert!(tokio::time::timeout(Duration::from_millis(5), dropped).await.is_err());
+    assert!(timeout(Duration::from_millis(5), dropped).await.is_err());
     store.insert_ticks(&[tick(1)]).await.unwrap();
     let report = store.maintain(&request.with_budget(Duration::from_secs(20))).await.unwrap();
     assert!(report.is_complete(), "{report:?}");
@@ -213,7 +214,7 @@ async fn deleting_at_switch(server: Server) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), complete).await.unwrap();
+    timeout(Duration::from_secs(30), complete).await.unwrap();
     assert_eq!(counts(&on, Interval::H1).await, [1, 1]);
     server.drop_tables(&prefix).await;
 }
@@ -246,7 +247,7 @@ async fn deleting_later(server: Server) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), rebuilt).await.unwrap();
+    timeout(Duration::from_secs(30), rebuilt).await.unwrap();
     assert_eq!(counts(&store, Interval::H1).await, [2]);
     server.drop_tables(&prefix).await;
 }
@@ -426,11 +427,13 @@ async fn several_sources(server: Server) {
     let week = TimeRange::new(tick(0).ts(), tick(7 * 86_400).ts()).unwrap();
     let query = BarQuery::new(Instrument::from_static("x:Y"), Interval::W1, week);
     let read = tokio::spawn(async move { reader.derived_bars(&query).await.unwrap() });
-    held.recv().await.unwrap().send(()).unwrap();
-    let of_thursday = held.recv().await.unwrap();
+    let limit = Duration::from_secs(30);
+    let of_monday = timeout(limit, held.recv()).await.expect("the reader queries the ticks of Monday");
+    of_monday.unwrap().send(()).unwrap();
+    let of_thursday = timeout(limit, held.recv()).await.expect("the reader queries the ticks of Thursday");
     delete(&monday[..]).await;
     store.insert_ticks(&thursday).await.unwrap();
-    of_thursday.send(()).unwrap();
+    of_thursday.unwrap().send(()).unwrap();
     let release = async {
         while let Some(next) = held.recv().await {
             next.send(()).unwrap();
@@ -439,6 +442,7 @@ async fn several_sources(server: Server) {
     let page = tokio::select! {
         page = read => page.unwrap(),
         () = release => panic!("the proxy has ended"),
+        () = tokio::time::sleep(limit) => panic!("the read does not end"),
     };
     assert_eq!(page.items[0].values().count, Some(1));
     server.drop_tables(&prefix).await;
