@@ -330,10 +330,12 @@ impl ClickHouseStore {
         watermark: Timestamp,
         span: &mut StepSpan,
     ) -> Result<u64, Cause> {
-        // Marks of all instruments are the first in the order of the table.
+        // Marks of all instruments are the first in the order of the table. The settings let the server stop its read in
+        // this order after a few thousand rows.
         let condition = format!(
             "first < {} AND toUnixTimestamp64Micro(marked) + wait <= toUnixTimestamp64Micro(now64(6)) \
-             ORDER BY exchange, symbol, first LIMIT {MAX_REBUILT}",
+             ORDER BY exchange, symbol, first LIMIT {MAX_REBUILT} \
+             SETTINGS max_threads = 1, max_block_size = 1024",
             watermark.as_micros()
         );
         let sql = self.marks_query(MARK_COLUMNS, &condition);
