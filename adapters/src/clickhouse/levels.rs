@@ -59,7 +59,7 @@ impl ClickHouseStore {
             |source: &LevelSource| interval.floor(source.range.start()) != source.range.start();
         let is_divided = sources.iter().any(begins_in_bucket);
         let merger = self.read_sources(query, sources, wanted).await?;
-        // Until then, maintenance removes no mark of a change after the first query.
+        // Within half of `settle`, maintenance removes no mark that was added after the first query.
         let is_late = !settle.is_zero() && started.elapsed() >= settle / 2;
         if !is_divided && !is_late {
             return Ok(merger);

@@ -38,15 +38,17 @@ const LONG_MARK: Duration = Duration::from_hours(1);
 /// The maximum number of marks that one step removes.
 const MAX_REBUILT: usize = 64;
 
-/// The time of an announcement that may not be visible yet, and the time of one that is visible.
+/// Stands for the time of an announcement that may not be visible yet.
 const NOT_DATED: &str = "toDateTime64('2299-12-31 00:00:00', 6, 'UTC')";
+
+/// The time of a visible announcement.
 const NOW: &str = "now64(6, 'UTC')";
 
 /// The state that a call of `maintain` works on.
 struct State {
     watermark: Timestamp,
     announced: Timestamp,
-    /// The latest announced time that became visible before its recorded time.
+    /// The latest announced time whose time of announcement is recorded. It was visible before that time.
     dated: Timestamp,
     /// The latest announced time that every running write knows.
     settled: Timestamp,
