@@ -36,8 +36,8 @@ pub(super) enum Cause {
          qi_bars_stale (pg_stat_activity.xact_start)"
     )]
     WritersRunning { count: usize },
-    /// A purge dropped a chunk after the snapshot of a read, so a bar could contain a part of the purged ticks.
-    #[error("a chunk of the read was dropped during the read")]
+    /// A chunk was dropped or converted after the snapshot of a call, so the snapshot lacks its ticks.
+    #[error("a chunk was dropped or converted during the call")]
     ChunkDropped,
     /// A setting that needs another edition of the server.
     #[error("{rule}")]
@@ -95,7 +95,7 @@ const POOLER: &str = "store.timescale.pooler";
 /// The code of a full disk. Never retried, unlike other unavailability, because waiting frees no space.
 const DISK_FULL: &str = "store.timescale.disk_full";
 
-/// The code of a chunk that was dropped during a call.
+/// The code of a chunk that was dropped or converted during a call.
 const DROPPED_CHUNK: &str = "store.timescale.dropped_chunk";
 
 /// The code of a unique violation. COPY fails with this code if a record already exists.
