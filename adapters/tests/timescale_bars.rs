@@ -46,6 +46,7 @@ fn main() {
                 "a_conversion_during_maintenance_fails_the_step",
                 conversion_during_maintenance,
             ))
+            .with_trial(trial(&server, "stats_report_a_bar_without_ticks", unmarked_drop))
             .with_trial(trial(&server, "a_default_isolation_of_the_role_has_no_effect", isolation))
             .with_trial(trial(&server, "maintenance_waits_for_older_writers", older_writer))
             .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
@@ -399,6 +400,29 @@ async fn switched_purge(server: Server) {
     // The chunk is dropped with a mark. The deletion of the remaining ticks has no marks, so it is rejected.
     assert_eq!(purging.await.unwrap().unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(highs(&store, Interval::M1).await, [""; 0]);
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// A manual `drop_chunks` adds no mark. `stats` reports the bar without ticks until its hours are marked.
+async fn unmarked_drop(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let (store, schema) = open(&server).await;
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    maintain_all(&store).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let drop =
+        format!("SELECT drop_chunks('{schema}.ticks', older_than => to_timestamp({BASE} + 30 * 86400))");
+    execute(&mut connection, drop).await.unwrap();
+    let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts()).unwrap();
+    let query = StatsQuery::new(instrument(), day);
+    let error = store.stats(&query).await.unwrap_err();
+    assert_eq!(error.code(), "store.timescale.bar_without_ticks", "{}", error.report());
+    assert!(!error.retry().is_retryable(), "{}", error.report());
+    let mark = format!("SELECT {schema}.qi_mark_stale(to_timestamp({BASE}), to_timestamp({BASE} + 3600))");
+    execute(&mut connection, mark).await.unwrap();
+    assert!(store.stats(&query).await.unwrap().is_none());
     drop_schema(server.direct_url(), &schema).await;
 }
 

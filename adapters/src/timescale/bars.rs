@@ -307,8 +307,11 @@ impl TimescaleStore {
             .bind(Pg(part.start()))
             .bind(Pg(part.end()))
             .fetch_optional(&mut *connection)
-            .await?
-            .ok_or(Cause::ChunkDropped)?;
+            .await?;
+        let Some(row) = row else {
+            self.inner.cache.chunks.check_unchanged(connection, ticks, &[part]).await?;
+            return Err(Cause::BarWithoutTicks);
+        };
         Ok(PricePoint {
             ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
             seq: row.try_get::<Pg<u64>, _>(1)?.0,

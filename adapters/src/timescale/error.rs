@@ -39,6 +39,9 @@ pub(super) enum Cause {
     /// A chunk was dropped or converted after the snapshot of a call, so the snapshot lacks its ticks.
     #[error("a chunk was dropped or converted during the call")]
     ChunkDropped,
+    /// The ticks of a materialized bar were removed without a stale mark.
+    #[error("a materialized bar has no ticks; mark its hours with qi_mark_stale")]
+    BarWithoutTicks,
     /// A setting that needs another edition of the server.
     #[error("{rule}")]
     Edition { rule: String },
@@ -222,6 +225,9 @@ impl Cause {
                 new(ErrorKind::Timeout, "store.timescale.writers_running").with_message(self)
             }
             Self::ChunkDropped => new(ErrorKind::Conflict, DROPPED_CHUNK).with_message(self),
+            Self::BarWithoutTicks => {
+                new(ErrorKind::CorruptData, "store.timescale.bar_without_ticks").with_message(self)
+            }
             Self::Edition { .. } => new(ErrorKind::Unsupported, "store.timescale.edition").with_message(self),
             Self::Sql(sqlx::Error::PoolClosed) => {
                 Error::closed("store.timescale.closed", operation).with_backend(BACKEND)
@@ -409,6 +415,7 @@ mod tests {
         assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
         assert_eq!(of(Cause::SchemaLocked), (ErrorKind::Timeout, true));
         assert_eq!(of(Cause::ChunkDropped), (ErrorKind::Conflict, true));
+        assert_eq!(of(Cause::BarWithoutTicks), (ErrorKind::CorruptData, false));
         let source = ServerError::sql(LOCK_NOT_AVAILABLE, "");
         assert_eq!(of(Cause::TableLocked { attempts: 3, source }), (ErrorKind::Timeout, true));
     }
