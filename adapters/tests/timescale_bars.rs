@@ -233,13 +233,16 @@ async fn retention(server: Server) {
 /// Waits until a session waits for a lock of a table.
 async fn wait_for_waiter(connection: &mut PgConnection, table: &str) {
     let waiters = "SELECT count(*) FROM pg_locks WHERE relation = to_regclass($1) AND NOT granted";
-    loop {
-        let waiters = sqlx::query_scalar::<_, i64>(waiters).bind(table);
-        if waiters.fetch_one(&mut *connection).await.unwrap() > 0 {
-            return;
+    let waiting = async {
+        loop {
+            let waiters = sqlx::query_scalar::<_, i64>(waiters).bind(table);
+            if waiters.fetch_one(&mut *connection).await.unwrap() > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("no session waits for the lock");
 }
 
 /// A read takes its snapshot, and a purge then drops the chunk before the read of its ticks. The bars of the first 23
