@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bars_rig::{Plan, seed};
 use qi_adapters::config::Config;
-use qi_adapters::timescale::TimescaleStore;
+use qi_adapters::timescale::{ChunkInfo, TimescaleStore};
 use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _, StatsQuery};
 use qi_core::{ErrorKind, Instrument, Interval, PriceStore, PriceTick, TimeRange, Timestamp};
 use qi_testkit::store::contract::{Suite, Wrapper};
@@ -40,6 +40,13 @@ fn main() {
             .with_trial(trial(&server, "a_retention_policy_is_rejected", retention))
             .with_trial(trial(&server, "a_purge_sees_a_switch_during_its_call", switched_purge))
             .with_trial(trial(&server, "a_purge_during_a_read_removes_no_part_of_a_bar", purge_during_read))
+            .with_trial(trial(&server, "a_conversion_during_a_read_hides_no_ticks", conversion_during_read))
+            .with_trial(trial(
+                &server,
+                "a_conversion_during_maintenance_fails_the_step",
+                conversion_during_maintenance,
+            ))
+            .with_trial(trial(&server, "stats_report_a_bar_without_ticks", unmarked_drop))
             .with_trial(trial(&server, "a_default_isolation_of_the_role_has_no_effect", isolation))
             .with_trial(trial(&server, "maintenance_waits_for_older_writers", older_writer))
             .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
@@ -226,13 +233,16 @@ async fn retention(server: Server) {
 /// Waits until a session waits for a lock of a table.
 async fn wait_for_waiter(connection: &mut PgConnection, table: &str) {
     let waiters = "SELECT count(*) FROM pg_locks WHERE relation = to_regclass($1) AND NOT granted";
-    loop {
-        let waiters = sqlx::query_scalar::<_, i64>(waiters).bind(table);
-        if waiters.fetch_one(&mut *connection).await.unwrap() > 0 {
-            return;
+    let waiting = async {
+        loop {
+            let waiters = sqlx::query_scalar::<_, i64>(waiters).bind(table);
+            if waiters.fetch_one(&mut *connection).await.unwrap() > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("no session waits for the lock");
 }
 
 /// A read takes its snapshot, and a purge then drops the chunk before the read of its ticks. The bars of the first 23
@@ -275,6 +285,100 @@ async fn purge_during_read(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
+/// Moves the rows of the chunks of ticks as a conversion to the columnstore does: later snapshots contain the copies, and
+/// earlier snapshots contain neither the copies nor the removed rows.
+async fn convert_chunks(connection: &mut PgConnection, chunks: &[ChunkInfo]) {
+    for ChunkInfo { name, .. } in chunks {
+        let sql = format!(
+            "BEGIN; CREATE TEMP TABLE moved ON COMMIT DROP AS SELECT * FROM {name}; \
+             TRUNCATE {name}; INSERT INTO {name} SELECT * FROM moved; COMMIT"
+        );
+        execute(connection, sql).await.unwrap();
+    }
+}
+
+/// A read takes its snapshot, and the chunk is then converted before the read of its ticks.
+async fn conversion_during_read(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let (store, schema) = open(&server).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let mut converter = PgConnection::connect(server.direct_url()).await.unwrap();
+    let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts()).unwrap();
+    let ticks: Vec<_> = (0..24).map(|hour| tick(hour * 3_600, "1")).collect();
+    store.insert_ticks(&ticks).await.unwrap();
+    let chunks = store.chunks(PriceTick::DATASET).await.unwrap();
+    for (reads_stats, expected) in [(false, 25_i64), (true, 26)] {
+        maintain_all(&store).await;
+        store.insert_ticks(&[tick(23 * 3_600 + expected, "2")]).await.unwrap();
+        let lock = format!("BEGIN; LOCK TABLE {schema}.qi_bars_1h IN ACCESS EXCLUSIVE MODE");
+        execute(&mut connection, lock).await.unwrap();
+        let reading = tokio::spawn({
+            let store = store.clone();
+            async move {
+                if reads_stats {
+                    let stats = store.stats(&StatsQuery::new(instrument(), day)).await?;
+                    return Ok(stats.map(|stats| stats.count()));
+                }
+                let page = store.derived_bars(&BarQuery::new(instrument(), Interval::D1, day)).await?;
+                Ok::<_, qi_core::Error>(page.items.first().and_then(|bar| bar.values().count))
+            }
+        });
+        wait_for_waiter(&mut connection, &format!("{schema}.qi_bars_1h")).await;
+        convert_chunks(&mut converter, &chunks).await;
+        execute(&mut connection, "COMMIT".to_owned()).await.unwrap();
+        match reading.await.unwrap() {
+            Ok(count) => assert_eq!(count, Some(expected.cast_unsigned())),
+            Err(error) => assert!(error.retry().is_retryable(), "{}", error.report()),
+        }
+        assert_eq!(highs(&store, Interval::D1).await, ["2"]);
+    }
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// A step of maintenance takes its snapshot, and the chunk is then converted before the step reads its ticks.
+async fn conversion_during_maintenance(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let (store, schema) = open(&server).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let mut converter = PgConnection::connect(server.direct_url()).await.unwrap();
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    let chunks = store.chunks(PriceTick::DATASET).await.unwrap();
+    // A step that moves the watermark, a rebuild of an hour of an instrument, and a rebuild of an hour of all instruments.
+    // Each step waits for the lock of the table between its snapshot and its first read of ticks.
+    for (table, marks, high) in [("instruments", 0, "1"), ("qi_bars_1m", 1, "2"), ("instruments", 1, "2")] {
+        if table == "qi_bars_1m" {
+            store.insert_ticks(&[tick(1, "2")]).await.unwrap();
+        } else if marks > 0 {
+            let mark =
+                format!("SELECT {schema}.qi_mark_stale(to_timestamp({BASE}), to_timestamp({BASE} + 1))");
+            execute(&mut connection, mark).await.unwrap();
+        }
+        let lock = format!("BEGIN; LOCK TABLE {schema}.{table} IN ACCESS EXCLUSIVE MODE");
+        execute(&mut connection, lock).await.unwrap();
+        let maintaining = tokio::spawn({
+            let store = store.clone();
+            async move { store.maintain(&MaintainRequest::default().with_until(Timestamp::MAX)).await }
+        });
+        wait_for_waiter(&mut connection, &format!("{schema}.{table}")).await;
+        convert_chunks(&mut converter, &chunks).await;
+        execute(&mut connection, "COMMIT".to_owned()).await.unwrap();
+        let error = maintaining.await.unwrap().unwrap_err();
+        assert_eq!(error.code(), "store.timescale.dropped_chunk", "{}", error.report());
+        assert!(error.retry().is_retryable(), "{}", error.report());
+        let count = AssertSqlSafe(format!("SELECT count(*) FROM {schema}.qi_bars_stale"));
+        let count = sqlx::query_scalar::<_, i64>(count).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(count, marks, "{table}");
+        assert_eq!(highs(&store, Interval::D1).await, [high]);
+        maintain_all(&store).await;
+        assert_eq!(highs(&store, Interval::D1).await, [high]);
+    }
+    drop_schema(server.direct_url(), &schema).await;
+}
+
 /// Materialized bars are switched on after a purge has borrowed its connection, and before it drops chunks.
 async fn switched_purge(server: Server) {
     if !server.hypertables() {
@@ -299,6 +403,29 @@ async fn switched_purge(server: Server) {
     // The chunk is dropped with a mark. The deletion of the remaining ticks has no marks, so it is rejected.
     assert_eq!(purging.await.unwrap().unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(highs(&store, Interval::M1).await, [""; 0]);
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// A manual `drop_chunks` adds no mark. `stats` reports the bar without ticks until its hours are marked.
+async fn unmarked_drop(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let (store, schema) = open(&server).await;
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    maintain_all(&store).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let drop =
+        format!("SELECT drop_chunks('{schema}.ticks', older_than => to_timestamp({BASE} + 30 * 86400))");
+    execute(&mut connection, drop).await.unwrap();
+    let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts()).unwrap();
+    let query = StatsQuery::new(instrument(), day);
+    let error = store.stats(&query).await.unwrap_err();
+    assert_eq!(error.code(), "store.timescale.bar_without_ticks", "{}", error.report());
+    assert!(!error.retry().is_retryable(), "{}", error.report());
+    let mark = format!("SELECT {schema}.qi_mark_stale(to_timestamp({BASE}), to_timestamp({BASE} + 3600))");
+    execute(&mut connection, mark).await.unwrap();
+    assert!(store.stats(&query).await.unwrap().is_none());
     drop_schema(server.direct_url(), &schema).await;
 }
 

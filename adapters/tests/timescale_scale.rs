@@ -469,11 +469,15 @@ async fn maintained_chunks(server: Server) {
             let ticks: Vec<_> = (0..chunks).map(|day| tick(&name(0), day * DAY, 0)).collect();
             store.insert_ticks(&ticks).await.unwrap();
             let everything = MaintainRequest::default().with_until(Timestamp::MAX);
-            let maintaining = async {
+            let work = async {
                 while !store.maintain(&everything).await.unwrap().is_complete() {}
                 let mark = format!("SELECT qi_mark_stale('{}', '{}')", Timestamp::MIN, Timestamp::MAX);
                 sqlx::raw_sql(AssertSqlSafe(mark)).execute(store.pool()).await.unwrap();
                 while !store.maintain(&everything).await.unwrap().is_complete() {}
+            };
+            let maintaining = async {
+                let limited = tokio::time::timeout(Duration::from_secs(120), work);
+                limited.await.expect("maintenance does not complete");
             };
             let locks = max_locks(&server, &config, maintaining).await;
             assert!(locks > 0 && locks < MAX_LOCKS, "a maintainer held {locks} locks");

@@ -9,7 +9,7 @@ use sqlx::postgres::{PgArguments, PgRow, PgValueRef};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, Row, ValueRef};
 
-use super::chunks::{ChunkScan, check_slices};
+use super::chunks::ChunkScan;
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
 use super::sql::RegisteredDataset;
@@ -196,23 +196,22 @@ impl TimescaleStore {
         // The statements share a snapshot, because a concurrent deletion must not affect only some of them.
         let mut snapshot = connection.begin_snapshot().await?;
         let sources = self.stats_sources(&mut snapshot, id, query).await?;
-        let has_levels = sources.iter().any(|source| source.level.is_some());
-        let stats = self.aggregate_stats(&mut snapshot, ticks, id, sources).await?;
-        // The first and the last price are read from the ticks, even if all sums come from levels.
-        let merged_with_ticks: Vec<_> = has_levels.then_some(query.range).into_iter().collect();
-        let slices = self.inner.cache.chunks.slices(&mut snapshot, ticks, &merged_with_ticks).await?;
+        let tick_sources = sources.iter().filter(|source| source.level.is_none());
+        let mut read_from_ticks: Vec<_> = tick_sources.map(|source| source.range).collect();
+        let stats = self.aggregate_stats(&mut snapshot, (ticks, id), sources, &mut read_from_ticks).await?;
+        self.inner.cache.chunks.check_unchanged(&mut snapshot, ticks, &read_from_ticks).await?;
         snapshot.rollback().await?;
-        check_slices(connection, slices).await?;
         Ok(stats)
     }
 
-    /// Computes the statistics in parts that touch few chunks each.
+    /// Computes the statistics in parts that touch few chunks each. Adds the ranges of the first and the last price, which
+    /// are read from the ticks, even if all sums come from levels.
     async fn aggregate_stats(
         &self,
         connection: &mut PgConnection<'_>,
-        ticks: &RegisteredDataset,
-        id: i32,
+        (ticks, id): (&RegisteredDataset, i32),
         sources: Vec<LevelSource>,
+        read_from_ticks: &mut Vec<TimeRange>,
     ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Aggregates> = None;
         for LevelSource { range, level } in sources {
@@ -253,6 +252,7 @@ impl TimescaleStore {
                 let sums = read_sums(&row, 3)?;
                 sum = Some(match sum {
                     None => {
+                        read_from_ticks.push(first);
                         let first = self.price_point(connection, FIRST_POINT, (ticks, id), first).await?;
                         Aggregates { first, part, min, max, sums, count }
                     }
@@ -268,6 +268,7 @@ impl TimescaleStore {
             }
         }
         let Some(Aggregates { first, part, min, max, sums, count }) = sum else { return Ok(None) };
+        read_from_ticks.push(part);
         let last = self.price_point(connection, LAST_POINT, (ticks, id), part).await?;
         Ok(Some(RangeStats::new(first, last, (min, max), sums, count)?))
     }
@@ -306,8 +307,11 @@ impl TimescaleStore {
             .bind(Pg(part.start()))
             .bind(Pg(part.end()))
             .fetch_optional(&mut *connection)
-            .await?
-            .ok_or(Cause::ChunkDropped)?;
+            .await?;
+        let Some(row) = row else {
+            self.inner.cache.chunks.check_unchanged(connection, ticks, &[part]).await?;
+            return Err(Cause::BarWithoutTicks);
+        };
         Ok(PricePoint {
             ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
             seq: row.try_get::<Pg<u64>, _>(1)?.0,

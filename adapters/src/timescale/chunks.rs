@@ -72,13 +72,19 @@ const NEWEST_SQL: &str = "SELECT count(*), min(range_start) FROM (\
     WHERE h.schema_name = $1 AND h.table_name = $2 AND s.range_end > $3 AND s.range_start < $4 \
     ORDER BY s.range_start DESC LIMIT $5) x";
 
-// The catalog consists of ordinary tables, so a snapshot contains the slices of chunks that were dropped later.
-const SLICES_SQL: &str = "SELECT DISTINCT s.id FROM _timescaledb_catalog.hypertable h \
+// The tables of the catalog are read with the snapshot, and `pg_relation_filenode` reads the current catalog. It is NULL
+// for a dropped table, and another file after a TRUNCATE, which ends a conversion. The name of the constraint is the same
+// in all versions of the extension, unlike the columns of its table of chunks.
+const CHANGED_SQL: &str = "SELECT EXISTS (SELECT FROM _timescaledb_catalog.hypertable h \
     JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
     JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
-    JOIN unnest($3::bigint[], $4::bigint[]) AS r(first, until) ON s.range_end > r.first AND s.range_start < r.until \
-    WHERE h.schema_name = $1 AND h.table_name = $2";
-const COUNT_SLICES_SQL: &str = "SELECT count(*) FROM _timescaledb_catalog.dimension_slice WHERE id = ANY($1)";
+    JOIN unnest($4::bigint[], $5::bigint[]) AS r(first, until) ON s.range_end > r.first AND s.range_start < r.until \
+    JOIN pg_constraint k ON k.conname = ('constraint_' || s.id)::name AND k.contype = 'c' \
+    JOIN pg_inherits i ON i.inhrelid = k.conrelid AND i.inhparent = $3::regclass \
+    LEFT JOIN _timescaledb_catalog.compression_settings z ON z.relid = k.conrelid \
+    JOIN pg_class p ON p.oid IN (k.conrelid, z.compress_relid) \
+    WHERE h.schema_name = $1 AND h.table_name = $2 AND p.relkind = 'r' \
+    AND p.relfilenode IS DISTINCT FROM pg_relation_filenode(p.oid))";
 
 // The view reads every chunk of the database.
 const CONVERTED_UNTIL_SQL: &str = "SELECT extract(epoch FROM least(max(range_end), '2262-01-01'))::bigint * 1000000 \
@@ -166,23 +172,29 @@ impl Chunks {
         })
     }
 
-    /// Returns the ids of the slices of the chunks in these ranges, for [`check_slices`].
-    pub(super) async fn slices(
+    /// Fails if a chunk in these ranges was dropped or converted after the snapshot of this transaction.
+    ///
+    /// A snapshot does not include the rows of a chunk that is dropped later, or moved to or from the columnstore. It still
+    /// includes the materialized bars of these rows. A chunk that a statement has read is locked until the end of the
+    /// transaction, so a caller checks the ranges after it has read their ticks.
+    pub(super) async fn check_unchanged(
         &self,
-        connection: &mut PgConnection<'_>,
+        snapshot: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
         ranges: &[TimeRange],
-    ) -> Result<Vec<i32>, Cause> {
+    ) -> Result<(), Cause> {
         if !self.hypertables || ranges.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        Ok(sqlx::query_scalar(SLICES_SQL)
+        let changed: bool = sqlx::query_scalar(CHANGED_SQL)
             .bind(&self.schema)
             .bind(registered.table.name())
+            .bind(registered.table.relation())
             .bind(ranges.iter().map(|range| range.start().as_micros()).collect::<Vec<_>>())
             .bind(ranges.iter().map(|range| range.end().as_micros()).collect::<Vec<_>>())
-            .fetch_all(connection)
-            .await?)
+            .fetch_one(snapshot)
+            .await?;
+        if changed { Err(Cause::ChunkDropped) } else { Ok(()) }
     }
 
     /// Returns the time from which `latest` reads first: a few chunks before `until`, or before the newest known
@@ -267,19 +279,6 @@ impl TableChunks {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.converted_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
-}
-
-/// Fails if a chunk of these slices was dropped. The slices are those of a snapshot that has ended.
-///
-/// A snapshot does not include the rows of a chunk that is dropped later, but it still includes the materialized bars of
-/// these rows. A chunk that a statement has read is locked until the end of the snapshot, so it cannot be dropped.
-pub(super) async fn check_slices(connection: &mut PgConnection<'_>, slices: Vec<i32>) -> Result<(), Cause> {
-    let count = slices.len();
-    if count == 0 {
-        return Ok(());
-    }
-    let left: i64 = sqlx::query_scalar(COUNT_SLICES_SQL).bind(slices).fetch_one(connection).await?;
-    if usize::try_from(left) == Ok(count) { Ok(()) } else { Err(Cause::ChunkDropped) }
 }
 
 /// A scan over a range, in parts that touch few chunks each.

@@ -36,9 +36,12 @@ pub(super) enum Cause {
          qi_bars_stale (pg_stat_activity.xact_start)"
     )]
     WritersRunning { count: usize },
-    /// A purge dropped a chunk after the snapshot of a read, so a bar could contain a part of the purged ticks.
-    #[error("a chunk of the read was dropped during the read")]
+    /// A chunk was dropped or converted after the snapshot of a call, so the snapshot lacks its ticks.
+    #[error("a chunk was dropped or converted during the call")]
     ChunkDropped,
+    /// The ticks of a materialized bar were removed without a stale mark.
+    #[error("a materialized bar has no ticks; mark its hours with qi_mark_stale")]
+    BarWithoutTicks,
     /// A setting that needs another edition of the server.
     #[error("{rule}")]
     Edition { rule: String },
@@ -95,7 +98,7 @@ const POOLER: &str = "store.timescale.pooler";
 /// The code of a full disk. Never retried, unlike other unavailability, because waiting frees no space.
 const DISK_FULL: &str = "store.timescale.disk_full";
 
-/// The code of a chunk that was dropped during a call.
+/// The code of a chunk that was dropped or converted during a call.
 const DROPPED_CHUNK: &str = "store.timescale.dropped_chunk";
 
 /// The code of a unique violation. COPY fails with this code if a record already exists.
@@ -222,6 +225,9 @@ impl Cause {
                 new(ErrorKind::Timeout, "store.timescale.writers_running").with_message(self)
             }
             Self::ChunkDropped => new(ErrorKind::Conflict, DROPPED_CHUNK).with_message(self),
+            Self::BarWithoutTicks => {
+                new(ErrorKind::CorruptData, "store.timescale.bar_without_ticks").with_message(self)
+            }
             Self::Edition { .. } => new(ErrorKind::Unsupported, "store.timescale.edition").with_message(self),
             Self::Sql(sqlx::Error::PoolClosed) => {
                 Error::closed("store.timescale.closed", operation).with_backend(BACKEND)
@@ -409,6 +415,7 @@ mod tests {
         assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
         assert_eq!(of(Cause::SchemaLocked), (ErrorKind::Timeout, true));
         assert_eq!(of(Cause::ChunkDropped), (ErrorKind::Conflict, true));
+        assert_eq!(of(Cause::BarWithoutTicks), (ErrorKind::CorruptData, false));
         let source = ServerError::sql(LOCK_NOT_AVAILABLE, "");
         assert_eq!(of(Cause::TableLocked { attempts: 3, source }), (ErrorKind::Timeout, true));
     }

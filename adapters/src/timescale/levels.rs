@@ -8,7 +8,6 @@ use qi_core::{Bar, Interval, TimeRange, Timestamp};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::bars::{bar_of, bar_part, buckets_query};
-use super::chunks::check_slices;
 use super::connect::{PgConnection, PooledConnection};
 use super::error::Cause;
 use super::sql::RegisteredDataset;
@@ -37,18 +36,16 @@ impl TimescaleStore {
     ) -> Result<Page<Bar>, Cause> {
         let mut snapshot = connection.begin_snapshot().await?;
         let mut planner = BucketPlanner::new(query)?;
-        let mut merged_with_ticks = Vec::new();
+        let mut read_from_ticks = Vec::new();
         while let Some(window) = planner.window()? {
             let mut merger = BarMerger::new(query.interval, query.order);
             let sources = self.sources(&mut snapshot, id, window, (query.interval, query.order)).await?;
-            // Sources are full hours, so only longer bars have several sources.
-            if query.interval > Interval::H1 && sources.len() > 1 {
-                let ticks = sources.iter().filter(|source| source.level.is_none());
-                merged_with_ticks.extend(ticks.map(|source| source.range));
-            }
             for source in sources {
                 if merger.len() > planner.wanted() {
                     break;
+                }
+                if source.level.is_none() {
+                    read_from_ticks.push(source.range);
                 }
                 self.read_source(&mut snapshot, (ticks, id), source, (query, planner.wanted()), &mut merger)
                     .await?;
@@ -57,13 +54,18 @@ impl TimescaleStore {
                 planner.push(bar_of(&part, query, planner.is_on_page())?);
             }
             if let Some(rest) = planner.advance(window)? {
-                planner.skip_to(self.next_tick(&mut snapshot, (ticks, id), rest, query.order).await?)?;
+                let next = self.next_tick(&mut snapshot, (ticks, id), rest, query.order).await?;
+                read_from_ticks.push(match (next, query.order) {
+                    (None, _) => rest,
+                    (Some(next), Order::Ascending) => TimeRange::new(rest.start(), next)?,
+                    (Some(next), Order::Descending) => TimeRange::new(next, rest.end())?,
+                });
+                planner.skip_to(next)?;
             }
         }
         let page = planner.page()?;
-        let slices = self.inner.cache.chunks.slices(&mut snapshot, ticks, &merged_with_ticks).await?;
+        self.inner.cache.chunks.check_unchanged(&mut snapshot, ticks, &read_from_ticks).await?;
         snapshot.rollback().await?;
-        check_slices(connection, slices).await?;
         Ok(page)
     }
 

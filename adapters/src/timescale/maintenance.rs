@@ -240,6 +240,8 @@ impl TimescaleStore {
         let end = self.step_end(&mut step, start, limit, span).await?;
         let ticks = self.materialize(&mut step, (watermark, start, end), end).await?;
         span.adapt(ticks);
+        let range = TimeRange::new(watermark, end)?;
+        self.inner.cache.chunks.check_unchanged(&mut step, registered, &[range]).await?;
         self.cut_marks(&mut step, watermark, end).await?;
         sqlx::query(self.in_bars_schema("UPDATE {schema}.qi_bars_state SET watermark = $1"))
             .bind(Pg(end))
@@ -340,7 +342,7 @@ impl TimescaleStore {
         let (Pg(first), Pg(until)) = (oldest.try_get(1)?, oldest.try_get(2)?);
         let removed = match oldest.try_get::<i32, _>(0)? {
             0 => self.rebuild_range(&mut step, registered, (first, until), watermark, span).await?,
-            _ => self.rebuild_hours(&mut step, first, watermark).await?,
+            _ => self.rebuild_hours(&mut step, registered, first, watermark).await?,
         };
         step.commit().await?;
         Ok(removed)
@@ -372,6 +374,8 @@ impl TimescaleStore {
         }
         let ticks = self.materialize(step, (first, start, end), watermark).await?;
         span.adapt(ticks);
+        let range = TimeRange::new(first, end)?;
+        self.inner.cache.chunks.check_unchanged(step, registered, &[range]).await?;
         self.cut_marks(step, first, end).await
     }
 
@@ -379,6 +383,7 @@ impl TimescaleStore {
     async fn rebuild_hours(
         &self,
         step: &mut PgConnection<'_>,
+        registered: &RegisteredDataset,
         first: Timestamp,
         watermark: Timestamp,
     ) -> Result<u64, Cause> {
@@ -418,6 +423,9 @@ impl TimescaleStore {
             }
             finer = Some(level);
         }
+        let end = hours.last().map_or(first, |(_, hour)| end_of(Interval::H1, *hour));
+        let range = TimeRange::new(first, end)?;
+        self.inner.cache.chunks.check_unchanged(step, registered, &[range]).await?;
         let removed = sqlx::query(self.in_bars_schema(REMOVE_MARKS))
             .bind(hours.iter().map(|(id, _)| *id).collect::<Vec<_>>())
             .bind(hours.iter().map(|(_, hour)| Pg(*hour)).collect::<Vec<_>>())
