@@ -828,6 +828,45 @@ fn the_volumes_of_candles_are_found_by_their_names() {
 }
 
 #[test]
+fn a_volume_of_the_quote_asset_or_of_a_change_is_no_base_volume() {
+    let volumes = |names: &str, symbol: &str, columns: Option<&str>| {
+        let fields = names.split(',').count();
+        let row = format!("1735689600,5,5,5,5,{}\n", ["2.5", "12.5"][..fields].join(","));
+        let content = format!("time,open,high,low,close,{names}\n{row}");
+        let instrument: Instrument = format!("x:{symbol}").parse().unwrap();
+        let columns = columns.map(|columns| columns.parse::<qi_files::ColumnMap>().unwrap());
+        let options = FileOptions::default().instrument(instrument).columns(columns);
+        let (_folder, files) = open_named("x-1h.csv", content.as_bytes(), &options.interval(Interval::H1));
+        let Data::Candles(source, _) = files.unwrap().data else { panic!("{content}") };
+        let values = *complete(source)[0].values();
+        [values.volume, values.quote_volume].map(|volume| volume.map_or("-".to_owned(), |v| v.to_string()))
+    };
+    for (names, symbol, wanted) in [
+        ("volume_usd", "BTC-USDT", ["-", "2.5"]),
+        ("volume_usd", "BTCUSDC", ["-", "2.5"]),
+        ("volumeUsd", "BTC-USD", ["-", "2.5"]),
+        ("volume_quote", "BTC-USD", ["-", "2.5"]),
+        ("volumeto", "TON-USD", ["-", "2.5"]),
+        ("volume_quote,volume_base", "BTC-USD", ["12.5", "2.5"]),
+        ("volumeUsd,volumeBtc", "BTC-USD", ["12.5", "2.5"]),
+        ("volume_usd,turnover", "BTC-USDT", ["-", "12.5"]),
+        ("volume_usd,volume_usdt", "BTC-USDT", ["-", "12.5"]),
+        ("volume_delta", "BTC-USD", ["-", "-"]),
+        ("volume_change", "BTC-USD", ["-", "-"]),
+        ("Volume BTC", "XXBTZUSD", ["-", "-"]),
+        ("volume_btc", "BTC-USDT", ["2.5", "-"]),
+        ("volume_base,turnover", "BTC-USD", ["2.5", "12.5"]),
+        ("volumefrom,volumeto", "X-Y", ["2.5", "12.5"]),
+        ("Volume_(XBT),Volume_(Currency)", "BTC-USD", ["2.5", "12.5"]),
+        ("volume,volume_usd", "BTC-USDT", ["2.5", "-"]),
+    ] {
+        assert_eq!(volumes(names, symbol, None), wanted, "{names} {symbol}");
+    }
+    let columns = "time=time,open=open,high=high,low=low,close=close,volume=volume_usd";
+    assert_eq!(volumes("volume_usd", "BTC-USD", Some(columns)), ["2.5", "-"], "the option decides");
+}
+
+#[test]
 fn the_size_of_a_time_determines_its_unit_without_a_header() {
     let micros = 1_735_689_600_000_000i64;
     for time in [micros / 1_000_000, micros / 1_000, micros, micros * 1_000].map(|time| time.to_string()) {
