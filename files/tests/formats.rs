@@ -1021,6 +1021,8 @@ fn the_instrument_option_applies_to_files_of_one_instrument() {
         (vec![("BTCUSDT-1m-2025-01.csv", KLINE), ("BTCUSDT-1m-2025-02.csv", KLINE)], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("A"))], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("B"))], false),
+        (vec![("1.csv", &*symbols("BTC/USDT")), ("2.csv", &*symbols("BTCUSDT"))], true),
+        (vec![("1.csv", &*symbols("BTC/USDT")), ("2.csv", &*symbols("ETHUSDT"))], false),
         (vec![("XBTEUR.csv", row), ("rest.json", &*answer("XXBTZEUR", 1))], true),
     ] {
         let path = archive(folder.path(), "several.zip", &entries);
