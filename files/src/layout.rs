@@ -709,11 +709,11 @@ fn delimiter(line: &[u8]) -> u8 {
     [b',', b';', b'\t'].into_iter().rev().max_by_key(|byte| count(*byte)).unwrap_or(b',')
 }
 
-/// Returns whether a line has one field, which is no value.
+/// Returns whether a line has one field, which is no value. Spreadsheets write delimiters for the empty fields after it.
 fn is_text(line: &[u8]) -> bool {
     let text = String::from_utf8_lossy(line);
-    let text = text.trim();
-    !text.contains([',', ';', '\t']) && units(text).is_none() && !is_time(text)
+    let text = text.trim().trim_end_matches([',', ';', '\t']);
+    !text.is_empty() && !text.contains([',', ';', '\t']) && units(text).is_none() && !is_time(text)
 }
 
 /// The columns of a CSV file by number, `time=0,price=1,quantity=2`, or by header name, `time=Date,price=Last`.

@@ -782,8 +782,11 @@ fn an_unknown_header_is_rejected() {
         named().columns("time=timestamp,price=last,quantity=volume".parse::<qi_files::ColumnMap>().unwrap());
     let (found, ..) = trades("timestamp,volume,last\n1700000000,34000,5\n", &options);
     assert_eq!(found[0].price().to_string(), "5");
-    let (found, bad, _) = trades("https://example.com\nunix,side,price\n1700000000,buy,5\n", &named());
-    assert_eq!((found.len(), bad.len()), (1, 0), "a known header after a line of text");
+    for title in ["https://example.com", "https://www.CryptoDataDownload.com,,,,,,,,,", "an export;;"] {
+        let content = format!("{title}\nunix,side,price\n1700000000,buy,5\n");
+        let (found, bad, _) = trades(content, &named());
+        assert_eq!((found.len(), bad.len()), (1, 0), "a known header after {title}");
+    }
     let (found, bad, _) =
         trades("# an export, all times in UTC\nunix,side,price\n1700000000,buy,5\n", &named());
     assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a comment");
