@@ -492,7 +492,6 @@ impl Layout {
                     ],
                 )
             }
-            7 if time(0) && numbers(1..7) && has_quote_volume(fields) => ("csv", &QUOTED_CANDLES),
             7 if is_scaled(0) && numbers(1..7) => {
                 ("csv", &["time", "open", "high", "low", "close", "volume", "trades"])
             }
@@ -574,16 +573,18 @@ impl Layout {
                 if let Some(error) = unknown {
                     return Err(error);
                 }
-                // The quote volume of the first candle can be a whole number.
+                // The quote volume of some candles can be a whole number, and a line can be damaged.
                 let is_quoted = |line: &Vec<u8>| {
                     let text = String::from_utf8_lossy(line);
                     let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
-                    fields
-                        .split(&text, delimiter, &mut out)
-                        .is_some_and(|count| has_quote_volume(&out[..count]))
+                    fields.split(&text, delimiter, &mut out).and_then(|count| has_quote_volume(&out[..count]))
                 };
-                if layout.is_count_assumed && lines.any(is_quoted) {
-                    layout = Self::of_names("csv", &QUOTED_CANDLES, false);
+                if layout.is_count_assumed {
+                    let found: Vec<bool> =
+                        std::iter::once(line).chain(lines.by_ref()).filter_map(is_quoted).collect();
+                    if found.iter().filter(|is_quoted| **is_quoted).count() * 2 > found.len() {
+                        layout = Self::of_names("csv", &QUOTED_CANDLES, false);
+                    }
                 }
                 layout.delimiter = delimiter;
                 return Ok(Some(layout));
@@ -697,9 +698,11 @@ const JSON_TRADES: [&str; 7] = ["price", "quantity", "time_s", "side", "order_ty
 const QUOTED_CANDLES: [&str; 7] = ["time", "open", "high", "low", "close", "volume", "other"];
 
 /// Returns whether the last of seven columns is no number of trades. Publishers other than Kraken have the quote volume
-/// there, with decimal places.
-fn has_quote_volume(fields: &[&str]) -> bool {
-    fields.len() == 7 && units(fields[6]).is_some() && whole("trades", fields[6]).is_err()
+/// there, with decimal places. None for lines without this number, and for candles without trades.
+fn has_quote_volume(fields: &[&str]) -> Option<bool> {
+    let [.., last] = fields else { return None };
+    let is_number = fields.len() == 7 && units(last).is_some_and(|units| units != 0);
+    is_number.then(|| whole("trades", last).is_err())
 }
 
 fn delimiter(line: &[u8]) -> u8 {

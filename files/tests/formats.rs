@@ -919,6 +919,25 @@ fn a_quote_volume_in_the_seventh_column_is_no_number_of_trades() {
         let Data::Candles(source, _) = files.unwrap().data else { panic!("{row}") };
         assert_eq!(complete(source)[0].values().count, count);
     }
+    for damaged in [0, 1, 29] {
+        let row = |n: usize| {
+            let last = if n == damaged { "17.5" } else { "17" };
+            format!("{},1,1,1,1,2,{last}\n", 1_735_689_600 + 3_600 * n)
+        };
+        let content: String = (0..30).map(row).collect();
+        let (_folder, files) = open_named("XBTEUR_60.csv", content.as_bytes(), &FileOptions::default());
+        let files = files.unwrap();
+        assert_eq!(files.instruments[0].to_string(), "kraken:XBTEUR", "{damaged}");
+        let Data::Candles(source, _) = files.data else { panic!("candles") };
+        for (n, candle) in complete(source).iter().enumerate() {
+            assert_eq!(candle.values().count, (n != damaged).then_some(17), "{damaged} {n}");
+        }
+    }
+    // Candles without trades have no quote volume.
+    let quiet = "1735689600,1,1,1,1,0,0\n1735689660,1,1,1,1,0,0\n1735689720,1,1,1,1,2,12.5\n";
+    let (_folder, files) = open_named("XBTEUR_1.csv", quiet.as_bytes(), &named());
+    let Data::Candles(source, _) = files.unwrap().data else { panic!("candles") };
+    assert!(complete(source).iter().all(|candle| candle.values().count.is_none()));
     let kraken = b"1735689600,1,1,1,1,2,17\n1735689660,1,1,1,1,2,x\n1735689720,1,1,1,1,2,18\n";
     let (_folder, files) = open_named("XBTEUR_1.csv", kraken, &FileOptions::default());
     let files = files.unwrap();
