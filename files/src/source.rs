@@ -522,11 +522,12 @@ fn interval(
 
 /// Returns whether the first lines are weeks apart and begin at another time than Monday 00:00 UTC.
 fn has_other_weeks(parser: &mut LineParser, texts: &[&str]) -> bool {
-    let times: Vec<_> = texts.iter().filter_map(|line| parser.time(line).ok()).collect();
-    let are_weeks_apart = |pair: &[Timestamp]| {
-        let distance = pair[1].as_micros() - pair[0].as_micros();
-        distance != 0 && distance % Interval::W1.as_micros() == 0
-    };
+    let mut times: Vec<_> = texts.iter().filter_map(|line| parser.time(line).ok()).collect();
+    // A row can be repeated.
+    times.sort_unstable();
+    times.dedup();
+    let are_weeks_apart =
+        |pair: &[Timestamp]| (pair[1].as_micros() - pair[0].as_micros()) % Interval::W1.as_micros() == 0;
     times.len() > 1
         && times.windows(2).all(are_weeks_apart)
         && times.iter().all(|time| Interval::W1.floor(*time) != *time)

@@ -744,7 +744,11 @@ fn weeks_that_do_not_begin_on_monday_are_rejected_with_the_reason() {
     let rows = |first: u64| format!("{first},1,1,1,1,2,3\n{},1,1,1,1,2,3\n", first + 14 * 86_400);
     // 2025-01-02 is a Thursday, and 2025-01-06 a Monday.
     let (thursday, monday) = (1_735_776_000, 1_736_121_600);
-    for (name, content) in [("x.json", json(thursday)), ("XBTEUR_10080.csv", rows(thursday))] {
+    for (name, content) in [
+        ("x.json", json(thursday)),
+        ("XBTEUR_10080.csv", rows(thursday)),
+        ("XBTEUR_10080.csv", rows(thursday).repeat(2)),
+    ] {
         for interval in [None, Some(Interval::W1)] {
             let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(interval));
             let error = files.unwrap_err();
