@@ -102,8 +102,8 @@ impl IntervalDetector {
         steps * ratio.log2() - (choices - steps).max(0.0) >= BITS
     }
 
-    /// Returns whether at most one row in 20 is off a grid, or one row of a short file. More rows are no bad lines: they
-    /// are rows of a shorter interval.
+    /// Returns whether at most one row in 20 is off a grid, or one row of a short file. More rows are no bad lines, but
+    /// rows of a shorter interval.
     fn has_few_others(&self, rows: u64) -> bool {
         self.rows - rows <= (self.rows / 20).max(1)
     }

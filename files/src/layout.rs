@@ -355,8 +355,8 @@ impl Layout {
         }
     }
 
-    /// Assigns the columns `volume..` to the base and the quote asset, if their names have the assets of the symbol, for
-    /// example `Volume USDT,Volume BTC` for `BTC/USDT`. A single volume of another asset or of a change is not used.
+    /// Assigns the columns `volume..` to the base and the quote asset, if their names have the assets of the symbol,
+    /// for example `Volume USDT,Volume BTC` for `BTC/USDT`. A single volume of another asset is not used.
     pub(crate) fn order_volumes(&mut self, symbol: &str) {
         let text = String::from_utf8_lossy(self.header.as_deref().unwrap_or_default()).to_ascii_uppercase();
         let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
@@ -712,7 +712,7 @@ fn delimiter(line: &[u8]) -> u8 {
     [b',', b';', b'\t'].into_iter().rev().max_by_key(|byte| count(*byte)).unwrap_or(b',')
 }
 
-/// Returns whether a line has one field, which is no value. Spreadsheets write delimiters for the empty fields after it.
+/// Returns whether a line has one field, which is no value. Spreadsheets write delimiters for empty fields after it.
 fn is_text(line: &[u8]) -> bool {
     let text = String::from_utf8_lossy(line);
     let text = text.trim().trim_end_matches([',', ';', '\t']);

@@ -149,8 +149,8 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
     let progress = Progress::default();
     let mut plans: Vec<Plan> = Vec::new();
     let mut instruments: Vec<Instrument> = Vec::new();
-    // Publishers have different names for one asset, so only the symbols of files of one format are compared. Old and new
-    // files of one publisher can have different separators, such as `BTC/USDT` and `BTCUSDT`.
+    // Publishers have different names for one asset, so only the symbols of files of one format are compared. Old and
+    // new files of one publisher can have different separators, such as `BTC/USDT` and `BTCUSDT`.
     let bare = |symbol: &str| -> String {
         symbol.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_uppercase()
     };
