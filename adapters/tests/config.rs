@@ -706,15 +706,19 @@ fn numbers_in_the_environment_may_have_underscores() {
     let rate = build("", [("QI__STORE__LIMIT__RATE", "1_000.5")]).unwrap();
     assert!(rate.settings().unwrap().iter().any(|s| s.key == "store.limit.rate" && s.value == "1000.5"));
     // The settings of other systems are texts.
-    let of_topic = |value: &'static str| {
-        let key = "QI__BUS__TOPICS__CRYPTO-PRICES__SETTINGS__SEGMENT__BYTES";
-        let catalogue = build("", [(key, value)]).unwrap().catalogue().unwrap();
-        catalogue.get(&"crypto-prices".parse().unwrap()).unwrap().settings["segment.bytes"].clone()
+    let of_topic = |name: &str, value: &'static str| {
+        let key = format!("QI__BUS__TOPICS__CRYPTO-PRICES__SETTINGS__{}", name.replace('.', "__"));
+        let config = Config::builder().variables([(key.as_str(), value)]).build().unwrap();
+        let catalogue = config.catalogue().unwrap();
+        catalogue.get(&"crypto-prices".parse().unwrap()).unwrap().settings[name].clone()
     };
     for (value, text) in
         [("1_048_576", "1048576"), ("1_000.5", "1000.5"), ("1_x", "1_x"), ("2_0, 3_0", "2_0, 3_0")]
     {
-        assert_eq!(of_topic(value), text);
+        assert_eq!(of_topic("segment.bytes", value), text);
+    }
+    for name in ["own.password", "oauthbearer.client.secret", "client.rack"] {
+        assert_eq!(of_topic(name, "1_000"), "1_000", "{name}");
     }
     let clickhouse =
         [("QI__STORE__BACKEND", "clickhouse"), ("QI__STORE__CLICKHOUSE__SETTINGS__MAX_THREADS", "1_6")];
@@ -793,6 +797,8 @@ fn bounds_are_checked_when_the_file_is_loaded() {
         ("[bus.redpanda]\nproperties.acks = 1", "bus.redpanda.properties"),
         ("[bus.redpanda]\nproperties.max.in.flight = 1", "bus.redpanda.properties"),
         ("[bus.kafka]\nproperties.ssl.keystore.location = \"a.p12\"", "bus.kafka.properties"),
+        ("[bus.kafka]\nproperties.sasl.kerberos.keytab = \"a.keytab\"", "bus.kafka.properties"),
+        ("[bus.kafka]\nproperties.sasl.oauthbearer.assertion.file = \"a.jwt\"", "bus.kafka.properties"),
         ("[bus.topics.x.settings]\nretention.ms = 1", "bus.topics.x.settings.retention.ms"),
         ("[bus.topics.x.settings]\nmax.message.bytes = 1", "bus.topics.x.settings.max.message.bytes"),
     ] {
@@ -880,6 +886,7 @@ fn paths_in_a_file_begin_at_its_folder() {
         }
     }
     build("[bus.redpanda]\nproperties.ssl.keystore.location = \"/etc/a.p12\"", NONE).unwrap();
+    build("[bus.redpanda]\nproperties.sasl.kerberos.keytab = \"/etc/a.keytab\"", NONE).unwrap();
 }
 
 #[cfg(all(feature = "timescale", feature = "clickhouse", feature = "redpanda"))]

@@ -3,9 +3,8 @@
 //! A sparse file has no row for a candle without trades, so candles of one minute can be 15 minutes apart by chance. A
 //! row off the grid can be a bad line. Two kinds of evidence are therefore accepted:
 //!
-//! - Most rows are on the grid of the interval, and most of them follow each other at exactly this interval. For an
-//!   interval of which shorter candles exist, there are so many such rows that chance is excluded. Other rows are bad
-//!   lines, not a shorter interval.
+//! - All rows but some bad lines are on the grid of the interval, and most of them follow each other at exactly this
+//!   interval. For an interval of which shorter candles exist, there are so many such rows that chance is excluded.
 //! - The rows are on the grid of one minute and not, apart from some bad lines, on the grid of any longer interval.
 //!   These are sparse candles of one minute.
 
@@ -82,12 +81,7 @@ impl IntervalDetector {
     }
 
     fn proves(&self, interval: Interval, on: AlignedRows) -> bool {
-        // Half of the rows of an interval are on the grid of an interval twice as long.
-        if !on.is_consecutive() || on.rows * 3 < self.rows * 2 {
-            return false;
-        }
-        // More rows off the grid are no bad lines: they are rows of a shorter interval.
-        if interval > Interval::M1 && self.rows - on.rows > (self.rows / 20).max(1) {
+        if !on.is_consecutive() || !self.has_few_others(on.rows) {
             return false;
         }
         // Candles of seconds have a row for each second, so they are on no grid of minutes.
@@ -108,6 +102,12 @@ impl IntervalDetector {
         steps * ratio.log2() - (choices - steps).max(0.0) >= BITS
     }
 
+    /// Returns whether at most one row in 20 is off a grid, or one row of a short file. More rows are no bad lines, but
+    /// rows of a shorter interval.
+    fn has_few_others(&self, rows: u64) -> bool {
+        self.rows - rows <= (self.rows / 20).max(1)
+    }
+
     /// Returns whether the rows are sparse candles of one minute. The rows of each longer interval, also with the times of
     /// their last minutes, have one remainder of three or five minutes. The rows with other remainders must be too many
     /// for bad lines, and so must the rows off the grid of two minutes.
@@ -119,7 +119,7 @@ impl IntervalDetector {
             *interval > Interval::M1 && on.is_consecutive() && on.rows * 2 >= self.rows
         };
         let [two, three, five] = self.remainders;
-        minutes * 3 >= self.rows * 2
+        self.has_few_others(minutes)
             && is_off(two[0])
             && [three, five].iter().all(|rows| is_off(rows.iter().copied().max().unwrap_or(0)))
             && !Interval::ALL.iter().zip(self.on).any(is_other)
@@ -186,6 +186,16 @@ mod tests {
         assert_eq!(of(grid(24).chain([361, 367])), None);
         assert_eq!(of(grid(24).chain([361])), Some(Interval::M15), "one bad line");
         assert_eq!(of(grid(40).chain([601, 607])), Some(Interval::M15), "two of 42 rows");
+        for (step, interval) in [(5, Interval::S5), (15, Interval::S15), (60, Interval::M1)] {
+            let grid = |rows: i64| (0..rows).map(move |n| n * step);
+            let off = [1, 7, 34, 42, 59, 71].map(|off| 24 * step + off);
+            assert_eq!(of_seconds(grid(24).chain(off)), None, "{step} s");
+            assert_eq!(
+                of_seconds(grid(24).chain([24 * step + 1])),
+                Some(interval),
+                "{step} s and one bad line"
+            );
+        }
     }
 
     const LONGER: [(Interval, i64); 8] = [

@@ -252,6 +252,8 @@ pub(crate) struct Layout {
     pub(crate) exchange: Option<&'static str>,
     /// True if an id numbers the trades of one order together.
     pub(crate) is_aggregated: bool,
+    /// The columns `volume..`, if there is no column `volume`. Their names do not determine their assets.
+    pub(crate) assumed_volumes: Vec<usize>,
     /// True if no name declares the column of the count. A number with decimal places there is no count.
     pub(crate) is_count_assumed: bool,
 }
@@ -289,6 +291,7 @@ impl Layout {
             is_json,
             exchange: None,
             is_aggregated: false,
+            assumed_volumes: Vec::new(),
             is_count_assumed: false,
         };
         layout.take_names(headers.iter().copied());
@@ -346,29 +349,47 @@ impl Layout {
         }
         // `volumefrom,volumeto` or `Volume BTC,Volume USDT`
         if self.columns.open.is_some() && self.columns.volume.is_none() {
-            let mut volumes = volumes.into_iter();
-            self.columns.volume = volumes.next();
-            self.columns.quote_volume = self.columns.quote_volume.or(volumes.next());
+            self.columns.volume = volumes.first().copied();
+            self.columns.quote_volume = self.columns.quote_volume.or(volumes.get(1).copied());
+            self.assumed_volumes = volumes;
         }
     }
 
-    /// Exchanges the two volumes if their names have the assets of the symbol in the other order, for example
-    /// `Volume USDT,Volume BTC` for `BTC/USDT`.
+    /// Assigns the columns `volume..` to the base and the quote asset, if their names have the assets of the symbol,
+    /// for example `Volume USDT,Volume BTC` for `BTC/USDT`. A single volume of another asset is not used.
     pub(crate) fn order_volumes(&mut self, symbol: &str) {
-        let columns = &mut self.columns;
         let text = String::from_utf8_lossy(self.header.as_deref().unwrap_or_default()).to_ascii_uppercase();
         let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
         let count = fields.split(&text, self.delimiter, &mut out).unwrap_or(0);
-        let asset = |at: Option<usize>| {
-            let (_, asset) = out[..count].get(at?)?.strip_prefix("VOL")?.split_once([' ', '_', '('])?;
-            Some(asset.trim_matches(|c: char| !c.is_alphanumeric())).filter(|asset| !asset.is_empty())
+        let symbol = symbol.to_ascii_uppercase();
+        // True for the volume of the base asset, false for that of the quote asset, None for an unknown asset.
+        let is_base = |at: usize| -> Option<bool> {
+            let name = out[..count].get(at)?;
+            let asset = name.strip_prefix("VOLUME").or_else(|| name.strip_prefix("VOL"))?;
+            match asset.trim_matches(|c: char| !c.is_alphanumeric()) {
+                "" | "BASE" | "FROM" => Some(true),
+                "QUOTE" | "TO" => Some(false),
+                asset => {
+                    // Some publishers call the dollars of stablecoins USD.
+                    let has_dollars = symbol.ends_with("USDT") || symbol.ends_with("USDC");
+                    let ends = symbol.ends_with(asset) || (asset == "USD" && has_dollars);
+                    let begins = symbol.starts_with(asset);
+                    (begins != ends).then_some(begins)
+                }
+            }
         };
-        let (base, quote, symbol) =
-            (asset(columns.volume), asset(columns.quote_volume), symbol.to_ascii_uppercase());
-        let begins = |asset: Option<&str>| asset.is_some_and(|asset| symbol.starts_with(asset));
-        let ends = |asset: Option<&str>| asset.is_some_and(|asset| symbol.ends_with(asset));
-        if (begins(quote) || ends(base)) && !begins(base) && !ends(quote) {
-            std::mem::swap(&mut columns.volume, &mut columns.quote_volume);
+        let is_assumed = |at: &usize| self.assumed_volumes.contains(at);
+        let Some(volume) = self.columns.volume.filter(is_assumed) else { return };
+        let quote = self.columns.quote_volume;
+        let quote_is_base = quote.and_then(|at| if is_assumed(&at) { is_base(at) } else { Some(false) });
+        let volume_is_base = is_base(volume);
+        if volume_is_base == Some(true) {
+            return;
+        }
+        if quote_is_base == Some(true) || (volume_is_base, quote_is_base) == (Some(false), None) {
+            std::mem::swap(&mut self.columns.volume, &mut self.columns.quote_volume);
+        } else if volume_is_base == Some(false) || quote.is_none() {
+            self.columns.volume = None;
         }
     }
 
@@ -471,7 +492,6 @@ impl Layout {
                     ],
                 )
             }
-            7 if time(0) && numbers(1..7) && has_quote_volume(fields) => ("csv", &QUOTED_CANDLES),
             7 if is_scaled(0) && numbers(1..7) => {
                 ("csv", &["time", "open", "high", "low", "close", "volume", "trades"])
             }
@@ -553,16 +573,18 @@ impl Layout {
                 if let Some(error) = unknown {
                     return Err(error);
                 }
-                // The quote volume of the first candle can be a whole number.
+                // The quote volume of some candles can be a whole number, and a line can be damaged.
                 let is_quoted = |line: &Vec<u8>| {
                     let text = String::from_utf8_lossy(line);
                     let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
-                    fields
-                        .split(&text, delimiter, &mut out)
-                        .is_some_and(|count| has_quote_volume(&out[..count]))
+                    fields.split(&text, delimiter, &mut out).and_then(|count| has_quote_volume(&out[..count]))
                 };
-                if layout.is_count_assumed && lines.any(is_quoted) {
-                    layout = Self::of_names("csv", &QUOTED_CANDLES, false);
+                if layout.is_count_assumed {
+                    let found: Vec<bool> =
+                        std::iter::once(line).chain(lines.by_ref()).filter_map(is_quoted).collect();
+                    if found.iter().filter(|is_quoted| **is_quoted).count() * 2 > found.len() {
+                        layout = Self::of_names("csv", &QUOTED_CANDLES, false);
+                    }
                 }
                 layout.delimiter = delimiter;
                 return Ok(Some(layout));
@@ -676,9 +698,11 @@ const JSON_TRADES: [&str; 7] = ["price", "quantity", "time_s", "side", "order_ty
 const QUOTED_CANDLES: [&str; 7] = ["time", "open", "high", "low", "close", "volume", "other"];
 
 /// Returns whether the last of seven columns is no number of trades. Publishers other than Kraken have the quote volume
-/// there, with decimal places.
-fn has_quote_volume(fields: &[&str]) -> bool {
-    fields.len() == 7 && units(fields[6]).is_some() && whole("trades", fields[6]).is_err()
+/// there, with decimal places. None for lines without this number, and for candles without trades.
+fn has_quote_volume(fields: &[&str]) -> Option<bool> {
+    let [.., last] = fields else { return None };
+    let is_number = fields.len() == 7 && units(last).is_some_and(|units| units != 0);
+    is_number.then(|| whole("trades", last).is_err())
 }
 
 fn delimiter(line: &[u8]) -> u8 {
@@ -688,11 +712,11 @@ fn delimiter(line: &[u8]) -> u8 {
     [b',', b';', b'\t'].into_iter().rev().max_by_key(|byte| count(*byte)).unwrap_or(b',')
 }
 
-/// Returns whether a line has one field, which is no value.
+/// Returns whether a line has one field, which is no value. Spreadsheets write delimiters for empty fields after it.
 fn is_text(line: &[u8]) -> bool {
     let text = String::from_utf8_lossy(line);
-    let text = text.trim();
-    !text.contains([',', ';', '\t']) && units(text).is_none() && !is_time(text)
+    let text = text.trim().trim_end_matches([',', ';', '\t']);
+    !text.is_empty() && !text.contains([',', ';', '\t']) && units(text).is_none() && !is_time(text)
 }
 
 /// The columns of a CSV file by number, `time=0,price=1,quantity=2`, or by header name, `time=Date,price=Last`.

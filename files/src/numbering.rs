@@ -32,7 +32,7 @@ use futures::TryStreamExt;
 use qi_core::store::RangeQuery;
 use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
 
-use crate::ordinals::MAX_TIMESTAMPS;
+use crate::ordinals::{FileOrder, MAX_TIMESTAMPS};
 
 /// The maximum distance between consecutive timestamps that one query covers.
 const MAX_GAP: Duration = Duration::from_hours(1);
@@ -47,6 +47,7 @@ pub struct Numbering {
     timestamps: BTreeMap<Timestamp, NumberedTimestamp>,
     /// True if the trades of the previous timestamp were stored before this run. False before the first timestamp.
     previous_was_stored: bool,
+    order: FileOrder,
 }
 
 impl fmt::Debug for Numbering {
@@ -95,7 +96,8 @@ impl Numbering {
     /// Creates the numbering of a file, which continues from the trades in `store`. Earlier files must be stored before
     /// the first trades of the file are numbered.
     pub fn new(store: Arc<dyn PriceStore>) -> Self {
-        Self { store, latest: None, timestamps: BTreeMap::new(), previous_was_stored: false }
+        let (timestamps, order) = (BTreeMap::new(), FileOrder::default());
+        Self { store, latest: None, timestamps, previous_was_stored: false, order }
     }
 
     /// Starts another file.
@@ -152,7 +154,7 @@ impl Numbering {
             }
         }
         // The source keeps the same number of timestamps, and rejects trades beyond them.
-        let is_ascending = ticks.first().map(PriceTick::ts) <= ticks.last().map(PriceTick::ts);
+        let is_ascending = ticks.iter().fold(true, |_, tick| self.order.is_ascending(tick.ts()));
         while self.timestamps.len() > MAX_TIMESTAMPS {
             if is_ascending {
                 self.timestamps.pop_first()

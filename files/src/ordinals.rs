@@ -1,6 +1,5 @@
 //! Ordinals of trades without ids.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use qi_core::{Result, Timestamp};
@@ -10,15 +9,35 @@ use crate::number::bad;
 /// The number of timestamps for which the numbers of trades without ids are kept.
 pub(crate) const MAX_TIMESTAMPS: usize = 65_536;
 
+/// The order of a file. The order inside its parts can be the opposite, for example if a file has ascending days or
+/// pages with the newest record first. Therefore recent records are compared with the first ones, not with each other.
+#[derive(Debug, Default)]
+pub(crate) struct FileOrder {
+    /// The median of the first three times.
+    first: Option<Timestamp>,
+    /// The last two times.
+    recent: [Option<Timestamp>; 2],
+}
+
+impl FileOrder {
+    /// Adds the next record. Returns true if the file continues with records that are not earlier than its first ones.
+    /// The medians of three times ignore one record out of order.
+    pub(crate) fn is_ascending(&mut self, time: Timestamp) -> bool {
+        let recent = self.recent;
+        self.recent = [recent[1], Some(time)];
+        let [Some(one), Some(other)] = recent else { return true };
+        let median = one.min(other).max(one.max(other).min(time));
+        median >= *self.first.get_or_insert(median)
+    }
+}
+
 /// Numbers the records of one timestamp in their order. A bounded number of timestamps is kept: the latest ones of an
 /// ascending file, and the earliest ones of a descending file. A record of a timestamp beyond them is rejected, because
 /// its number is unknown.
 #[derive(Debug, Default)]
 pub(crate) struct TimestampOrdinals {
     next: BTreeMap<Timestamp, u64>,
-    previous: Option<Timestamp>,
-    /// The number of records that are later than the record before, less the number of earlier records.
-    trend: i64,
+    order: FileOrder,
     /// The latest evicted timestamp of the ascending part, and the earliest one of the descending part.
     evicted: (Option<Timestamp>, Option<Timestamp>),
 }
@@ -33,16 +52,12 @@ impl TimestampOrdinals {
                 format_args!("must not be more than {MAX_TIMESTAMPS} timestamps out of order"),
             ));
         }
-        self.trend += match self.previous.replace(time).map(|previous| time.cmp(&previous)) {
-            Some(Ordering::Greater) => 1,
-            Some(Ordering::Less) => -1,
-            _ => 0,
-        };
+        let is_ascending = self.order.is_ascending(time);
         let next = self.next.entry(time).or_insert(0);
         let seq = *next;
         *next += 1;
         if self.next.len() > MAX_TIMESTAMPS {
-            if self.trend >= 0 {
+            if is_ascending {
                 self.evicted.0 = self.next.pop_first().map(|(time, _)| time);
             } else {
                 self.evicted.1 = self.next.pop_last().map(|(time, _)| time);
@@ -77,6 +92,38 @@ mod tests {
         }
         assert!(ordinals.next(at(0)).is_err());
         assert_eq!(ordinals.next(at(10)).unwrap(), 1);
+    }
+
+    #[test]
+    fn parts_in_the_opposite_order_do_not_change_the_order_of_a_file() {
+        // A part has a day or a page of the REST interface.
+        for part in [1_000, 40_000] {
+            let count = 5 * part.max(i64::try_from(MAX_TIMESTAMPS).unwrap() / 4);
+            // Reverses the trades of each part.
+            let reversed = |n: i64| n - n % part + (part - 1 - n % part);
+            for is_ascending in [true, false] {
+                let mut ordinals = TimestampOrdinals::default();
+                for n in 0..count - count % part {
+                    let second = if is_ascending { reversed(n) } else { count - reversed(n) };
+                    let time = Timestamp::from_secs(1_000_000 + second).unwrap();
+                    assert_eq!(ordinals.next(time).unwrap(), 0, "{part} {is_ascending} {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_early_first_trade_does_not_change_the_order_of_a_file() {
+        let count = 2 * i64::try_from(MAX_TIMESTAMPS).unwrap();
+        for is_ascending in [true, false] {
+            let mut ordinals = TimestampOrdinals::default();
+            let second = |n: i64| if is_ascending { n } else { -n };
+            for n in [2 * count].into_iter().chain(0..count) {
+                // The first trade is later than an ascending file, and earlier than a descending file.
+                let time = Timestamp::from_secs(2_000_000 + second(n)).unwrap();
+                assert_eq!(ordinals.next(time).unwrap(), 0, "{is_ascending} {n}");
+            }
+        }
     }
 
     #[test]

@@ -149,7 +149,11 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
     let progress = Progress::default();
     let mut plans: Vec<Plan> = Vec::new();
     let mut instruments: Vec<Instrument> = Vec::new();
-    // Publishers spell one symbol differently, so only the symbols of one publisher are compared.
+    // Publishers have different names for one asset, so only the symbols of files of one format are compared. Old and
+    // new files of one publisher can have different separators, such as `BTC/USDT` and `BTCUSDT`.
+    let bare = |symbol: &str| -> String {
+        symbol.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_uppercase()
+    };
     let mut symbols: HashMap<&'static str, String> = HashMap::new();
     let mut skipped = Vec::new();
     let mut kind = None;
@@ -186,7 +190,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
             }
             if let Some(instrument) = &options.instrument
                 && let Some(found) = planned.symbol
-                && *symbols.entry(planned.plan.layout.name).or_insert_with(|| found.clone()) != found
+                && *symbols.entry(planned.plan.layout.name).or_insert_with(|| bare(&found)) != bare(&found)
             {
                 let rule = "must not be set for files of several instruments";
                 return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
@@ -518,11 +522,12 @@ fn interval(
 
 /// Returns whether the first lines are weeks apart and begin at another time than Monday 00:00 UTC.
 fn has_other_weeks(parser: &mut LineParser, texts: &[&str]) -> bool {
-    let times: Vec<_> = texts.iter().filter_map(|line| parser.time(line).ok()).collect();
-    let are_weeks_apart = |pair: &[Timestamp]| {
-        let distance = pair[1].as_micros() - pair[0].as_micros();
-        distance != 0 && distance % Interval::W1.as_micros() == 0
-    };
+    let mut times: Vec<_> = texts.iter().filter_map(|line| parser.time(line).ok()).collect();
+    // A row can be repeated.
+    times.sort_unstable();
+    times.dedup();
+    let are_weeks_apart =
+        |pair: &[Timestamp]| (pair[1].as_micros() - pair[0].as_micros()) % Interval::W1.as_micros() == 0;
     times.len() > 1
         && times.windows(2).all(are_weeks_apart)
         && times.iter().all(|time| Interval::W1.floor(*time) != *time)

@@ -744,7 +744,11 @@ fn weeks_that_do_not_begin_on_monday_are_rejected_with_the_reason() {
     let rows = |first: u64| format!("{first},1,1,1,1,2,3\n{},1,1,1,1,2,3\n", first + 14 * 86_400);
     // 2025-01-02 is a Thursday, and 2025-01-06 a Monday.
     let (thursday, monday) = (1_735_776_000, 1_736_121_600);
-    for (name, content) in [("x.json", json(thursday)), ("XBTEUR_10080.csv", rows(thursday))] {
+    for (name, content) in [
+        ("x.json", json(thursday)),
+        ("XBTEUR_10080.csv", rows(thursday)),
+        ("XBTEUR_10080.csv", rows(thursday).repeat(2)),
+    ] {
         for interval in [None, Some(Interval::W1)] {
             let (_folder, files) = open_named(name, content.as_bytes(), &named().interval(interval));
             let error = files.unwrap_err();
@@ -782,8 +786,11 @@ fn an_unknown_header_is_rejected() {
         named().columns("time=timestamp,price=last,quantity=volume".parse::<qi_files::ColumnMap>().unwrap());
     let (found, ..) = trades("timestamp,volume,last\n1700000000,34000,5\n", &options);
     assert_eq!(found[0].price().to_string(), "5");
-    let (found, bad, _) = trades("https://example.com\nunix,side,price\n1700000000,buy,5\n", &named());
-    assert_eq!((found.len(), bad.len()), (1, 0), "a known header after a line of text");
+    for title in ["https://example.com", "https://www.CryptoDataDownload.com,,,,,,,,,", "an export;;"] {
+        let content = format!("{title}\nunix,side,price\n1700000000,buy,5\n");
+        let (found, bad, _) = trades(content, &named());
+        assert_eq!((found.len(), bad.len()), (1, 0), "a known header after {title}");
+    }
     let (found, bad, _) =
         trades("# an export, all times in UTC\nunix,side,price\n1700000000,buy,5\n", &named());
     assert_eq!((found.len(), bad.len()), (1, 1), "a known header after a comment");
@@ -825,6 +832,45 @@ fn the_volumes_of_candles_are_found_by_their_names() {
         assert_eq!(base, content.contains(",2.5").then(|| decimal("5")), "{content}");
         assert_eq!(quote, content.contains(",12.5").then(|| decimal("25")), "{content}");
     }
+}
+
+#[test]
+fn a_volume_of_the_quote_asset_or_of_a_change_is_no_base_volume() {
+    let volumes = |names: &str, symbol: &str, columns: Option<&str>| {
+        let fields = names.split(',').count();
+        let row = format!("1735689600,5,5,5,5,{}\n", ["2.5", "12.5"][..fields].join(","));
+        let content = format!("time,open,high,low,close,{names}\n{row}");
+        let instrument: Instrument = format!("x:{symbol}").parse().unwrap();
+        let columns = columns.map(|columns| columns.parse::<qi_files::ColumnMap>().unwrap());
+        let options = FileOptions::default().instrument(instrument).columns(columns);
+        let (_folder, files) = open_named("x-1h.csv", content.as_bytes(), &options.interval(Interval::H1));
+        let Data::Candles(source, _) = files.unwrap().data else { panic!("{content}") };
+        let values = *complete(source)[0].values();
+        [values.volume, values.quote_volume].map(|volume| volume.map_or("-".to_owned(), |v| v.to_string()))
+    };
+    for (names, symbol, wanted) in [
+        ("volume_usd", "BTC-USDT", ["-", "2.5"]),
+        ("volume_usd", "BTCUSDC", ["-", "2.5"]),
+        ("volumeUsd", "BTC-USD", ["-", "2.5"]),
+        ("volume_quote", "BTC-USD", ["-", "2.5"]),
+        ("volumeto", "TON-USD", ["-", "2.5"]),
+        ("volume_quote,volume_base", "BTC-USD", ["12.5", "2.5"]),
+        ("volumeUsd,volumeBtc", "BTC-USD", ["12.5", "2.5"]),
+        ("volume_usd,turnover", "BTC-USDT", ["-", "12.5"]),
+        ("volume_usd,volume_usdt", "BTC-USDT", ["-", "12.5"]),
+        ("volume_delta", "BTC-USD", ["-", "-"]),
+        ("volume_change", "BTC-USD", ["-", "-"]),
+        ("Volume BTC", "XXBTZUSD", ["-", "-"]),
+        ("volume_btc", "BTC-USDT", ["2.5", "-"]),
+        ("volume_base,turnover", "BTC-USD", ["2.5", "12.5"]),
+        ("volumefrom,volumeto", "X-Y", ["2.5", "12.5"]),
+        ("Volume_(XBT),Volume_(Currency)", "BTC-USD", ["2.5", "12.5"]),
+        ("volume,volume_usd", "BTC-USDT", ["2.5", "-"]),
+    ] {
+        assert_eq!(volumes(names, symbol, None), wanted, "{names} {symbol}");
+    }
+    let columns = "time=time,open=open,high=high,low=low,close=close,volume=volume_usd";
+    assert_eq!(volumes("volume_usd", "BTC-USD", Some(columns)), ["2.5", "-"], "the option decides");
 }
 
 #[test]
@@ -877,6 +923,25 @@ fn a_quote_volume_in_the_seventh_column_is_no_number_of_trades() {
         let Data::Candles(source, _) = files.unwrap().data else { panic!("{row}") };
         assert_eq!(complete(source)[0].values().count, count);
     }
+    for damaged in [0, 1, 29] {
+        let row = |n: usize| {
+            let last = if n == damaged { "17.5" } else { "17" };
+            format!("{},1,1,1,1,2,{last}\n", 1_735_689_600 + 3_600 * n)
+        };
+        let content: String = (0..30).map(row).collect();
+        let (_folder, files) = open_named("XBTEUR_60.csv", content.as_bytes(), &FileOptions::default());
+        let files = files.unwrap();
+        assert_eq!(files.instruments[0].to_string(), "kraken:XBTEUR", "{damaged}");
+        let Data::Candles(source, _) = files.data else { panic!("candles") };
+        for (n, candle) in complete(source).iter().enumerate() {
+            assert_eq!(candle.values().count, (n != damaged).then_some(17), "{damaged} {n}");
+        }
+    }
+    // Candles without trades have no quote volume.
+    let quiet = "1735689600,1,1,1,1,0,0\n1735689660,1,1,1,1,0,0\n1735689720,1,1,1,1,2,12.5\n";
+    let (_folder, files) = open_named("XBTEUR_1.csv", quiet.as_bytes(), &named());
+    let Data::Candles(source, _) = files.unwrap().data else { panic!("candles") };
+    assert!(complete(source).iter().all(|candle| candle.values().count.is_none()));
     let kraken = b"1735689600,1,1,1,1,2,17\n1735689660,1,1,1,1,2,x\n1735689720,1,1,1,1,2,18\n";
     let (_folder, files) = open_named("XBTEUR_1.csv", kraken, &FileOptions::default());
     let files = files.unwrap();
@@ -982,6 +1047,8 @@ fn the_instrument_option_applies_to_files_of_one_instrument() {
         (vec![("BTCUSDT-1m-2025-01.csv", KLINE), ("BTCUSDT-1m-2025-02.csv", KLINE)], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("A"))], true),
         (vec![("1.csv", &*symbols("A")), ("2.csv", &*symbols("B"))], false),
+        (vec![("1.csv", &*symbols("BTC/USDT")), ("2.csv", &*symbols("BTCUSDT"))], true),
+        (vec![("1.csv", &*symbols("BTC/USDT")), ("2.csv", &*symbols("ETHUSDT"))], false),
         (vec![("XBTEUR.csv", row), ("rest.json", &*answer("XXBTZEUR", 1))], true),
     ] {
         let path = archive(folder.path(), "several.zip", &entries);

@@ -174,8 +174,11 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Failure> {
         match &self.node.value {
-            // The other system parses numbers without underscores. A password is not a number.
-            Value::Text(text) if name == Scalar::NAME && !self.path.ends_with("password") => {
+            // The other system parses numbers without underscores. A secret or the name of a rack is not a number.
+            Value::Text(text)
+                if name == Scalar::NAME
+                    && !["password", "secret", "rack"].into_iter().any(|end| self.path.ends_with(end)) =>
+            {
                 let number = plain(text.trim());
                 let text = if number.parse::<f64>().is_ok() { &*number } else { text.as_str() };
                 self.with_location(visitor.visit_str(text))

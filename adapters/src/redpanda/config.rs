@@ -401,7 +401,8 @@ impl RedpandaConfig {
             }
             // librdkafka would resolve a relative path from the current folder, not from the folder of the file.
             let is_resolved = Path::new(value.as_str()).is_absolute() || value.as_str() == "probe";
-            if key.ends_with(".location") && !is_resolved {
+            let is_path = [".location", ".file", ".keytab"].into_iter().any(|end| key.ends_with(end));
+            if is_path && !is_resolved {
                 let rule =
                     "must be an absolute path; the paths of `tls` may be relative to the configuration file";
                 return Err(rules.reject("properties", key, rule));

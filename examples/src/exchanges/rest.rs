@@ -21,8 +21,11 @@ use super::protocol::{HistoryPage, Position, Protocol, corrupt, temporary};
 
 /// The longest response in bytes. A page of 1,000 trades has about 150,000 bytes.
 const MAX_RESPONSE: usize = 4 * 1_024 * 1_024;
-/// The time limit of a request. A gap must be filled within 10 s of a reconnect, even if one request is not answered.
+/// The time limit until the head of a response. A gap must be filled within 10 s of a reconnect, even if one request is
+/// not answered.
 const TIMEOUT: Duration = Duration::from_secs(4);
+/// The time limit of the body of a response, for slow connections.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The pause after HTTP status 429, 418 or 403 without the header `Retry-After`.
 const DEFAULT_PAUSE: Duration = Duration::from_mins(1);
 /// The longest pause. A ban can last three days.
@@ -84,10 +87,7 @@ impl RestClient {
         let _turn = self.turn.lock().await;
         self.wait_for_slot().await;
         let address = format!("{}{}", self.base, self.protocol.history_path(symbol, from));
-        let (status, headers, body) = match timeout(TIMEOUT, self.get(&address)).await {
-            Ok(response) => response?,
-            Err(_) => return Err(temporary(self.protocol.exchange(), "the request took too long", None)),
-        };
+        let (status, headers, body) = self.get(&address).await?;
         let exchange = self.protocol.exchange();
         let page = match limit_pause(status, &headers) {
             Some(pause) => Err(temporary(exchange, format_args!("HTTP status {status}"), Some(pause))),
@@ -142,15 +142,14 @@ impl RestClient {
             .header("x-mbx-time-unit", "MICROSECOND")
             .body(Empty::new())
             .map_err(|error| Error::invalid("live.address", "address", address, error))?;
-        let response = self
-            .client
-            .request(request)
+        let response = timeout(TIMEOUT, self.client.request(request))
             .await
+            .map_err(|_| temporary(exchange, "the request took too long", None))?
             .map_err(|error| temporary(exchange, "the request failed", None).with_source(error))?;
         let (parts, body) = response.into_parts();
-        let body = Limited::new(body, MAX_RESPONSE)
-            .collect()
+        let body = timeout(BODY_TIMEOUT, Limited::new(body, MAX_RESPONSE).collect())
             .await
+            .map_err(|_| temporary(exchange, "the response took too long", None))?
             .map_err(|error| temporary(exchange, format_args!("the response ended early: {error}"), None))?;
         Ok((parts.status, parts.headers, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
     }

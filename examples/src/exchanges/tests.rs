@@ -1,5 +1,8 @@
 //! Messages and responses of the exchanges, valid and damaged.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -12,7 +15,7 @@ use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 use super::protocol::{Frame, HistoryPage, Position, Protocol, Trade};
 use super::published::Published;
 use super::repair::answer;
-use super::{Binance, Kraken};
+use super::{Binance, Kraken, RestClient};
 
 const BINANCE: &[&str] = &[
     r#"{"e":"trade","E":1672515782136123,"s":"BTCUSDT","t":12345,"p":"16500.10","q":"0.00100000","b":88,"a":50,"T":1672515782136001,"m":true,"M":true}"#,
@@ -256,4 +259,33 @@ async fn extreme_ids_never_panic() {
         let page = protocol.history(symbol, Some(at), StatusCode::OK, &page).unwrap();
         follow(&mut published, &mut rng, frame, &page, at);
     }
+}
+
+/// Serves one request of the history. The head and the body of the response follow after pauses.
+fn serve(before_head: Duration, before_body: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(stream.read(&mut [0; 4_096]).unwrap() > 0);
+        std::thread::sleep(before_head);
+        // The client may have closed the connection.
+        let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", BINANCE_PAGE.len());
+        std::thread::sleep(before_body);
+        let _ = stream.write_all(BINANCE_PAGE.as_bytes());
+    });
+    address
+}
+
+#[tokio::test]
+async fn the_body_of_a_response_may_be_slower_than_its_head() {
+    let history = async |before_head: Duration, before_body: Duration| {
+        let base = serve(before_head, before_body);
+        let client = RestClient::new(Arc::new(Binance), &base, Duration::ZERO).unwrap();
+        client.history("BTCUSDT", None).await
+    };
+    let (none, pause) = (Duration::ZERO, Duration::from_secs(5));
+    let (slow, late) = tokio::join!(history(none, pause), history(pause, none));
+    assert_eq!(slow.unwrap().trades.len(), 1);
+    assert_eq!(late.unwrap_err().retry(), RetryAdvice::Backoff);
 }
