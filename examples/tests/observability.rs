@@ -95,7 +95,8 @@ fn dashboard_and_alerts_query_existing_metrics() {
     let rows = rows();
     let (panels, rules) = (of_the_dashboard(), of_the_alerts());
     assert!(panels.len() > 25 && rules.len() > 12, "{} {}", panels.len(), rules.len());
-    let functions = ["sum", "max", "rate", "deriv", "increase", "histogram_quantile", "max_over_time"];
+    let functions =
+        ["sum", "max", "rate", "deriv", "increase", "histogram_quantile", "max_over_time", "time"];
     let syntax = [&functions[..], &["by", "and", "or", "unless", "offset"]].concat();
     for expression in panels.iter().chain(&rules) {
         let words = words(expression);

@@ -156,7 +156,7 @@ impl TargetStore<'_> {
         self.scalar(&format!("SELECT public.hypertable_size('{}.ticks')", self.schema))
     }
 
-    fn scalar(&self, sql: &str) -> i64 {
+    pub(crate) fn scalar(&self, sql: &str) -> i64 {
         let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
         self.setup.block_on(query.fetch_one(self.store.pool())).expect("a number")
     }

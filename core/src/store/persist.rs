@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use super::{BarQuery, Page, PageRequest, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
+use super::{BarQuery, LatestBarsQuery, Page, PageRequest, PriceStore, RangeRequest, RecordPage};
 use crate::record::Slice;
-use crate::{Bar, Instrument, Interval, Result, TimeRange, Timestamp};
+use crate::{Bar, Instrument, Interval, Result, Selection, TimeRange, Timestamp};
 
 /// A request for [`persist_bars`](super::PriceStoreExt::persist_bars).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,11 +114,13 @@ pub(super) async fn persist_start<S: PriceStore + ?Sized>(
     instrument: &Instrument,
     interval: Interval,
 ) -> Result<Timestamp> {
-    let Some(latest) = store.latest_bar(instrument, interval).await? else { return Ok(Timestamp::MIN) };
+    let latest = LatestBarsQuery::new(interval, Selection::one(instrument.clone()));
+    let latest: Vec<Bar> = store.latest(&latest.request()?).await?.records.into_vec()?;
+    let Some(latest) = latest.first() else { return Ok(Timestamp::MIN) };
     let (first, end, batch) = (Timestamp::MIN, latest.close_time(), store.info().max_batch.max(1));
     let query = closed_bars(instrument, interval, first, end, batch)?.descending();
     let page = store.derived_bars(&query).await?;
-    Ok(page.items.last().unwrap_or(&latest).open_time())
+    Ok(page.items.last().unwrap_or(latest).open_time())
 }
 
 /// Returns a page of derived bars with their stored bars, and the query of the next page.
