@@ -455,7 +455,7 @@ async fn hold_reads_of_ticks(server: &Server) -> (String, UnboundedReceiver<ones
     let (start, host) = url.split_at(url.rfind(['@', '/']).unwrap() + 1);
     let (host, listener) = (host.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = format!("{start}{}", listener.local_addr().unwrap());
-    let (held, releases) = mpsc::unbounded_channel();
+    let (held, blocked) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         loop {
             let (client, _) = listener.accept().await.unwrap();
@@ -477,7 +477,7 @@ async fn hold_reads_of_ticks(server: &Server) -> (String, UnboundedReceiver<ones
             });
         }
     });
-    (address, releases)
+    (address, blocked)
 }
 
 /// A call that ended between the two statements of an announcement.

@@ -476,7 +476,7 @@ async fn maintained_chunks(server: Server) {
                 while !store.maintain(&everything).await.unwrap().is_complete() {}
             };
             let maintaining = async {
-                let limited = tokio::time::timeout(Duration::from_secs(120), work);
+                let limited = tokio::time::timeout(Duration::from_mins(2), work);
                 limited.await.expect("maintenance does not complete");
             };
             let locks = max_locks(&server, &config, maintaining).await;
