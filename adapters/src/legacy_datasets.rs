@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-/// Returns the lines of each dataset, as `qi_core::store::kit::evolution` writes them.
+/// Returns the lines of each dataset, in the form of `qi_core::store::kit::evolution` and with the length limits of version
+/// 0.1.0.
 pub(crate) fn lines() -> HashMap<String, Vec<String>> {
     let mut lines: HashMap<String, Vec<String>> = HashMap::new();
     for (name, line) in include_str!("legacy_datasets.txt").lines().filter_map(|line| line.split_once(": ")) {

@@ -6,11 +6,12 @@ use qi_core::{Result, Timestamp};
 
 use crate::number::bad;
 
-/// The number of timestamps for which the numbers of trades without ids are kept.
+/// The maximum number of timestamps for which ordinals are kept.
 pub(crate) const MAX_TIMESTAMPS: usize = 65_536;
 
-/// The order of a file. The order inside its parts can be the opposite, for example if a file has ascending days or
-/// pages with the newest record first. Therefore recent records are compared with the first ones, not with each other.
+/// The order of a file. The records of a part (a day or a page) can be in the opposite order, for example in a file of
+/// ascending days that each begin with the newest record. Therefore recent records are compared with the first records
+/// of the file, not with each other.
 #[derive(Debug, Default)]
 pub(crate) struct FileOrder {
     /// The median of the first three times.
@@ -31,7 +32,7 @@ impl FileOrder {
     }
 }
 
-/// Numbers the records of one timestamp in their order. A bounded number of timestamps is kept: the latest ones of an
+/// The ordinals of the records of each timestamp, in the order of the file. A bounded number of timestamps is kept: the latest ones of an
 /// ascending file, and the earliest ones of a descending file. A record of a timestamp beyond them is rejected, because
 /// its number is unknown.
 #[derive(Debug, Default)]

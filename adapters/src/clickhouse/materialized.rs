@@ -79,7 +79,7 @@ pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
     statements
 }
 
-/// Returns the statements that add the newer objects to a database with materialized bars. The column is added last.
+/// Returns the statements that add objects of a later version of the library to a database with materialized bars. The column is added last.
 pub(super) fn update(config: &ClickHouseConfig) -> [String; 2] {
     let state = TableLocation::of(config).quoted_name(STATE_TABLE);
     let column = settle_column(config);

@@ -172,7 +172,7 @@ struct CurrentSchema {
     columns: HashMap<String, Vec<StoredColumn>>,
     /// The tables without the projection.
     without_projection: HashSet<String>,
-    /// The tables with parts that do not have the projection and that no mutation completes.
+    /// The tables that have parts without the projection and no recorded mutation that materializes it.
     with_old_parts: HashSet<String>,
     /// The recorded declarations of each dataset, as lines.
     recorded: HashMap<String, Vec<Vec<String>>>,
@@ -290,8 +290,8 @@ async fn read_current_schema(
     Ok(CurrentSchema { database: true, steps, columns, without_projection, with_old_parts, recorded })
 }
 
-/// Returns the tables without the projection, and the tables with parts that do not have it and that no mutation
-/// completes.
+/// Returns the tables without the projection, and the tables that have parts without it and no recorded mutation that
+/// materializes it.
 async fn read_projections(
     client: &clickhouse::Client,
     location: &TableLocation<'_>,
@@ -469,8 +469,7 @@ fn ttl_expression(table: &Table, age: Duration) -> String {
     )
 }
 
-/// Returns the statements that switch materialized bars on or off, if their state differs from the configuration, or
-/// that add the newer objects.
+/// Returns the statements that switch materialized bars on or off, if their state differs from the configuration, or that add objects of a later version of the library.
 async fn bars_changes(
     connections: &Connections,
     config: &ClickHouseConfig,

@@ -54,15 +54,15 @@ pub(super) struct Inner {
     warned_of_differences: AtomicBool,
 }
 
-/// The state of the materialized bars, as the server returned it.
+/// The server's state of the materialized bars, combined with the configured `bars_settle`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BarsState {
-    /// The announced watermark. None if the database has no materialized bars.
+    /// The announced watermark. None if the database has no materialized bars, or if the user may not read their state.
     pub(super) announced: Option<Timestamp>,
     /// The smaller of the configured and the recorded `bars_settle`. A write that takes longer adds its marks again
     /// before it is acknowledged.
     pub(super) settle: Duration,
-    /// The larger of both values. Marks settle after it, so they outlast the `settle` of every program.
+    /// The larger of both values. A mark settles this time after it was added, so it outlasts the `settle` of every program.
     pub(super) wait: Duration,
     /// The time just before the query of the state.
     pub(super) read_at: Instant,

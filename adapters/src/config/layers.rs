@@ -85,7 +85,7 @@ impl LayerSections {
     }
 }
 
-/// Checks the values of a section.
+/// The checks of the values of a section.
 struct Rules {
     section: String,
 }
@@ -181,7 +181,7 @@ pub struct TimeoutSection {
     /// The timeout of ordinary calls.
     #[serde(with = "duration")]
     pub call: Duration,
-    /// The timeout of `ensure_schema`, `delete_range`, `purge_before`, `maintain`, `subscribe` and `close`.
+    /// The timeout of `ensure_schema`, `migrate_schema`, `delete_range`, `purge_before`, `maintain`, `subscribe` and `close`.
     #[serde(with = "duration")]
     pub bulk: Duration,
     /// The timeout of a publish. Defaults to twice the delivery timeout of the bus plus `call`.
@@ -222,7 +222,7 @@ pub struct LimitSection {
     pub max_queued: usize,
     /// The maximum number of calls started per second. Defaults to no limit.
     pub rate: Option<f64>,
-    /// The maximum number of calls that may start concurrently after an idle period. Only used with a `rate`.
+    /// The maximum number of calls that may start at once after an idle period. Only used with a `rate`.
     pub burst: u32,
 }
 

@@ -26,7 +26,7 @@ const BATCH: usize = 8_192;
 /// The number of ticks of one page of a store.
 const PAGE: usize = 10_000;
 
-/// A tick without rules.
+/// A tick as plain values, without validation.
 #[derive(Clone)]
 struct Plain {
     exchange: Arc<str>,
@@ -71,7 +71,7 @@ pub(crate) fn run(setup: &Setup) {
         rate(TICKS, done.baseline),
         mib(memory)
     );
-    // The values of the file are those of the records.
+    // The file has the prices of the records.
     let mut at = 0;
     read(&file, |records| {
         for tick in records.as_slice::<PriceTick>().expect("ticks") {

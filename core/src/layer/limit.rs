@@ -28,7 +28,7 @@ pub struct LimitConfig {
     /// A rate below [`LimitConfig::MIN_RATE`] or above [`LimitConfig::MAX_RATE`] counts as the nearest bound. NaN
     /// counts as the lower bound.
     pub rate: Option<f64>,
-    /// The number of calls that may start concurrently after a pause. Only used with a `rate`. 0 counts as 1. Defaults to 1,
+    /// The number of calls that may start at once after an idle period. Only used with a `rate`. 0 counts as 1. Defaults to 1,
     /// which spaces calls evenly.
     pub burst: u32,
 }

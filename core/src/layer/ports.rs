@@ -1,4 +1,5 @@
-//! The three ports, implemented for [`Layered`], [`Retry`] and [`PurgeGuard`]. Macros list each method once.
+//! The three ports, implemented for [`Layered`] and [`Retry`], and `PriceStore` for [`PurgeGuard`]. Macros list each
+//! method once.
 
 use std::time::Duration;
 
@@ -130,7 +131,7 @@ macro_rules! layered {
     };
 }
 
-/// Repeats the call until it succeeds or no attempt is left.
+/// Repeats the call while its error is retryable and an attempt is left.
 macro_rules! retried {
     ($self:ident, $call:expr, publish($batch:ident, $options:ident)) => {
         Box::pin($self.publish_with_retry($batch, $options))

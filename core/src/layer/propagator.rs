@@ -19,12 +19,12 @@ pub trait Propagator: Debug + Send + Sync + 'static {
     /// Adds the context of `span` to `headers`, if the span has a context.
     fn inject(&self, span: &Span, headers: &mut Headers);
 
-    /// Sets the origin of `span`. A single context becomes the span's parent; several contexts become links. `contexts`
+    /// Connects `span` to the traces of received messages. A single context becomes the span's parent; several contexts become links. `contexts`
     /// has the distinct headers of this propagator in the batch, at least one. The span has not been entered yet.
     fn extract(&self, span: &Span, contexts: &[Headers]);
 }
 
-/// A propagator without a context.
+/// A propagator that writes and reads no headers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoPropagator;
 

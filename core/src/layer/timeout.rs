@@ -14,7 +14,7 @@ use crate::{Error, ErrorKind, Operation, OperationClass, Result};
 pub struct TimeoutConfig {
     /// The limit of an ordinary call. A receive has this limit in addition to its `wait`. Defaults to 30 s.
     pub call: Duration,
-    /// The limit of `ensure_schema`, `delete_range`, `purge_before`, `maintain`, `subscribe` and `close`. Defaults to 10 minutes.
+    /// The limit of `ensure_schema`, `migrate_schema`, `delete_range`, `purge_before`, `maintain`, `subscribe` and `close`. Defaults to 10 minutes.
     ///
     /// `subscribe` returns after the first assignment. A group whose last member was killed assigns partitions only
     /// after the session timeout of that member.

@@ -12,7 +12,7 @@ use super::fetch_buffer::PolledBatch;
 use super::thread::{ConsumerHandle, ConsumerThread};
 use crate::redpanda::error;
 
-/// The maximum time that `close` waits. After that time, the consumer thread continues to leave its group.
+/// The maximum time that `close` waits. The consumer thread then finishes leaving its group in the background.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A member of a group, or a reader without a group.

@@ -30,7 +30,7 @@ pub fn all() -> Vec<Check> {
     .concat()
 }
 
-/// Defines a chapter from a list of check functions with their capabilities. The name of a check consists of the
+/// Defines a chapter from a list of check functions, each with the capabilities that it requires. The name of a check consists of the
 /// chapter and the function.
 macro_rules! chapter {
     ($chapter:literal: $($check:ident [$($capability:ident),*]),* $(,)?) => {
