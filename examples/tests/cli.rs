@@ -180,6 +180,18 @@ fn unresponsive_server_exits_with_code_1() {
 }
 
 #[test]
+fn an_export_of_a_file_with_several_instruments_fails() {
+    let (_file, path) = trades(
+        "exchange,symbol,timestamp,id,price,amount\nx,A,1700000000000000,1,10,1\nx,B,1700000000000000,2,20,1\n",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let out = run(&["--input", &path, "--export", folder.path().join("out.csv").to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
+    let complaint = text(&out.stderr);
+    assert!(complaint.contains("the export is incomplete: it has x:A"), "{complaint}");
+}
+
+#[test]
 fn timestamp_split_over_two_files_loses_no_trade() {
     let (_one, first) = trades("1700000000,100,1\n1700000001,101,2\n1700000001,102,3\n1700000001,103,4\n");
     let (_two, second) = trades("1700000001,104,5\n1700000001,105,6\n1700000002,106,7\n");

@@ -85,7 +85,8 @@ pub struct Files {
     /// The distinct instruments that are known before the files are read: from the options, the names, or the first
     /// lines.
     pub instruments: Vec<Instrument>,
-    /// Notes for the user about files and entries of archives that are not read, with the reason.
+    /// Notes for the user: files and entries of archives that are not read, with the reason, and files of trades without
+    /// quantities.
     pub skipped: Vec<String>,
 }
 
@@ -196,6 +197,12 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
                 return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
                     .with_context("file", label)
                     .with_context("symbol", found));
+            }
+            let layout = &planned.plan.layout;
+            if layout.kind == Kind::Trades && layout.columns.quantity.is_none() && options.columns.is_none() {
+                skipped.push(format!(
+                    "{label} has no known column of quantities, so its trades have none; --columns names the columns"
+                ));
             }
             if let Some(first) = planned.first.filter(|first| !instruments.contains(first)) {
                 instruments.push(first);

@@ -1008,6 +1008,17 @@ fn archive(folder: &Path, name: &str, entries: &[(&str, &str)]) -> PathBuf {
 }
 
 #[test]
+fn trades_without_a_column_of_quantities_have_a_note() {
+    let options = FileOptions::default().instrument(Some(Instrument::from_static("x:Y")));
+    for (quantity, notes) in [("trade_size", 1), ("size", 0)] {
+        let trades = file(format!("timestamp,price,{quantity}\n1709251200,100,1\n"));
+        let files = open(&[trades.path().to_owned()], &options).unwrap();
+        assert_eq!(files.skipped.len(), notes, "{:?}", files.skipped);
+        assert!(files.skipped.iter().all(|note| note.contains("--columns")), "{:?}", files.skipped);
+    }
+}
+
+#[test]
 fn documents_and_checksums_beside_the_data_are_skipped_with_a_note() {
     let folder = tempfile::tempdir().unwrap();
     let entries = [

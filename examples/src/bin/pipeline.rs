@@ -163,7 +163,7 @@ fn code_of(error: &Error) -> u8 {
 }
 
 /// Returns the exit code of a completed job. A job without records, with more bad lines than records, or without its
-/// export has failed.
+/// complete export has failed.
 fn verdict(summary: &Summary, reads_files: bool, exported: Option<&Instrument>) -> ExitCode {
     let Summary { published, bad_lines, .. } = summary;
     let has_bars =
@@ -174,6 +174,11 @@ fn verdict(summary: &Summary, reads_files: bool, exported: Option<&Instrument>) 
         format!("the input has more bad lines ({bad_lines}) than records ({published})")
     } else if let Some(name) = exported.filter(|name| !has_bars(name)) {
         format!("no export: {name} has no bars")
+    } else if let Some(name) = exported.filter(|_| reads_files && summary.instruments.len() > 1) {
+        format!(
+            "the export is incomplete: it has {name}, and the input has {} instruments",
+            summary.instruments.len()
+        )
     } else {
         return ExitCode::SUCCESS;
     };
