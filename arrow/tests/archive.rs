@@ -805,6 +805,29 @@ async fn archive_without_its_settings_is_not_extended() {
     assert_eq!(std::fs::read(folder.path().join("_archive.json")).unwrap(), settings);
 }
 
+/// Readers of the archive would count each record twice.
+#[tokio::test]
+async fn folder_in_an_archive_is_not_a_target() {
+    let store = rig::store().await;
+    let ticks = ["binance:BTC-USDT", "my-venue:BTC-USDT"].map(|name| rig::ticks(name, 1, 10)).concat();
+    rig::insert_ticks(&store, &ticks).await;
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    let folder = tempfile::tempdir().unwrap();
+    export(&store, &Archive::folder(&folder).unwrap(), &options).await.unwrap();
+    let memory: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    export(&store, &Archive::in_store(memory.clone(), "prices").unwrap(), &options).await.unwrap();
+    for part in ["ticks", "ticks/binance", FOLDER, "ticks/my-venue"] {
+        for archive in [
+            Archive::folder(folder.path().join(part)).unwrap(),
+            Archive::in_store(memory.clone(), &format!("prices/{part}")).unwrap(),
+        ] {
+            let error = export(&store, &archive, &options).await.unwrap_err();
+            assert_eq!(error.code(), "archive.settings", "{part}");
+            assert!(error.report().contains("_2024-01-31.json"), "{part}: {}", error.report());
+        }
+    }
+}
+
 /// A folder of another program can have files with the names of periods.
 #[tokio::test]
 async fn foreign_data_files_do_not_prevent_the_first_export() {
