@@ -679,6 +679,60 @@ async fn files_of_a_series_that_the_store_no_longer_has_are_counted() {
     assert_eq!((report.orphaned, report.series.len()), (3, 1));
 }
 
+/// The archive has the only copy of a file of a purged day. The second store does not have the series either.
+#[tokio::test]
+async fn damaged_files_without_records_in_the_store_are_reported() {
+    let (store, folder) = exported().await;
+    let instrument: qi_core::Instrument = "binance:BTC-USDT".parse().unwrap();
+    let first = TimeRange::before(time(DAY + DAY_MICROS));
+    store.delete_range(&DeleteQuery::ticks(Selection::one(instrument), first)).await.unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let mut verify = ExportOptions::new([PriceTick::DATASET]);
+    verify.verify_existing = true;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let (file, json) = (at("2024-01-31.parquet"), at("_2024-01-31.json"));
+    let data = std::fs::read(&file).unwrap();
+    let manifest = std::fs::read(&json).unwrap();
+    let flipped = |at: usize| {
+        let mut flipped = data.clone();
+        flipped[at] ^= 1;
+        flipped
+    };
+    let damages: [(&dyn Fn(), &str, bool); 6] = [
+        (&|| {}, "", true),
+        (&|| std::fs::write(&file, flipped(40)).unwrap(), "archive.file.changed", true),
+        (&|| std::fs::write(&file, flipped(data.len() - 1)).unwrap(), "archive.file.content", false),
+        (&|| std::fs::write(&file, &data[..200]).unwrap(), "archive.file.changed", false),
+        (&|| std::fs::remove_file(&file).unwrap(), "archive.file.missing", false),
+        (
+            &|| {
+                let text = String::from_utf8(manifest.clone()).unwrap();
+                std::fs::write(&json, text.replace("\"symbol\": \"BTC", "\"symbol\": \"ETH")).unwrap();
+            },
+            "archive.manifest.path",
+            false,
+        ),
+    ];
+    for (damage, code, only_verified) in damages {
+        damage();
+        for (store, orphaned) in [(&store, 0), (&rig::store().await, if file.exists() { 3 } else { 2 })] {
+            let report = export(store, &archive, &verify).await.unwrap();
+            let codes: Vec<_> = report.failures.iter().map(|(path, error)| (&**path, error.code())).collect();
+            let expected = [("ticks/binance/BTC-USDT/2024-01-31.parquet", code)];
+            assert_eq!(codes, &expected[..usize::from(!code.is_empty())]);
+            assert_eq!((report.failed, report.orphaned), (codes.len() as u64, orphaned), "{code}");
+            let report = export_ticks(store, folder.path()).await.unwrap();
+            assert_eq!(report.failed == 0, only_verified, "{code}");
+        }
+        std::fs::write(&file, &data).unwrap();
+        std::fs::write(&json, &manifest).unwrap();
+    }
+    // The damaged file of another range or instrument is not read.
+    std::fs::write(&file, &data[..200]).unwrap();
+    verify.range = TimeRange::since(time(DAY + DAY_MICROS));
+    assert_eq!(export(&store, &archive, &verify).await.unwrap().failed, 0);
+}
+
 #[tokio::test]
 async fn import_rejects_records_of_another_series_or_period() {
     let (_, folder) = exported().await;

@@ -688,6 +688,7 @@ async fn export(
     let report = qi_arrow::export(&*store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
+    say_failures(&report.failures, report.failed);
     if report.interrupted {
         say(format_args!("stopped before the end; the same command continues"));
         return Ok(false);
@@ -700,7 +701,22 @@ async fn export(
         let files = report.orphaned;
         say(format_args!("{files} files of the archive belong to series that the store does not have"));
     }
-    Ok(true)
+    if report.failed > 0 {
+        say(format_args!("the store does not have the records of these files; restore them from a copy"));
+    }
+    Ok(report.failed == 0)
+}
+
+/// Prints the first failures and the number of the others.
+#[cfg(feature = "archive")]
+fn say_failures(failures: &[(String, Error)], failed: u64) {
+    for (file, error) in failures {
+        say(format_args!("{}: {}", printable(file), printable(&error.report())));
+    }
+    let more = failed.saturating_sub(failures.len() as u64);
+    if more > 0 {
+        say(format_args!("... and {more} more failures"));
+    }
 }
 
 #[cfg(feature = "archive")]
@@ -725,13 +741,7 @@ async fn import_archive(
     let report = qi_arrow::import(&*store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
-    for (file, error) in &report.failures {
-        say(format_args!("{}: {}", printable(file), printable(&error.report())));
-    }
-    let more = report.failed.saturating_sub(report.failures.len() as u64);
-    if more > 0 {
-        say(format_args!("... and {more} more failures"));
-    }
+    say_failures(&report.failures, report.failed);
     for instrument in &report.missing {
         say(format_args!("the archive has no file of {instrument}"));
     }

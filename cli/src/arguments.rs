@@ -716,8 +716,8 @@ pub(crate) struct ExportArguments {
     /// Writes doubles instead of exact decimals. Such an archive cannot be imported.
     #[arg(long)]
     pub(crate) floats: bool,
-    /// Also reads the existing files and compares their SHA-256. Without this, a changed file of the same size is not
-    /// detected.
+    /// Also reads the existing files and compares their SHA-256, also those whose records the store no longer has. Without
+    /// this, a changed file of the same size is not detected.
     #[arg(long)]
     pub(crate) verify: bool,
     /// The number of series that are exported concurrently, from 1 to 64.

@@ -293,6 +293,28 @@ fn a_changed_byte_of_an_archive_is_detected_and_repaired_with_verify() {
 
 #[cfg(all(feature = "sqlite", feature = "archive"))]
 #[test]
+fn a_damaged_file_without_records_in_the_store_fails_the_export() {
+    let store = Sqlite::new();
+    let trades = store.file("XBTEUR.csv", "1700000000,100,1\n1700000001,101,2\n");
+    store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+    let archive = store.path("archive");
+    store.expect(&["export", &archive], 0, &[]);
+    let file = format!("{archive}/ticks/x/Y/2023-11-14.parquet");
+    let mut changed = std::fs::read(&file).unwrap();
+    changed[40] ^= 1;
+    std::fs::write(&file, &changed).unwrap();
+    std::fs::remove_file(store.path("prices.db")).unwrap();
+    store.expect(&["migrate"], 0, &[]);
+    store.expect(&["export", &archive], 0, &[]);
+    let says =
+        ["ticks/x/Y/2023-11-14.parquet", "the SHA-256 of the file differs", "restore them from a copy"];
+    store.expect(&["export", &archive, "--verify"], 1, &says);
+    std::fs::remove_file(&file).unwrap();
+    store.expect(&["export", &archive, "--verify"], 1, &["2023-11-14.parquet", "the data file is missing"]);
+}
+
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
 fn an_archive_of_doubles_is_exported_and_not_imported() {
     let store = Sqlite::new();
     let trades = store.file("XBTEUR.csv", "1700000000,0.1,1\n1700000001,101,2\n");

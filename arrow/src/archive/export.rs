@@ -1,6 +1,6 @@
 //! Export: records of a store to an archive.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,10 +10,12 @@ use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
-use super::location::{Entry, Files};
+use super::import::{Failure, SHOWN};
+use super::location::{Entry, Files, other_size};
 use super::manifest::Settings;
 use super::scratch::Scratch;
 use super::{Archive, Manifest, Period, PeriodLength, blocking, check_range, layout};
+use crate::error::corrupt;
 use crate::records::range_records;
 use crate::{Content, ContentDigest, Decimals, ParquetWriter};
 
@@ -31,8 +33,8 @@ pub struct ExportOptions {
     pub period: PeriodLength,
     /// The form of decimals. Defaults to exact values.
     pub decimals: Decimals,
-    /// True to read every existing file and to compare its SHA-256 with its manifest. Defaults to false: only the
-    /// size and the metadata of existing files are compared.
+    /// True to read every existing file and to compare its SHA-256 with its manifest, also files whose records the store
+    /// no longer has. Defaults to false: only the size and the metadata of existing files are compared.
     pub verify_existing: bool,
     /// The number of series that are exported concurrently. Defaults to 2.
     pub concurrency: usize,
@@ -80,22 +82,28 @@ pub struct ExportedSeries {
 }
 
 /// The result of an export.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ExportReport {
     /// The series, in order.
     pub series: Vec<ExportedSeries>,
     /// The number of files of selected series that the store does not have.
     pub orphaned: u64,
+    /// The number of files without records in the store that are missing, or that differ from their manifests. The export
+    /// cannot write these files again.
+    pub failed: u64,
+    /// The first of these files, with the path of the data file.
+    pub failures: Vec<(String, Error)>,
     /// True if the export was stopped before its end. The same export continues.
     pub interrupted: bool,
 }
 
 /// Writes the records of a store to an archive: one file for each dataset, series and period.
 ///
-/// A file is written if it is missing, or if its records differ from those of the store. Files are replaced atomically,
-/// never extended and never removed. Before its final name, a file is synced; after it, the file is read back. An export
-/// that was interrupted at any point continues when it is called again.
+/// A file is written if it is missing, or if its records differ from those of the store. A file of a period without
+/// records in the store is compared with its manifest; failures are in [`ExportReport::failures`]. Files are replaced
+/// atomically, never extended and never removed. Before its final name, a file is synced; after it, the file is read
+/// back. An export that was interrupted at any point continues when it is called again.
 ///
 /// The memory is bounded by two pages and one row group for each concurrent series, and for an object store by 48 MiB
 /// more: six parts of an upload, each of 8 MiB. A file in progress is in the folder `_partial` of the archive, or for an
@@ -167,30 +175,122 @@ pub async fn export<S: PriceStore + ?Sized>(
         series,
     });
     let all: Vec<_> = all.collect();
-    let folders: HashSet<String> = all.iter().map(|export| export.folder.clone()).collect();
     let exports = stream::iter(all).map(SeriesExport::run).buffered(options.concurrency.max(1));
     let mut report = ExportReport::default();
-    let all: Vec<Option<ExportedSeries>> = exports.try_collect().await?;
+    let mut stored = HashMap::new();
+    let all: Vec<Option<Exported>> = exports.try_collect().await?;
     for series in all {
         match series {
-            Some(series) => report.series.push(series),
+            Some(Exported { report: series, folder, periods }) => {
+                report.series.push(series);
+                stored.insert(folder, periods);
+            }
             None => report.interrupted = true,
         }
     }
     if !report.interrupted {
-        for dataset in datasets {
-            for selected in selected_folders(dataset, &options.instruments) {
-                let mut entries = archive.entries(&selected)?;
-                while let Some(Entry { folder, period, data }) = entries.try_next().await? {
-                    let is_orphan = data.is_some()
-                        && options.range.contains(period.start())
-                        && !folders.contains(&folder);
-                    report.orphaned += u64::from(is_orphan);
+        check_kept_files(archive, options, &datasets, &stored, &mut report).await?;
+    }
+    Ok(report)
+}
+
+/// Compares the files of periods without records in the store with their manifests. No export can write them again.
+async fn check_kept_files(
+    archive: &Archive,
+    options: &ExportOptions,
+    datasets: &[Dataset],
+    stored: &HashMap<String, BTreeSet<Period>>,
+    report: &mut ExportReport,
+) -> Result<()> {
+    let mut kept = Vec::new();
+    for &dataset in datasets {
+        for selected in selected_folders(dataset, &options.instruments) {
+            let mut files = BTreeMap::<(String, Period), Option<u64>>::new();
+            let mut entries = archive.entries(&selected)?;
+            while let Some(Entry { folder, period, data }) = entries.try_next().await? {
+                let periods = stored.get(&folder);
+                let is_stored = periods.is_some_and(|periods| periods.contains(&period));
+                if is_stored || !options.range.contains(period.start()) {
+                    continue;
+                }
+                report.orphaned += u64::from(data.is_some() && periods.is_none());
+                let size = files.entry((folder, period)).or_default();
+                *size = size.or(data);
+            }
+            let file =
+                |((folder, period), size)| KeptFile { archive, options, dataset, folder, period, size };
+            kept.extend(files.into_iter().map(file));
+        }
+    }
+    let mut checks = stream::iter(kept).map(KeptFile::run).buffered(options.concurrency.max(1));
+    while let Some((path, checked)) = checks.next().await {
+        if options.stop.is_cancelled() {
+            report.interrupted = true;
+            return Ok(());
+        }
+        match checked.map_err(Failure::from) {
+            Ok(()) => {}
+            Err(Failure::All(error)) => return Err(error.with_context("file", path)),
+            Err(Failure::File(error)) => {
+                report.failed += 1;
+                if report.failures.len() < SHOWN {
+                    report.failures.push((path, error));
                 }
             }
         }
     }
-    Ok(report)
+    Ok(())
+}
+
+/// A file of a period without records in the store.
+struct KeptFile<'a> {
+    archive: &'a Archive,
+    options: &'a ExportOptions,
+    dataset: Dataset,
+    /// The folder of the series, relative to the archive.
+    folder: String,
+    period: Period,
+    /// The size of the data file. None for a manifest without a data file.
+    size: Option<u64>,
+}
+
+impl KeptFile<'_> {
+    /// Compares the file with its manifest. Returns its path and the result.
+    async fn run(self) -> (String, Result<()>) {
+        let path = format!("{}/{}", self.folder, layout::data_name(self.period));
+        let checked = self.check(&path).await;
+        (path, checked)
+    }
+
+    async fn check(&self, path: &str) -> Result<()> {
+        let absent = |what: &str| {
+            Error::new(ErrorKind::NotFound, "archive.file.missing", "export")
+                .with_message(format_args!("the {what} is missing"))
+        };
+        let Some(size) = self.size else { return Err(absent("data file")) };
+        let manifest = format!("{}/{}", self.folder, layout::manifest_name(self.period));
+        let manifest = self.archive.manifest(&manifest).await?.ok_or_else(|| absent("manifest"))?;
+        let series = manifest.series(self.dataset)?;
+        let place = (manifest.dataset.as_str(), layout::folder(self.dataset, &series), manifest.period);
+        if place != (self.dataset.name(), self.folder.clone(), self.period) {
+            let message = "the manifest is in the folder of another series or period";
+            return Err(corrupt("archive.manifest.path", message));
+        }
+        if size != manifest.bytes {
+            return Err(other_size(size, manifest.bytes));
+        }
+        let stated = self.archive.stated(path, size).await?;
+        if stated != Some((manifest.content, manifest.created_by)) {
+            let message = "the content that the file states differs from its manifest";
+            return Err(corrupt("archive.file.content", message));
+        }
+        if self.options.verify_existing && self.archive.hash(path).await? != (manifest.bytes, manifest.sha256)
+        {
+            let message = "the SHA-256 of the file differs from its manifest";
+            return Err(corrupt("archive.file.changed", message));
+        }
+        Ok(())
+    }
 }
 
 /// Returns the folders with all files of a dataset that these instruments select. An empty set selects all.
@@ -262,6 +362,15 @@ impl Work {
     }
 }
 
+/// The result of one series.
+struct Exported {
+    report: ExportedSeries,
+    /// The folder of the series in the archive.
+    folder: String,
+    /// The periods that the store has records of.
+    periods: BTreeSet<Period>,
+}
+
 /// The result of a pass over a range.
 struct Pass {
     /// The period in progress.
@@ -275,12 +384,12 @@ struct Pass {
 
 impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
     /// Exports the series. Returns None if the export was stopped.
-    async fn run(self) -> Result<Option<ExportedSeries>> {
+    async fn run(self) -> Result<Option<Exported>> {
         let key = format!("{} {}", self.dataset, self.series);
         self.export().await.map_err(|error| error.with_context("series", key))
     }
 
-    async fn export(self) -> Result<Option<ExportedSeries>> {
+    async fn export(self) -> Result<Option<Exported>> {
         if self.options.stop.is_cancelled() {
             return Ok(None);
         }
@@ -317,7 +426,7 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
             size.is_some() && range.contains(period.start()) && !pass.seen.contains(*period)
         });
         pass.report.surplus = surplus.count() as u64;
-        Ok(Some(pass.report))
+        Ok(Some(Exported { report: pass.report, folder: self.folder, periods: pass.seen }))
     }
 
     /// Reads the records of a range, compares them with the files, and writes the files that are missing. Returns false

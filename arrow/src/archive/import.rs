@@ -18,7 +18,7 @@ use crate::records::{insert_records, range_records};
 use crate::{Content, ContentDigest, Decimals, ParquetReader};
 
 /// The number of failures that are kept for display. All are counted.
-const SHOWN: usize = 20;
+pub(super) const SHOWN: usize = 20;
 
 /// The options of an import.
 #[derive(Debug, Clone)]
@@ -246,7 +246,7 @@ fn series_of(report: &mut ImportReport, key: Key) -> &mut ImportedSeries {
     report.series.entry(key).or_insert(none)
 }
 
-enum Failure {
+pub(super) enum Failure {
     /// The other files would fail too.
     All(Error),
     /// This file cannot be imported.

@@ -101,7 +101,7 @@ fn not_regular(path: &FilePath) -> Error {
     corrupt("archive.file.type", "the path is not a regular file").with_context("file", path.display())
 }
 
-fn other_size(found: u64, expected: u64) -> Error {
+pub(super) fn other_size(found: u64, expected: u64) -> Error {
     corrupt("archive.file.changed", "the size of the file differs from its manifest")
         .with_context("bytes", found)
         .with_context("expected", expected)
