@@ -733,6 +733,48 @@ async fn damaged_files_without_records_in_the_store_are_reported() {
     assert_eq!(export(&store, &archive, &verify).await.unwrap().failed, 0);
 }
 
+/// An export that was killed between a file and its manifest, and a purge before the next export.
+#[tokio::test]
+async fn manifests_are_written_again_without_records_in_the_store() {
+    let (store, folder) = exported().await;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let earlier = std::fs::read(at("_2024-02-01.json")).unwrap();
+    let instrument: qi_core::Instrument = "binance:BTC-USDT".parse().unwrap();
+    let late = PriceTick::new(instrument, time(DAY + DAY_MICROS + 7), 77, "5".parse().unwrap()).unwrap();
+    rig::insert_ticks(&store, &[late]).await;
+    export_ticks(&store, folder.path()).await.unwrap();
+    let complete = bytes_of(folder.path());
+    std::fs::remove_file(at("_2024-01-31.json")).unwrap();
+    std::fs::write(at("_2024-02-01.json"), earlier).unwrap();
+    std::fs::write(at("_2024-02-02.json"), "{").unwrap();
+    let empty = rig::store().await;
+    let report = export_ticks(&empty, folder.path()).await.unwrap();
+    let days = ["2024-01-31", "2024-02-01", "2024-02-02"];
+    assert_eq!(report.repaired, days.map(|day| format!("{FOLDER}/{day}.parquet")));
+    assert_eq!((report.failed, report.orphaned), (0, 3), "{:?}", report.failures);
+    assert_eq!(bytes_of(folder.path()), complete);
+    let report = export_ticks(&empty, folder.path()).await.unwrap();
+    assert_eq!((report.failed, report.repaired.len()), (0, 0));
+    let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 31), "{:?}", report.failures);
+
+    // A damaged file, and a file of another day.
+    std::fs::copy(at("2024-02-01.parquet"), at("2024-03-01.parquet")).unwrap();
+    std::fs::remove_file(at("_2024-01-31.json")).unwrap();
+    let data = std::fs::read(at("2024-01-31.parquet")).unwrap();
+    std::fs::write(at("2024-01-31.parquet"), &data[..200]).unwrap();
+    // A manifest of a later version of the library.
+    let json = std::fs::read_to_string(at("_2024-02-02.json")).unwrap();
+    let later = json.replace("\"format\": 1", "\"format\": 2");
+    std::fs::write(at("_2024-02-02.json"), &later).unwrap();
+    let report = export_ticks(&empty, folder.path()).await.unwrap();
+    let codes: Vec<_> = report.failures.iter().map(|(_, error)| error.code()).collect();
+    assert_eq!(codes, ["archive.file.missing", "archive.manifest.format", "archive.file.foreign"]);
+    assert_eq!((report.failed, report.repaired.len()), (3, 0));
+    assert!(!at("_2024-01-31.json").exists() && !at("_2024-03-01.json").exists());
+    assert_eq!(std::fs::read_to_string(at("_2024-02-02.json")).unwrap(), later);
+}
+
 #[tokio::test]
 async fn import_rejects_records_of_another_series_or_period() {
     let (_, folder) = exported().await;

@@ -688,6 +688,9 @@ async fn export(
     let report = qi_arrow::export(&*store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
+    for file in &report.repaired {
+        say(format_args!("{}: the manifest was written again from the data file", printable(file)));
+    }
     say_failures(&report.failures, report.failed);
     if report.interrupted {
         say(format_args!("stopped before the end; the same command continues"));

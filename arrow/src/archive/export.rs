@@ -1,6 +1,7 @@
 //! Export: records of a store to an archive.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io::{Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,13 +12,13 @@ use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
 use super::import::{Failure, SHOWN};
-use super::location::{Entry, Files, other_size};
+use super::location::{Entry, Fetched, Files, other_size, scratch_failed};
 use super::manifest::Settings;
 use super::scratch::Scratch;
 use super::{Archive, Manifest, Period, PeriodLength, blocking, check_range, layout};
 use crate::error::corrupt;
 use crate::records::range_records;
-use crate::{Content, ContentDigest, Decimals, ParquetWriter};
+use crate::{Content, ContentDigest, Decimals, ParquetReader, ParquetWriter};
 
 /// The options of an export.
 #[derive(Debug, Clone)]
@@ -94,6 +95,9 @@ pub struct ExportReport {
     pub failed: u64,
     /// The first of these files, with the path of the data file.
     pub failures: Vec<(String, Error)>,
+    /// The data files without records in the store whose manifests were missing, damaged or of an earlier file, and were
+    /// written again from the data files.
+    pub repaired: Vec<String>,
     /// True if the export was stopped before its end. The same export continues.
     pub interrupted: bool,
 }
@@ -101,8 +105,9 @@ pub struct ExportReport {
 /// Writes the records of a store to an archive: one file for each dataset, series and period.
 ///
 /// A file is written if it is missing, or if its records differ from those of the store. A file of a period without
-/// records in the store is compared with its manifest; failures are in [`ExportReport::failures`]. Files are replaced
-/// atomically, never extended and never removed. Before its final name, a file is synced; after it, the file is read
+/// records in the store is compared with its manifest; failures are in [`ExportReport::failures`]. A missing manifest of
+/// such a file is written again after a complete read of the file. Files are replaced atomically, never extended and
+/// never removed. Before its final name, a file is synced; after it, the file is read
 /// back. An export that was interrupted at any point continues when it is called again.
 ///
 /// The memory is bounded by two pages and one row group for each concurrent series, and for an object store by 48 MiB
@@ -229,7 +234,8 @@ async fn check_kept_files(
             return Ok(());
         }
         match checked.map_err(Failure::from) {
-            Ok(()) => {}
+            Ok(false) => {}
+            Ok(true) => report.repaired.push(path),
             Err(Failure::All(error)) => return Err(error.with_context("file", path)),
             Err(Failure::File(error)) => {
                 report.failed += 1;
@@ -256,20 +262,47 @@ struct KeptFile<'a> {
 
 impl KeptFile<'_> {
     /// Compares the file with its manifest. Returns its path and the result.
-    async fn run(self) -> (String, Result<()>) {
+    async fn run(self) -> (String, Result<bool>) {
         let path = format!("{}/{}", self.folder, layout::data_name(self.period));
         let checked = self.check(&path).await;
         (path, checked)
     }
 
-    async fn check(&self, path: &str) -> Result<()> {
+    /// Compares the file with its manifest. Returns true if the manifest was written again.
+    async fn check(&self, path: &str) -> Result<bool> {
         let absent = |what: &str| {
             Error::new(ErrorKind::NotFound, "archive.file.missing", "export")
                 .with_message(format_args!("the {what} is missing"))
         };
         let Some(size) = self.size else { return Err(absent("data file")) };
         let manifest = format!("{}/{}", self.folder, layout::manifest_name(self.period));
-        let manifest = self.archive.manifest(&manifest).await?.ok_or_else(|| absent("manifest"))?;
+        let manifest = match self.archive.manifest(&manifest).await {
+            Ok(found) => found,
+            // A damaged manifest is written again, but not that of a later version of this library.
+            Err(error) if matches!(error.code(), "archive.manifest" | "archive.file.type") => None,
+            Err(error) => return Err(error),
+        };
+        let stated = self.archive.stated(path, size).await?;
+        // An export that was killed between the file and its manifest leaves no manifest, or that of the file before.
+        let is_of_file = |manifest: &Manifest| {
+            let of_file = |(content, writer): &(Content, String)| {
+                *content == manifest.content && *writer == manifest.created_by
+            };
+            stated.as_ref().is_some_and(of_file)
+        };
+        let is_good = manifest.as_ref().is_some_and(is_of_file);
+        let manifest = match (manifest, stated) {
+            (Some(manifest), Some(_)) if is_good => manifest,
+            (_, Some(stated)) => return self.repair(path, size, stated).await.map(|()| true),
+            (Some(manifest), None) if size != manifest.bytes => {
+                return Err(other_size(size, manifest.bytes));
+            }
+            (Some(_), None) => {
+                let message = "the content that the file states differs from its manifest";
+                return Err(corrupt("archive.file.content", message));
+            }
+            (None, None) => return Err(absent("manifest of the damaged data file")),
+        };
         let series = manifest.series(self.dataset)?;
         let place = (manifest.dataset.as_str(), layout::folder(self.dataset, &series), manifest.period);
         if place != (self.dataset.name(), self.folder.clone(), self.period) {
@@ -279,17 +312,52 @@ impl KeptFile<'_> {
         if size != manifest.bytes {
             return Err(other_size(size, manifest.bytes));
         }
-        let stated = self.archive.stated(path, size).await?;
-        if stated != Some((manifest.content, manifest.created_by)) {
-            let message = "the content that the file states differs from its manifest";
-            return Err(corrupt("archive.file.content", message));
-        }
         if self.options.verify_existing && self.archive.hash(path).await? != (manifest.bytes, manifest.sha256)
         {
             let message = "the SHA-256 of the file differs from its manifest";
             return Err(corrupt("archive.file.changed", message));
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Writes the manifest of a data file. All records of the file are read and compared with the content that it states.
+    async fn repair(&self, path: &str, size: u64, stated: (Content, String)) -> Result<()> {
+        let foreign = || corrupt("archive.file.foreign", "the file has a record of another series or period");
+        let Fetched { mut file, bytes, sha256 } = self.archive.fetch(path, size).await?;
+        let (dataset, range) = (self.dataset, self.period.range());
+        let (content, series) = blocking(move || {
+            file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
+            let (mut digest, mut series) = (ContentDigest::default(), None::<SeriesKey>);
+            for records in ParquetReader::new(dataset, file)? {
+                let records = records?;
+                let all = records.as_records();
+                if all.is_empty() {
+                    continue;
+                }
+                let first = all.series(0).to_owned();
+                let same_series = all.run(0..all.len()) == all.len()
+                    && series.as_ref().is_none_or(|series| *series == first);
+                if !same_series || !(0..all.len()).all(|at| range.contains(all.sort_key(at).0)) {
+                    return Err(foreign());
+                }
+                digest.add(all, 0..all.len());
+                series = Some(first);
+            }
+            Ok((digest.finish(), series))
+        })
+        .await?;
+        let (expected, created_by) = stated;
+        if content != expected {
+            let message = "the records of the file differ from the content that the file states";
+            return Err(corrupt("archive.file.content", message));
+        }
+        let series = series.filter(|series| layout::folder(dataset, series) == self.folder);
+        let series = series.ok_or_else(foreign)?;
+        // Files of doubles cannot be read as records.
+        let file = (content, bytes, sha256);
+        let mut manifest = Manifest::new(dataset, &series, self.period, Decimals::Exact, file);
+        manifest.created_by = created_by;
+        self.archive.put_manifest(&self.folder, &manifest).await
     }
 }
 
