@@ -378,6 +378,37 @@ async fn import_reports_files_without_manifest_and_manifests_without_file() {
 }
 
 #[tokio::test]
+async fn files_without_a_usable_manifest_count_in_the_row_of_their_folder() {
+    let (_, folder) = exported().await;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let json = std::fs::read_to_string(at("_2024-01-31.json")).unwrap();
+    let data = std::fs::read(at("2024-01-31.parquet")).unwrap();
+    for damage in 0..6 {
+        match damage {
+            0 => std::fs::remove_file(at("_2024-01-31.json")).unwrap(),
+            1 => std::fs::remove_file(at("2024-01-31.parquet")).unwrap(),
+            2 => std::fs::write(at("_2024-01-31.json"), "").unwrap(),
+            3 => std::fs::write(at("_2024-01-31.json"), " ".repeat(100_000)).unwrap(),
+            4 => std::fs::write(at("_2024-01-31.json"), json.replace("BTC-USDT", "ETH-USDT")).unwrap(),
+            _ => std::fs::write(at("_2024-01-31.json"), json.replace("\"version\": 1", "\"version\": 9"))
+                .unwrap(),
+        }
+        let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+        let rows: Vec<_> = report.series.iter().collect();
+        assert_eq!((rows.len(), rows[0].1.failed, rows[0].1.imported), (1, 1, 2), "damage {damage}");
+        assert_eq!((rows[0].0.1.to_string(), report.failed), ("binance:BTC-USDT".to_owned(), 1));
+        std::fs::write(at("_2024-01-31.json"), &json).unwrap();
+        std::fs::write(at("2024-01-31.parquet"), &data).unwrap();
+    }
+    // A file in a folder that is not that of a series.
+    std::fs::create_dir(at("sub")).unwrap();
+    std::fs::write(at("sub/2024-01-31.parquet"), &data).unwrap();
+    let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+    let failed: u64 = report.series.values().map(|series| series.failed).sum();
+    assert_eq!((report.failed, report.series.len(), failed), (1, 1, 0));
+}
+
+#[tokio::test]
 async fn import_reports_unknown_datasets_and_ignores_other_folders() {
     let (_, folder) = exported().await;
     std::fs::create_dir(folder.path().join("lost+found")).unwrap();
@@ -1157,7 +1188,7 @@ async fn manifest_with_an_invalid_name_fails_by_itself() {
         assert_eq!(manifest.series(MarketSnapshot::DATASET).unwrap_err().kind(), ErrorKind::InvalidInput);
         std::fs::write(&file, serde_json::to_vec(&manifest).unwrap()).unwrap();
         let report = import_all(&rig::store().await, folder.path()).await.unwrap();
-        assert_eq!((report.failed, report.records(), report.series.len()), (1, 10, 1), "{name:?}");
+        assert_eq!((report.failed, report.records(), report.series.len()), (1, 10, 2), "{name:?}");
         assert!(report.failures[0].1.code().starts_with("domain."), "{}", report.failures[0].1.report());
     }
 }

@@ -343,7 +343,10 @@ fn an_import_reads_only_selected_files_of_complete_periods() {
     let archive = store.path("archive");
     store.expect(&["export", &archive], 0, &[]);
     std::fs::write(format!("{archive}/ticks/x/Y/_2023-11-14.json"), "{").unwrap();
-    store.expect(&["import", &archive], 1, &["2023-11-14.parquet"]);
+    store.expect(&["import", &archive], 1, &["2023-11-14.parquet", "ticks x:Y 1 0 1 1"]);
+    std::fs::create_dir(format!("{archive}/ticks/x/Y/sub")).unwrap();
+    std::fs::write(format!("{archive}/ticks/x/Y/sub/2023-11-14.parquet"), "").unwrap();
+    store.expect(&["import", &archive], 1, &["ticks x:Y 1 0 1 1", "other files 0 0 0 1"]);
     store.expect(&["import", &archive, "--since", "2023-11-15T00:00:00Z"], 0, &[]);
     store.expect(&["import", &archive, "--since", "2023-11-15T12:00:00Z"], 2, &["start of a day"]);
 }

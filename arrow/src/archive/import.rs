@@ -62,7 +62,7 @@ pub struct ImportedSeries {
     pub unchanged: u64,
     /// The number of records in all these files.
     pub records: u64,
-    /// The number of files that failed.
+    /// The number of files that failed, also of those in the folder of the series without a usable manifest.
     pub failed: u64,
 }
 
@@ -189,7 +189,9 @@ async fn import_folders<S: PriceStore + ?Sized>(
                 Err((_, Failure::All(error))) => return Err(error.with_context("file", path)),
                 Err((key, Failure::File(error))) => {
                     report.fail(path, error);
-                    if let Some(key) = key {
+                    // Without a usable manifest, the folder names the series.
+                    let of_folder = || Some((dataset, layout::series(dataset, &entry.folder)?));
+                    if let Some(key) = key.or_else(of_folder) {
                         series_of(report, key).failed += 1;
                     }
                 }
