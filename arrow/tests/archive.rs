@@ -198,10 +198,12 @@ async fn archive_keeps_the_settings_of_its_first_export() {
     options.period = PeriodLength::Month;
     let error = export(&store, &archive, &options).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "archive.settings"));
+    assert!(error.report().contains("one file for each day; use --period day"), "{}", error.report());
     let mut options = ExportOptions::new([PriceTick::DATASET]);
     options.decimals = Decimals::Float64;
     let error = export(&store, &archive, &options).await.unwrap_err();
     assert_eq!(error.code(), "archive.settings");
+    assert!(error.report().contains("exact decimals; omit --floats"), "{}", error.report());
 }
 
 #[tokio::test]

@@ -698,11 +698,14 @@ async fn export(
     }
     show(&archive::exported(&report), format)?;
     if report.series.is_empty() {
-        say(format_args!("the store has no records"));
+        say(format_args!("the store has no records of the selected series"));
     }
-    if report.orphaned > 0 {
-        let files = report.orphaned;
-        say(format_args!("{files} files of the archive belong to series that the store does not have"));
+    match report.orphaned {
+        0 => {}
+        1 => say(format_args!("1 file of the archive belongs to a series that the store does not have")),
+        files => {
+            say(format_args!("{files} files of the archive belong to series that the store does not have"));
+        }
     }
     if report.failed > 0 {
         say(format_args!("the store does not have the records of these files; restore them from a copy"));

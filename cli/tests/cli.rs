@@ -315,6 +315,24 @@ fn a_damaged_file_without_records_in_the_store_fails_the_export() {
 
 #[cfg(all(feature = "sqlite", feature = "archive"))]
 #[test]
+fn an_export_counts_the_files_of_series_that_the_store_does_not_have() {
+    let store = Sqlite::new();
+    let archive = store.path("archive");
+    for (records, says) in [
+        ("1700000000,100,1\n", "1 file of the archive belongs to a series that"),
+        ("1700000000,100,1\n1700100000,101,2\n", "2 files of the archive belong to series that"),
+    ] {
+        let trades = store.file("XBTEUR.csv", records);
+        store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+        store.expect(&["export", &archive], 0, &[]);
+        std::fs::remove_file(store.path("prices.db")).unwrap();
+        store.expect(&["migrate"], 0, &[]);
+        store.expect(&["export", &archive], 0, &["the store has no records of the selected series", says]);
+    }
+}
+
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
 fn an_archive_of_doubles_is_exported_and_not_imported() {
     let store = Sqlite::new();
     let trades = store.file("XBTEUR.csv", "1700000000,0.1,1\n1700000001,101,2\n");
@@ -331,7 +349,7 @@ fn an_archive_of_doubles_is_exported_and_not_imported() {
         1,
         &["ticks/x/Y/2023-11-14.parquet", "export it again without --floats"],
     );
-    store.expect(&["export", &archive], 2, &["settings of the archive"]);
+    store.expect(&["export", &archive], 2, &["settings of the archive, which has doubles; add --floats"]);
 }
 
 #[cfg(all(feature = "sqlite", feature = "archive"))]
@@ -615,7 +633,7 @@ fn archives_have_exit_codes_and_usage_errors() {
         (vec!["export", &missing, "--since", "2024-01-31T00:00:01Z"], 2, "start of a day"),
         (vec!["export", &missing, "--instrument", "x:NONE"], 1, "no records of the instrument"),
         (vec!["export", &archive, "--since", "2024-01-31T00:00:01Z"], 2, "start of a day"),
-        (vec!["export", &archive, "--period", "month"], 2, "settings of the archive"),
+        (vec!["export", &archive, "--period", "month"], 2, "one file for each day; use --period day"),
         (vec!["export", &archive, "--instrument", "x:NONE"], 1, "no records of the instrument"),
         (vec!["export", &archive, "--period", "year"], 2, "invalid value"),
     ] {
