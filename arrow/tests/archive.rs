@@ -195,7 +195,7 @@ async fn archive_keeps_the_settings_of_its_first_export() {
     let (store, folder) = exported().await;
     let archive = Archive::folder(&folder).unwrap();
     let mut options = ExportOptions::new([PriceTick::DATASET]);
-    options.period = PeriodLength::Month;
+    options.period = Some(PeriodLength::Month);
     let error = export(&store, &archive, &options).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "archive.settings"));
     assert!(error.report().contains("one file for each day; use --period day"), "{}", error.report());
@@ -204,6 +204,18 @@ async fn archive_keeps_the_settings_of_its_first_export() {
     let error = export(&store, &archive, &options).await.unwrap_err();
     assert_eq!(error.code(), "archive.settings");
     assert!(error.report().contains("exact decimals; omit --floats"), "{}", error.report());
+
+    // Without a period, an export uses that of the archive.
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.period = Some(PeriodLength::Month);
+    assert_eq!(export(&store, &archive, &options).await.unwrap().series[0].written, 2);
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap().series[0].unchanged, 2);
+    options.period = None;
+    options.range = TimeRange::since(time(DAY));
+    let error = export(&store, &archive, &options).await.unwrap_err();
+    assert!(error.report().contains("start of a month"), "{}", error.report());
 }
 
 #[tokio::test]
@@ -656,7 +668,7 @@ async fn import_rejects_a_range_that_cuts_a_period() {
         let folder = tempfile::tempdir().unwrap();
         let archive = Archive::folder(&folder).unwrap();
         let mut options = ExportOptions::new([PriceTick::DATASET]);
-        options.period = period;
+        options.period = Some(period);
         export(&store, &archive, &options).await.unwrap();
         for (range, field) in
             [(TimeRange::since(time(start)), "since"), (TimeRange::before(time(start)), "until")]
@@ -920,7 +932,7 @@ async fn archive_without_its_settings_is_not_extended() {
             }
         }
         let mut options = ExportOptions::new([PriceTick::DATASET]);
-        options.period = period;
+        options.period = Some(period);
         let refused = removed != "2";
         match export(&store, &archive, &options).await {
             Ok(report) => assert!(!refused && report.series[0].written == 3, "{period:?} {removed}"),

@@ -673,8 +673,10 @@ async fn export(
     let mut options = qi_arrow::ExportOptions::new(datasets);
     options.instruments = instruments.into_iter().collect();
     options.range = times.range()?;
-    options.period =
-        if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
+    let length = |period: String| {
+        if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day }
+    };
+    options.period = period.map(length);
     options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
     options.verify_existing = verify;
     options.concurrency = concurrency.into();

@@ -315,6 +315,19 @@ fn a_damaged_file_without_records_in_the_store_fails_the_export() {
 
 #[cfg(all(feature = "sqlite", feature = "archive"))]
 #[test]
+fn an_export_uses_the_period_of_the_archive() {
+    let store = Sqlite::new();
+    let trades = store.file("XBTEUR.csv", "1700000000,100,1\n1700100000,101,2\n");
+    store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+    let archive = store.path("archive");
+    store.expect(&["export", &archive, "--period", "month"], 0, &["ticks x:Y 2 1"]);
+    store.expect(&["export", &archive], 0, &["ticks x:Y 2 0 0 1"]);
+    let other = ["export", &archive, "--period", "day"];
+    store.expect(&other, 2, &["one file for each month; use --period month"]);
+}
+
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
 fn an_export_counts_the_files_of_series_that_the_store_does_not_have() {
     let store = Sqlite::new();
     let archive = store.path("archive");

@@ -30,8 +30,8 @@ pub struct ExportOptions {
     pub instruments: BTreeSet<Instrument>,
     /// The range of times. Both ends must be borders of a period.
     pub range: TimeRange,
-    /// The period of one file. Defaults to a day.
-    pub period: PeriodLength,
+    /// The period of one file. None selects the period of the archive, and a day for the first export. Defaults to None.
+    pub period: Option<PeriodLength>,
     /// The form of decimals. Defaults to exact values.
     pub decimals: Decimals,
     /// True to read every existing file and to compare its SHA-256 with its manifest, also files whose records the store
@@ -52,7 +52,7 @@ impl ExportOptions {
             datasets: datasets.into_iter().collect(),
             instruments: BTreeSet::new(),
             range: TimeRange::ALL,
-            period: PeriodLength::Day,
+            period: None,
             decimals: Decimals::Exact,
             verify_existing: false,
             concurrency: 2,
@@ -150,7 +150,11 @@ pub async fn export<S: PriceStore + ?Sized>(
     archive: &Archive,
     options: &ExportOptions,
 ) -> Result<ExportReport> {
-    check_range(options.range, options.period)?;
+    let period = match options.period {
+        Some(period) => period,
+        None => archive.period_length().await?,
+    };
+    check_range(options.range, period)?;
     let mut seen = HashSet::new();
     let datasets: Vec<Dataset> =
         options.datasets.iter().copied().filter(|dataset| seen.insert(*dataset)).collect();
@@ -170,7 +174,7 @@ pub async fn export<S: PriceStore + ?Sized>(
     }
     check_instruments(archive, &datasets, &missing).await?;
     let _lock = archive.lock().await?;
-    archive.settings(&Settings::new(options.period, options.decimals), &datasets).await?;
+    archive.settings(&Settings::new(period, options.decimals), &datasets).await?;
     let all = all.into_iter().map(|(dataset, series)| SeriesExport {
         store,
         archive,
@@ -178,6 +182,7 @@ pub async fn export<S: PriceStore + ?Sized>(
         folder: layout::folder(dataset, &series),
         dataset,
         series,
+        period,
     });
     let all: Vec<_> = all.collect();
     let exports = stream::iter(all).map(SeriesExport::run).buffered(options.concurrency.max(1));
@@ -409,6 +414,7 @@ struct SeriesExport<'a, S: ?Sized> {
     series: SeriesKey,
     /// The folder of the series in the archive.
     folder: String,
+    period: PeriodLength,
 }
 
 /// The records of one period, in progress.
@@ -520,7 +526,7 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
         let (mut at, len) = (0, records.len());
         while at < len {
             let time_of = |at| records.as_records().sort_key(at).0;
-            let period = Period::of(time_of(at), self.options.period);
+            let period = Period::of(time_of(at), self.period);
             // The records are in the order of their times.
             let (mut low, mut high) = (at + 1, len);
             while low < high {
