@@ -195,13 +195,27 @@ async fn archive_keeps_the_settings_of_its_first_export() {
     let (store, folder) = exported().await;
     let archive = Archive::folder(&folder).unwrap();
     let mut options = ExportOptions::new([PriceTick::DATASET]);
-    options.period = PeriodLength::Month;
+    options.period = Some(PeriodLength::Month);
     let error = export(&store, &archive, &options).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "archive.settings"));
+    assert!(error.report().contains("one file for each day; use --period day"), "{}", error.report());
     let mut options = ExportOptions::new([PriceTick::DATASET]);
     options.decimals = Decimals::Float64;
     let error = export(&store, &archive, &options).await.unwrap_err();
     assert_eq!(error.code(), "archive.settings");
+    assert!(error.report().contains("exact decimals; omit --floats"), "{}", error.report());
+
+    // Without a period, an export uses that of the archive.
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.period = Some(PeriodLength::Month);
+    assert_eq!(export(&store, &archive, &options).await.unwrap().series[0].written, 2);
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap().series[0].unchanged, 2);
+    options.period = None;
+    options.range = TimeRange::since(time(DAY));
+    let error = export(&store, &archive, &options).await.unwrap_err();
+    assert!(error.report().contains("start of a month"), "{}", error.report());
 }
 
 #[tokio::test]
@@ -375,6 +389,37 @@ async fn import_reports_files_without_manifest_and_manifests_without_file() {
     let report = import_all(&target, folder.path()).await.unwrap();
     assert_eq!((report.failed, report.records(), target.rows()), (2, 10, 10));
     assert!(report.failures.iter().all(|(_, error)| error.code() == "archive.file.missing"));
+}
+
+#[tokio::test]
+async fn files_without_a_usable_manifest_count_in_the_row_of_their_folder() {
+    let (_, folder) = exported().await;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let json = std::fs::read_to_string(at("_2024-01-31.json")).unwrap();
+    let data = std::fs::read(at("2024-01-31.parquet")).unwrap();
+    for damage in 0..6 {
+        match damage {
+            0 => std::fs::remove_file(at("_2024-01-31.json")).unwrap(),
+            1 => std::fs::remove_file(at("2024-01-31.parquet")).unwrap(),
+            2 => std::fs::write(at("_2024-01-31.json"), "").unwrap(),
+            3 => std::fs::write(at("_2024-01-31.json"), " ".repeat(100_000)).unwrap(),
+            4 => std::fs::write(at("_2024-01-31.json"), json.replace("BTC-USDT", "ETH-USDT")).unwrap(),
+            _ => std::fs::write(at("_2024-01-31.json"), json.replace("\"version\": 1", "\"version\": 9"))
+                .unwrap(),
+        }
+        let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+        let rows: Vec<_> = report.series.iter().collect();
+        assert_eq!((rows.len(), rows[0].1.failed, rows[0].1.imported), (1, 1, 2), "damage {damage}");
+        assert_eq!((rows[0].0.1.to_string(), report.failed), ("binance:BTC-USDT".to_owned(), 1));
+        std::fs::write(at("_2024-01-31.json"), &json).unwrap();
+        std::fs::write(at("2024-01-31.parquet"), &data).unwrap();
+    }
+    // A file in a folder that is not that of a series.
+    std::fs::create_dir(at("sub")).unwrap();
+    std::fs::write(at("sub/2024-01-31.parquet"), &data).unwrap();
+    let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+    let failed: u64 = report.series.values().map(|series| series.failed).sum();
+    assert_eq!((report.failed, report.series.len(), failed), (1, 1, 0));
 }
 
 #[tokio::test]
@@ -623,7 +668,7 @@ async fn import_rejects_a_range_that_cuts_a_period() {
         let folder = tempfile::tempdir().unwrap();
         let archive = Archive::folder(&folder).unwrap();
         let mut options = ExportOptions::new([PriceTick::DATASET]);
-        options.period = period;
+        options.period = Some(period);
         export(&store, &archive, &options).await.unwrap();
         for (range, field) in
             [(TimeRange::since(time(start)), "since"), (TimeRange::before(time(start)), "until")]
@@ -677,6 +722,102 @@ async fn files_of_a_series_that_the_store_no_longer_has_are_counted() {
     rig::insert_ticks(&store, &rig::ticks("binance:ETH-USDT", 1, 10)).await;
     let report = export_ticks(&store, folder.path()).await.unwrap();
     assert_eq!((report.orphaned, report.series.len()), (3, 1));
+}
+
+/// The archive has the only copy of a file of a purged day. The second store does not have the series either.
+#[tokio::test]
+async fn damaged_files_without_records_in_the_store_are_reported() {
+    let (store, folder) = exported().await;
+    let instrument: qi_core::Instrument = "binance:BTC-USDT".parse().unwrap();
+    let first = TimeRange::before(time(DAY + DAY_MICROS));
+    store.delete_range(&DeleteQuery::ticks(Selection::one(instrument), first)).await.unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let mut verify = ExportOptions::new([PriceTick::DATASET]);
+    verify.verify_existing = true;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let (file, json) = (at("2024-01-31.parquet"), at("_2024-01-31.json"));
+    let data = std::fs::read(&file).unwrap();
+    let manifest = std::fs::read(&json).unwrap();
+    let flipped = |at: usize| {
+        let mut flipped = data.clone();
+        flipped[at] ^= 1;
+        flipped
+    };
+    let damages: [(&dyn Fn(), &str, bool); 6] = [
+        (&|| {}, "", true),
+        (&|| std::fs::write(&file, flipped(40)).unwrap(), "archive.file.changed", true),
+        (&|| std::fs::write(&file, flipped(data.len() - 1)).unwrap(), "archive.file.content", false),
+        (&|| std::fs::write(&file, &data[..200]).unwrap(), "archive.file.changed", false),
+        (&|| std::fs::remove_file(&file).unwrap(), "archive.file.missing", false),
+        (
+            &|| {
+                let text = String::from_utf8(manifest.clone()).unwrap();
+                std::fs::write(&json, text.replace("\"symbol\": \"BTC", "\"symbol\": \"ETH")).unwrap();
+            },
+            "archive.manifest.path",
+            false,
+        ),
+    ];
+    for (damage, code, only_verified) in damages {
+        damage();
+        for (store, orphaned) in [(&store, 0), (&rig::store().await, if file.exists() { 3 } else { 2 })] {
+            let report = export(store, &archive, &verify).await.unwrap();
+            let codes: Vec<_> = report.failures.iter().map(|(path, error)| (&**path, error.code())).collect();
+            let expected = [("ticks/binance/BTC-USDT/2024-01-31.parquet", code)];
+            assert_eq!(codes, &expected[..usize::from(!code.is_empty())]);
+            assert_eq!((report.failed, report.orphaned), (codes.len() as u64, orphaned), "{code}");
+            let report = export_ticks(store, folder.path()).await.unwrap();
+            assert_eq!(report.failed == 0, only_verified, "{code}");
+        }
+        std::fs::write(&file, &data).unwrap();
+        std::fs::write(&json, &manifest).unwrap();
+    }
+    // The damaged file of another range or instrument is not read.
+    std::fs::write(&file, &data[..200]).unwrap();
+    verify.range = TimeRange::since(time(DAY + DAY_MICROS));
+    assert_eq!(export(&store, &archive, &verify).await.unwrap().failed, 0);
+}
+
+/// An export that was killed between a file and its manifest, and a purge before the next export.
+#[tokio::test]
+async fn manifests_are_written_again_without_records_in_the_store() {
+    let (store, folder) = exported().await;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let earlier = std::fs::read(at("_2024-02-01.json")).unwrap();
+    let instrument: qi_core::Instrument = "binance:BTC-USDT".parse().unwrap();
+    let late = PriceTick::new(instrument, time(DAY + DAY_MICROS + 7), 77, "5".parse().unwrap()).unwrap();
+    rig::insert_ticks(&store, &[late]).await;
+    export_ticks(&store, folder.path()).await.unwrap();
+    let complete = bytes_of(folder.path());
+    std::fs::remove_file(at("_2024-01-31.json")).unwrap();
+    std::fs::write(at("_2024-02-01.json"), earlier).unwrap();
+    std::fs::write(at("_2024-02-02.json"), "{").unwrap();
+    let empty = rig::store().await;
+    let report = export_ticks(&empty, folder.path()).await.unwrap();
+    let days = ["2024-01-31", "2024-02-01", "2024-02-02"];
+    assert_eq!(report.repaired, days.map(|day| format!("{FOLDER}/{day}.parquet")));
+    assert_eq!((report.failed, report.orphaned), (0, 3), "{:?}", report.failures);
+    assert_eq!(bytes_of(folder.path()), complete);
+    let report = export_ticks(&empty, folder.path()).await.unwrap();
+    assert_eq!((report.failed, report.repaired.len()), (0, 0));
+    let report = import_all(&rig::store().await, folder.path()).await.unwrap();
+    assert_eq!((report.is_good(), report.records()), (true, 31), "{:?}", report.failures);
+
+    // A damaged file, and a file of another day.
+    std::fs::copy(at("2024-02-01.parquet"), at("2024-03-01.parquet")).unwrap();
+    std::fs::remove_file(at("_2024-01-31.json")).unwrap();
+    let data = std::fs::read(at("2024-01-31.parquet")).unwrap();
+    std::fs::write(at("2024-01-31.parquet"), &data[..200]).unwrap();
+    // A manifest of a later version of the library.
+    let json = std::fs::read_to_string(at("_2024-02-02.json")).unwrap();
+    let later = json.replace("\"format\": 1", "\"format\": 2");
+    std::fs::write(at("_2024-02-02.json"), &later).unwrap();
+    let report = export_ticks(&empty, folder.path()).await.unwrap();
+    let codes: Vec<_> = report.failures.iter().map(|(_, error)| error.code()).collect();
+    assert_eq!(codes, ["archive.file.missing", "archive.manifest.format", "archive.file.foreign"]);
+    assert_eq!((report.failed, report.repaired.len()), (3, 0));
+    assert!(!at("_2024-01-31.json").exists() && !at("_2024-03-01.json").exists());
+    assert_eq!(std::fs::read_to_string(at("_2024-02-02.json")).unwrap(), later);
 }
 
 #[tokio::test]
@@ -791,7 +932,7 @@ async fn archive_without_its_settings_is_not_extended() {
             }
         }
         let mut options = ExportOptions::new([PriceTick::DATASET]);
-        options.period = period;
+        options.period = Some(period);
         let refused = removed != "2";
         match export(&store, &archive, &options).await {
             Ok(report) => assert!(!refused && report.series[0].written == 3, "{period:?} {removed}"),
@@ -803,6 +944,29 @@ async fn archive_without_its_settings_is_not_extended() {
     }
     // An archive without data files gets the settings of the export.
     assert_eq!(std::fs::read(folder.path().join("_archive.json")).unwrap(), settings);
+}
+
+/// Readers of the archive would count each record twice.
+#[tokio::test]
+async fn folder_in_an_archive_is_not_a_target() {
+    let store = rig::store().await;
+    let ticks = ["binance:BTC-USDT", "my-venue:BTC-USDT"].map(|name| rig::ticks(name, 1, 10)).concat();
+    rig::insert_ticks(&store, &ticks).await;
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    let folder = tempfile::tempdir().unwrap();
+    export(&store, &Archive::folder(&folder).unwrap(), &options).await.unwrap();
+    let memory: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    export(&store, &Archive::in_store(memory.clone(), "prices").unwrap(), &options).await.unwrap();
+    for part in ["ticks", "ticks/binance", FOLDER, "ticks/my-venue"] {
+        for archive in [
+            Archive::folder(folder.path().join(part)).unwrap(),
+            Archive::in_store(memory.clone(), &format!("prices/{part}")).unwrap(),
+        ] {
+            let error = export(&store, &archive, &options).await.unwrap_err();
+            assert_eq!(error.code(), "archive.settings", "{part}");
+            assert!(error.report().contains("_2024-01-31.json"), "{part}: {}", error.report());
+        }
+    }
 }
 
 /// A folder of another program can have files with the names of periods.
@@ -1038,7 +1202,7 @@ async fn manifest_with_an_invalid_name_fails_by_itself() {
         assert_eq!(manifest.series(MarketSnapshot::DATASET).unwrap_err().kind(), ErrorKind::InvalidInput);
         std::fs::write(&file, serde_json::to_vec(&manifest).unwrap()).unwrap();
         let report = import_all(&rig::store().await, folder.path()).await.unwrap();
-        assert_eq!((report.failed, report.records(), report.series.len()), (1, 10, 1), "{name:?}");
+        assert_eq!((report.failed, report.records(), report.series.len()), (1, 10, 2), "{name:?}");
         assert!(report.failures[0].1.code().starts_with("domain."), "{}", report.failures[0].1.report());
     }
 }

@@ -673,8 +673,10 @@ async fn export(
     let mut options = qi_arrow::ExportOptions::new(datasets);
     options.instruments = instruments.into_iter().collect();
     options.range = times.range()?;
-    options.period =
-        if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day };
+    let length = |period: String| {
+        if period == "month" { qi_arrow::PeriodLength::Month } else { qi_arrow::PeriodLength::Day }
+    };
+    options.period = period.map(length);
     options.decimals = if floats { qi_arrow::Decimals::Float64 } else { qi_arrow::Decimals::Exact };
     options.verify_existing = verify;
     options.concurrency = concurrency.into();
@@ -688,19 +690,41 @@ async fn export(
     let report = qi_arrow::export(&*store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
+    for file in &report.repaired {
+        say(format_args!("{}: the manifest was written again from the data file", printable(file)));
+    }
+    say_failures(&report.failures, report.failed);
     if report.interrupted {
         say(format_args!("stopped before the end; the same command continues"));
         return Ok(false);
     }
     show(&archive::exported(&report), format)?;
     if report.series.is_empty() {
-        say(format_args!("the store has no records"));
+        say(format_args!("the store has no records of the selected series"));
     }
-    if report.orphaned > 0 {
-        let files = report.orphaned;
-        say(format_args!("{files} files of the archive belong to series that the store does not have"));
+    match report.orphaned {
+        0 => {}
+        1 => say(format_args!("1 file of the archive belongs to a series that the store does not have")),
+        files => {
+            say(format_args!("{files} files of the archive belong to series that the store does not have"));
+        }
     }
-    Ok(true)
+    if report.failed > 0 {
+        say(format_args!("the store does not have the records of these files; restore them from a copy"));
+    }
+    Ok(report.failed == 0)
+}
+
+/// Prints the first failures and the number of the others.
+#[cfg(feature = "archive")]
+fn say_failures(failures: &[(String, Error)], failed: u64) {
+    for (file, error) in failures {
+        say(format_args!("{}: {}", printable(file), printable(&error.report())));
+    }
+    let more = failed.saturating_sub(failures.len() as u64);
+    if more > 0 {
+        say(format_args!("... and {more} more failures"));
+    }
 }
 
 #[cfg(feature = "archive")]
@@ -725,13 +749,7 @@ async fn import_archive(
     let report = qi_arrow::import(&*store, &archive, &options).await;
     bar.finish_and_clear();
     let report = report?;
-    for (file, error) in &report.failures {
-        say(format_args!("{}: {}", printable(file), printable(&error.report())));
-    }
-    let more = report.failed.saturating_sub(report.failures.len() as u64);
-    if more > 0 {
-        say(format_args!("... and {more} more failures"));
-    }
+    say_failures(&report.failures, report.failed);
     for instrument in &report.missing {
         say(format_args!("the archive has no file of {instrument}"));
     }

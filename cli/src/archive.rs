@@ -73,7 +73,7 @@ pub fn exported(report: &ExportReport) -> Listing {
     listing
 }
 
-/// Returns a row for each imported series.
+/// Returns a row for each imported series, and a row for failed files whose series is unknown.
 pub fn imported(report: &ImportReport) -> Listing {
     let mut listing = Listing::new(["series", "records", "imported", "unchanged", "failed"]);
     for ((dataset, key), imported) in &report.series {
@@ -84,6 +84,12 @@ pub fn imported(report: &ImportReport) -> Listing {
             imported.unchanged.into(),
             imported.failed.into(),
         ]);
+    }
+    let of_series: u64 = report.series.values().map(|imported| imported.failed).sum();
+    let others = report.failed.saturating_sub(of_series);
+    if others > 0 {
+        let none = 0_u64;
+        listing.push([text("other files"), none.into(), none.into(), none.into(), others.into()]);
     }
     listing
 }

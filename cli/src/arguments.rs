@@ -710,14 +710,15 @@ pub(crate) struct ExportArguments {
     pub(crate) instruments: Vec<Instrument>,
     #[command(flatten)]
     pub(crate) times: Times,
-    /// The period of a file. All exports of an archive must have the same.
-    #[arg(long, value_name = "PERIOD", default_value = "day", value_parser = ["day", "month"])]
-    pub(crate) period: String,
+    /// The period of a file. All exports of an archive have the same. Defaults to that of the archive, and to a day for its
+    /// first export.
+    #[arg(long, value_name = "PERIOD", value_parser = ["day", "month"])]
+    pub(crate) period: Option<String>,
     /// Writes doubles instead of exact decimals. Such an archive cannot be imported.
     #[arg(long)]
     pub(crate) floats: bool,
-    /// Also reads the existing files and compares their SHA-256. Without this, a changed file of the same size is not
-    /// detected.
+    /// Also reads the existing files and compares their SHA-256, also those whose records the store no longer has. Without
+    /// this, a changed file of the same size is not detected.
     #[arg(long)]
     pub(crate) verify: bool,
     /// The number of series that are exported concurrently, from 1 to 64.

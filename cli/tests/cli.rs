@@ -293,6 +293,59 @@ fn a_changed_byte_of_an_archive_is_detected_and_repaired_with_verify() {
 
 #[cfg(all(feature = "sqlite", feature = "archive"))]
 #[test]
+fn a_damaged_file_without_records_in_the_store_fails_the_export() {
+    let store = Sqlite::new();
+    let trades = store.file("XBTEUR.csv", "1700000000,100,1\n1700000001,101,2\n");
+    store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+    let archive = store.path("archive");
+    store.expect(&["export", &archive], 0, &[]);
+    let file = format!("{archive}/ticks/x/Y/2023-11-14.parquet");
+    let mut changed = std::fs::read(&file).unwrap();
+    changed[40] ^= 1;
+    std::fs::write(&file, &changed).unwrap();
+    std::fs::remove_file(store.path("prices.db")).unwrap();
+    store.expect(&["migrate"], 0, &[]);
+    store.expect(&["export", &archive], 0, &[]);
+    let says =
+        ["ticks/x/Y/2023-11-14.parquet", "the SHA-256 of the file differs", "restore them from a copy"];
+    store.expect(&["export", &archive, "--verify"], 1, &says);
+    std::fs::remove_file(&file).unwrap();
+    store.expect(&["export", &archive, "--verify"], 1, &["2023-11-14.parquet", "the data file is missing"]);
+}
+
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
+fn an_export_uses_the_period_of_the_archive() {
+    let store = Sqlite::new();
+    let trades = store.file("XBTEUR.csv", "1700000000,100,1\n1700100000,101,2\n");
+    store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+    let archive = store.path("archive");
+    store.expect(&["export", &archive, "--period", "month"], 0, &["ticks x:Y 2 1"]);
+    store.expect(&["export", &archive], 0, &["ticks x:Y 2 0 0 1"]);
+    let other = ["export", &archive, "--period", "day"];
+    store.expect(&other, 2, &["one file for each month; use --period month"]);
+}
+
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
+fn an_export_counts_the_files_of_series_that_the_store_does_not_have() {
+    let store = Sqlite::new();
+    let archive = store.path("archive");
+    for (records, says) in [
+        ("1700000000,100,1\n", "1 file of the archive belongs to a series that"),
+        ("1700000000,100,1\n1700100000,101,2\n", "2 files of the archive belong to series that"),
+    ] {
+        let trades = store.file("XBTEUR.csv", records);
+        store.expect(&["import", "--instrument", "x:Y", &trades], 0, &[]);
+        store.expect(&["export", &archive], 0, &[]);
+        std::fs::remove_file(store.path("prices.db")).unwrap();
+        store.expect(&["migrate"], 0, &[]);
+        store.expect(&["export", &archive], 0, &["the store has no records of the selected series", says]);
+    }
+}
+
+#[cfg(all(feature = "sqlite", feature = "archive"))]
+#[test]
 fn an_archive_of_doubles_is_exported_and_not_imported() {
     let store = Sqlite::new();
     let trades = store.file("XBTEUR.csv", "1700000000,0.1,1\n1700000001,101,2\n");
@@ -309,7 +362,7 @@ fn an_archive_of_doubles_is_exported_and_not_imported() {
         1,
         &["ticks/x/Y/2023-11-14.parquet", "export it again without --floats"],
     );
-    store.expect(&["export", &archive], 2, &["settings of the archive"]);
+    store.expect(&["export", &archive], 2, &["settings of the archive, which has doubles; add --floats"]);
 }
 
 #[cfg(all(feature = "sqlite", feature = "archive"))]
@@ -321,7 +374,10 @@ fn an_import_reads_only_selected_files_of_complete_periods() {
     let archive = store.path("archive");
     store.expect(&["export", &archive], 0, &[]);
     std::fs::write(format!("{archive}/ticks/x/Y/_2023-11-14.json"), "{").unwrap();
-    store.expect(&["import", &archive], 1, &["2023-11-14.parquet"]);
+    store.expect(&["import", &archive], 1, &["2023-11-14.parquet", "ticks x:Y 1 0 1 1"]);
+    std::fs::create_dir(format!("{archive}/ticks/x/Y/sub")).unwrap();
+    std::fs::write(format!("{archive}/ticks/x/Y/sub/2023-11-14.parquet"), "").unwrap();
+    store.expect(&["import", &archive], 1, &["ticks x:Y 1 0 1 1", "other files 0 0 0 1"]);
     store.expect(&["import", &archive, "--since", "2023-11-15T00:00:00Z"], 0, &[]);
     store.expect(&["import", &archive, "--since", "2023-11-15T12:00:00Z"], 2, &["start of a day"]);
 }
@@ -590,7 +646,7 @@ fn archives_have_exit_codes_and_usage_errors() {
         (vec!["export", &missing, "--since", "2024-01-31T00:00:01Z"], 2, "start of a day"),
         (vec!["export", &missing, "--instrument", "x:NONE"], 1, "no records of the instrument"),
         (vec!["export", &archive, "--since", "2024-01-31T00:00:01Z"], 2, "start of a day"),
-        (vec!["export", &archive, "--period", "month"], 2, "settings of the archive"),
+        (vec!["export", &archive, "--period", "month"], 2, "one file for each day; use --period day"),
         (vec!["export", &archive, "--instrument", "x:NONE"], 1, "no records of the instrument"),
         (vec!["export", &archive, "--period", "year"], 2, "invalid value"),
     ] {

@@ -1,6 +1,7 @@
 //! Export: records of a store to an archive.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io::{Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +11,14 @@ use qi_core::store::{PageRequest, PriceStore, PriceStoreExt as _, RangeRequest};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use tokio_util::sync::CancellationToken;
 
-use super::location::{Entry, Files};
+use super::import::{Failure, SHOWN};
+use super::location::{Entry, Fetched, Files, other_size, scratch_failed};
 use super::manifest::Settings;
 use super::scratch::Scratch;
 use super::{Archive, Manifest, Period, PeriodLength, blocking, check_range, layout};
+use crate::error::corrupt;
 use crate::records::range_records;
-use crate::{Content, ContentDigest, Decimals, ParquetWriter};
+use crate::{Content, ContentDigest, Decimals, ParquetReader, ParquetWriter};
 
 /// The options of an export.
 #[derive(Debug, Clone)]
@@ -27,12 +30,12 @@ pub struct ExportOptions {
     pub instruments: BTreeSet<Instrument>,
     /// The range of times. Both ends must be borders of a period.
     pub range: TimeRange,
-    /// The period of one file. Defaults to a day.
-    pub period: PeriodLength,
+    /// The period of one file. None selects the period of the archive, and a day for the first export. Defaults to None.
+    pub period: Option<PeriodLength>,
     /// The form of decimals. Defaults to exact values.
     pub decimals: Decimals,
-    /// True to read every existing file and to compare its SHA-256 with its manifest. Defaults to false: only the
-    /// size and the metadata of existing files are compared.
+    /// True to read every existing file and to compare its SHA-256 with its manifest, also files whose records the store
+    /// no longer has. Defaults to false: only the size and the metadata of existing files are compared.
     pub verify_existing: bool,
     /// The number of series that are exported concurrently. Defaults to 2.
     pub concurrency: usize,
@@ -49,7 +52,7 @@ impl ExportOptions {
             datasets: datasets.into_iter().collect(),
             instruments: BTreeSet::new(),
             range: TimeRange::ALL,
-            period: PeriodLength::Day,
+            period: None,
             decimals: Decimals::Exact,
             verify_existing: false,
             concurrency: 2,
@@ -80,22 +83,32 @@ pub struct ExportedSeries {
 }
 
 /// The result of an export.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ExportReport {
     /// The series, in order.
     pub series: Vec<ExportedSeries>,
     /// The number of files of selected series that the store does not have.
     pub orphaned: u64,
+    /// The number of files without records in the store that are missing, or that differ from their manifests. The export
+    /// cannot write these files again.
+    pub failed: u64,
+    /// The first of these files, with the path of the data file.
+    pub failures: Vec<(String, Error)>,
+    /// The data files without records in the store whose manifests were missing, damaged or of an earlier file, and were
+    /// written again from the data files.
+    pub repaired: Vec<String>,
     /// True if the export was stopped before its end. The same export continues.
     pub interrupted: bool,
 }
 
 /// Writes the records of a store to an archive: one file for each dataset, series and period.
 ///
-/// A file is written if it is missing, or if its records differ from those of the store. Files are replaced atomically,
-/// never extended and never removed. Before its final name, a file is synced; after it, the file is read back. An export
-/// that was interrupted at any point continues when it is called again.
+/// A file is written if it is missing, or if its records differ from those of the store. A file of a period without
+/// records in the store is compared with its manifest; failures are in [`ExportReport::failures`]. A missing manifest of
+/// such a file is written again after a complete read of the file. Files are replaced atomically, never extended and
+/// never removed. Before its final name, a file is synced; after it, the file is read
+/// back. An export that was interrupted at any point continues when it is called again.
 ///
 /// The memory is bounded by two pages and one row group for each concurrent series, and for an object store by 48 MiB
 /// more: six parts of an upload, each of 8 MiB. A file in progress is in the folder `_partial` of the archive, or for an
@@ -137,7 +150,11 @@ pub async fn export<S: PriceStore + ?Sized>(
     archive: &Archive,
     options: &ExportOptions,
 ) -> Result<ExportReport> {
-    check_range(options.range, options.period)?;
+    let period = match options.period {
+        Some(period) => period,
+        None => archive.period_length().await?,
+    };
+    check_range(options.range, period)?;
     let mut seen = HashSet::new();
     let datasets: Vec<Dataset> =
         options.datasets.iter().copied().filter(|dataset| seen.insert(*dataset)).collect();
@@ -157,7 +174,7 @@ pub async fn export<S: PriceStore + ?Sized>(
     }
     check_instruments(archive, &datasets, &missing).await?;
     let _lock = archive.lock().await?;
-    archive.settings(&Settings::new(options.period, options.decimals), &datasets).await?;
+    archive.settings(&Settings::new(period, options.decimals), &datasets).await?;
     let all = all.into_iter().map(|(dataset, series)| SeriesExport {
         store,
         archive,
@@ -165,32 +182,188 @@ pub async fn export<S: PriceStore + ?Sized>(
         folder: layout::folder(dataset, &series),
         dataset,
         series,
+        period,
     });
     let all: Vec<_> = all.collect();
-    let folders: HashSet<String> = all.iter().map(|export| export.folder.clone()).collect();
     let exports = stream::iter(all).map(SeriesExport::run).buffered(options.concurrency.max(1));
     let mut report = ExportReport::default();
-    let all: Vec<Option<ExportedSeries>> = exports.try_collect().await?;
+    let mut stored = HashMap::new();
+    let all: Vec<Option<Exported>> = exports.try_collect().await?;
     for series in all {
         match series {
-            Some(series) => report.series.push(series),
+            Some(Exported { report: series, folder, periods }) => {
+                report.series.push(series);
+                stored.insert(folder, periods);
+            }
             None => report.interrupted = true,
         }
     }
     if !report.interrupted {
-        for dataset in datasets {
-            for selected in selected_folders(dataset, &options.instruments) {
-                let mut entries = archive.entries(&selected)?;
-                while let Some(Entry { folder, period, data }) = entries.try_next().await? {
-                    let is_orphan = data.is_some()
-                        && options.range.contains(period.start())
-                        && !folders.contains(&folder);
-                    report.orphaned += u64::from(is_orphan);
+        check_kept_files(archive, options, &datasets, &stored, &mut report).await?;
+    }
+    Ok(report)
+}
+
+/// Compares the files of periods without records in the store with their manifests. No export can write them again.
+async fn check_kept_files(
+    archive: &Archive,
+    options: &ExportOptions,
+    datasets: &[Dataset],
+    stored: &HashMap<String, BTreeSet<Period>>,
+    report: &mut ExportReport,
+) -> Result<()> {
+    let mut kept = Vec::new();
+    for &dataset in datasets {
+        for selected in selected_folders(dataset, &options.instruments) {
+            let mut files = BTreeMap::<(String, Period), Option<u64>>::new();
+            let mut entries = archive.entries(&selected)?;
+            while let Some(Entry { folder, period, data }) = entries.try_next().await? {
+                let periods = stored.get(&folder);
+                let is_stored = periods.is_some_and(|periods| periods.contains(&period));
+                if is_stored || !options.range.contains(period.start()) {
+                    continue;
+                }
+                report.orphaned += u64::from(data.is_some() && periods.is_none());
+                let size = files.entry((folder, period)).or_default();
+                *size = size.or(data);
+            }
+            let file =
+                |((folder, period), size)| KeptFile { archive, options, dataset, folder, period, size };
+            kept.extend(files.into_iter().map(file));
+        }
+    }
+    let mut checks = stream::iter(kept).map(KeptFile::run).buffered(options.concurrency.max(1));
+    while let Some((path, checked)) = checks.next().await {
+        if options.stop.is_cancelled() {
+            report.interrupted = true;
+            return Ok(());
+        }
+        match checked.map_err(Failure::from) {
+            Ok(false) => {}
+            Ok(true) => report.repaired.push(path),
+            Err(Failure::All(error)) => return Err(error.with_context("file", path)),
+            Err(Failure::File(error)) => {
+                report.failed += 1;
+                if report.failures.len() < SHOWN {
+                    report.failures.push((path, error));
                 }
             }
         }
     }
-    Ok(report)
+    Ok(())
+}
+
+/// A file of a period without records in the store.
+struct KeptFile<'a> {
+    archive: &'a Archive,
+    options: &'a ExportOptions,
+    dataset: Dataset,
+    /// The folder of the series, relative to the archive.
+    folder: String,
+    period: Period,
+    /// The size of the data file. None for a manifest without a data file.
+    size: Option<u64>,
+}
+
+impl KeptFile<'_> {
+    /// Compares the file with its manifest. Returns its path and the result.
+    async fn run(self) -> (String, Result<bool>) {
+        let path = format!("{}/{}", self.folder, layout::data_name(self.period));
+        let checked = self.check(&path).await;
+        (path, checked)
+    }
+
+    /// Compares the file with its manifest. Returns true if the manifest was written again.
+    async fn check(&self, path: &str) -> Result<bool> {
+        let absent = |what: &str| {
+            Error::new(ErrorKind::NotFound, "archive.file.missing", "export")
+                .with_message(format_args!("the {what} is missing"))
+        };
+        let Some(size) = self.size else { return Err(absent("data file")) };
+        let manifest = format!("{}/{}", self.folder, layout::manifest_name(self.period));
+        let manifest = match self.archive.manifest(&manifest).await {
+            Ok(found) => found,
+            // A damaged manifest is written again, but not that of a later version of this library.
+            Err(error) if matches!(error.code(), "archive.manifest" | "archive.file.type") => None,
+            Err(error) => return Err(error),
+        };
+        let stated = self.archive.stated(path, size).await?;
+        // An export that was killed between the file and its manifest leaves no manifest, or that of the file before.
+        let is_of_file = |manifest: &Manifest| {
+            let of_file = |(content, writer): &(Content, String)| {
+                *content == manifest.content && *writer == manifest.created_by
+            };
+            stated.as_ref().is_some_and(of_file)
+        };
+        let is_good = manifest.as_ref().is_some_and(is_of_file);
+        let manifest = match (manifest, stated) {
+            (Some(manifest), Some(_)) if is_good => manifest,
+            (_, Some(stated)) => return self.repair(path, size, stated).await.map(|()| true),
+            (Some(manifest), None) if size != manifest.bytes => {
+                return Err(other_size(size, manifest.bytes));
+            }
+            (Some(_), None) => {
+                let message = "the content that the file states differs from its manifest";
+                return Err(corrupt("archive.file.content", message));
+            }
+            (None, None) => return Err(absent("manifest of the damaged data file")),
+        };
+        let series = manifest.series(self.dataset)?;
+        let place = (manifest.dataset.as_str(), layout::folder(self.dataset, &series), manifest.period);
+        if place != (self.dataset.name(), self.folder.clone(), self.period) {
+            let message = "the manifest is in the folder of another series or period";
+            return Err(corrupt("archive.manifest.path", message));
+        }
+        if size != manifest.bytes {
+            return Err(other_size(size, manifest.bytes));
+        }
+        if self.options.verify_existing && self.archive.hash(path).await? != (manifest.bytes, manifest.sha256)
+        {
+            let message = "the SHA-256 of the file differs from its manifest";
+            return Err(corrupt("archive.file.changed", message));
+        }
+        Ok(false)
+    }
+
+    /// Writes the manifest of a data file. All records of the file are read and compared with the content that it states.
+    async fn repair(&self, path: &str, size: u64, stated: (Content, String)) -> Result<()> {
+        let foreign = || corrupt("archive.file.foreign", "the file has a record of another series or period");
+        let Fetched { mut file, bytes, sha256 } = self.archive.fetch(path, size).await?;
+        let (dataset, range) = (self.dataset, self.period.range());
+        let (content, series) = blocking(move || {
+            file.seek(SeekFrom::Start(0)).map_err(scratch_failed)?;
+            let (mut digest, mut series) = (ContentDigest::default(), None::<SeriesKey>);
+            for records in ParquetReader::new(dataset, file)? {
+                let records = records?;
+                let all = records.as_records();
+                if all.is_empty() {
+                    continue;
+                }
+                let first = all.series(0).to_owned();
+                let same_series = all.run(0..all.len()) == all.len()
+                    && series.as_ref().is_none_or(|series| *series == first);
+                if !same_series || !(0..all.len()).all(|at| range.contains(all.sort_key(at).0)) {
+                    return Err(foreign());
+                }
+                digest.add(all, 0..all.len());
+                series = Some(first);
+            }
+            Ok((digest.finish(), series))
+        })
+        .await?;
+        let (expected, created_by) = stated;
+        if content != expected {
+            let message = "the records of the file differ from the content that the file states";
+            return Err(corrupt("archive.file.content", message));
+        }
+        let series = series.filter(|series| layout::folder(dataset, series) == self.folder);
+        let series = series.ok_or_else(foreign)?;
+        // Files of doubles cannot be read as records.
+        let file = (content, bytes, sha256);
+        let mut manifest = Manifest::new(dataset, &series, self.period, Decimals::Exact, file);
+        manifest.created_by = created_by;
+        self.archive.put_manifest(&self.folder, &manifest).await
+    }
 }
 
 /// Returns the folders with all files of a dataset that these instruments select. An empty set selects all.
@@ -241,6 +414,7 @@ struct SeriesExport<'a, S: ?Sized> {
     series: SeriesKey,
     /// The folder of the series in the archive.
     folder: String,
+    period: PeriodLength,
 }
 
 /// The records of one period, in progress.
@@ -262,6 +436,15 @@ impl Work {
     }
 }
 
+/// The result of one series.
+struct Exported {
+    report: ExportedSeries,
+    /// The folder of the series in the archive.
+    folder: String,
+    /// The periods that the store has records of.
+    periods: BTreeSet<Period>,
+}
+
 /// The result of a pass over a range.
 struct Pass {
     /// The period in progress.
@@ -275,12 +458,12 @@ struct Pass {
 
 impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
     /// Exports the series. Returns None if the export was stopped.
-    async fn run(self) -> Result<Option<ExportedSeries>> {
+    async fn run(self) -> Result<Option<Exported>> {
         let key = format!("{} {}", self.dataset, self.series);
         self.export().await.map_err(|error| error.with_context("series", key))
     }
 
-    async fn export(self) -> Result<Option<ExportedSeries>> {
+    async fn export(self) -> Result<Option<Exported>> {
         if self.options.stop.is_cancelled() {
             return Ok(None);
         }
@@ -317,7 +500,7 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
             size.is_some() && range.contains(period.start()) && !pass.seen.contains(*period)
         });
         pass.report.surplus = surplus.count() as u64;
-        Ok(Some(pass.report))
+        Ok(Some(Exported { report: pass.report, folder: self.folder, periods: pass.seen }))
     }
 
     /// Reads the records of a range, compares them with the files, and writes the files that are missing. Returns false
@@ -343,7 +526,7 @@ impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
         let (mut at, len) = (0, records.len());
         while at < len {
             let time_of = |at| records.as_records().sort_key(at).0;
-            let period = Period::of(time_of(at), self.options.period);
+            let period = Period::of(time_of(at), self.period);
             // The records are in the order of their times.
             let (mut low, mut high) = (at + 1, len);
             while low < high {

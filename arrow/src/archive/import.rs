@@ -18,7 +18,7 @@ use crate::records::{insert_records, range_records};
 use crate::{Content, ContentDigest, Decimals, ParquetReader};
 
 /// The number of failures that are kept for display. All are counted.
-const SHOWN: usize = 20;
+pub(super) const SHOWN: usize = 20;
 
 /// The options of an import.
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ pub struct ImportedSeries {
     pub unchanged: u64,
     /// The number of records in all these files.
     pub records: u64,
-    /// The number of files that failed.
+    /// The number of files that failed, also of those in the folder of the series without a usable manifest.
     pub failed: u64,
 }
 
@@ -189,7 +189,9 @@ async fn import_folders<S: PriceStore + ?Sized>(
                 Err((_, Failure::All(error))) => return Err(error.with_context("file", path)),
                 Err((key, Failure::File(error))) => {
                     report.fail(path, error);
-                    if let Some(key) = key {
+                    // Without a usable manifest, the folder names the series.
+                    let of_folder = || Some((dataset, layout::series(dataset, &entry.folder)?));
+                    if let Some(key) = key.or_else(of_folder) {
                         series_of(report, key).failed += 1;
                     }
                 }
@@ -246,7 +248,7 @@ fn series_of(report: &mut ImportReport, key: Key) -> &mut ImportedSeries {
     report.series.entry(key).or_insert(none)
 }
 
-enum Failure {
+pub(super) enum Failure {
     /// The other files would fail too.
     All(Error),
     /// This file cannot be imported.

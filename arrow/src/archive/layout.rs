@@ -4,8 +4,8 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
-use qi_core::record::{Dataset, Owner, SeriesKey};
-use qi_core::{Error, Result, TimeRange, Timestamp};
+use qi_core::record::{Dataset, Owner, SeriesKey, SeriesType};
+use qi_core::{Error, Exchange, Instrument, Interval, Result, Symbol, TimeRange, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -175,6 +175,42 @@ pub(super) fn folder(dataset: Dataset, series: &SeriesKey) -> String {
     }
 }
 
+/// Returns the name of a part of a path. A shortened name is returned as it is in the path.
+fn name_of(part: &str) -> Option<String> {
+    if part == "global" {
+        return Some(String::new());
+    }
+    let (mut name, mut bytes) = (Vec::with_capacity(part.len()), part.bytes());
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let digits = [bytes.next()?, bytes.next()?];
+            name.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else {
+            name.push(byte);
+        }
+    }
+    String::from_utf8(name).ok()
+}
+
+/// Returns the series of a folder. None for a folder that is not that of a series, or that has a shortened name.
+pub(super) fn series(dataset: Dataset, path: &str) -> Option<SeriesKey> {
+    let mut parts = path.strip_prefix(dataset.name())?.strip_prefix('/')?.split('/');
+    let owner = match dataset.series() {
+        SeriesType::Instrument => {
+            let (exchange, symbol) = (name_of(parts.next()?)?, name_of(parts.next()?)?);
+            Owner::Instrument(Instrument::new(Exchange::new(exchange).ok()?, Symbol::new(symbol).ok()?))
+        }
+        SeriesType::Name { .. } => Owner::Name(name_of(parts.next()?)?.into()),
+    };
+    let mut interval = None;
+    if dataset.interval().is_some() {
+        interval = Some(parts.next()?.parse::<Interval>().ok()?);
+    }
+    let series = SeriesKey { owner, interval };
+    // Each series has one folder.
+    (dataset.check_series(&series).is_ok() && folder(dataset, &series) == path).then_some(series)
+}
+
 /// Returns true for a text that can be the name of a dataset.
 pub(super) fn is_dataset_name(name: &str) -> bool {
     name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
@@ -227,6 +263,43 @@ mod tests {
         ] {
             assert!(bad.parse::<Period>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn folders_name_their_series() {
+        use qi_core::{Bar, MarketSnapshot, PriceTick};
+        let of_instrument = |text: &str, interval: Option<Interval>| {
+            let instrument: Instrument = text.parse().unwrap();
+            SeriesKey { owner: Owner::Instrument(instrument), interval }
+        };
+        let of_name = |text: &str| SeriesKey { owner: Owner::Name(text.into()), interval: None };
+        for (dataset, key) in [
+            (PriceTick::DATASET, of_instrument("kraken:XBT/EUR", None)),
+            (PriceTick::DATASET, of_instrument("x:global", None)),
+            (PriceTick::DATASET, of_instrument("my_venue:\u{e9}%2F", None)),
+            (Bar::DATASET, of_instrument("x:Y", Some(Interval::M1))),
+            (MarketSnapshot::DATASET, of_name("")),
+            (MarketSnapshot::DATASET, of_name("asset:BTC")),
+        ] {
+            assert_eq!(series(dataset, &folder(dataset, &key)), Some(key));
+        }
+        for path in [
+            "ticks",
+            "ticks/x",
+            "ticks/x/Y/sub",
+            "ticks/x/%41",
+            "ticks/x/a%",
+            "ticks/x/%zz",
+            "ticks/x/%ff",
+            "ticks/global/Y",
+            "quotes/x/Y",
+        ] {
+            assert_eq!(series(PriceTick::DATASET, path), None, "{path}");
+        }
+        assert_eq!(series(Bar::DATASET, "bars/x/Y"), None);
+        assert_eq!(series(Bar::DATASET, "bars/x/Y/7m"), None);
+        let long = of_instrument(&format!("x:{}", "\u{e9}".repeat(64)), None);
+        assert_eq!(series(PriceTick::DATASET, &folder(PriceTick::DATASET, &long)), None);
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn not_regular(path: &FilePath) -> Error {
     corrupt("archive.file.type", "the path is not a regular file").with_context("file", path.display())
 }
 
-fn other_size(found: u64, expected: u64) -> Error {
+pub(super) fn other_size(found: u64, expected: u64) -> Error {
     corrupt("archive.file.changed", "the size of the file differs from its manifest")
         .with_context("bytes", found)
         .with_context("expected", expected)
@@ -518,12 +518,29 @@ impl Archive {
 
     /// Returns the path of a data file or of a manifest, if the archive has one. A folder without a manifest belongs to the
     /// archive only if it has the name of one of these datasets or of a built-in dataset.
+    ///
+    /// Manifests are also looked for in folders that no dataset has, and beside the folders: the target can be the folder
+    /// of an exchange or of a series in another archive.
     async fn any_file(&self, datasets: &[Dataset]) -> Result<Option<String>> {
-        for name in self.folders().await?.iter().filter(|name| layout::is_dataset_name(name)) {
+        if let Some(manifest) = self.top_manifest().await? {
+            return Ok(Some(manifest));
+        }
+        for name in self.folders().await?.iter().filter(|name| !name.starts_with('.')) {
             let is_known = Datasets::built_in().get(name).is_some()
                 || datasets.iter().any(|dataset| dataset.name() == name.as_str());
             let mut entries = self.entries(name)?;
-            while let Some(Entry { folder, period, data }) = entries.try_next().await? {
+            loop {
+                let Entry { folder, period, data } = match entries.try_next().await {
+                    Ok(Some(entry)) => entry,
+                    Ok(None) => break,
+                    // A folder of another program that cannot be read, such as `lost+found`.
+                    Err(error)
+                        if !layout::is_dataset_name(name) && error.kind() != ErrorKind::Unavailable =>
+                    {
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                };
                 let name = match data {
                     None => layout::manifest_name(period),
                     Some(_) if is_known => layout::data_name(period),
@@ -533,6 +550,23 @@ impl Archive {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the name of a manifest beside the folders at the top of the archive.
+    async fn top_manifest(&self) -> Result<Option<String>> {
+        let (store, root) = match &self.location {
+            Location::Objects { store, root } => (store, root),
+            Location::Folder(root) => {
+                let root = root.clone();
+                let found = blocking(move || read_folder(&root, "")).await?;
+                let manifest = found.entries.iter().find(|entry| entry.data.is_none());
+                return Ok(manifest.map(|entry| layout::manifest_name(entry.period)));
+            }
+        };
+        let root = Some(root).filter(|root| !root.as_ref().is_empty());
+        let found = store.list_with_delimiter(root).await.map_err(failed)?;
+        let mut names = found.objects.iter().filter_map(|meta| meta.location.filename());
+        Ok(names.find(|name| matches!(file_of(name), Some((_, false)))).map(str::to_owned))
     }
 
     pub(super) async fn put_manifest(&self, folder: &str, manifest: &Manifest) -> Result<()> {

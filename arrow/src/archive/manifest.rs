@@ -144,7 +144,21 @@ impl Settings {
         }
         let show =
             |s: &Self| format!("{{format {}, period {:?}, decimals {:?}}}", s.format, s.period, s.decimals);
-        let rule = format!("must be the settings of the archive, {}", show(self));
+        let difference = if self.format != wanted.format {
+            format!("which has the format {}; this program writes {}", self.format, wanted.format)
+        } else if self.period == wanted.period {
+            match self.decimals {
+                Decimals::Exact => "which has exact decimals; omit --floats".to_owned(),
+                Decimals::Float64 => "which has doubles; add --floats".to_owned(),
+            }
+        } else {
+            let period = match self.period {
+                PeriodLength::Day => "day",
+                PeriodLength::Month => "month",
+            };
+            format!("which has one file for each {period}; use --period {period}")
+        };
+        let rule = format_args!("must be the settings of the archive, {difference}");
         Err(Error::invalid("archive.settings", "settings", show(wanted), rule))
     }
 }

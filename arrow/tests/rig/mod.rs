@@ -167,7 +167,7 @@ pub(crate) async fn through_archive(
     }
     let expected = content(&source, datasets).await;
     let mut options = qi_arrow::ExportOptions::new(datasets.iter());
-    options.period = period;
+    options.period = Some(period);
     let text = |error: qi_core::Error| error.report();
     let first = qi_arrow::export(&source, archive, &options).await.map_err(text)?;
     let again = qi_arrow::export(&source, archive, &options).await.map_err(text)?;
