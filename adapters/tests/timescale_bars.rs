@@ -245,6 +245,17 @@ async fn wait_for_waiter(connection: &mut PgConnection, table: &str) {
     tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("no session waits for the lock");
 }
 
+/// Reads the number of ticks of the first day, from its statistics or from its bar.
+async fn count_of_day(store: TimescaleStore, reads_stats: bool) -> qi_core::Result<Option<u64>> {
+    let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts())?;
+    if reads_stats {
+        let stats = store.stats(&StatsQuery::new(instrument(), day)).await?;
+        return Ok(stats.map(|stats| stats.count()));
+    }
+    let page = store.derived_bars(&BarQuery::new(instrument(), Interval::D1, day)).await?;
+    Ok(page.items.first().and_then(|bar| bar.values().count))
+}
+
 /// A read takes its snapshot, and a purge then drops the chunk before the read of its ticks. The bars of the first 23
 /// hours are materialized, and the last hour is stale.
 async fn purge_during_read(server: Server) {
@@ -253,7 +264,6 @@ async fn purge_during_read(server: Server) {
     }
     let (store, schema) = open(&server).await;
     let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
-    let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts()).unwrap();
     for reads_stats in [false, true] {
         let ticks: Vec<_> = (0..24).map(|hour| tick(hour * 3_600, "1")).collect();
         store.insert_ticks(&ticks).await.unwrap();
@@ -261,17 +271,7 @@ async fn purge_during_read(server: Server) {
         store.insert_ticks(&[tick(23 * 3_600 + 1, "2")]).await.unwrap();
         let lock = format!("BEGIN; LOCK TABLE {schema}.qi_bars_1h IN ACCESS EXCLUSIVE MODE");
         execute(&mut connection, lock).await.unwrap();
-        let reading = tokio::spawn({
-            let store = store.clone();
-            async move {
-                if reads_stats {
-                    let stats = store.stats(&StatsQuery::new(instrument(), day)).await?;
-                    return Ok(stats.map(|stats| stats.count()));
-                }
-                let page = store.derived_bars(&BarQuery::new(instrument(), Interval::D1, day)).await?;
-                Ok::<_, qi_core::Error>(page.items.first().and_then(|bar| bar.values().count))
-            }
-        });
+        let reading = tokio::spawn(count_of_day(store.clone(), reads_stats));
         wait_for_waiter(&mut connection, &format!("{schema}.qi_bars_1h")).await;
         let cutoff = Timestamp::from_secs(BASE + 30 * 86_400).unwrap();
         store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
@@ -305,7 +305,6 @@ async fn conversion_during_read(server: Server) {
     let (store, schema) = open(&server).await;
     let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
     let mut converter = PgConnection::connect(server.direct_url()).await.unwrap();
-    let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts()).unwrap();
     let ticks: Vec<_> = (0..24).map(|hour| tick(hour * 3_600, "1")).collect();
     store.insert_ticks(&ticks).await.unwrap();
     let chunks = store.chunks(PriceTick::DATASET).await.unwrap();
@@ -314,17 +313,7 @@ async fn conversion_during_read(server: Server) {
         store.insert_ticks(&[tick(23 * 3_600 + expected, "2")]).await.unwrap();
         let lock = format!("BEGIN; LOCK TABLE {schema}.qi_bars_1h IN ACCESS EXCLUSIVE MODE");
         execute(&mut connection, lock).await.unwrap();
-        let reading = tokio::spawn({
-            let store = store.clone();
-            async move {
-                if reads_stats {
-                    let stats = store.stats(&StatsQuery::new(instrument(), day)).await?;
-                    return Ok(stats.map(|stats| stats.count()));
-                }
-                let page = store.derived_bars(&BarQuery::new(instrument(), Interval::D1, day)).await?;
-                Ok::<_, qi_core::Error>(page.items.first().and_then(|bar| bar.values().count))
-            }
-        });
+        let reading = tokio::spawn(count_of_day(store.clone(), reads_stats));
         wait_for_waiter(&mut connection, &format!("{schema}.qi_bars_1h")).await;
         convert_chunks(&mut converter, &chunks).await;
         execute(&mut connection, "COMMIT".to_owned()).await.unwrap();

@@ -107,8 +107,8 @@ pub struct ExportReport {
 /// A file is written if it is missing, or if its records differ from those of the store. A file of a period without
 /// records in the store is compared with its manifest; failures are in [`ExportReport::failures`]. A missing manifest of
 /// such a file is written again after a complete read of the file. Files are replaced atomically, never extended and
-/// never removed. Before its final name, a file is synced; after it, the file is read
-/// back. An export that was interrupted at any point continues when it is called again.
+/// never removed. Before its final name, a file is synced; after it, the file is read back. An export that was
+/// interrupted at any point continues when it is called again.
 ///
 /// The memory is bounded by two pages and one row group for each concurrent series, and for an object store by 48 MiB
 /// more: six parts of an upload, each of 8 MiB. A file in progress is in the folder `_partial` of the archive, or for an
