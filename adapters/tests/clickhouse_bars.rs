@@ -50,6 +50,10 @@ fn main() {
         .with_trial(trial(&server, "bars_are_switched_on_and_off_while_a_writer_runs", switched))
         .with_trial(trial(&server, "an_interrupted_switch_is_completed", interrupted))
         .with_trial(trial(&server, "only_the_holder_of_the_lease_builds_bars", leased))
+        .with_trial(trial(&server, "a_call_that_loses_its_lease_fails_and_builds_no_bar", overtaken))
+        .with_trial(trial(&server, "many_marks_of_an_hour_need_one_row_and_few_steps", repeated_marks))
+        .with_trial(trial(&server, "a_deletion_of_one_instrument_skips_times_without_bars", short_history))
+        .with_trial(trial(&server, "a_failed_rebuild_does_not_stop_the_watermark", failed_rebuild))
         .with_trial(trial(&server, "marks_wait_for_running_deletions", deleting))
         .with_trial(trial(&server, "bars_wait_for_a_deletion_from_before_the_switch_on", deleting_at_switch))
         .with_trial(trial(&server, "only_stale_bars_wait_for_a_later_deletion", deleting_later))
@@ -159,6 +163,110 @@ async fn leased(server: Server) {
     store.insert_ticks(&[tick(1)]).await.unwrap();
     let report = store.maintain(&request.with_budget(Duration::from_secs(20))).await.unwrap();
     assert!(report.is_complete(), "{report:?}");
+    server.drop_tables(&prefix).await;
+}
+
+/// A later call takes the lease before a build of the first call begins on the server.
+async fn overtaken(server: Server) {
+    let (store, prefix) = open(&server).await;
+    store.insert_ticks(&[tick(0)]).await.unwrap();
+    let (address, mut held) = hold_reads_of_ticks(&server).await;
+    let first = ClickHouseStore::open(config(&server.clone().with_address(address), &prefix)).unwrap();
+    let request = MaintainRequest::default().with_until(tick(86_400).ts());
+    let call = tokio::spawn(async move { first.maintain(&request).await });
+    let limit = Duration::from_secs(30);
+    let build = timeout(limit, held.recv()).await.expect("the call builds bars").unwrap();
+    let lease = format!(
+        "INSERT INTO {prefix}qi_bars_lease SELECT 1, max(generation) + 1, now64(6, 'UTC') FROM {prefix}qi_bars_lease"
+    );
+    run(&store, &lease).await;
+    build.send(()).unwrap();
+    let error = timeout(limit, call).await.expect("the call ends").unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{}", error.report());
+    assert!(error.retry().is_retryable());
+    let bars = format!("SELECT count() FROM {prefix}qi_bars_1m");
+    assert_eq!(store.client().query_raw(&bars).fetch_one::<u64>().await.unwrap(), 0);
+    // The failed call has ended its lease.
+    let report = store.maintain(&request.with_budget(Duration::from_secs(20))).await.unwrap();
+    assert!(report.ticks == 1 && report.is_complete(), "{report:?}");
+    server.drop_tables(&prefix).await;
+}
+
+/// Each write of late ticks adds a mark for its hour.
+async fn repeated_marks(server: Server) {
+    let (store, prefix) = open(&server).await;
+    store.insert_ticks(&[tick(0)]).await.unwrap();
+    maintain_all(&store).await;
+    let marks = format!(
+        "INSERT INTO {prefix}qi_bars_stale (id, exchange, symbol, first, until) \
+         SELECT number, 'x', 'Y', {}, {} FROM numbers(10000)",
+        tick(0).ts().as_micros(),
+        tick(3_600).ts().as_micros()
+    );
+    run(&store, &marks).await;
+    let mut limited = config(&server, &prefix);
+    limited.settings.insert("max_result_rows".to_owned(), "100".to_owned());
+    assert_eq!(counts(&ClickHouseStore::open(limited).unwrap(), Interval::D1).await, [1]);
+    let step = MaintainRequest::default().with_budget(Duration::ZERO);
+    let report = store.maintain(&step).await.unwrap();
+    assert_eq!((report.rebuilt, report.stale), (4_096, 10_000 - 4_096));
+    maintain_all(&store).await;
+    assert_eq!(counts(&store, Interval::D1).await, [1]);
+    server.drop_tables(&prefix).await;
+}
+
+async fn short_history(server: Server) {
+    const MONTH: i64 = 31 * 86_400;
+    let (store, prefix) = open(&server).await;
+    let other = |n: i64| {
+        PriceTick::new(Instrument::from_static("x:Z"), tick(n * MONTH).ts(), 0, "1".parse().unwrap()).unwrap()
+    };
+    store.insert_ticks(&(0..24).map(other).collect::<Vec<_>>()).await.unwrap();
+    store.insert_ticks(&[tick(12 * MONTH)]).await.unwrap();
+    maintain_all(&store).await;
+    let own = Selection::only([Instrument::from_static("x:Y")]).unwrap();
+    store.delete_range(&DeleteQuery::ticks(own, TimeRange::ALL)).await.unwrap();
+    let step = MaintainRequest::default().with_budget(Duration::ZERO);
+    let mut steps = 1;
+    while !store.maintain(&step).await.unwrap().is_complete() {
+        steps += 1;
+        assert!(steps < 6, "the mark walks through the bars of the other instrument");
+    }
+    for interval in [Interval::M1, Interval::H1, Interval::D1] {
+        assert!(counts(&store, interval).await.is_empty());
+    }
+    let query = BarQuery::new(Instrument::from_static("x:Z"), Interval::D1, TimeRange::ALL);
+    assert_eq!(store.derived_bars(&query).await.unwrap().items.len(), 24);
+    server.drop_tables(&prefix).await;
+}
+
+/// A stale hour has more ticks than the server may read in a statement.
+async fn failed_rebuild(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let until = |hours: i64| MaintainRequest::default().with_until(tick(hours * 3_600).ts());
+    store.insert_ticks(&[tick(0), tick(7_200)]).await.unwrap();
+    assert!(store.maintain(&until(1)).await.unwrap().is_complete());
+    let (first, end) = (tick(0).ts().as_micros(), tick(3_600).ts().as_micros());
+    let ticks = format!(
+        "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) \
+         SELECT 'x', 'Y', fromUnixTimestamp64Micro({first} + number * 30000, 'UTC'), 0, 1 FROM numbers(100000)"
+    );
+    let client = store.client().clone().with_setting("log_comment", "qi:bars");
+    client.query_raw(&ticks).execute().await.unwrap();
+    let mark = format!(
+        "INSERT INTO {prefix}qi_bars_stale (id, exchange, symbol, first, until) SELECT 1, 'x', 'Y', {first}, {end}"
+    );
+    run(&store, &mark).await;
+    let mut limited = config(&server, &prefix);
+    limited.settings.insert("max_rows_to_read".to_owned(), "50000".to_owned());
+    let error = ClickHouseStore::open(limited).unwrap().maintain(&until(3)).await.unwrap_err();
+    assert_eq!(error.context_value("code"), Some("158"), "{}", error.report());
+    let watermark = format!("SELECT max(watermark) FROM {prefix}qi_bars_state");
+    let watermark = store.client().query_raw(&watermark).fetch_one::<i64>().await.unwrap();
+    assert_eq!(watermark, tick(10_800).ts().as_micros());
+    let report = store.maintain(&until(3)).await.unwrap();
+    assert!(report.rebuilt == 1 && report.is_complete(), "{report:?}");
+    assert_eq!(counts(&store, Interval::H1).await, [100_000, 1]);
     server.drop_tables(&prefix).await;
 }
 

@@ -53,7 +53,7 @@ impl ClickHouseStore {
         let settle = self.bars_state(false).await?.settle;
         let started = Instant::now();
         let (watermark, marks) = self.stale_marks(query, window).await?;
-        let stale: Vec<_> = marks.iter().map(|(_, range)| *range).collect();
+        let stale: Vec<_> = marks.iter().map(|(range, _)| *range).collect();
         let sources = level_sources(window, interval, watermark, &stale, order)?;
         let begins_in_bucket =
             |source: &LevelSource| interval.floor(source.range.start()) != source.range.start();
@@ -64,13 +64,13 @@ impl ClickHouseStore {
         if !is_divided && !is_late {
             return Ok(merger);
         }
-        let known: HashSet<u64> = marks.iter().map(|(id, _)| *id).collect();
+        let known: HashSet<u64> = marks.iter().map(|(_, hash)| *hash).collect();
         let (later, marks) = self.stale_marks(query, window).await?;
-        if !is_late && later >= watermark && marks.iter().all(|(id, _)| known.contains(id)) {
+        if !is_late && later >= watermark && marks.iter().all(|(_, hash)| known.contains(hash)) {
             return Ok(merger);
         }
         let mut stale = Vec::with_capacity(marks.len());
-        for (_, range) in marks {
+        for (range, _) in marks {
             let end = interval.ceil(range.end()).unwrap_or(Timestamp::MAX);
             stale.push(TimeRange::new(interval.floor(range.start()), end)?);
         }
@@ -78,28 +78,28 @@ impl ClickHouseStore {
         self.read_sources(query, sources, wanted).await
     }
 
-    /// Returns the watermark, and the ids and ranges of the stale marks of a window. The watermark is read first: a mark
-    /// that was removed since has current bars.
+    /// Returns the watermark, and the stale ranges of a window. The watermark is read first: a mark that was removed since
+    /// has current bars. Each range has a hash of the ids of its marks.
     async fn stale_marks(
         &self,
         query: &BarQuery,
         window: TimeRange,
-    ) -> Result<(Timestamp, Vec<(u64, TimeRange)>), Cause> {
+    ) -> Result<(Timestamp, Vec<(TimeRange, u64)>), Cause> {
         let client = &self.inner.connections.read_client;
         let sql = format!("SELECT max(watermark) FROM {}", self.bars_table(STATE_TABLE));
         let found = rows(client, &sql, |row| Ok(row.i64()?)).await?;
         let watermark = time(found.first().copied().unwrap_or(0));
         let (exchange, symbol) = (query.instrument.exchange().as_str(), query.instrument.symbol().as_str());
         let conditions = format!(
-            "(exchange, symbol) IN (({}, {}), ('', '')) AND first < {} AND until > {}",
+            "(exchange, symbol) IN (({}, {}), ('', '')) AND first < {} AND until > {} GROUP BY first, until",
             literal(exchange),
             literal(symbol),
             window.end().as_micros(),
             window.start().as_micros()
         );
-        let sql = self.marks_query("id, first, until", &conditions);
+        let sql = self.marks_query("first, until, sum(sipHash64(id))", &conditions);
         let marks =
-            rows(client, &sql, |row| Ok((row.u64()?, TimeRange::new(time(row.i64()?), time(row.i64()?))?)))
+            rows(client, &sql, |row| Ok((TimeRange::new(time(row.i64()?), time(row.i64()?))?, row.u64()?)))
                 .await?;
         Ok((watermark, marks))
     }

@@ -35,8 +35,11 @@ const LARGE_STEP: u64 = 4_000_000;
 /// The length above which a mark is rebuilt in steps.
 const LONG_MARK: Duration = Duration::from_hours(1);
 
-/// The maximum number of marks that one step removes.
+/// The maximum number of ranges of short marks that one step rebuilds.
 const MAX_REBUILT: usize = 64;
+
+/// The maximum number of marks that one step reads and removes. Each write adds a mark, so an hour may have many.
+const MAX_READ: usize = 4_096;
 
 /// Stands for the time of an announcement that may not be visible yet.
 const NOT_DATED: &str = "toDateTime64('2299-12-31 00:00:00', 6, 'UTC')";
@@ -96,9 +99,14 @@ impl ClickHouseStore {
         let mut report = MaintenanceReport::default();
         let mut state = self.maintenance_state(until).await?;
         if let Some(mut lease) = lease {
-            let outcome = self.run_steps(&mut lease, until, (&mut state, &mut report), is_over).await;
+            let mut outcome = self.run_steps(&mut lease, until, (&mut state, &mut report), is_over).await;
+            if outcome.is_ok() {
+                outcome = self.check_lease(&lease).await;
+            }
             // After any other error, a statement may still run on the server, so the lease is left to expire.
-            if outcome.as_ref().err().is_none_or(Cause::is_server_error) {
+            let has_ended =
+                |cause: &Cause| cause.is_server_error() || matches!(cause, Cause::ConcurrentChange);
+            if outcome.as_ref().err().is_none_or(has_ended) {
                 self.end_lease(&lease).await?;
             }
             outcome?;
@@ -125,10 +133,19 @@ impl ClickHouseStore {
             *state = self.maintenance_state(until).await?;
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
+        // New hours are built even if each rebuild fails on the server.
+        let mut rebuilds = Ok(());
         loop {
-            let rebuilt = self.rebuild_step(lease, state.watermark, &mut span).await?;
-            report.rebuilt += rebuilt;
-            if rebuilt == 0 || is_over() {
+            match self.rebuild_step(lease, state.watermark, &mut span).await {
+                Ok(0) => break,
+                Ok(removed) => report.rebuilt += removed,
+                Err(cause) if cause.is_server_error() => {
+                    rebuilds = Err(cause);
+                    break;
+                }
+                Err(cause) => return Err(cause),
+            }
+            if is_over() {
                 break;
             }
         }
@@ -139,12 +156,12 @@ impl ClickHouseStore {
             self.bars_table(STATE_TABLE)
         );
         if self.runs_deletion(&is_early).await? {
-            return Ok(());
+            return rebuilds;
         }
         // At least one step runs, even after long rebuilds.
         let mut is_first = true;
         while state.watermark < state.settled && (std::mem::take(&mut is_first) || !is_over()) {
-            let start = self.first_tick(None, state.watermark, state.settled, span).await?;
+            let start = self.first_tick(state.watermark, state.settled, span).await?;
             let end = self.step_end(None, start, state.settled, &mut span).await?;
             let range = (None, TimeRange::new(state.watermark, end)?);
             let ticks = self.build(lease, &[range], end).await?;
@@ -153,7 +170,7 @@ impl ClickHouseStore {
             state.watermark = end;
             report.ticks += ticks;
         }
-        Ok(())
+        rebuilds
     }
 
     async fn maintenance_state(&self, until: Option<Timestamp>) -> Result<State, Cause> {
@@ -178,7 +195,7 @@ impl ClickHouseStore {
         found.into_iter().next().ok_or(Cause::ConcurrentChange)
     }
 
-    /// Inserts an announced time and a watermark into the state. Does nothing after the lease has expired.
+    /// Inserts an announced time and a watermark into the state. Does nothing if the lease is lost.
     async fn insert_state(
         &self,
         lease: &Lease,
@@ -202,14 +219,33 @@ impl ClickHouseStore {
         Ok(found.first().copied().unwrap_or(0))
     }
 
-    /// Returns the hour of the first tick of an instrument, or of all instruments, in a range. Without a tick, returns the
-    /// end of the range.
+    /// Returns the hour of the first tick or 1-minute bar of an instrument in a range. Without them, returns the end of
+    /// the range.
+    async fn first_change(
+        &self,
+        instrument: &Instrument,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Result<Timestamp, Cause> {
+        let sql = format!(
+            "SELECT ts FROM (SELECT * FROM (SELECT ts FROM {} WHERE {} ORDER BY ts LIMIT 1) UNION ALL \
+             SELECT * FROM (SELECT bucket AS ts FROM {} FINAL WHERE {} AND count > 0 ORDER BY bucket LIMIT 1)) \
+             ORDER BY ts LIMIT 1",
+            self.ticks_table(),
+            within("ts", Some(instrument), start, end),
+            self.bars_table(level_table(Interval::M1)),
+            within("bucket", Some(instrument), start, end)
+        );
+        let found = rows(&self.inner.connections.bulk_client, &sql, read_time).await?;
+        Ok(found.first().map_or(end, |first| Interval::H1.floor(*first).max(start)))
+    }
+
+    /// Returns the hour of the first tick of all instruments in a range. Without a tick, returns the end of the range.
     ///
-    /// The key begins with the instrument. For all instruments, the search therefore skips months without parts, and
-    /// reads spans that become longer.
+    /// The key begins with the instrument. The search therefore skips months without parts, and reads spans that become
+    /// longer.
     async fn first_tick(
         &self,
-        instrument: Option<&Instrument>,
         start: Timestamp,
         end: Timestamp,
         mut span: StepSpan,
@@ -218,25 +254,22 @@ impl ClickHouseStore {
         let location = TableLocation::of(&self.inner.config);
         let mut at = start;
         while at < end {
-            let mut until = end;
-            if instrument.is_none() {
-                let sql = format!(
-                    "SELECT partition_id FROM {} WHERE active AND rows > 0 AND database = {} AND table = {} \
-                     AND partition_id >= {} ORDER BY partition_id LIMIT 1",
-                    location.system_parts(),
-                    literal(location.database),
-                    literal(&location.local_name(PriceTick::DATASET.name())),
-                    literal(&month_of(at))
-                );
-                let months = rows(client, &sql, |row| start_of(row.text()?)).await?;
-                let Some(month) = months.first() else { break };
-                at = at.max(*month);
-                until = span.end(at).min(end);
-            }
+            let sql = format!(
+                "SELECT partition_id FROM {} WHERE active AND rows > 0 AND database = {} AND table = {} \
+                 AND partition_id >= {} ORDER BY partition_id LIMIT 1",
+                location.system_parts(),
+                literal(location.database),
+                literal(&location.local_name(PriceTick::DATASET.name())),
+                literal(&month_of(at))
+            );
+            let months = rows(client, &sql, |row| start_of(row.text()?)).await?;
+            let Some(month) = months.first() else { break };
+            at = at.max(*month);
+            let until = span.end(at).min(end);
             let sql = format!(
                 "SELECT ts FROM {} WHERE {} ORDER BY ts LIMIT 1",
                 self.ticks_table(),
-                ticks_condition(instrument, at, until)
+                within("ts", None, at, until)
             );
             if let Some(first) = rows(client, &sql, read_time).await?.first() {
                 return Ok(Interval::H1.floor(*first).max(start));
@@ -336,7 +369,7 @@ impl ClickHouseStore {
         // this order after a few thousand rows.
         let condition = format!(
             "first < {} AND toUnixTimestamp64Micro(marked) + wait <= toUnixTimestamp64Micro(now64(6)) \
-             ORDER BY exchange, symbol, first LIMIT {MAX_REBUILT} \
+             ORDER BY exchange, symbol, first LIMIT {MAX_READ} \
              SETTINGS max_threads = 1, max_block_size = 1024",
             watermark.as_micros()
         );
@@ -359,22 +392,24 @@ impl ClickHouseStore {
             // Without an instrument, and for names that no instrument has, all bars are rebuilt.
             let (instrument, first, limit) =
                 (mark.instrument(), time(mark.first), time(mark.until).min(watermark));
-            // The parts are listed before the ticks are read: bars of later ticks are in later parts.
-            let mut parts = self.parts_from(first).await?;
-            let first_tick = self.first_tick(instrument.as_ref(), first, limit, *span).await?;
-            if instrument.is_none() {
-                let (first, end) = (month_of(first), month_of(first_tick));
+            let start = if let Some(instrument) = &instrument {
+                self.first_change(instrument, first, limit).await?
+            } else {
+                // The parts are listed before the ticks are read: bars of later ticks are in later parts.
+                let parts = self.parts_from(first).await?;
+                let first_tick = self.first_tick(first, limit, *span).await?;
+                let (after, before) = (month_of(first), month_of(first_tick));
                 let (dropped, mut left): (Vec<_>, Vec<_>) =
-                    parts.into_iter().partition(|part| first < part.month && part.month < end);
+                    parts.into_iter().partition(|part| after < part.month && part.month < before);
                 left.extend(self.drop_parts(lease, dropped).await?);
-                parts = left;
-            }
-            // Months without parts have no bars.
-            let oldest = parts.iter().map(|part| &part.month).min();
-            let start = oldest.map_or(Ok(limit), |month| start_of(month))?.max(first).min(first_tick);
+                // Months without parts have no bars.
+                let oldest = left.iter().map(|part| &part.month).min();
+                oldest.map_or(Ok(limit), |month| start_of(month))?.max(first).min(first_tick)
+            };
             let end = self.step_end(instrument.as_ref(), start, limit, span).await?;
-            if start < end {
-                let range = (instrument, TimeRange::new(start, end)?);
+            // Before `start`, an interrupted step may have left hours and days without minutes.
+            if first < end {
+                let range = (instrument, TimeRange::new(first, end)?);
                 span.adapt(self.build(lease, &[range], watermark).await?);
             }
             // The hours from the watermark on are built later, with this change.
@@ -394,6 +429,9 @@ impl ClickHouseStore {
             let (first, until) = (time(mark.first), time(mark.until).min(watermark));
             let range = (mark.instrument(), TimeRange::new(first, until.max(first))?);
             if !stale.contains(&range) {
+                if stale.len() == MAX_REBUILT {
+                    continue;
+                }
                 stale.push(range);
             }
             removed.push(mark);
@@ -429,7 +467,7 @@ impl ClickHouseStore {
             let sql = format!(
                 "SELECT count() FROM (SELECT 1 FROM {} WHERE {} LIMIT {})",
                 self.ticks_table(),
-                ticks_condition(instrument, start, end),
+                within("ts", instrument, start, end),
                 most + 1
             );
             if self.count(&sql).await? <= most {
@@ -505,9 +543,10 @@ fn start_of(month: &str) -> Result<Timestamp, Cause> {
     Ok(first.checked_sub(Interval::D1.duration() * 4).unwrap_or(Timestamp::MIN))
 }
 
-fn ticks_condition(instrument: Option<&Instrument>, start: Timestamp, end: Timestamp) -> String {
+/// Returns the condition for the rows of an instrument, or of all instruments, in a range of a column.
+fn within(column: &str, instrument: Option<&Instrument>, start: Timestamp, end: Timestamp) -> String {
     let of_instrument = instrument.map_or_else(|| "1".to_owned(), instrument_condition);
-    format!("{of_instrument} AND ts >= {} AND ts < {}", time_literal(start), time_literal(end))
+    format!("{of_instrument} AND {column} >= {} AND {column} < {}", time_literal(start), time_literal(end))
 }
 
 /// The columns of a level after the bucket, over ticks.
