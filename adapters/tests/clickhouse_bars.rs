@@ -71,6 +71,11 @@ fn main() {
         .with_trial(spare_trial(&server, "a_killed_server_leaves_no_wrong_bar", |server, spare| {
             killed(server, spare, Duration::ZERO)
         }))
+        .with_trial(trial(&server, "an_insert_after_its_deadline_is_rejected", deadlines))
+        .with_trial(trial(&server, "a_late_insert_marks_its_hours_again", late_writer))
+        .with_trial(trial(&server, "a_migration_replaces_the_earlier_constraint", earlier_constraint))
+        .with_trial(trial(&server, "each_statement_of_a_purge_has_its_own_marks", purge_marks))
+        .with_trial(spare_trial(&server, "a_user_without_the_state_changes_no_ticks", without_state))
         .main();
 }
 
@@ -92,7 +97,7 @@ async fn unmarked(server: Server) {
         "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) VALUES ('x', 'Y', '2024-01-01 00:00:00', 0, 1)"
     );
     let error = store.client().query_raw(&insert).execute().await.unwrap_err();
-    assert!(error.to_string().contains("Constraint `qi_bars`"), "{error}");
+    assert!(error.to_string().contains("Constraint `qi_bars_marked`"), "{error}");
     server.drop_tables(&prefix).await;
 }
 
@@ -492,7 +497,7 @@ async fn one_step(server: Server) {
          SELECT 'x', 'Y', fromUnixTimestamp64Micro(1699833600000000 + number * 2000000, 'UTC'), 0, 1 \
          FROM numbers(400000)"
     );
-    let client = store.client().clone().with_setting("log_comment", "qi:bars");
+    let client = store.client().clone().with_setting("log_comment", format!("qi:bars:{}", i64::MAX));
     client.query_raw(&ticks).execute().await.unwrap();
     let mut limited = config(&server, &prefix);
     limited.settings.insert("max_rows_to_read".to_owned(), "50000".to_owned());
@@ -558,7 +563,11 @@ async fn several_sources(server: Server) {
 
 /// Starts a proxy of the server. It holds each query of ticks until the test releases it.
 async fn hold_reads_of_ticks(server: &Server) -> (String, UnboundedReceiver<oneshot::Sender<()>>) {
-    const QUERY: &[u8] = b"ticks FINAL";
+    hold(server, b"ticks FINAL").await
+}
+
+/// Starts a proxy of the server. It holds each request with this text until the test releases it.
+async fn hold(server: &Server, held_text: &'static [u8]) -> (String, UnboundedReceiver<oneshot::Sender<()>>) {
     let url = server.url().trim_end_matches('/');
     let (start, host) = url.split_at(url.rfind(['@', '/']).unwrap() + 1);
     let (host, listener) = (host.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -575,7 +584,7 @@ async fn hold_reads_of_ticks(server: &Server) -> (String, UnboundedReceiver<ones
             tokio::spawn(async move {
                 let mut buffer = vec![0; 64 * 1024];
                 while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
-                    if buffer[..count].windows(QUERY.len()).any(|text| text == QUERY) {
+                    if buffer[..count].windows(held_text.len()).any(|text| text == held_text) {
                         let (release, released) = oneshot::channel();
                         held.send(release).unwrap();
                         released.await.unwrap();
@@ -773,4 +782,164 @@ async fn killed(server: Server, spare: Spare, settle: Duration) {
     let histories = if runs_long_tests() { 200 } else { 3 };
     let plan = Plan { histories, at_once: 3, seed: seed(), snapshots: false };
     bars_rig::run(Arc::new(store), plan, kill).await;
+}
+
+async fn ticks_in_table(store: &ClickHouseStore, prefix: &str) -> u64 {
+    let sql = format!("SELECT count() FROM {prefix}ticks FINAL");
+    store.client().query_raw(&sql).fetch_one::<u64>().await.unwrap()
+}
+
+/// Inserts of custom SQL. The last one is the statement of docs/materialized-bars.md.
+async fn deadlines(server: Server) {
+    let (store, prefix) = open(&server).await;
+    let insert = format!(
+        "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) \
+         SELECT 'x', 'Y', toDateTime64('2024-01-31 12:00:00', 6, 'UTC'), 0, 1"
+    );
+    let passed = format!("qi:bars:{}", Timestamp::now().as_micros() - 60_000_000);
+    for (comment, constraint) in [
+        ("", "qi_bars_marked"),
+        ("qi:bars", "qi_bars_marked"),
+        ("a note: 9223372036854775807", "qi_bars_marked"),
+        ("qi:bars:", "qi_bars_deadline"),
+        ("qi:bars:a note", "qi_bars_deadline"),
+        (passed.as_str(), "qi_bars_deadline"),
+    ] {
+        let client = store.client().clone().with_setting("log_comment", comment);
+        let error = client.query_raw(&insert).execute().await.unwrap_err().to_string();
+        assert!(error.contains(&format!("Constraint `{constraint}`")), "{comment}: {error}");
+    }
+    assert_eq!(ticks_in_table(&store, &prefix).await, 0);
+    let next = format!("qi:bars:{}", Timestamp::now().as_micros() + 60_000_000);
+    let client = store.client().clone().with_setting("log_comment", next);
+    client.query_raw(&insert).execute().await.unwrap();
+    run(&store, &format!("{insert} SETTINGS log_comment = 'qi:bars:9223372036854775807'")).await;
+    assert_eq!(ticks_in_table(&store, &prefix).await, 1);
+    server.drop_tables(&prefix).await;
+}
+
+/// The insert of a writer reaches the server after its marks have settled. The first writer is killed meanwhile.
+async fn late_writer(server: Server) {
+    let prefix = format!("{}_", servers::namespace());
+    let with = |server: &Server| {
+        let mut config = config(server, &prefix);
+        config.bars_settle = Duration::from_secs(4);
+        config.server_limits.statement_timeout = Duration::from_secs(2);
+        ClickHouseStore::open(config).unwrap()
+    };
+    let store = with(&server);
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&[tick(0)]).await.unwrap();
+    let settled = async || {
+        let everything = MaintainRequest::default().with_until(Timestamp::MAX);
+        while !store.maintain(&everything).await.unwrap().is_complete() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    settled().await;
+    let (address, mut held) = hold(&server, b"log_comment").await;
+    let writer = with(&server.clone().with_address(address));
+    let write = |seconds| {
+        let writer = writer.clone();
+        tokio::spawn(async move { writer.insert_ticks(&[tick(seconds)]).await })
+    };
+    let limit = Duration::from_secs(30);
+    let killed = write(1);
+    let request = timeout(limit, held.recv()).await.expect("the writer sends its tick").unwrap();
+    // The mark of the tick settles, and its hour is built without the tick.
+    timeout(limit, settled()).await.unwrap();
+    killed.abort();
+    request.send(()).unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(ticks_in_table(&store, &prefix).await, 1, "the server has stored a tick without a mark");
+    assert_eq!(counts(&store, Interval::H1).await, [1]);
+    let mut late = write(2);
+    let request = timeout(limit, held.recv()).await.expect("the writer sends its tick").unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    request.send(()).unwrap();
+    let mut repeated = 0;
+    let stored = loop {
+        tokio::select! {
+            stored = &mut late => break stored,
+            request = held.recv() => {
+                repeated += 1;
+                request.unwrap().send(()).unwrap();
+            }
+            () = tokio::time::sleep(limit) => panic!("the write does not end"),
+        }
+    };
+    stored.unwrap().unwrap();
+    assert!(repeated > 0, "the server has accepted a late insert");
+    assert_eq!(counts(&store, Interval::H1).await, [2]);
+    timeout(limit, settled()).await.unwrap();
+    assert_eq!(counts(&store, Interval::H1).await, [2]);
+    server.drop_tables(&prefix).await;
+}
+
+/// The constraint of an earlier version accepts inserts without a deadline.
+async fn earlier_constraint(server: Server) {
+    let (store, prefix) = open(&server).await;
+    for change in [
+        "ADD CONSTRAINT qi_bars CHECK getSetting('log_comment') = 'qi:bars'",
+        "DROP CONSTRAINT qi_bars_marked",
+        "DROP CONSTRAINT qi_bars_deadline",
+    ] {
+        run(&store, &format!("ALTER TABLE {prefix}ticks {change}")).await;
+    }
+    let error = store.insert_ticks(&[tick(0)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{}", error.report());
+    assert_eq!(store.ensure_schema().await.unwrap().differs, ["objects of materialized bars"]);
+    assert_eq!(store.migrate_schema().await.unwrap().applied, ["objects of materialized bars"]);
+    assert!(store.migrate_schema().await.unwrap().applied.is_empty());
+    store.insert_ticks(&[tick(0)]).await.unwrap();
+    let earlier = store.client().clone().with_setting("log_comment", "qi:bars");
+    let insert = format!(
+        "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) VALUES ('x', 'Y', '2024-01-01 00:00:00', 0, 1)"
+    );
+    let error = earlier.query_raw(&insert).execute().await.unwrap_err();
+    assert!(error.to_string().contains("Constraint `qi_bars_marked`"), "{error}");
+    server.drop_tables(&prefix).await;
+}
+
+async fn purge_marks(server: Server) {
+    const MONTH: i64 = 31 * 86_400;
+    let (store, prefix) = open(&server).await;
+    store.insert_ticks(&(0..4).map(|n| tick(n * MONTH)).collect::<Vec<_>>()).await.unwrap();
+    let cutoff = tick(3 * MONTH).ts();
+    store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
+    let marks = format!("SELECT until FROM {prefix}qi_bars_stale FINAL WHERE sign = 1 ORDER BY until");
+    let marks = store.client().query_raw(&marks).fetch_all::<i64>().await.unwrap();
+    let months = ["2023-12-01", "2024-01-01", "2024-02-01"].map(|end| end.parse::<Timestamp>().unwrap());
+    let expected: Vec<_> = months.into_iter().chain([cutoff]).map(Timestamp::as_micros).collect();
+    assert_eq!(marks, expected);
+    maintain_all(&store).await;
+    assert_eq!(counts(&store, Interval::H1).await, [1]);
+    server.drop_tables(&prefix).await;
+}
+
+/// A user with privileges on the ticks only cannot add marks.
+async fn without_state(server: Server, spare: Spare) {
+    let store = ClickHouseStore::open(config(&server, "")).unwrap();
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&[tick(0), tick(1)]).await.unwrap();
+    let grants = tempfile::NamedTempFile::new().unwrap();
+    let of_ticks = "GRANT SELECT, INSERT, ALTER DELETE ON qi.ticks\nGRANT SELECT ON system.parts\n\
+                    GRANT SHOW DATABASES ON default.*";
+    std::fs::write(grants.path(), of_ticks).unwrap();
+    let start = format!("start {}", grants.path().display());
+    let spare = spare.run_action("stop").await.run_action(start).await;
+    let store = ClickHouseStore::open(config(&server, "")).unwrap();
+    assert_eq!(counts(&store, Interval::H1).await, [2]);
+    let own = Selection::only([Instrument::from_static("x:Y")]).unwrap();
+    let changes = [
+        store.insert_ticks(&[tick(2)]).await.map(drop),
+        store.delete_range(&DeleteQuery::ticks(own, TimeRange::ALL)).await,
+        store.purge_before(PriceTick::DATASET, tick(86_400).ts()).await,
+    ];
+    for change in changes {
+        let error = change.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unauthorized, "{}", error.report());
+    }
+    assert_eq!(counts(&store, Interval::H1).await, [2]);
+    drop(spare);
 }

@@ -540,3 +540,46 @@ async fn sequential_consistency_is_configurable_without_a_cluster() {
     let log = log.lock().unwrap();
     assert!(log.iter().all(|(address, _)| address.contains("select_sequential_consistency=1")), "{log:?}");
 }
+
+/// Such a user can add no stale marks.
+#[tokio::test]
+async fn a_user_without_the_state_of_materialized_bars_changes_no_ticks_that_need_marks() {
+    let definitions = [
+        ("CREATE TABLE qi.ticks (a Int8, CONSTRAINT qi_bars_marked CHECK a) ENGINE = MergeTree", true),
+        ("CREATE TABLE qi.ticks (a Int8) ENGINE = MergeTree", false),
+    ];
+    for (definition, is_denied) in definitions {
+        let (config, log) = scripted(move |_, body| match body {
+            sql if sql.contains("qi_bars_state") => {
+                let text = b"Code: 497. DB::Exception: qi: Not enough privileges. (ACCESS_DENIED)";
+                response("403 Forbidden", "X-ClickHouse-Exception-Code: 497\r\n", text)
+            }
+            sql if sql.contains("create_table_query") => {
+                let length = u8::try_from(definition.len()).unwrap();
+                response("200 OK", "", &[&[length][..], definition.as_bytes()].concat())
+            }
+            sql if sql.contains("system.settings") => response("200 OK", "", &1_u64.to_le_bytes()),
+            _ => response("200 OK", "", b""),
+        })
+        .await;
+        let store = ClickHouseStore::open(config).unwrap();
+        let ticks = ticks(1);
+        let changes = [
+            store.insert_ticks(&ticks).await.map(drop),
+            store.delete_range(&DeleteQuery::ticks(Selection::All, TimeRange::ALL)).await,
+            store.purge_before(PriceTick::DATASET, ticks[0].ts()).await,
+        ];
+        for change in changes {
+            if is_denied {
+                let denied = (ErrorKind::Unauthorized, "store.clickhouse.permission", false);
+                assert_eq!(kind_code_retry(&change.unwrap_err()), denied);
+            } else {
+                change.unwrap();
+            }
+        }
+        let log = log.lock().unwrap();
+        let is_change = |(address, body): &&(String, String)| is_insert(address) || body.starts_with("DELETE");
+        let changes = log.iter().filter(is_change).count();
+        assert_eq!(changes, if is_denied { 0 } else { 3 });
+    }
+}

@@ -88,7 +88,7 @@ impl ClickHouseStore {
             Some(owners) => owners.iter().map(|owner| (owner.instrument().cloned(), range)).collect(),
         };
         let bulk_timeout = self.inner.config.server_limits.bulk_timeout;
-        let state = self.bars_state(false).await?;
+        let state = self.bars_state_of_change().await?;
         if state.announced.is_none() {
             let outcome = deletion.await;
             // Materialized bars may have been switched on meanwhile. A failed deletion may continue on the server.
@@ -116,12 +116,8 @@ impl ClickHouseStore {
         execute(&self.inner.connections.bulk_client, &sql).await
     }
 
-    pub(super) async fn purge(&self, table: &Table, cutoff: Timestamp) -> Result<(), Cause> {
-        self.marked(table, None, TimeRange::before(cutoff), self.purge_marked(table, cutoff)).await
-    }
-
     /// Drops the partitions that lie entirely before the cutoff. Then deletes the remaining rows before the cutoff.
-    async fn purge_marked(&self, table: &Table, cutoff: Timestamp) -> Result<(), Cause> {
+    pub(super) async fn purge(&self, table: &Table, cutoff: Timestamp) -> Result<(), Cause> {
         let location = TableLocation::of(&self.inner.config);
         // Selects entire partitions. The server computes the partition number of the cutoff.
         let condition = format!(
@@ -131,16 +127,22 @@ impl ClickHouseStore {
         );
         let of = format!("{}{}", table.local, location.on_cluster());
         for partition in self.partitions(&location.local_name(table.dataset.name()), &condition).await? {
-            self.drop_partition(&of, &partition).await?;
+            // From the oldest month on, so that the range contains no ticks of another month. Maintenance then drops
+            // the bars of the range instead of building them.
+            let range = TimeRange::before(end_of_month(&partition).unwrap_or(cutoff));
+            self.marked(table, None, range, self.drop_partition(&of, &partition)).await?;
         }
-        self.delete_where(table, &range_condition(table.time(), TimeRange::before(cutoff))).await
+        let range = TimeRange::before(cutoff);
+        let condition = range_condition(table.time(), range);
+        self.marked(table, None, range, self.delete_where(table, &condition)).await
     }
 
-    /// Returns the ids of the partitions of a table that meet a condition.
+    /// Returns the ids of the partitions of a table that meet a condition, in order.
     async fn partitions(&self, table: &str, condition: &str) -> Result<Vec<String>, Cause> {
         let location = TableLocation::of(&self.inner.config);
         let sql = format!(
-            "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} AND {condition}",
+            "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} \
+             AND {condition} ORDER BY partition_id",
             location.system_parts(),
             literal(location.database),
             literal(table),
@@ -152,5 +154,32 @@ impl ClickHouseStore {
     async fn drop_partition(&self, table: &str, partition: &str) -> Result<(), Cause> {
         let sql = format!("ALTER TABLE {table} DROP PARTITION ID {}", literal(partition));
         execute(&self.inner.connections.bulk_client, &sql).await
+    }
+}
+
+/// Returns the end of the month of a partition. None for the partition of a year.
+fn end_of_month(partition: &str) -> Option<Timestamp> {
+    let month: u32 = partition.parse().ok()?;
+    // 202312 precedes 202401.
+    let next = if month % 100 == 12 { month.checked_add(89)? } else { month.checked_add(1)? };
+    format!("{:04}-{:02}-01T00:00:00Z", next / 100, next % 100).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_ends_at_the_next_one() {
+        for (partition, end) in [
+            ("197001", Some("1970-02-01T00:00:00Z")),
+            ("202311", Some("2023-12-01T00:00:00Z")),
+            ("202312", Some("2024-01-01T00:00:00Z")),
+            ("2023", None),
+            ("all", None),
+        ] {
+            let end = end.map(|end| end.parse::<Timestamp>().unwrap());
+            assert_eq!(end_of_month(partition), end, "{partition}");
+        }
     }
 }

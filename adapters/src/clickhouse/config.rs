@@ -66,11 +66,11 @@ pub struct ClickHouseConfig {
     /// True to add materialized bars, from which `derived_bars` reads. `qi migrate` changes existing tables.
     /// Without this key, the tables stay as they are. Not supported with `cluster`.
     pub materialized_bars: Option<bool>,
-    /// The time within which a write usually ends: stale hours are built again after it. A write that takes longer adds
-    /// its marks once more. With `materialized_bars`, at least twice `server_limits.statement_timeout`, or 0: each
-    /// write then adds its marks twice, and stale hours are built at once, which is for tests. `qi migrate` records the
-    /// value when it switches materialized bars on. Stale marks settle after the larger of this and the recorded value.
-    /// A write or a read is late after the smaller value. Defaults to 2 minutes.
+    /// The time after which stale hours are built again. The server rejects an insert that begins so late that it could
+    /// end after this time, and the writer adds its marks again. With `materialized_bars`, at least twice
+    /// `server_limits.statement_timeout`, or 0: each write then adds its marks twice, and stale hours are built at once,
+    /// which is for tests. `qi migrate` records the value when it switches materialized bars on. Stale marks settle after
+    /// the larger of this and the recorded value. A write or a read is late after the smaller value. Defaults to 2 minutes.
     #[serde(with = "duration")]
     pub bars_settle: Duration,
     /// Server settings for every request, as in the `SET` statement.

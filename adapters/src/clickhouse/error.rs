@@ -18,8 +18,8 @@ pub(super) enum Cause {
     #[error("the store is closed")]
     Closed,
     /// A concurrent change. A deletion interrupted every attempt of a read, an upgrade interrupted every attempt of a
-    /// write, or another call interrupted a step of maintenance.
-    #[error("another client changed the data, the schema or the server during the call")]
+    /// write, every attempt of a write began after its deadline, or another call interrupted a step of maintenance.
+    #[error("the data, the schema or the server changed during the call, or the call was too slow")]
     ConcurrentChange,
     /// A schema that does not match this program.
     #[error("{rule}")]

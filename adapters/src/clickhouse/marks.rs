@@ -2,11 +2,13 @@
 //!
 //! ClickHouse has no transactions, so the order of the requests replaces them. A writer reads the announced watermark,
 //! adds stale marks for its hours before this time, and then sends its records. Maintenance uses an announced watermark,
-//! or a mark, only [`ClickHouseConfig::bars_settle`](super::config::ClickHouseConfig::bars_settle) later. By then, most
-//! writes that began earlier have ended. A write that takes longer adds its marks again before it is acknowledged.
+//! or a mark, only [`ClickHouseConfig::bars_settle`](super::config::ClickHouseConfig::bars_settle) later. By then, every
+//! insert that uses an earlier state has ended: each insert carries a deadline, after which the server rejects it, and
+//! has a time limit. The writer of a rejected insert reads the state again, adds its marks again, and sends it again. All
+//! these times are those of the server.
 //!
 //! The state records the value of `bars_settle` when materialized bars were switched on. Marks and announcements settle
-//! after the larger of the configured and the recorded value. A write or a read is late after the smaller value.
+//! after the larger of the configured and the recorded value. The deadline of an insert uses the smaller value.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -16,11 +18,11 @@ use qi_core::{Exchange, Instrument, Interval, Symbol, TimeRange, Timestamp};
 use super::connect::{execute, rows};
 use super::error::{ACCESS_DENIED, Cause, NO_TABLE, VIOLATED_CONSTRAINT};
 use super::lease::Lease;
-use super::materialized::{SETTLE, STALE_TABLE, STATE_TABLE};
+use super::materialized::{SETTLE, STALE_TABLE, STATE_TABLE, needs_marks};
 use super::store::{BarsState, ClickHouseStore};
 use super::table::{TableLocation, literal};
 
-/// The age after which a writer reads the announced watermark again.
+/// The maximum age of a cached state.
 const STATE_TTL: Duration = Duration::from_secs(5);
 
 /// The maximum number of marks in one request.
@@ -66,42 +68,79 @@ impl ClickHouseStore {
 
     /// Returns the state of the materialized bars. It may be as old as [`STATE_TTL`], unless `is_new` is true.
     pub(super) async fn bars_state(&self, is_new: bool) -> Result<BarsState, Cause> {
-        let cache = &self.inner.bars_state;
+        let (cache, config) = (&self.inner.bars_state, &self.inner.config);
+        let limit = config.server_limits.statement_timeout;
         let cached = *cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(state) = cached.filter(|state| !is_new && state.read_at.elapsed() < STATE_TTL) {
+        // The deadline is at least one time limit later than the state, so half of it is left for the insert.
+        let ttl = STATE_TTL.min(limit / 2);
+        if let Some(state) = cached.filter(|state| !is_new && state.read_at.elapsed() < ttl) {
             return Ok(state);
         }
-        let read_at = Instant::now();
-        let sql = format!("SELECT max(announced), max({SETTLE}) FROM {}", self.bars_table(STATE_TABLE));
-        let read = rows(&self.inner.connections.read_client, &sql, |row| Ok((row.i64()?, row.i64()?)));
-        let found = match read.await {
-            // Without the privilege to read the table, ticks are read, and the constraint rejects writes.
-            Err(cause) if cause.has_code(NO_TABLE) || cause.has_code(ACCESS_DENIED) => None,
-            found => found?.first().copied(),
+        let (read_at, mut is_denied) = (Instant::now(), false);
+        let found = match self.read_bars_state().await {
+            Err(cause) if cause.has_code(NO_TABLE) => None,
+            // The server responds like this also if the table does not exist. Reads use the ticks then.
+            Err(cause) if cause.has_code(ACCESS_DENIED) => {
+                is_denied = needs_marks(&self.inner.connections, config).await?;
+                None
+            }
+            found => found?,
         };
-        let announced = found.map(|(announced, _)| time(announced));
-        // Before the first announcement, the state has no row. Such a write adds its marks again.
-        let recorded = Duration::from_micros(found.map_or(0, |(_, settle)| settle.unsigned_abs()));
-        let own = self.inner.config.bars_settle;
-        let state = BarsState { announced, settle: own.min(recorded), wait: own.max(recorded), read_at };
+        let (now, announced, recorded) = found.unwrap_or_default();
+        let (own, recorded) = (config.bars_settle, Duration::from_micros(recorded.unsigned_abs()));
+        let settle = own.min(recorded);
+        // Before the first announcement, the state has no row. The recorded value is at least twice the time limit, or 0:
+        // such a write also adds its marks again.
+        let bound = if announced == 0 && !own.is_zero() { limit * 2 } else { settle };
+        let deadline = match i64::try_from(bound.saturating_sub(limit).as_micros()) {
+            Ok(left) if !bound.is_zero() => now.saturating_add(left),
+            _ => i64::MAX,
+        };
+        let announced = found.map(|_| time(announced));
+        let state = BarsState { announced, settle, wait: own.max(recorded), deadline, is_denied, read_at };
         *cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
         Ok(state)
     }
 
-    /// Replaces the error of a change that failed because materialized bars were switched on or off. `is_marked` is true
-    /// if the change added marks.
+    /// Returns the state for a change of ticks. Fails if the ticks need marks and the user may not read the state.
+    pub(super) async fn bars_state_of_change(&self) -> Result<BarsState, Cause> {
+        let state = self.bars_state(false).await?;
+        if !state.is_denied {
+            return Ok(state);
+        }
+        // Fails with the error of the server, unless the privilege was granted meanwhile.
+        self.read_bars_state().await?;
+        self.bars_state(true).await
+    }
+
+    /// Reads the time of the server, the announced watermark and the recorded `bars_settle`.
+    async fn read_bars_state(&self) -> Result<Option<(i64, i64, i64)>, Cause> {
+        let state = self.bars_table(STATE_TABLE);
+        // The server evaluates the expressions in this order, so the time is not later than the watermark.
+        let sql = format!(
+            "SELECT toUnixTimestamp64Micro(now64(6)), assumeNotNull((SELECT max(announced) FROM {state})), \
+             assumeNotNull((SELECT toInt64(max({SETTLE})) FROM {state}))"
+        );
+        let client = &self.inner.connections.read_client;
+        let found = rows(client, &sql, |row| Ok((row.i64()?, row.i64()?, row.i64()?))).await?;
+        Ok(found.first().copied())
+    }
+
+    /// Replaces the error of a change that failed because materialized bars were switched on or off, or because its insert
+    /// began after the deadline. The state is read again then. `is_marked` is true if the change added marks.
     pub(super) async fn check_bars_state<T>(
         &self,
         outcome: Result<T, Cause>,
         is_marked: bool,
     ) -> Result<T, Cause> {
         let Err(cause) = &outcome else { return outcome };
-        let is_unmarked = cause.has_code(VIOLATED_CONSTRAINT) && cause.to_string().contains("`qi_bars`");
+        let is_rejected =
+            cause.has_code(VIOLATED_CONSTRAINT) && cause.to_string().contains("Constraint `qi_bars");
         let has_no_marks = is_marked && cause.has_code(NO_TABLE);
-        if is_unmarked || has_no_marks {
+        if is_rejected || has_no_marks {
             let is_on = self.bars_state(true).await?.announced.is_some();
-            // While materialized bars are switched, the constraint exists without the state.
-            if is_unmarked || !is_on {
+            // While materialized bars are switched, the constraints exist without the state.
+            if is_rejected || !is_on {
                 return Err(Cause::ConcurrentChange);
             }
         }

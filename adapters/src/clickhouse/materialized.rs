@@ -1,14 +1,15 @@
 //! The schema of materialized bars.
 //!
-//! A constraint of the table of ticks rejects inserts without the comment of this version: earlier versions of the
-//! library, and custom SQL. It does not see deletions.
+//! Two constraints of the table of ticks check the comment of each insert. They reject inserts without marks, of earlier
+//! versions of the library and of custom SQL, and inserts that begin after the deadline of their marks. They do not see
+//! deletions.
 
 use qi_core::store::kit::{LEVELS, level_table};
 use qi_core::{Interval, PriceTick, Timestamp};
 
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, rows};
-use super::error::Cause;
+use super::error::{ACCESS_DENIED, Cause};
 use super::table::{TableLocation, literal};
 
 /// The name of the table of the watermarks. The database has materialized bars if and only if it exists.
@@ -23,11 +24,12 @@ pub(super) const LEASE_TABLE: &str = "qi_bars_lease";
 /// The column of the state with the recorded `bars_settle`.
 pub(super) const SETTLE: &str = "settle";
 
-/// The comment of inserts that add marks. The constraint of the ticks requires it.
-pub(super) const MARKED_COMMENT: &str = "qi:bars";
+/// The beginning of the comment of inserts with marks. The deadline follows, in microseconds. The constraints of the ticks
+/// require both.
+pub(super) const MARKED_COMMENT: &str = "qi:bars:";
 
 /// Returns the statements that switch materialized bars on or off. The table of the state is created last and dropped
-/// first. While it does not exist, writers add no marks, and the constraint rejects their ticks. The table of the leases
+/// first. While it does not exist, writers add no marks, and the constraints reject their ticks. The table of the leases
 /// is created first and dropped last, so it exists if a switch was interrupted.
 pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
     let location = TableLocation::of(config);
@@ -38,7 +40,8 @@ pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
         let levels = LEVELS.map(|level| table(level_table(level)));
         let drop = |name: &String| format!("DROP TABLE IF EXISTS {name} SYNC");
         let mut statements: Vec<_> = [state].iter().chain(&levels).chain([&marks]).map(drop).collect();
-        statements.push(format!("ALTER TABLE {ticks} DROP CONSTRAINT IF EXISTS qi_bars"));
+        let drop_constraint = |name: &str| format!("ALTER TABLE {ticks} DROP CONSTRAINT IF EXISTS {name}");
+        statements.extend(["qi_bars", "qi_bars_marked", "qi_bars_deadline"].map(drop_constraint));
         statements.push(drop(&leases));
         return statements;
     }
@@ -64,10 +67,7 @@ pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
          ENGINE = CollapsingMergeTree(sign) ORDER BY (exchange, symbol, first, id)"
     ));
     statements.push(range_constraint(config));
-    statements.push(format!(
-        "ALTER TABLE {ticks} ADD CONSTRAINT IF NOT EXISTS qi_bars \
-         CHECK getSetting('log_comment') = '{MARKED_COMMENT}'"
-    ));
+    statements.extend(tick_constraints(&ticks));
     // One row for each announced time: the time of its announcement, and the latest watermark that belongs to it. The
     // default of `settle` is the value that all programs know.
     statements.push(format!(
@@ -79,11 +79,58 @@ pub(super) fn switch(config: &ClickHouseConfig, on: bool) -> Vec<String> {
     statements
 }
 
-/// Returns the statements that add objects of a later version of the library to a database with materialized bars. The column is added last.
-pub(super) fn update(config: &ClickHouseConfig) -> [String; 2] {
-    let state = TableLocation::of(config).quoted_name(STATE_TABLE);
-    let column = settle_column(config);
-    [range_constraint(config), format!("ALTER TABLE {state} ADD COLUMN IF NOT EXISTS {column}")]
+/// Returns the statements that add objects of a later version of the library to a database with materialized bars. The
+/// column is added after the constraint on marks.
+pub(super) fn update(config: &ClickHouseConfig) -> Vec<String> {
+    let location = TableLocation::of(config);
+    let (state, column) = (location.quoted_name(STATE_TABLE), settle_column(config));
+    let mut statements =
+        vec![range_constraint(config), format!("ALTER TABLE {state} ADD COLUMN IF NOT EXISTS {column}")];
+    statements.extend(tick_constraints(&location.quoted_local_name(PriceTick::DATASET.name())));
+    statements
+}
+
+/// Returns the statements that add the constraints of ticks. The constraint of earlier versions is dropped last, so that
+/// the table always rejects inserts without marks.
+fn tick_constraints(ticks: &str) -> [String; 3] {
+    let comment = "getSetting('log_comment')";
+    // The server evaluates its clock once for each insert, before the rows.
+    [
+        format!(
+            "ADD CONSTRAINT IF NOT EXISTS qi_bars_marked CHECK startsWith({comment}, '{MARKED_COMMENT}')"
+        ),
+        format!(
+            "ADD CONSTRAINT IF NOT EXISTS qi_bars_deadline CHECK \
+             toUnixTimestamp64Micro(now64(6)) <= toInt64OrZero(substring({comment}, {}))",
+            MARKED_COMMENT.len() + 1
+        ),
+        "DROP CONSTRAINT IF EXISTS qi_bars".to_owned(),
+    ]
+    .map(|change| format!("ALTER TABLE {ticks} {change}"))
+}
+
+/// Returns whether the ticks have the constraints of this version only.
+pub(super) async fn has_tick_constraints(
+    connections: &Connections,
+    config: &ClickHouseConfig,
+) -> Result<bool, Cause> {
+    let definition = definition_of_ticks(connections, config).await?;
+    Ok(definition.contains("CONSTRAINT qi_bars_deadline ") && !definition.contains("CONSTRAINT qi_bars "))
+}
+
+/// Returns whether the ticks need marks, as far as the user may see their table. A user who may change ticks sees it.
+pub(super) async fn needs_marks(connections: &Connections, config: &ClickHouseConfig) -> Result<bool, Cause> {
+    match definition_of_ticks(connections, config).await {
+        Err(cause) if cause.has_code(ACCESS_DENIED) => Ok(true),
+        definition => Ok(definition?.contains("CONSTRAINT qi_bars")),
+    }
+}
+
+/// Returns the statement that creates the table of ticks. Empty if the user may not see the table.
+async fn definition_of_ticks(connections: &Connections, config: &ClickHouseConfig) -> Result<String, Cause> {
+    let location = TableLocation::of(config);
+    let name = location.local_name(PriceTick::DATASET.name());
+    Ok(table_info(connections, &location, "create_table_query", &name).await?.concat())
 }
 
 /// Returns the definition of the column with the recorded `bars_settle`.
@@ -111,7 +158,10 @@ pub(super) async fn check_retention(
     let (location, ticks) = (TableLocation::of(config), PriceTick::DATASET.name());
     let has_bars = match config.materialized_bars {
         Some(wanted) => wanted,
-        None => !engines(connections, &location, &location.table_name(STATE_TABLE)).await?.is_empty(),
+        None => {
+            let state = location.table_name(STATE_TABLE);
+            !table_info(connections, &location, "name", &state).await?.is_empty()
+        }
     };
     let feature = match (has_bars, config.purge_requires_bars) {
         (true, _) => "materialized bars need",
@@ -122,7 +172,8 @@ pub(super) async fn check_retention(
         return Err(Cause::Schema { rule: format!("{feature} a configuration without `retention.{ticks}`") });
     }
     let name = location.local_name(ticks);
-    if !engines(connections, &location, &name).await?.iter().any(|engine| removes_rows(engine)) {
+    let engines = table_info(connections, &location, "engine_full", &name).await?;
+    if !engines.iter().any(|engine| removes_rows(engine)) {
         return Ok(());
     }
     let mut rule = format!(
@@ -137,14 +188,16 @@ pub(super) async fn check_retention(
     Err(Cause::Schema { rule })
 }
 
-/// Returns the engine of a table with all its clauses. Returns nothing if the table does not exist.
-async fn engines(
+/// Returns a column of `system.tables` for a table. Returns nothing if the table does not exist, or if the user may not
+/// see it.
+async fn table_info(
     connections: &Connections,
     location: &TableLocation<'_>,
+    column: &str,
     name: &str,
 ) -> Result<Vec<String>, Cause> {
     let sql = format!(
-        "SELECT engine_full FROM system.tables WHERE database = {} AND name = {}",
+        "SELECT {column} FROM system.tables WHERE database = {} AND name = {}",
         literal(location.database),
         literal(name)
     );

@@ -490,15 +490,19 @@ async fn bars_changes(
         }))
     );
     let exists = current.database && rows(&connections.bulk_client, &sql, |row| Ok(row.u64()?)).await? != [0];
-    let state = current.columns.get(&location.table_name(materialized::STATE_TABLE));
-    let is_current = || state.is_some_and(|columns| columns.iter().any(|c| c.name == materialized::SETTLE));
     let (mut statements, label) = match (exists, wanted) {
-        (true, true) if !is_current() => {
-            (Vec::from(materialized::update(config)), "objects of materialized bars")
+        (true, true) => {
+            let state = current.columns.get(&location.table_name(materialized::STATE_TABLE));
+            let has_settle =
+                state.is_some_and(|columns| columns.iter().any(|c| c.name == materialized::SETTLE));
+            if has_settle && materialized::has_tick_constraints(connections, config).await? {
+                return Ok(Vec::new());
+            }
+            (materialized::update(config), "objects of materialized bars")
         }
         (false, true) => (materialized::switch(config, true), "materialized bars on"),
         (true, false) => (materialized::switch(config, false), "materialized bars off"),
-        _ => return Ok(Vec::new()),
+        (false, false) => return Ok(Vec::new()),
     };
     let migrate_only = current.columns.contains_key(&location.local_name(PriceTick::DATASET.name()));
     let last = statements.pop();

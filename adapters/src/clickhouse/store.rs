@@ -59,12 +59,16 @@ pub(super) struct Inner {
 pub(super) struct BarsState {
     /// The announced watermark. None if the database has no materialized bars, or if the user may not read their state.
     pub(super) announced: Option<Timestamp>,
-    /// The smaller of the configured and the recorded `bars_settle`. A write that takes longer adds its marks again
-    /// before it is acknowledged.
+    /// The smaller of the configured and the recorded `bars_settle`.
     pub(super) settle: Duration,
     /// The larger of both values. A mark settles this time after it was added, so it outlasts the `settle` of every program.
     pub(super) wait: Duration,
-    /// The time just before the query of the state.
+    /// The latest time of the server, in microseconds, at which an insert with marks of this state may begin. Within its
+    /// time limit, the insert then ends before its marks settle.
+    pub(super) deadline: i64,
+    /// True if the ticks need marks and the user may not read the state.
+    pub(super) is_denied: bool,
+    /// The time of the client just before the query of the state. Limits only the age of the cached state.
     pub(super) read_at: Instant,
 }
 

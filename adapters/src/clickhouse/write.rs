@@ -22,7 +22,8 @@ const BUFFER_BYTES: usize = 256 * 1024;
 /// The timeout of the empty insert that finds the reason for a broken connection.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The maximum number of attempts of one request while the server's version or the column types change.
+/// The maximum number of attempts of one request while the server's version, the column types or the materialized bars
+/// change, or while the request arrives after its deadline.
 const MAX_ATTEMPTS: usize = 3;
 
 /// The maximum number of periods of a partition's length in one request. The server creates a part for each partition of
@@ -60,56 +61,65 @@ impl ClickHouseStore {
             out.0
         };
         let encoded: Vec<Vec<u8>> = series.iter().map(encoded).collect();
-        let is_ticks = table.dataset == PriceTick::DATASET;
-        let state = if is_ticks { Some(self.bars_state(false).await?) } else { None };
-        let mut marked = state.filter(|state| state.announced.is_some());
-        let is_marked = marked.is_some();
-        let outcome = async {
-            if let Some(state) = marked {
-                // After its marks have settled, the server must not store a request of this writer any more.
-                if !state.settle.is_zero()
-                    && state.settle < self.inner.config.server_limits.statement_timeout * 2
-                {
-                    let rule = format!(
-                        "`server_limits.statement_timeout` must be at most half of the `bars_settle` of the schema, {:?}",
-                        state.settle
-                    );
-                    return Err(Cause::Schema { rule });
-                }
-                self.mark(&entries, &series, state).await?;
-            }
-            'parts: for (at, part) in split(&entries, self.inner.config.write.max_request_records).enumerate()
-            {
-                for _ in 0..MAX_ATTEMPTS {
-                    // The marks may have settled meanwhile.
-                    let is_late = |state: BarsState| {
-                        (at > 0 || !state.settle.is_zero()) && state.read_at.elapsed() >= state.settle / 2
-                    };
-                    if marked.is_some_and(is_late) {
-                        marked = Some(self.mark_again(&entries, &series).await?);
-                    }
-                    let request =
-                        InsertRequest { batch: Some(batch), series: &encoded, entries: part, is_marked };
-                    if self.send(table, &request).await? {
-                        continue 'parts;
-                    }
-                }
-                return Err(Cause::ConcurrentChange);
-            }
-            // Maintenance may have built these hours during the write.
-            if marked.is_some_and(|state| state.read_at.elapsed() >= state.settle) {
-                self.mark_again(&entries, &series).await?;
-            }
-            Ok(report)
-        };
-        let outcome = outcome.await;
-        if is_ticks { self.check_bars_state(outcome, is_marked).await } else { outcome }
+        let mut marked = None;
+        for part in split(&entries, self.inner.config.write.max_request_records) {
+            let request =
+                InsertRequest { batch: Some(batch), series: &encoded, entries: part, deadline: None };
+            marked = self.insert_part(table, request, &series).await?;
+        }
+        // Marks that settle at once do not cover the write: maintenance may have built these hours during it.
+        if marked.is_some_and(|state| state.settle.is_zero()) {
+            let state = self.bars_state(true).await?;
+            let outcome = self.mark(&entries, &series, state).await;
+            self.check_bars_state(outcome, true).await?;
+        }
+        Ok(report)
     }
 
-    async fn mark_again(&self, entries: &[Entry], series: &[SeriesKey]) -> Result<BarsState, Cause> {
-        let state = self.bars_state(true).await?;
-        self.mark(entries, series, state).await?;
-        Ok(state)
+    /// Adds the marks of a request and sends it, until the server accepts it. Returns the state of the marks.
+    async fn insert_part(
+        &self,
+        table: &Table,
+        mut request: InsertRequest<'_>,
+        series: &[SeriesKey],
+    ) -> Result<Option<BarsState>, Cause> {
+        for _ in 0..MAX_ATTEMPTS {
+            let state = self.state_of_marks(table).await?;
+            request.deadline = state.map(|state| state.deadline);
+            let outcome = async {
+                if let Some(state) = state {
+                    self.mark(request.entries, series, state).await?;
+                }
+                self.send(table, &request).await
+            };
+            let outcome = outcome.await;
+            match self.check_bars_state(outcome, state.is_some()).await {
+                Ok(true) => return Ok(state),
+                Ok(false) | Err(Cause::ConcurrentChange) => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Err(Cause::ConcurrentChange)
+    }
+
+    /// Returns the state from which a write to this table makes marks. None if it needs no marks.
+    async fn state_of_marks(&self, table: &Table) -> Result<Option<BarsState>, Cause> {
+        if table.dataset != PriceTick::DATASET {
+            return Ok(None);
+        }
+        let state = self.bars_state_of_change().await?;
+        if state.announced.is_none() {
+            return Ok(None);
+        }
+        // Otherwise, the deadline leaves too little time for a request.
+        if !state.settle.is_zero() && state.settle < self.inner.config.server_limits.statement_timeout * 2 {
+            let rule = format!(
+                "`server_limits.statement_timeout` must be at most half of the `bars_settle` of the schema, {:?}",
+                state.settle
+            );
+            return Err(Cause::Schema { rule });
+        }
+        Ok(Some(state))
     }
 
     /// Adds marks for the hours of sorted ticks before the announced watermark.
@@ -194,8 +204,8 @@ impl ClickHouseStore {
         knows_deduplicate_insert: bool,
     ) -> Result<(), Cause> {
         let mut client = self.inner.connections.insert_client(knows_deduplicate_insert);
-        if request.is_marked {
-            client = client.with_setting("log_comment", MARKED_COMMENT);
+        if let Some(deadline) = request.deadline {
+            client = client.with_setting("log_comment", format!("{MARKED_COMMENT}{deadline}"));
         }
         let mut insert = client.insert_formatted_with(&table.insert_sql);
         let mut out = Writer(Vec::with_capacity(BUFFER_BYTES + 1024));
@@ -235,8 +245,8 @@ struct InsertRequest<'a> {
     batch: Option<&'a dyn Records>,
     series: &'a [Vec<u8>],
     entries: &'a [Entry],
-    /// True if the marks of these records were added.
-    is_marked: bool,
+    /// The deadline of [`BarsState`] if the marks of these records were added.
+    deadline: Option<i64>,
 }
 
 #[cfg(test)]
