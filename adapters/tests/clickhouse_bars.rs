@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bars_rig::{Plan, seed};
+use bars_rig::{Plan, Reads, seed};
 use clickhouse_rig::Server;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_adapters::config::Config;
@@ -43,7 +43,7 @@ fn main() {
     let suite = models.into_iter().fold(suite, Suite::with_trial);
     let settling = "a_killed_server_leaves_no_wrong_bar_with_settling_marks";
     let settling =
-        spare_trial(&server, settling, |server, spare| killed(server, spare, Duration::from_secs(4)));
+        spare_trial(&server, settling, |server, spare| killed(server, spare, Duration::from_secs(6)));
     let suite = if runs_long_tests() { suite.with_trial(settling) } else { suite };
     suite
         .with_trial(trial(&server, "an_insert_without_marks_is_rejected", unmarked))
@@ -709,29 +709,71 @@ async fn both_steps(server: Server) {
     server.drop_tables(&prefix).await;
 }
 
+/// Returns the configuration of a store with short limits: a killed call leaves its lease for 10 s and `settle`.
+fn short_limits(server: &Server, prefix: &str, settle: Duration) -> ClickHouseConfig {
+    let mut config = config(server, prefix);
+    config.bars_settle = settle;
+    config.server_limits.statement_timeout = Duration::from_secs(2);
+    config.server_limits.bulk_timeout = Duration::from_secs(5);
+    // Each history has two calls at a time.
+    config.pool.max_connections = 64;
+    config
+}
+
+/// With marks that settle later, writes are dropped, and reads that overlap with a write are checked exactly. Two limits
+/// of the store can make this fail if the server is overloaded for seconds: it stores a dropped write later than
+/// `settle` after its marks, or a read that began again takes longer than `settle`. In the long form, `settle` is
+/// therefore three times the limit of a statement, and histories pause between their steps, so that marks settle during
+/// a history.
+fn plan(histories: u64, at_once: usize, settle: Duration) -> Plan {
+    let settles = !settle.is_zero();
+    let is_slow = settles && runs_long_tests();
+    Plan {
+        histories,
+        at_once,
+        seed: seed(),
+        // With 0, maintenance may build hours during a read, and a dropped write may leave a bar that lacks it.
+        reads: if settles { Reads::Statements } else { Reads::Ticks },
+        drops: settles.then_some(settle),
+        pause: Duration::from_secs(if is_slow { 2 } else { 0 }),
+    }
+}
+
 /// Runs with marks that settle at once, which adds the marks of each write twice, and with marks that settle later.
 async fn concurrent(server: Server) {
-    for settle in [Duration::ZERO, Duration::from_secs(4)] {
+    let runs = if runs_long_tests() { [(100, 4, 0), (400, 16, 6)] } else { [(4, 4, 0), (6, 6, 4)] };
+    for (histories, at_once, settle) in runs {
+        let settle = Duration::from_secs(settle);
         let prefix = format!("{}_", servers::namespace());
-        let mut config = config(&server, &prefix);
-        config.bars_settle = settle;
-        config.server_limits.statement_timeout = Duration::from_secs(2);
-        // A killed call leaves its lease for this time.
-        config.server_limits.bulk_timeout = Duration::from_secs(5);
+        let config = short_limits(&server, &prefix, settle);
         let store = ClickHouseStore::open(config.clone()).unwrap();
         store.ensure_schema().await.unwrap();
-        let histories = if runs_long_tests() { 1_000 } else { 6 };
-        let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: false };
         let kill = |kills: Arc<AtomicU64>| async move {
             let interval = Duration::from_secs(if runs_long_tests() { 60 } else { 3_600 });
             loop {
-                while !kill_maintainer(config.clone()).await {}
+                kill_maintainers(&config).await;
                 kills.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(interval).await;
             }
         };
-        bars_rig::run(Arc::new(store), plan, kill).await;
+        bars_rig::run(Arc::new(store), plan(histories, at_once, settle), kill).await;
         server.drop_tables(&prefix).await;
+    }
+}
+
+/// Kills a maintainer. In the long form, a second one dies after it has taken the lease, and leaves it.
+async fn kill_maintainers(config: &ClickHouseConfig) {
+    while !kill_maintainer(config.clone()).await {}
+    if runs_long_tests() {
+        let expiry = config.server_limits.bulk_timeout + config.bars_settle + Duration::from_secs(5);
+        let lease = format!(
+            "INSERT INTO {}qi_bars_lease SELECT rand64(), 1, now64(6, 'UTC') + toIntervalMicrosecond({})",
+            config.table_prefix,
+            expiry.as_micros()
+        );
+        // Under load, the statement may exceed its limit.
+        let store = ClickHouseStore::open(config.clone()).unwrap();
+        let _ = store.client().query_raw(&lease).execute().await;
     }
 }
 
@@ -743,7 +785,8 @@ async fn kill_maintainer(config: ClickHouseConfig) -> bool {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let ended = has_ended.clone();
         runtime.spawn(async move {
-            let _ = store.maintain(&MaintainRequest::default().with_until(tick(60 * 3_600).ts())).await;
+            // The announced watermark stays.
+            let _ = store.maintain(&MaintainRequest::default().with_until(tick(0).ts())).await;
             ended.store(true, Ordering::SeqCst);
         });
         std::thread::sleep(Duration::from_millis(qi_core::Rng::new().u64(20..400)));
@@ -754,33 +797,31 @@ async fn kill_maintainer(config: ClickHouseConfig) -> bool {
     tokio::task::spawn_blocking(kill).await.unwrap()
 }
 
+/// Kills maintainers and the server: both at the same time, or one of them. With marks that settle at once, only once.
 async fn killed(server: Server, spare: Spare, settle: Duration) {
-    let mut config = config(&server, "");
-    if !settle.is_zero() {
-        config.bars_settle = settle;
-        config.server_limits.statement_timeout = settle / 2;
-    }
-    // A killed call leaves its lease for this time.
-    config.server_limits.bulk_timeout = Duration::from_secs(5);
-    let store = ClickHouseStore::open(config).unwrap();
+    let config = short_limits(&server, "", settle);
+    let store = ClickHouseStore::open(config.clone()).unwrap();
     store.ensure_schema().await.unwrap();
-    let wanted = if runs_long_tests() { 3 } else { 1 };
+    let is_short = settle.is_zero();
     let kill = |kills: Arc<AtomicU64>| async move {
         let mut spare = spare;
-        for number in 1..=wanted {
+        for number in 0_u64.. {
             // Between two kills, the lease of a killed call expires, and another call builds bars.
-            let pause = if number == 1 { 6 } else { 20 };
-            tokio::time::sleep(Duration::from_secs(pause)).await;
-            spare = spare.run_action("kill").await;
-            if number == wanted {
-                kills.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_secs(if is_short { 5 } else { 40 })).await;
+            if number % 3 != 1 {
+                kill_maintainers(&config).await;
             }
-            spare = spare.run_action("start").await;
+            if number % 3 != 2 {
+                spare = spare.run_action("kill").await;
+                spare = spare.run_action("start").await;
+            }
+            kills.fetch_add(1, Ordering::Relaxed);
+            if is_short {
+                std::future::pending::<()>().await;
+            }
         }
-        std::future::pending::<()>().await;
     };
-    let histories = if runs_long_tests() { 200 } else { 3 };
-    let plan = Plan { histories, at_once: 3, seed: seed(), snapshots: false };
+    let plan = if is_short { plan(3, 3, settle) } else { plan(2_000, 16, settle) };
     bars_rig::run(Arc::new(store), plan, kill).await;
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bars_rig::{Plan, seed};
+use bars_rig::{Plan, Reads, seed};
 use qi_adapters::config::Config;
 use qi_adapters::timescale::{ChunkInfo, TimescaleStore};
 use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _, StatsQuery};
@@ -466,6 +466,11 @@ async fn open_with_short_chunks(server: &Server) -> (TimescaleStore, String) {
     (store, schema)
 }
 
+fn plan(histories: u64) -> Plan {
+    let reads = Reads::Snapshot;
+    Plan { histories, at_once: 4, seed: seed(), reads, drops: None, pause: Duration::ZERO }
+}
+
 async fn concurrent(server: Server) {
     let (store, schema) = open_with_short_chunks(&server).await;
     let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
@@ -483,9 +488,7 @@ async fn concurrent(server: Server) {
             kills.fetch_add(ended.len() as u64, Ordering::Relaxed);
         }
     };
-    let histories = if runs_long_tests() { 2_000 } else { 60 };
-    let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: true };
-    bars_rig::run(Arc::new(store), plan, kill).await;
+    bars_rig::run(Arc::new(store), plan(if runs_long_tests() { 2_000 } else { 60 }), kill).await;
     drop_schema(server.direct_url(), &schema).await;
 }
 
@@ -500,9 +503,7 @@ async fn killed(server: Server, spare: Spare) {
             spare = spare.run_action("start").await;
         }
     };
-    let histories = if runs_long_tests() { 400 } else { 24 };
-    let plan = Plan { histories, at_once: 4, seed: seed(), snapshots: true };
-    bars_rig::run(Arc::new(store), plan, kill).await;
+    bars_rig::run(Arc::new(store), plan(if runs_long_tests() { 400 } else { 24 }), kill).await;
 }
 
 async fn switched(server: Server) {

@@ -1,20 +1,23 @@
 //! Concurrent histories over a store with materialized bars. Each history has an instrument of its own, so every read
 //! between two of its changes has one correct result, whatever the other histories and the maintainers do at the same
-//! time. A read that overlaps with a change, or with a purge of another history, may contain a part of it: [`Overlap`].
+//! time. A read that overlaps with a change, with a dropped write, or with a purge of another history, may contain a
+//! part of it: [`Overlap`].
 
 #![allow(clippy::unwrap_used, reason = "test support")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use libtest_mimic::{Completion, Trial};
 use qi_core::record::SortKey;
-use qi_core::store::{BarQuery, DeleteQuery, MaintainRequest, Order, Page, StatsQuery};
+use qi_core::store::{BarQuery, DeleteQuery, MaintainRequest, Order, Page, RangeQuery, StatsQuery};
 use qi_core::{
-    Bar, Dataset, Decimal, Instrument, Interval, Price, PriceStore, PriceStoreExt as _, PriceTick,
+    Bar, Dataset, Decimal, Instrument, Interval, Price, PriceStore, PriceStoreExt as _, PriceTick, Quantity,
     Record as _, Rng, Selection, TimeRange, Timestamp,
 };
 use qi_core::{Datasets, Result};
@@ -40,26 +43,67 @@ const TICKS: Dataset = PriceTick::DATASET;
 const COPY_FROM: usize = 8;
 
 /// The settings of a run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     /// The minimum number of histories. More histories run until the disturbance has counted a kill.
     pub(crate) histories: u64,
     /// The number of histories that run at the same time.
-    pub(crate) at_once: u64,
+    pub(crate) at_once: usize,
     pub(crate) seed: u64,
-    /// True if a read is one snapshot.
-    pub(crate) snapshots: bool,
+    pub(crate) reads: Reads,
+    /// The time after the drop of a write from which the server no longer stores it. None if no writes are dropped. A
+    /// write must then be one request.
+    pub(crate) drops: Option<Duration>,
+    /// The maximum pause before each step of a history, and between the calls of a maintainer.
+    pub(crate) pause: Duration,
+}
+
+/// The guarantee of a store for a read that overlaps with a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test target uses a part of it")]
+pub(crate) enum Reads {
+    /// A page is one state of the ticks.
+    Snapshot,
+    /// Each statement of a read is one state of the ticks, and contains a request of a write completely or not at all.
+    /// One statement reads a bar of at most one hour. Several statements, in the order of the query, may read a longer
+    /// bar, so that the bar contains a write only in the hours that were read last. Deletions and purges are not atomic,
+    /// because the parts of a table change one after another.
+    Statements,
+    /// Each tick of the change is in the state before or after it.
+    Ticks,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Write,
+    /// A write whose new and repeated records may be two transactions.
+    SplitWrite,
+    Delete,
+    Purge,
 }
 
 /// The part of a change that an overlapping read may contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Overlap {
     /// The complete change or nothing, in all bars of the page.
-    Atomic,
+    Page,
+    /// The complete change or nothing, in each statement.
+    Statements,
     /// The removal of the oldest ticks of a bar.
     Oldest,
     /// Any part.
     Any,
+}
+
+impl Reads {
+    fn overlap(self, change: Change) -> Overlap {
+        match (self, change) {
+            (Self::Snapshot, Change::Write | Change::Delete) => Overlap::Page,
+            (Self::Snapshot, Change::Purge) => Overlap::Oldest,
+            (Self::Statements, Change::Write | Change::SplitWrite) => Overlap::Statements,
+            _ => Overlap::Any,
+        }
+    }
 }
 
 /// The purges of all histories. A purge concerns all instruments, so it excludes the changes of all histories, but not
@@ -115,14 +159,20 @@ pub(crate) async fn run<D: Future<Output = ()>>(
                 return;
             }
             assert!(number < 100 * plan.histories, "nothing was killed");
-            let mut history = History::new(number, &plan);
+            let mut history = History::new(number, plan);
             history.run(&*store, &purges).await;
             ended.lock().await.push(history);
         }
     }));
-    let maintainers = futures::future::join_all(
-        (0..2).map(|number| maintain(&*store, Rng::with_seed(plan.seed + number), &over)),
-    );
+    // The watermark moves with the number of histories, so live and late ticks are written at any time.
+    let latest = || {
+        let begun = next.load(Ordering::Relaxed).min(plan.histories);
+        HOURS * i64::try_from(begun).unwrap() / i64::try_from(plan.histories).unwrap()
+    };
+    let maintainers = futures::future::join_all((0..2).map(|number| {
+        let rng = Rng::with_seed(plan.seed.wrapping_add(number));
+        maintain(&*store, rng, &over, plan.pause, latest)
+    }));
     let work = async {
         futures::future::join(
             async {
@@ -139,12 +189,16 @@ pub(crate) async fn run<D: Future<Output = ()>>(
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
-        tokio::time::timeout(Duration::from_mins(2), complete).await.unwrap();
-        for history in &mut *ended.lock().await {
-            for interval in INTERVALS {
-                history.check_bars(&*store, interval, &purges).await;
-            }
-        }
+        tokio::time::timeout(Duration::from_mins(5), complete).await.unwrap();
+        let (store, purges) = (&*store, &purges);
+        let mut ended = ended.lock().await;
+        futures::stream::iter(ended.iter_mut())
+            .for_each_concurrent(plan.at_once, |history| async move {
+                for interval in INTERVALS {
+                    history.check_bars(store, interval, purges).await;
+                }
+            })
+            .await;
     };
     tokio::select! {
         () = work => {}
@@ -152,17 +206,23 @@ pub(crate) async fn run<D: Future<Output = ()>>(
     }
 }
 
-/// Calls `maintain` with later and later times. Drops some calls.
-async fn maintain(store: &dyn PriceStore, mut rng: Rng, over: &AtomicBool) {
+/// Calls `maintain` with random times up to the hour `latest`. Drops some calls.
+async fn maintain(
+    store: &dyn PriceStore,
+    mut rng: Rng,
+    over: &AtomicBool,
+    pause: Duration,
+    latest: impl Fn() -> i64,
+) {
     while !over.load(Ordering::Relaxed) {
-        let request = MaintainRequest::default().with_until(hour(rng.i64(-2..HOURS)));
+        let request = MaintainRequest::default().with_until(hour(rng.i64(-2..=latest())));
         let request = request.with_budget(Duration::from_secs(rng.u64(0..2)));
         let call = store.maintain(&request);
         let limit = if rng.u8(0..4) == 0 { rng.u64(1..40) } else { 60_000 };
         if let Ok(Err(error)) = tokio::time::timeout(Duration::from_millis(limit), call).await {
             assert!(error.retry().is_retryable(), "{}", error.report());
         }
-        tokio::time::sleep(Duration::from_millis(rng.u64(0..30))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..30)) + pause.mul_f64(rng.f64())).await;
     }
 }
 
@@ -171,12 +231,28 @@ type Ticks = BTreeMap<SortKey, PriceTick>;
 /// A random history of one instrument, with the ticks that its store must have.
 struct History {
     rng: Rng,
+    plan: Plan,
     instrument: Instrument,
     ticks: Ticks,
+    /// The earlier values of ticks that were corrected and not deleted since.
+    older: BTreeMap<SortKey, Vec<PriceTick>>,
+    pending: Option<Pending>,
     /// The number of purges that `ticks` contains.
     purges: usize,
-    snapshots: bool,
+    /// The duration of the last write.
+    write_time: Duration,
 }
+
+/// A dropped write whose result is not known.
+struct Pending {
+    /// The ticks if the server stores the write.
+    after: Ticks,
+    /// The time from which the server no longer stores the write.
+    until: Instant,
+}
+
+/// The possible values of each key of a bar.
+type Choices<'a> = BTreeMap<SortKey, Vec<&'a PriceTick>>;
 
 /// Returns the first page of the bars of these ticks.
 fn bars(ticks: &Ticks, query: &BarQuery) -> Vec<Bar> {
@@ -189,28 +265,65 @@ fn bars(ticks: &Ticks, query: &BarQuery) -> Vec<Bar> {
     bars
 }
 
+/// Returns the ticks of a bar that several statements may have read while a request was stored.
+fn states_of_statements(before: &Ticks, after: &Ticks, order: Order) -> Vec<Ticks> {
+    let changed = before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key));
+    let hours: BTreeSet<_> = changed.map(|(ts, _)| Interval::H1.floor(*ts)).collect();
+    let (early, late) = match order {
+        Order::Ascending => (before, after),
+        Order::Descending => (after, before),
+    };
+    let mut states = vec![before.clone(), after.clone()];
+    for hour in hours {
+        let ticks = early.range(..(hour, 0)).chain(late.range((hour, 0)..));
+        states.push(ticks.map(|(key, tick)| (*key, tick.clone())).collect());
+    }
+    states
+}
+
+/// Returns the ticks of a bar while its oldest ticks are removed.
+fn states_of_removal(before: &Ticks, after: &Ticks) -> Vec<Ticks> {
+    let removed = before.keys().filter(|key| !after.contains_key(*key)).count();
+    let state = |n| before.iter().skip(n).map(|(key, tick)| (*key, tick.clone())).collect::<Ticks>();
+    (0..=removed).map(state).collect()
+}
+
+/// Returns the possible sums of a figure over the ticks of a bar.
+fn sums(choices: &Choices<'_>, kept: &Choices<'_>, of: impl Fn(&PriceTick) -> i128) -> RangeInclusive<i128> {
+    let least = |ticks: &Vec<&PriceTick>| ticks.iter().map(|tick| of(tick)).min().unwrap();
+    let most = |ticks: &Vec<&PriceTick>| ticks.iter().map(|tick| of(tick)).max().unwrap();
+    kept.values().map(least).sum()..=choices.values().map(most).sum()
+}
+
+fn has_price(mut choices: btree_map::Range<'_, SortKey, Vec<&PriceTick>>, price: Price) -> bool {
+    choices.any(|(_, ticks)| ticks.iter().any(|tick| tick.price() == price))
+}
+
 impl History {
-    fn new(number: u64, plan: &Plan) -> Self {
+    fn new(number: u64, plan: Plan) -> Self {
         Self {
             rng: Rng::with_seed(plan.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            plan,
             instrument: format!("x:H{number}").parse().unwrap(),
             ticks: BTreeMap::new(),
+            older: BTreeMap::new(),
+            pending: None,
             purges: 0,
-            snapshots: plan.snapshots,
+            write_time: Duration::from_millis(15),
         }
     }
 
     async fn run(&mut self, store: &dyn PriceStore, purges: &Purges) {
         const STEPS: usize = 10;
         for _ in 0..STEPS {
+            tokio::time::sleep(self.plan.pause.mul_f64(self.rng.f64())).await;
             if self.rng.u8(0..100) == 0 {
                 let cutoff = hour(self.rng.i64(0..HOURS / 2));
                 let _changes = purges.changes.write().await;
                 self.apply(purges);
                 purges.begun.lock().unwrap().push(cutoff);
                 let left = self.ticks_from(cutoff);
-                self.change(store, left, Overlap::Oldest, retried(|| store.purge_before(TICKS, cutoff)))
-                    .await;
+                self.change(store, left, Change::Purge, retried(|| store.purge_before(TICKS, cutoff))).await;
                 self.purges += 1;
                 purges.ended.store(self.purges, Ordering::Relaxed);
             }
@@ -225,6 +338,7 @@ impl History {
             self.step(store).await;
             drop(changes);
             self.check(store, purges).await;
+            self.resolve(store, purges).await;
         }
     }
 
@@ -232,9 +346,49 @@ impl History {
     fn apply(&mut self, purges: &Purges) {
         let ended = purges.ended.load(Ordering::Relaxed);
         for cutoff in &purges.cutoffs()[self.purges..ended] {
-            self.ticks = self.ticks_from(*cutoff);
+            let first: SortKey = (*cutoff, 0);
+            self.ticks = self.ticks.split_off(&first);
+            self.older = self.older.split_off(&first);
+            if let Some(pending) = &mut self.pending {
+                pending.after = pending.after.split_off(&first);
+            }
         }
         self.purges = ended;
+    }
+
+    /// Replaces the ticks after a change.
+    fn accept(&mut self, after: Ticks) {
+        for (key, tick) in std::mem::replace(&mut self.ticks, after) {
+            match self.ticks.get(&key) {
+                Some(now) if *now == tick => {}
+                Some(_) => self.older.entry(key).or_default().push(tick),
+                None => drop(self.older.remove(&key)),
+            }
+        }
+    }
+
+    /// Checks bars until it is known whether a dropped write was stored.
+    async fn resolve(&mut self, store: &dyn PriceStore, purges: &Purges) {
+        let query = RangeQuery::new(self.instrument.clone(), TimeRange::ALL);
+        loop {
+            self.apply(purges);
+            let Some(pending) = &self.pending else { return };
+            let is_over = Instant::now() >= pending.until;
+            let page = retried(|| store.ticks(&query)).await;
+            let stored: Ticks = page.items.into_iter().map(|tick| (tick.sort_key(), tick)).collect();
+            if stored == pending.after {
+                self.pending = None;
+                self.accept(stored);
+                return;
+            }
+            if is_over && self.overlapping(purges).is_none() {
+                assert!(stored == self.ticks, "{}: a part of a dropped write is stored", self.instrument);
+                self.pending = None;
+                return;
+            }
+            self.check(store, purges).await;
+            tokio::time::sleep(Duration::from_millis(self.rng.u64(300..900))).await;
+        }
     }
 
     /// Returns the latest cutoff of the purges that have begun since the last call of `apply`, or were running then.
@@ -247,20 +401,24 @@ impl History {
     }
 
     async fn step(&mut self, store: &dyn PriceStore) {
+        let is_dropped = self.plan.drops.is_some() && self.rng.u8(0..8) == 0;
+        // A purge of another history may run before the server stores a dropped write. It removes none of these ticks.
+        let start = if is_dropped { HOURS / 2 } else { 0 };
         match self.rng.u8(0..10) {
             0..=5 => {
-                let batch = self.new_ticks();
-                self.insert(store, batch).await;
+                let batch = self.new_ticks(start);
+                self.insert(store, batch, is_dropped).await;
             }
             6 | 7 => {
                 // Corrections of some ticks, and the same records again.
-                let mut batch: Vec<_> = self.ticks.values().filter(|_| self.rng.bool()).cloned().collect();
+                let ticks = self.ticks.range((hour(start), 0)..).filter(|_| self.rng.bool());
+                let mut batch: Vec<_> = ticks.map(|(_, tick)| tick.clone()).collect();
                 batch.truncate(20);
                 let price = self.price();
                 for tick in batch.iter_mut().step_by(2) {
                     *tick = self.tick(tick.sort_key(), price);
                 }
-                self.insert(store, batch).await;
+                self.insert(store, batch, is_dropped).await;
             }
             _ => {
                 let start = self.rng.i64(0..HOURS);
@@ -269,22 +427,47 @@ impl History {
                 let query = DeleteQuery::ticks(own, range);
                 let mut left = self.ticks.clone();
                 left.retain(|(ts, _), _| !range.contains(*ts));
-                self.change(store, left, Overlap::Atomic, retried(|| store.delete_range(&query))).await;
+                self.change(store, left, Change::Delete, retried(|| store.delete_range(&query))).await;
             }
         }
     }
 
-    async fn insert(&mut self, store: &dyn PriceStore, batch: Vec<PriceTick>) {
+    async fn insert(&mut self, store: &dyn PriceStore, batch: Vec<PriceTick>, is_dropped: bool) {
         let mut after = self.ticks.clone();
         after.extend(batch.iter().map(|tick| (tick.sort_key(), tick.clone())));
         let keys: BTreeSet<_> = batch.iter().map(PriceTick::sort_key).collect();
         let (first, last) = (keys.first().copied(), keys.last().copied());
         let are_new =
             first.zip(last).is_none_or(|(first, last)| self.ticks.range(first..=last).next().is_none());
-        let is_atomic =
+        let is_one =
             batch.len() < COPY_FROM || are_new || keys.iter().all(|key| self.ticks.contains_key(key));
-        let overlap = if is_atomic { Overlap::Atomic } else { Overlap::Any };
-        self.change(store, after, overlap, retried(|| store.insert_ticks(&batch))).await;
+        let change = if is_one { Change::Write } else { Change::SplitWrite };
+        if !is_dropped {
+            let call = async {
+                let started = Instant::now();
+                retried(|| store.insert_ticks(&batch)).await;
+                started.elapsed()
+            };
+            let write_time = self.change(store, after, change, call).await;
+            // Not the time in which the server was down.
+            self.write_time = write_time.min(Duration::from_secs(1));
+            return;
+        }
+        let limit = self.write_time.mul_f64(self.rng.f64() * 1.2);
+        let call = async {
+            let outcome = tokio::time::timeout(limit, store.insert_ticks(&batch)).await;
+            if let Ok(Err(error)) = &outcome {
+                assert!(error.retry().is_retryable(), "{}", error.report());
+            }
+            (matches!(outcome, Ok(Ok(_))), Instant::now())
+        };
+        let (is_stored, ended) = self.read_during(store, &after, change, call).await;
+        if is_stored {
+            self.accept(after);
+        } else {
+            let until = ended + self.plan.drops.unwrap_or_default();
+            self.pending = Some(Pending { after, until });
+        }
     }
 
     /// Runs a change after which the store has these ticks, and an overlapping read.
@@ -292,26 +475,37 @@ impl History {
         &mut self,
         store: &dyn PriceStore,
         after: Ticks,
-        overlap: Overlap,
-        change: impl Future<Output = T>,
-    ) {
-        let interval = self.rng.choice(INTERVALS).unwrap();
-        let pause = Duration::from_millis(self.rng.u64(0..15));
-        let query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
+        change: Change,
+        call: impl Future<Output = T>,
+    ) -> T {
+        let result = self.read_during(store, &after, change, call).await;
+        self.accept(after);
+        result
+    }
+
+    /// Runs the call of a change, and an overlapping read.
+    async fn read_during<T>(
+        &mut self,
+        store: &dyn PriceStore,
+        after: &Ticks,
+        change: Change,
+        call: impl Future<Output = T>,
+    ) -> T {
+        let query = self.random_query();
+        let pause = self.write_time.mul_f64(self.rng.f64());
         let read = async {
             tokio::time::sleep(pause).await;
             retried(|| store.derived_bars(&query)).await
         };
-        let (_, page) = futures::future::join(change, read).await;
-        self.check_overlap(&query, &page, &after, overlap);
-        self.ticks = after;
+        let (result, page) = futures::future::join(call, read).await;
+        self.check_overlap(&query, &page, after, self.plan.reads.overlap(change));
+        result
     }
 
     /// Checks a page that was read during a change after which the store has the ticks `after`.
     fn check_overlap(&self, query: &BarQuery, page: &Page<Bar>, after: &Ticks, overlap: Overlap) {
         let BarQuery { interval, order, .. } = *query;
-        let overlap = if self.snapshots { overlap } else { Overlap::Any };
-        if overlap == Overlap::Atomic {
+        if overlap == Overlap::Page {
             let states = [bars(&self.ticks, query), bars(after, query)];
             let differences = states.each_ref().map(|state| {
                 (state.len(), page.items.iter().zip(state).find(|(found, expected)| found != expected))
@@ -327,46 +521,93 @@ impl History {
             (Some(last), Order::Descending) => last..Timestamp::MAX,
         };
         let found: BTreeMap<_, _> = page.items.iter().map(|bar| (bar.open_time(), bar)).collect();
-        // Each tick of a bucket: whether the change keeps it.
-        let mut buckets = BTreeMap::<Timestamp, Vec<(SortKey, Price, bool)>>::new();
-        for ticks in [&self.ticks, after] {
+        // The ticks of each bucket before and after the change.
+        let mut buckets = BTreeMap::<Timestamp, [Ticks; 2]>::new();
+        for (at, ticks) in [&self.ticks, after].into_iter().enumerate() {
             for (key, tick) in ticks.iter().filter(|((ts, _), _)| range.contains(ts)) {
-                let is_kept = self.ticks.get(key) == after.get(key);
-                buckets.entry(interval.floor(key.0)).or_default().push((*key, tick.price(), is_kept));
+                buckets.entry(interval.floor(key.0)).or_default()[at].insert(*key, tick.clone());
             }
         }
         for open_time in found.keys() {
             assert!(buckets.contains_key(open_time), "{} {interval} {open_time}: no ticks", self.instrument);
         }
-        for (open_time, ticks) in buckets {
-            if overlap == Overlap::Oldest {
-                let is_in_bucket = |tick: &&PriceTick| interval.floor(tick.ts()) == open_time;
-                let ticks: Vec<_> = self.ticks.values().filter(is_in_bucket).cloned().collect();
-                let removed = ticks.iter().filter(|tick| !after.contains_key(&tick.sort_key())).count();
-                let found = found.get(&open_time).copied();
-                let is_possible = |n: usize| reference_bars(&ticks[n..], interval).first() == found;
-                let is_possible = (0..=removed).any(is_possible);
-                assert!(is_possible, "{} {interval}: {found:?} of {ticks:?}", self.instrument);
-                continue;
-            }
-            let keys: BTreeSet<_> = ticks.iter().map(|(key, ..)| key).collect();
-            let kept: BTreeSet<_> =
-                ticks.iter().filter(|(.., is_kept)| *is_kept).map(|(key, ..)| key).collect();
-            let prices = |only_kept: bool| {
-                ticks.iter().filter(move |(.., is_kept)| *is_kept || !only_kept).map(|(_, price, _)| *price)
+        for (open_time, [before, after]) in buckets {
+            let found = found.get(&open_time).copied();
+            let states = match overlap {
+                Overlap::Statements => states_of_statements(&before, &after, order),
+                Overlap::Oldest => states_of_removal(&before, &after),
+                Overlap::Any | Overlap::Page => {
+                    self.check_part(found, &before, &after);
+                    continue;
+                }
             };
-            let text = || format!("{} {interval} {open_time}: {ticks:?}", self.instrument);
-            let Some(bar) = found.get(&open_time) else {
-                assert!(kept.is_empty(), "no bar: {}", text());
-                continue;
+            let is_found = |state: &Ticks| {
+                let ticks: Vec<_> = state.values().cloned().collect();
+                reference_bars(&ticks, interval).first() == found
             };
-            let values = bar.values();
-            let count = usize::try_from(values.count.unwrap()).unwrap();
-            assert!((kept.len().max(1)..=keys.len()).contains(&count), "{bar:?} {}", text());
-            assert!(values.high <= prices(false).max().unwrap(), "{bar:?} {}", text());
-            assert!(values.low >= prices(false).min().unwrap(), "{bar:?} {}", text());
-            assert!(prices(true).all(|p| values.low <= p && p <= values.high), "{bar:?} {}", text());
+            let is_possible = states.iter().any(is_found);
+            assert!(is_possible, "{} {interval} {open_time}: {found:?} of {states:?}", self.instrument);
         }
+    }
+
+    /// Checks a bar that may contain any part of a change of its ticks. While a tick is removed, its earlier values may
+    /// be visible, because the parts of a table change one after another.
+    fn check_part(&self, found: Option<&Bar>, before: &Ticks, after: &Ticks) {
+        const ONE: i128 = Decimal::from_int(1).units();
+        let mut choices = Choices::new();
+        for (key, tick) in before.iter().chain(after) {
+            choices.entry(*key).or_default().push(tick);
+        }
+        for (key, ticks) in &mut choices {
+            if !after.contains_key(key) {
+                ticks.extend(self.older.get(key).into_iter().flatten());
+            }
+        }
+        let mut kept = choices.clone();
+        kept.retain(|key, _| before.contains_key(key) && after.contains_key(key));
+        let text = || format!("{} {found:?} of {choices:?}", self.instrument);
+        let Some(bar) = found else {
+            assert!(kept.is_empty(), "no bar: {}", text());
+            return;
+        };
+        // The first tick of the bar is not later than the first kept tick, and the last tick is not earlier than the
+        // last kept tick.
+        let ends = kept.keys().next().zip(kept.keys().next_back());
+        let ends = ends.or_else(|| choices.keys().next_back().zip(choices.keys().next()));
+        let (first, last) = ends.unwrap();
+        let values = bar.values();
+        let quantity = |tick: &PriceTick| tick.quantity().map_or(0, Quantity::units);
+        let quote = |tick: &PriceTick| tick.price().units() / ONE * quantity(tick);
+        let is_high = |ticks: &Vec<&PriceTick>| ticks.iter().any(|tick| tick.price() <= values.high);
+        let is_low = |ticks: &Vec<&PriceTick>| ticks.iter().any(|tick| tick.price() >= values.low);
+        let all = || choices.range::<SortKey, _>(..);
+        let count = i128::from(values.count.unwrap());
+        let volume = values.volume.map_or(0, Quantity::units);
+        let quote_volume = values.quote_volume.map_or(0, Quantity::units);
+        let checks = [
+            ("open", has_price(choices.range(..=*first), values.open)),
+            ("high", has_price(all(), values.high) && kept.values().all(is_high)),
+            ("low", has_price(all(), values.low) && kept.values().all(is_low)),
+            ("close", has_price(choices.range(*last..), values.close)),
+            ("volume", sums(&choices, &kept, quantity).contains(&volume)),
+            ("quote volume", sums(&choices, &kept, quote).contains(&quote_volume)),
+            ("count", count > 0 && sums(&choices, &kept, |_| 1).contains(&count)),
+        ];
+        for (figure, is_possible) in checks {
+            assert!(is_possible, "{figure}: {}", text());
+        }
+    }
+
+    /// Returns a query of all bars of a random interval, in a random order.
+    fn random_query(&mut self) -> BarQuery {
+        let interval = self.rng.choice(INTERVALS).unwrap();
+        self.query_of(interval)
+    }
+
+    /// Returns a query of all bars of an interval, in a random order.
+    fn query_of(&mut self, interval: Interval) -> BarQuery {
+        let query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
+        if self.rng.bool() { query.descending() } else { query }
     }
 
     fn price(&mut self) -> i64 {
@@ -379,9 +620,9 @@ impl History {
         PriceTick::new(self.instrument.clone(), ts, seq, price).unwrap().with_quantity(quantity)
     }
 
-    /// Returns ticks of a few neighbouring hours.
-    fn new_ticks(&mut self) -> Vec<PriceTick> {
-        let (start, count) = (self.rng.i64(0..HOURS - 6), self.rng.usize(1..40));
+    /// Returns ticks of a few neighbouring hours from an hour on.
+    fn new_ticks(&mut self, start: i64) -> Vec<PriceTick> {
+        let (start, count) = (self.rng.i64(start..HOURS - 6), self.rng.usize(1..40));
         let tick = |_| {
             let seconds = start * 3_600 + self.rng.i64(0..6 * 3_600);
             let key = (Timestamp::from_secs(BASE + seconds).unwrap(), self.rng.u64(0..2));
@@ -402,24 +643,36 @@ impl History {
         let stats = retried(|| store.stats(&query)).await;
         let count = stats.map_or(0, |stats| stats.count());
         let cutoff = self.overlapping(purges).unwrap_or(Timestamp::MIN);
-        let count_from = |cutoff: Timestamp| {
-            self.ticks.keys().filter(|(ts, _)| range.contains(*ts) && *ts >= cutoff).count() as u64
+        let count_from = |ticks: &Ticks, cutoff: Timestamp| {
+            ticks.keys().filter(|(ts, _)| range.contains(*ts) && *ts >= cutoff).count() as u64
         };
-        let possible = count_from(cutoff)..=count_from(Timestamp::MIN);
-        assert!(possible.contains(&count), "{} {range:?}: {count} of {possible:?}", self.instrument);
+        let counts = |ticks: &Ticks| count_from(ticks, cutoff)..=count_from(ticks, Timestamp::MIN);
+        let states = [Some(&self.ticks), self.pending.as_ref().map(|pending| &pending.after)];
+        let possible = states.map(|ticks| ticks.map(counts));
+        let is_possible = possible.iter().flatten().any(|counts| counts.contains(&count));
+        assert!(is_possible, "{} {range:?}: {count} of {possible:?}", self.instrument);
     }
 
     async fn check_bars(&mut self, store: &dyn PriceStore, interval: Interval, purges: &Purges) {
-        let mut query = BarQuery::new(self.instrument.clone(), interval, TimeRange::ALL);
-        if self.rng.bool() {
-            query = query.descending();
-        }
+        let query = self.query_of(interval);
         self.apply(purges);
         let page = retried(|| store.derived_bars(&query)).await;
-        match self.overlapping(purges) {
-            None => assert_eq!(page.items, bars(&self.ticks, &query), "{} {interval}", self.instrument),
-            Some(cutoff) => self.check_overlap(&query, &page, &self.ticks_from(cutoff), Overlap::Oldest),
+        let cutoff = self.overlapping(purges);
+        let overlap = match (cutoff, &self.pending) {
+            (None, None) => {
+                assert_eq!(page.items, bars(&self.ticks, &query), "{} {interval}", self.instrument);
+                return;
+            }
+            (None, Some(_)) => self.plan.reads.overlap(Change::Write),
+            (Some(_), None) => self.plan.reads.overlap(Change::Purge),
+            (Some(_), Some(_)) => Overlap::Any,
+        };
+        let mut after = self.pending.as_ref().map_or(&self.ticks, |pending| &pending.after).clone();
+        if let Some(cutoff) = cutoff {
+            let first: SortKey = (cutoff, 0);
+            after = after.split_off(&first);
         }
+        self.check_overlap(&query, &page, &after, overlap);
     }
 }
 
