@@ -733,7 +733,7 @@ fn plan(histories: u64, at_once: usize, settle: Duration) -> Plan {
         at_once,
         seed: seed(),
         // With 0, maintenance may build hours during a read, and a dropped write may leave a bar that lacks it.
-        reads: if settles { Reads::Statements } else { Reads::Ticks },
+        reads: if settles { Reads::Bars } else { Reads::Ticks },
         drops: settles.then_some(settle),
         pause: Duration::from_secs(if is_slow { 2 } else { 0 }),
     }

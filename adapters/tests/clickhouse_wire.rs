@@ -578,7 +578,8 @@ async fn a_user_without_the_state_of_materialized_bars_changes_no_ticks_that_nee
             }
         }
         let log = log.lock().unwrap();
-        let is_change = |(address, body): &&(String, String)| is_insert(address) || body.starts_with("DELETE");
+        let is_change =
+            |(address, body): &&(String, String)| is_insert(address) || body.starts_with("DELETE");
         let changes = log.iter().filter(is_change).count();
         assert_eq!(changes, if is_denied { 0 } else { 3 });
     }

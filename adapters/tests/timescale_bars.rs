@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bars_rig::{Plan, Reads, seed};
-use qi_adapters::config::Config;
+use qi_adapters::config::{Config, Hypertables};
 use qi_adapters::timescale::{ChunkInfo, TimescaleStore};
 use qi_core::store::{BarQuery, MaintainRequest, PriceStoreExt as _, StatsQuery};
 use qi_core::{ErrorKind, Instrument, Interval, PriceStore, PriceTick, TimeRange, Timestamp};
@@ -48,6 +48,13 @@ fn main() {
             ))
             .with_trial(trial(&server, "stats_report_a_bar_without_ticks", unmarked_drop))
             .with_trial(trial(&server, "a_default_isolation_of_the_role_has_no_effect", isolation))
+            .with_trial(trial(&server, "a_time_zone_of_a_session_has_no_effect", time_zone))
+            .with_trial(trial(&server, "a_purge_adds_few_marks", purge_marks))
+            .with_trial(trial(&server, "a_conversion_to_hypertables_needs_a_switch", to_hypertables))
+            .with_trial(trial(&server, "a_failing_rebuild_does_not_stop_the_watermark", failing_rebuild))
+            .with_trial(trial(&server, "a_step_rebuilds_few_ticks", many_late_ticks))
+            .with_trial(trial(&server, "a_maintainer_waits_for_a_long_step", second_maintainer))
+            .with_trial(trial(&server, "a_slow_count_of_marks_fails_no_maintenance", slow_count))
             .with_trial(trial(&server, "maintenance_waits_for_older_writers", older_writer))
             .with_trial(trial(&server, "concurrent_histories_have_no_wrong_bar", concurrent))
             .with_trial(spare_trial(&server, "killed_servers_leave_no_wrong_bar", killed))
@@ -297,6 +304,17 @@ async fn convert_chunks(connection: &mut PgConnection, chunks: &[ChunkInfo]) {
     }
 }
 
+/// Gives the constraints of chunks a name that belongs to no slice, as `merge_chunks` does before version 2.28.
+async fn rename_constraints(connection: &mut PgConnection, chunks: &[ChunkInfo]) {
+    for ChunkInfo { name, .. } in chunks {
+        let sql = format!(
+            "UPDATE pg_constraint SET conname = 'constraint_0' \
+             WHERE conrelid = '{name}'::regclass AND conname LIKE 'constraint%'"
+        );
+        assert_eq!(execute(connection, sql).await.unwrap(), 1);
+    }
+}
+
 /// A read takes its snapshot, and the chunk is then converted before the read of its ticks.
 async fn conversion_during_read(server: Server) {
     if !server.hypertables() {
@@ -308,7 +326,10 @@ async fn conversion_during_read(server: Server) {
     let ticks: Vec<_> = (0..24).map(|hour| tick(hour * 3_600, "1")).collect();
     store.insert_ticks(&ticks).await.unwrap();
     let chunks = store.chunks(PriceTick::DATASET).await.unwrap();
-    for (reads_stats, expected) in [(false, 25_i64), (true, 26)] {
+    for (reads_stats, is_merged, expected) in [(false, false, 25_i64), (true, false, 26), (false, true, 27)] {
+        if is_merged {
+            rename_constraints(&mut connection, &chunks).await;
+        }
         maintain_all(&store).await;
         store.insert_ticks(&[tick(23 * 3_600 + expected, "2")]).await.unwrap();
         let lock = format!("BEGIN; LOCK TABLE {schema}.qi_bars_1h IN ACCESS EXCLUSIVE MODE");
@@ -395,7 +416,8 @@ async fn switched_purge(server: Server) {
     drop_schema(server.direct_url(), &schema).await;
 }
 
-/// A manual `drop_chunks` adds no mark. `stats` reports the bar without ticks until its hours are marked.
+/// A manual `drop_chunks` adds no mark. `stats` reports the bar without ticks until its hours are marked by hand or by
+/// maintenance.
 async fn unmarked_drop(server: Server) {
     if !server.hypertables() {
         return;
@@ -406,7 +428,7 @@ async fn unmarked_drop(server: Server) {
     let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
     let drop =
         format!("SELECT drop_chunks('{schema}.ticks', older_than => to_timestamp({BASE} + 30 * 86400))");
-    execute(&mut connection, drop).await.unwrap();
+    execute(&mut connection, drop.clone()).await.unwrap();
     let day = TimeRange::new(tick(0, "1").ts(), tick(86_400, "1").ts()).unwrap();
     let query = StatsQuery::new(instrument(), day);
     let error = store.stats(&query).await.unwrap_err();
@@ -415,6 +437,11 @@ async fn unmarked_drop(server: Server) {
     let mark = format!("SELECT {schema}.qi_mark_stale(to_timestamp({BASE}), to_timestamp({BASE} + 3600))");
     execute(&mut connection, mark).await.unwrap();
     assert!(store.stats(&query).await.unwrap().is_none());
+    store.insert_ticks(&[tick(0, "1"), tick(60 * 86_400, "3")]).await.unwrap();
+    maintain_all(&store).await;
+    execute(&mut connection, drop).await.unwrap();
+    maintain_all(&store).await;
+    assert_eq!(highs(&store, Interval::M1).await, ["3"]);
     drop_schema(server.direct_url(), &schema).await;
 }
 
@@ -424,6 +451,181 @@ async fn isolation(server: Server) {
     let (store, schema) = open(&server.clone().with_address(url)).await;
     let shown = sqlx::query_scalar::<_, String>("SHOW transaction_isolation");
     assert_eq!(shown.fetch_one(store.pool()).await.unwrap(), "read committed");
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// Days are rebuilt in a session with daylight saving time, at both of its changes.
+async fn time_zone(server: Server) {
+    const DAY: i64 = 86_400;
+    let schema = servers::namespace();
+    let mut config = server.config(&schema);
+    config.pool.max_connections = 1;
+    let store = TimescaleStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    sqlx::raw_sql("SET TIME ZONE 'Europe/Berlin'").execute(store.pool()).await.unwrap();
+    // 2023-10-29 has 25 hours in Berlin, and 2024-03-31 has 23.
+    let changes = [-15 * DAY, 139 * DAY];
+    let hours = changes.iter().flat_map(|day| (-24..96).map(move |hour| tick(day + hour * 3_600, "1")));
+    store.insert_ticks(&hours.collect::<Vec<_>>()).await.unwrap();
+    maintain_all(&store).await;
+    // One step rebuilds the day of the change and the day after the next.
+    let late = changes.iter().flat_map(|day| [tick(day + 1, "2"), tick(day + 2 * DAY + 1, "2")]);
+    store.insert_ticks(&late.collect::<Vec<_>>()).await.unwrap();
+    maintain_all(&store).await;
+    let page = store.derived_bars(&BarQuery::new(instrument(), Interval::D1, TimeRange::ALL)).await.unwrap();
+    let counts: Vec<_> = page.items.iter().map(|bar| bar.values().count.unwrap()).collect();
+    assert_eq!(counts, [24, 25, 24, 25, 24, 24, 25, 24, 25, 24]);
+    let zone = sqlx::query_scalar::<_, String>("SHOW TIME ZONE").fetch_one(store.pool()).await.unwrap();
+    assert_eq!(zone, "Europe/Berlin");
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// The number of marks of a purge does not depend on the instruments and hours.
+async fn purge_marks(server: Server) {
+    let (store, schema) = open(&server).await;
+    let of_hour = |hour: i64| {
+        ["x:Y", "x:Z"].map(|name| {
+            let ts = Timestamp::from_secs(BASE + hour * 3_600).unwrap();
+            PriceTick::new(Instrument::from_static(name), ts, 0, "1".parse().unwrap()).unwrap()
+        })
+    };
+    store.insert_ticks(&(0..30).flat_map(of_hour).collect::<Vec<_>>()).await.unwrap();
+    maintain_all(&store).await;
+    store.purge_before(PriceTick::DATASET, Timestamp::from_secs(BASE + 20 * 3_600).unwrap()).await.unwrap();
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let marks = AssertSqlSafe(format!("SELECT count(*), max(instrument_id) FROM {schema}.qi_bars_stale"));
+    let (count, id): (i64, i32) = sqlx::query_as(marks).fetch_one(&mut connection).await.unwrap();
+    assert!(count <= 2 && id == 0, "{count} marks, of instruments up to {id}");
+    for maintained in [false, true] {
+        assert_eq!(highs(&store, Interval::H1).await.len(), 10, "maintained: {maintained}");
+        maintain_all(&store).await;
+    }
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// The conversion of docs/backends/timescale.md inserts the ticks again, without marks.
+async fn to_hypertables(server: Server) {
+    if !server.hypertables() {
+        return;
+    }
+    let schema = servers::namespace();
+    let on = server.config(&schema);
+    let mut off = on.clone();
+    off.hypertables = Hypertables::Off;
+    let plain = TimescaleStore::open(off.clone()).unwrap();
+    plain.ensure_schema().await.unwrap();
+    plain.insert_ticks(&[tick(0, "1"), tick(90_000, "3")]).await.unwrap();
+    maintain_all(&plain).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let convert = format!(
+        "SELECT create_hypertable('{schema}.ticks', by_range('ts', INTERVAL '7 days'), \
+         create_default_indexes => false, migrate_data => true)"
+    );
+    let error = execute(&mut connection, convert.clone()).await.unwrap_err();
+    assert!(error.to_string().contains("materialized bars"), "{error}");
+    off.materialized_bars = Some(false);
+    TimescaleStore::open(off).unwrap().migrate_schema().await.unwrap();
+    execute(&mut connection, convert).await.unwrap();
+    let store = TimescaleStore::open(on).unwrap();
+    store.migrate_schema().await.unwrap();
+    maintain_all(&store).await;
+    assert_eq!(highs(&store, Interval::H1).await, ["1", "3"]);
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+async fn failing_rebuild(server: Server) {
+    let (store, schema) = open(&server).await;
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    let two_hours = MaintainRequest::default().with_until(tick(7_200, "1").ts());
+    assert!(store.maintain(&two_hours).await.unwrap().is_complete());
+    store.insert_ticks(&[tick(1, "2"), tick(90_000, "3")]).await.unwrap();
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let fail = format!(
+        "CREATE FUNCTION {schema}.fail() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE EXCEPTION 'no rebuild'; END $$; \
+         CREATE TRIGGER fail BEFORE DELETE ON {schema}.qi_bars_1h \
+         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.fail()"
+    );
+    execute(&mut connection, fail).await.unwrap();
+    let everything = MaintainRequest::default().with_until(Timestamp::MAX);
+    let error = store.maintain(&everything).await.unwrap_err();
+    assert!(error.report().contains("no rebuild"), "{}", error.report());
+    let moved = AssertSqlSafe(format!("SELECT watermark = announced FROM {schema}.qi_bars_state"));
+    assert!(sqlx::query_scalar::<_, bool>(moved).fetch_one(&mut connection).await.unwrap());
+    assert_eq!(highs(&store, Interval::H1).await, ["2", "3"]);
+    execute(&mut connection, format!("DROP TRIGGER fail ON {schema}.qi_bars_1h")).await.unwrap();
+    maintain_all(&store).await;
+    assert_eq!(highs(&store, Interval::D1).await, ["2", "3"]);
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// Two stale hours have more ticks than one step rebuilds.
+async fn many_late_ticks(server: Server) {
+    if !runs_long_tests() {
+        return;
+    }
+    let (store, schema) = open(&server).await;
+    store.insert_ticks(&[tick(0, "1"), tick(3_600, "1")]).await.unwrap();
+    maintain_all(&store).await;
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let hours = format!("generate_series({BASE}, {BASE} + 3600, 3600) h");
+    let marks = format!(
+        "INSERT INTO {schema}.qi_bars_stale SELECT 1, to_timestamp(h), to_timestamp(h + 3600) FROM {hours}"
+    );
+    execute(&mut connection, marks).await.unwrap();
+    let ticks = format!(
+        "/*qi:series*/ /*qi:bars*/ INSERT INTO {schema}.ticks (instrument_id, ts, seq, price) \
+         SELECT 1, to_timestamp(h) + n * interval '1 millisecond', 1, 1 \
+         FROM {hours}, generate_series(1, 1200000) n"
+    );
+    execute(&mut connection, ticks).await.unwrap();
+    let one_step = MaintainRequest::default().with_until(Timestamp::MAX).with_budget(Duration::ZERO);
+    let report = store.maintain(&one_step).await.unwrap();
+    assert_eq!((report.rebuilt, report.stale), (1, 1));
+    maintain_all(&store).await;
+    assert_eq!(count_of_day(store, false).await.unwrap(), Some(2_400_002));
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// A step of another maintainer takes longer than `lock_timeout`.
+async fn second_maintainer(server: Server) {
+    let schema = servers::namespace();
+    let mut config = server.config(&schema);
+    config.server_limits.lock_timeout = Duration::from_millis(100);
+    let store = TimescaleStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    let lock = format!("BEGIN; LOCK TABLE {schema}.qi_bars_state IN SHARE UPDATE EXCLUSIVE MODE");
+    execute(&mut connection, lock).await.unwrap();
+    let maintaining = tokio::spawn(async move { maintain_all(&store).await });
+    wait_for_waiter(&mut connection, &format!("{schema}.qi_bars_state")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    execute(&mut connection, "COMMIT".to_owned()).await.unwrap();
+    maintaining.await.unwrap();
+    drop_schema(server.direct_url(), &schema).await;
+}
+
+/// The count of the marks takes longer than `statement_timeout`.
+async fn slow_count(server: Server) {
+    let schema = servers::namespace();
+    let mut config = server.config(&schema);
+    config.server_limits.statement_timeout = Duration::from_secs(1);
+    let store = TimescaleStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&[tick(0, "1")]).await.unwrap();
+    let two_hours = MaintainRequest::default().with_until(tick(7_200, "1").ts());
+    assert!(store.maintain(&two_hours).await.unwrap().is_complete());
+    let mut connection = PgConnection::connect(server.direct_url()).await.unwrap();
+    // The mark is not before the watermark, so it is not rebuilt.
+    let slow = format!(
+        "SELECT {schema}.qi_mark_stale(to_timestamp({BASE} + 86400), to_timestamp({BASE} + 90000)); \
+         ALTER TABLE {schema}.qi_bars_state RENAME TO parked; \
+         CREATE VIEW {schema}.qi_bars_state AS \
+         SELECT p.* FROM {schema}.parked p, (SELECT pg_sleep(1.5) OFFSET 0) s"
+    );
+    execute(&mut connection, slow).await.unwrap();
+    assert!(store.maintain(&two_hours).await.unwrap().is_complete());
     drop_schema(server.direct_url(), &schema).await;
 }
 

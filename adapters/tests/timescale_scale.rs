@@ -31,6 +31,7 @@ fn main() {
         trials.push(trial(&server, "earlier_schema_is_migrated_while_a_writer_runs", earlier_schema));
         trials.push(trial(&server, "corrections_keep_the_series_of_concurrent_writers", corrections));
         trials.push(trial(&server, "long_bars_need_no_temporary_files", long_bars));
+        trials.push(trial(&server, "a_rebuild_of_a_day_reads_no_other_bars", rebuilt_day));
     }
     trials.push(trial(&Server::timescale(), "late_records_of_sixteen_writers_lock_few_chunks", late_records));
     trials.push(trial(
@@ -487,6 +488,32 @@ async fn maintained_chunks(server: Server) {
         })
         .await;
     }
+}
+
+/// Rebuilds a day of all instruments, in a table with few or many days.
+async fn rebuilt_day(server: Server) {
+    let mut counts = Vec::new();
+    for days in [20, 400] {
+        let change = |config: &mut TimescaleConfig| config.materialized_bars = Some(true);
+        with_store(&server, change, async |store, config| {
+            let ticks: Vec<_> = (0..days * 24).map(|hour| tick(&name(0), hour * 3_600, 0)).collect();
+            store.insert_ticks(&ticks).await.unwrap();
+            let everything = MaintainRequest::default().with_until(Timestamp::MAX);
+            while !store.maintain(&everything).await.unwrap().is_complete() {}
+            let [first, until] = [3, 4].map(|day| tick(&name(0), day * DAY, 0).ts());
+            let mark = AssertSqlSafe(format!("SELECT qi_mark_stale('{first}', '{until}')"));
+            sqlx::raw_sql(mark).execute(store.pool()).await.unwrap();
+            sqlx::raw_sql("ANALYZE").execute(store.pool()).await.unwrap();
+            let rebuild = async |store: TimescaleStore| {
+                assert!(store.maintain(&everything).await.unwrap().is_complete());
+            };
+            counts.push(reads(&server, &config, rebuild).await);
+        })
+        .await;
+    }
+    let [few, many] = [counts[0], counts[1]];
+    // The table of hours has 9,600 rows, and the rebuild has several steps.
+    assert!(many.rows < few.rows + 9_000, "{few:?}, {many:?}");
 }
 
 /// Instruments and days of the table, and batches of each writer.

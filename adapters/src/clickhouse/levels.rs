@@ -9,7 +9,7 @@ use std::time::Instant;
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::{BarMerger, BarPart, BucketPlanner, LevelSource, level_sources, level_table};
 use qi_core::store::{BarQuery, Order, Page};
-use qi_core::{Bar, Decimal, Operation, TimeRange, Timestamp};
+use qi_core::{Bar, Decimal, Interval, Operation, TimeRange, Timestamp};
 
 use super::bars::read_sums;
 use super::connect::rows;
@@ -53,7 +53,7 @@ impl ClickHouseStore {
         let settle = self.bars_state(false).await?.settle;
         let started = Instant::now();
         let (watermark, marks) = self.stale_marks(query, window).await?;
-        let stale: Vec<_> = marks.iter().map(|(range, _)| *range).collect();
+        let stale = joined_in_buckets(interval, window, watermark, &marks)?;
         let sources = level_sources(window, interval, watermark, &stale, order)?;
         let begins_in_bucket =
             |source: &LevelSource| interval.floor(source.range.start()) != source.range.start();
@@ -147,6 +147,29 @@ impl ClickHouseStore {
         }
         Ok(())
     }
+}
+
+/// Returns the ranges whose ticks are read: the stale ranges, and the time from the watermark on. Ranges that touch the
+/// same bucket are joined, so one statement reads all ticks of a bucket that a running write may change.
+fn joined_in_buckets(
+    interval: Interval,
+    window: TimeRange,
+    watermark: Timestamp,
+    marks: &[(TimeRange, u64)],
+) -> Result<Vec<TimeRange>, Cause> {
+    let mut ranges: Vec<_> = marks.iter().map(|(range, _)| (range.start(), range.end())).collect();
+    ranges.extend((watermark < window.end()).then_some((watermark, window.end())));
+    ranges.sort_unstable();
+    let mut joined: Vec<TimeRange> = Vec::new();
+    for (start, end) in ranges {
+        match joined.last_mut() {
+            Some(last) if interval.floor(start) < last.end() => {
+                *last = TimeRange::new(last.start(), last.end().max(end))?;
+            }
+            _ => joined.push(TimeRange::new(start, end)?),
+        }
+    }
+    Ok(joined)
 }
 
 /// Reads the figures of a bar: of a level, or of ticks.

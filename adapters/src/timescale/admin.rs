@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::connect::{PgConnection, PooledConnection};
 use super::error::{Cause, DUPLICATE_OBJECT, has_state};
-use super::marks::{MarkedSql, marked};
+use super::marks::{MarkedSql, marked, with_markers};
 use super::read::OwnerKeys;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
@@ -153,7 +153,7 @@ impl TimescaleStore {
             // The interval comes from a fixed list of texts.
             let _ = write!(sql, " AND \"{column}\" = '{interval}'");
         }
-        self.delete_parts(connection, registered, query.range, &sql, keys.as_ref()).await
+        self.delete_parts(connection, registered, query.range, (sql.as_str(), keys.as_ref()), false).await
     }
 
     /// Returns the statements that add stale marks, if a change of this dataset can make materialized bars stale.
@@ -162,17 +162,19 @@ impl TimescaleStore {
     }
 
     /// Runs a deletion over a range, a few chunks at a time. Each part is a separate transaction. Repeating a
-    /// deletion is always safe.
+    /// deletion is always safe. A purge removes all records before its end, so one mark in each part is sufficient.
     async fn delete_parts(
         &self,
         connection: &mut PooledConnection,
         registered: &RegisteredDataset,
         range: TimeRange,
-        sql: &str,
-        keys: Option<&OwnerKeys>,
+        (sql, keys): (&str, Option<&OwnerKeys>),
+        is_purge: bool,
     ) -> Result<(), Cause> {
         let chunks = &self.inner.cache.chunks;
-        let sql = match self.marked_sql(registered) {
+        let marks = self.marked_sql(registered);
+        let sql = match marks {
+            Some(_) if is_purge => with_markers(sql),
             Some(_) => marked(sql, &self.inner.config.schema),
             None => sql.to_owned(),
         };
@@ -182,6 +184,9 @@ impl TimescaleStore {
                 chunks.part(connection, registered, rest, Order::Ascending, MAX_CHUNKS_PER_STATEMENT).await?;
             let mut transaction = connection.begin().await?;
             self.inner.connections.set_transaction_bulk_timeout(&mut transaction).await?;
+            if let Some(marks) = marks.filter(|_| is_purge) {
+                marks.mark_before(&mut transaction, part.end()).await?;
+            }
             let query = sqlx::query(AssertSqlSafe(sql.clone())).bind(Pg(part.start())).bind(Pg(part.end()));
             let query = match keys {
                 None => query,
@@ -241,8 +246,8 @@ impl TimescaleStore {
                 rest = TimeRange::new(part.end(), rest.end())?;
             }
         }
-        self.delete_parts(connection, registered, TimeRange::before(cutoff), &registered.sql.delete, None)
-            .await
+        let delete = (registered.sql.delete.as_str(), None);
+        self.delete_parts(connection, registered, TimeRange::before(cutoff), delete, true).await
     }
 }
 

@@ -72,19 +72,39 @@ const NEWEST_SQL: &str = "SELECT count(*), min(range_start) FROM (\
     WHERE h.schema_name = $1 AND h.table_name = $2 AND s.range_end > $3 AND s.range_start < $4 \
     ORDER BY s.range_start DESC LIMIT $5) x";
 
+const OLDEST_START_SQL: &str = "SELECT min(s.range_start) FROM _timescaledb_catalog.hypertable h \
+    JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
+    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    WHERE h.schema_name = $1 AND h.table_name = $2";
+
 // The tables of the catalog are read with the snapshot, and `pg_relation_filenode` reads the current catalog. It is NULL
-// for a dropped table, and another file after a TRUNCATE, which ends a conversion. The name of the constraint is the same
-// in all versions of the extension, unlike the columns of its table of chunks.
-const CHANGED_SQL: &str = "SELECT EXISTS (SELECT FROM _timescaledb_catalog.hypertable h \
+// for a dropped table, and another file after a TRUNCATE, which ends a conversion. The tables of chunks differ between the
+// versions of the extension, so a chunk is found by the name of its constraint, `constraint_<slice>`. The second column is
+// true if a slice has no such constraint.
+const CHANGED_SQL: &str = "SELECT \
+    coalesce(bool_or(p.relfilenode IS DISTINCT FROM pg_relation_filenode(p.oid)), false), \
+    coalesce(bool_or(k.conrelid IS NULL), false) FROM _timescaledb_catalog.hypertable h \
     JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
     JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
     JOIN unnest($4::bigint[], $5::bigint[]) AS r(first, until) ON s.range_end > r.first AND s.range_start < r.until \
-    JOIN pg_constraint k ON k.conname = ('constraint_' || s.id)::name AND k.contype = 'c' \
-    JOIN pg_inherits i ON i.inhrelid = k.conrelid AND i.inhparent = $3::regclass \
+    LEFT JOIN (pg_constraint k JOIN pg_inherits i ON i.inhrelid = k.conrelid AND i.inhparent = $3::regclass) \
+    ON k.conname = ('constraint_' || s.id)::name AND k.contype = 'c' \
     LEFT JOIN _timescaledb_catalog.compression_settings z ON z.relid = k.conrelid \
-    JOIN pg_class p ON p.oid IN (k.conrelid, z.compress_relid) \
-    WHERE h.schema_name = $1 AND h.table_name = $2 AND p.relkind = 'r' \
-    AND p.relfilenode IS DISTINCT FROM pg_relation_filenode(p.oid))";
+    LEFT JOIN pg_class p ON p.oid IN (k.conrelid, z.compress_relid) AND p.relkind = 'r' \
+    WHERE h.schema_name = $1 AND h.table_name = $2";
+
+// Before version 2.28, `merge_chunks` gives a chunk a new slice and keeps the name of its constraint. The range of such a
+// chunk is unknown, so all of them are compared.
+const MERGED_CHANGED_SQL: &str = "SELECT EXISTS (SELECT FROM pg_inherits i \
+    LEFT JOIN _timescaledb_catalog.compression_settings z ON z.relid = i.inhrelid \
+    JOIN pg_class p ON p.oid IN (i.inhrelid, z.compress_relid) \
+    WHERE i.inhparent = $3::regclass AND p.relkind = 'r' \
+    AND p.relfilenode IS DISTINCT FROM pg_relation_filenode(p.oid) \
+    AND NOT EXISTS (SELECT FROM _timescaledb_catalog.hypertable h \
+    JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
+    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    JOIN pg_constraint k ON k.conname = ('constraint_' || s.id)::name AND k.contype = 'c' \
+    WHERE h.schema_name = $1 AND h.table_name = $2 AND k.conrelid = i.inhrelid))";
 
 // The view reads every chunk of the database.
 const CONVERTED_UNTIL_SQL: &str = "SELECT extract(epoch FROM least(max(range_end), '2262-01-01'))::bigint * 1000000 \
@@ -172,6 +192,25 @@ impl Chunks {
         })
     }
 
+    /// Returns the start of the oldest chunk, or the maximum if there is no chunk. Returns None for an ordinary table.
+    pub(super) async fn oldest_start(
+        &self,
+        connection: &mut PgConnection<'_>,
+        registered: &RegisteredDataset,
+    ) -> Result<Option<Timestamp>, Cause> {
+        if !self.hypertables {
+            return Ok(None);
+        }
+        let start: Option<i64> = sqlx::query_scalar(OLDEST_START_SQL)
+            .bind(&self.schema)
+            .bind(registered.table.name())
+            .fetch_one(connection)
+            .await?;
+        let (min, max) = (Timestamp::MIN.as_micros(), Timestamp::MAX.as_micros());
+        let start = Timestamp::from_micros(start.unwrap_or(max).clamp(min, max));
+        Ok(Some(start.unwrap_or(Timestamp::MIN)))
+    }
+
     /// Fails if a chunk in these ranges was dropped or converted after the snapshot of this transaction.
     ///
     /// A snapshot does not include the rows of a chunk that is dropped later, or moved to or from the columnstore. It still
@@ -186,14 +225,22 @@ impl Chunks {
         if !self.hypertables || ranges.is_empty() {
             return Ok(());
         }
-        let changed: bool = sqlx::query_scalar(CHANGED_SQL)
+        let (mut changed, has_merged): (bool, bool) = sqlx::query_as(CHANGED_SQL)
             .bind(&self.schema)
             .bind(registered.table.name())
             .bind(registered.table.relation())
             .bind(ranges.iter().map(|range| range.start().as_micros()).collect::<Vec<_>>())
             .bind(ranges.iter().map(|range| range.end().as_micros()).collect::<Vec<_>>())
-            .fetch_one(snapshot)
+            .fetch_one(&mut *snapshot)
             .await?;
+        if has_merged && !changed {
+            changed = sqlx::query_scalar(MERGED_CHANGED_SQL)
+                .bind(&self.schema)
+                .bind(registered.table.name())
+                .bind(registered.table.relation())
+                .fetch_one(snapshot)
+                .await?;
+        }
         if changed { Err(Cause::ChunkDropped) } else { Ok(()) }
     }
 

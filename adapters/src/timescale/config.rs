@@ -245,8 +245,8 @@ pub struct ServerLimitsSection {
     /// The time limit of one statement. Defaults to 25 s.
     #[serde(with = "duration")]
     pub statement_timeout: Duration,
-    /// The time limit of one statement of `ensure_schema`, `delete_range` and `purge_before`, and of each step of
-    /// `maintain`. Defaults to 570 s.
+    /// The time limit of one statement of `ensure_schema`, `delete_range` and `purge_before`, of each step of `maintain`,
+    /// and of its wait for the step of another maintainer. Defaults to 570 s.
     #[serde(with = "duration")]
     pub bulk_timeout: Duration,
     /// The time limit of the wait for a lock. Defaults to 20 s.

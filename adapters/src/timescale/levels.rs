@@ -2,6 +2,7 @@
 //!
 //! A read is one snapshot over the watermark, the stale marks, the levels and the ticks.
 
+use futures::TryStreamExt;
 use qi_core::store::kit::{BarMerger, BucketPlanner, LevelSource, level_sources, level_table};
 use qi_core::store::{BarQuery, Order, Page};
 use qi_core::{Bar, Interval, TimeRange, Timestamp};
@@ -111,15 +112,15 @@ impl TimescaleStore {
         let direction = if query.order == Order::Ascending { "" } else { "DESC " };
         let sql = self
             .in_bars_schema(&format!("{}{direction}LIMIT $4", BARS.replace("{level}", level_table(level))));
-        let rows = sqlx::query(sql)
+        // A page has many times as many rows as bars, so each row is merged when it arrives.
+        let mut rows = sqlx::query(sql)
             .bind(id)
             .bind(Pg(range.start()))
             .bind(Pg(range.end()))
             .bind(limit)
-            .fetch_all(snapshot)
-            .await?;
-        for row in &rows {
-            merger.push(bar_part(row)?);
+            .fetch(snapshot);
+        while let Some(row) = rows.try_next().await? {
+            merger.push(bar_part(&row)?);
         }
         Ok(())
     }

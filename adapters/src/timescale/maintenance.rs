@@ -28,11 +28,14 @@ const LARGE_STEP: u64 = 2_000_000;
 /// The maximum number of stale hours that one step rebuilds. Together they lie within [`REBUILD_SPAN`], so that the
 /// statements open few chunks.
 const MAX_REBUILT: i64 = 64;
-const REBUILD_SPAN: &str = "7 days";
+const REBUILD_SPAN: &str = "168 hours";
 
 // The table lock admits one maintainer at a time, and neither blocks readers nor writers. It is taken before the
-// snapshot, so the snapshot sees the steps of all earlier maintainers.
-const LOCK: &str = "LOCK TABLE {schema}.qi_bars_state IN SHARE UPDATE EXCLUSIVE MODE";
+// snapshot, so the snapshot sees the steps of all earlier maintainers. `SET` takes no snapshot. The limit of the wait is
+// the limit of a step, because another maintainer may run a step.
+const LOCK: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {bulk}; \
+    LOCK TABLE {schema}.qi_bars_state IN SHARE UPDATE EXCLUSIVE MODE; \
+    SET LOCAL statement_timeout = {bulk}; SET LOCAL lock_timeout = {lock}";
 
 const STATE: &str = "SELECT watermark, announced, date_bin('1 hour', coalesce($1, now() - interval '{delay}'), \
     TIMESTAMPTZ '1970-01-05 00:00:00+00') FROM {schema}.qi_bars_state";
@@ -54,8 +57,8 @@ const FIRST_BAR: &str = "SELECT min(f.bucket) FROM {schema}.instruments i CROSS 
     SELECT t.bucket FROM {schema}.qi_bars_1h t WHERE t.instrument_id = i.id AND t.bucket >= $1 AND t.bucket < $2 \
     ORDER BY t.bucket LIMIT 1) f";
 
-const COUNT_TICKS: &str = "SELECT count(*) FROM (SELECT FROM {schema}.instruments i CROSS JOIN LATERAL (\
-    SELECT FROM {schema}.ticks t WHERE t.instrument_id = i.id AND t.ts >= $1 AND t.ts < $2) f LIMIT $3) x";
+const COUNT_TICKS: &str = "SELECT count(*) FROM (SELECT FROM {keys} CROSS JOIN LATERAL (\
+    SELECT FROM {schema}.ticks t WHERE t.instrument_id = x.id AND {within}) f LIMIT {limit}) n";
 
 /// The bars of a level below it, from the ticks of `{range}`. Reads the ticks of one instrument after the other.
 const MINUTES: &str = "INSERT INTO {schema}.qi_bars_1m SELECT x.id, b.* FROM {keys} CROSS JOIN LATERAL (\
@@ -70,10 +73,8 @@ const COARSER: &str = "INSERT INTO {schema}.{level} SELECT x.id, b.* FROM {keys}
     (array_agg(t.close ORDER BY t.bucket DESC))[1], sum(t.volume), sum(t.quote_volume), sum(t.count)::bigint \
     FROM {schema}.{finer} t WHERE t.instrument_id = x.id AND {within} GROUP BY 1) b";
 
-const REMOVE: &str = "DELETE FROM {schema}.{level} WHERE bucket >= $1 AND bucket < $2";
-
-const REMOVE_KEYS: &str =
-    "DELETE FROM {schema}.{level} t USING {keys} WHERE t.instrument_id = x.id AND {within}";
+// The join with the instruments makes the key of the level usable, which begins with the instrument.
+const REMOVE: &str = "DELETE FROM {schema}.{level} t USING {keys} WHERE t.instrument_id = x.id AND {within}";
 
 // The oldest mark that begins before the watermark, of all instruments if there is one. Each part reads one entry of an
 // index.
@@ -112,9 +113,10 @@ const KEYS: (&str, &str, &str) = (
     "t.bucket >= x.hour AND t.bucket < x.hour + interval '{length}' AND t.bucket >= $3 AND t.bucket < $4",
 );
 
+/// Returns the length of a bucket. A number of days would depend on the time zone of the session.
 const fn length(level: Interval) -> &'static str {
     match level {
-        Interval::D1 => "1 day",
+        Interval::D1 => "24 hours",
         _ => "1 hour",
     }
 }
@@ -137,17 +139,27 @@ impl TimescaleStore {
         let mut report = MaintenanceReport::default();
         let is_over = |started: Instant| started.elapsed() >= request.budget;
         materialized::check_retention(connection, &self.inner.config).await?;
-        let announced = self.announce(connection, request).await?;
+        let announced = self.announce(connection, registered, request).await?;
         let mut watermark = announced.watermark;
         if watermark < announced.announced {
             self.wait_for_writers(connection).await?;
         }
         let mut span = StepSpan::new(SMALL_STEP, LARGE_STEP);
+        let mut failed = None;
         loop {
-            let rebuilt = self.rebuild_step(connection, registered, &mut span).await?;
-            report.rebuilt += rebuilt;
-            if rebuilt == 0 || is_over(started) {
-                break;
+            match self.rebuild_step(connection, registered, &mut span).await {
+                Ok(rebuilt) => {
+                    report.rebuilt += rebuilt;
+                    if rebuilt == 0 || is_over(started) {
+                        break;
+                    }
+                }
+                Err(cause) if cause.ends_connection() => return Err(cause),
+                // A rebuild that fails in every call must not stop the watermark.
+                Err(cause) => {
+                    failed = Some(cause);
+                    break;
+                }
             }
         }
         // At least one step runs, even after a long wait for writers.
@@ -157,10 +169,10 @@ impl TimescaleStore {
                 self.advance_step(connection, registered, announced.announced, &mut span).await?;
             report.ticks += ticks;
         }
-        report.stale = sqlx::query_scalar::<_, i64>(self.in_bars_schema(STALE))
-            .fetch_one(&mut **connection)
-            .await?
-            .cast_unsigned();
+        if let Some(cause) = failed {
+            return Err(cause);
+        }
+        report.stale = self.count_stale(connection).await?;
         report.watermark = Some(watermark);
         report.target = Some(announced.announced);
         Ok(report)
@@ -168,10 +180,21 @@ impl TimescaleStore {
 
     /// Begins a step. Its snapshot sees the steps of all earlier maintainers.
     async fn begin_step<'c>(&self, connection: &'c mut PooledConnection) -> Result<Transaction<'c>, Cause> {
+        let limits = &self.inner.config.server_limits;
+        let (bulk, lock) = (limits.bulk_timeout.as_millis(), limits.lock_timeout.as_millis());
+        let sql = LOCK.replace("{bulk}", &bulk.to_string()).replace("{lock}", &lock.to_string());
         let mut step = connection.begin_repeatable_read().await?;
-        sqlx::raw_sql(self.in_bars_schema(LOCK)).execute(&mut *step).await?;
-        self.inner.connections.set_transaction_bulk_timeout(&mut step).await?;
+        sqlx::raw_sql(self.in_bars_schema(&sql)).execute(&mut *step).await?;
         Ok(step)
+    }
+
+    /// Returns the number of stale marks.
+    async fn count_stale(&self, connection: &mut PooledConnection) -> Result<u64, Cause> {
+        let mut transaction = connection.begin().await?;
+        self.inner.connections.set_transaction_bulk_timeout(&mut transaction).await?;
+        let count: i64 = sqlx::query_scalar(self.in_bars_schema(STALE)).fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(count.cast_unsigned())
     }
 
     async fn state(&self, step: &mut PgConnection<'_>, until: Option<Timestamp>) -> Result<State, Cause> {
@@ -187,9 +210,11 @@ impl TimescaleStore {
     async fn announce(
         &self,
         connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
         request: &MaintainRequest,
     ) -> Result<State, Cause> {
         let mut step = self.begin_step(connection).await?;
+        self.mark_dropped(&mut step, registered).await?;
         let mut state = self.state(&mut step, request.until).await?;
         if state.announced < state.target {
             sqlx::query(self.in_bars_schema(ANNOUNCE)).bind(Pg(state.target)).execute(&mut *step).await?;
@@ -197,6 +222,28 @@ impl TimescaleStore {
         }
         step.commit().await?;
         Ok(state)
+    }
+
+    /// Adds a mark for the hours before the oldest chunk if they have bars: `drop_chunks` by hand adds no mark. A mark is
+    /// never wrong, because it only causes a rebuild from the ticks.
+    async fn mark_dropped(
+        &self,
+        step: &mut PgConnection<'_>,
+        registered: &RegisteredDataset,
+    ) -> Result<(), Cause> {
+        let Some(marked) = &registered.marked else { return Ok(()) };
+        let Some(start) = self.inner.cache.chunks.oldest_start(step, registered).await? else {
+            return Ok(());
+        };
+        let first_bar: Option<Pg<Timestamp>> = sqlx::query_scalar(self.in_bars_schema(FIRST_BAR))
+            .bind(Pg(Timestamp::MIN))
+            .bind(Pg(Interval::H1.floor(start)))
+            .fetch_one(&mut *step)
+            .await?;
+        if first_bar.is_some() {
+            marked.mark_before(step, start).await?;
+        }
+        Ok(())
     }
 
     /// Waits for the end of the transactions that may have read an earlier announced time.
@@ -280,10 +327,10 @@ impl TimescaleStore {
         loop {
             let end = span.end(start).min(limit);
             let Some(most) = span.limit() else { return Ok(end) };
-            let count: i64 = sqlx::query_scalar(self.in_bars_schema(COUNT_TICKS))
+            let (keys, within, _) = ALL;
+            let count: i64 = sqlx::query_scalar(self.in_bars_schema(&count_ticks(keys, within, most)))
                 .bind(Pg(start))
                 .bind(Pg(end))
-                .bind(most.cast_signed() + 1)
                 .fetch_one(&mut *step)
                 .await?;
             if count.cast_unsigned() <= most {
@@ -365,8 +412,10 @@ impl TimescaleStore {
             .await?;
         let start = first_bar.map_or(first_tick, |Pg(hour)| hour.max(first).min(first_tick));
         let end = self.step_end(step, start, limit, span).await?;
+        let (keys, _, within) = ALL;
+        let remove = REMOVE.replace("{keys}", keys).replace("{within}", within);
         for level in LEVELS {
-            sqlx::query(self.in_bars_schema(&REMOVE.replace("{level}", level_table(level))))
+            sqlx::query(self.in_bars_schema(&remove.replace("{level}", level_table(level))))
                 .bind(Pg(level.floor(first)))
                 .bind(Pg(level.ceil(end).unwrap_or(end)))
                 .execute(&mut *step)
@@ -395,7 +444,8 @@ impl TimescaleStore {
             .await?;
         let key =
             |row: &PgRow| Ok::<_, sqlx::Error>((row.try_get::<i32, _>(0)?, row.try_get::<Pg<_>, _>(1)?.0));
-        let hours = rows.iter().map(key).collect::<Result<Vec<(i32, Timestamp)>, _>>()?;
+        let mut hours = rows.iter().map(key).collect::<Result<Vec<(i32, Timestamp)>, _>>()?;
+        self.limit_to_ticks(step, first, &mut hours).await?;
         let mut finer = None;
         for level in LEVELS {
             // The minutes and the hours of a stale hour are built again, and the complete days with such an hour.
@@ -406,16 +456,17 @@ impl TimescaleStore {
             keys.retain(|(_, start)| end_of(unit, *start) <= watermark);
             let (from, ticks_within, bars_within) = KEYS;
             let bars_within = bars_within.replace("{length}", length(unit));
-            let remove = REMOVE_KEYS.replace("{level}", level_table(level));
+            let remove = REMOVE.replace("{level}", level_table(level));
             let build = match finer {
                 None => MINUTES.replace("{keys}", from).replace("{within}", ticks_within),
                 Some(finer) => coarser(level, finer, (from, &bars_within)),
             };
             let remove = remove.replace("{keys}", from).replace("{within}", &bars_within);
+            let (ids, starts) = arrays(&keys);
             for sql in [remove, build] {
                 sqlx::query(self.in_bars_schema(&sql))
-                    .bind(keys.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-                    .bind(keys.iter().map(|(_, start)| Pg(*start)).collect::<Vec<_>>())
+                    .bind(&ids)
+                    .bind(&starts)
                     .bind(Pg(unit.floor(first)))
                     .bind(Pg(keys.iter().map(|(_, start)| end_of(unit, *start)).max().unwrap_or(first)))
                     .execute(&mut *step)
@@ -426,12 +477,37 @@ impl TimescaleStore {
         let end = hours.last().map_or(first, |(_, hour)| end_of(Interval::H1, *hour));
         let range = TimeRange::new(first, end)?;
         self.inner.cache.chunks.check_unchanged(step, registered, &[range]).await?;
-        let removed = sqlx::query(self.in_bars_schema(REMOVE_MARKS))
-            .bind(hours.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-            .bind(hours.iter().map(|(_, hour)| Pg(*hour)).collect::<Vec<_>>())
-            .execute(step)
-            .await?;
+        let (ids, starts) = arrays(&hours);
+        let removed =
+            sqlx::query(self.in_bars_schema(REMOVE_MARKS)).bind(ids).bind(starts).execute(step).await?;
         Ok(removed.rows_affected())
+    }
+
+    /// Removes the last of some sorted hours, until the rest has few ticks or is one hour.
+    async fn limit_to_ticks(
+        &self,
+        step: &mut PgConnection<'_>,
+        first: Timestamp,
+        hours: &mut Vec<(i32, Timestamp)>,
+    ) -> Result<(), Cause> {
+        let (keys, within, _) = KEYS;
+        let sql = count_ticks(keys, within, LARGE_STEP);
+        while hours.len() > 1 {
+            let end = hours.last().map_or(first, |(_, hour)| end_of(Interval::H1, *hour));
+            let (ids, starts) = arrays(hours);
+            let count: i64 = sqlx::query_scalar(self.in_bars_schema(&sql))
+                .bind(ids)
+                .bind(starts)
+                .bind(Pg(first))
+                .bind(Pg(end))
+                .fetch_one(&mut *step)
+                .await?;
+            if count.cast_unsigned() <= LARGE_STEP {
+                break;
+            }
+            hours.truncate(hours.len() / 2);
+        }
+        Ok(())
     }
 
     /// Removes the marks of some hours of all instruments that the snapshot sees. Returns their number.
@@ -458,6 +534,19 @@ fn coarser(level: Interval, finer: Interval, (keys, within): (&str, &str)) -> St
         .replace("{length}", length(level))
         .replace("{keys}", keys)
         .replace("{within}", within)
+}
+
+/// Returns the statement that counts ticks up to one more than `most`.
+fn count_ticks(keys: &str, within: &str, most: u64) -> String {
+    COUNT_TICKS
+        .replace("{keys}", keys)
+        .replace("{within}", within)
+        .replace("{limit}", &(most + 1).to_string())
+}
+
+/// Returns the parameters of [`KEYS`].
+fn arrays(keys: &[(i32, Timestamp)]) -> (Vec<i32>, Vec<Pg<Timestamp>>) {
+    keys.iter().map(|(id, start)| (*id, Pg(*start))).unzip()
 }
 
 fn end_of(unit: Interval, start: Timestamp) -> Timestamp {

@@ -38,8 +38,8 @@ pub(super) fn marked(statement: &str, schema: &str) -> String {
     )
 }
 
-/// Returns a COPY with the marker. The caller adds the marks with [`add_marks`].
-fn marked_copy(statement: &str) -> String {
+/// Returns a statement with the markers. The caller adds the marks in the same transaction.
+pub(super) fn with_markers(statement: &str) -> String {
     let statement = statement.strip_prefix(MARKER).unwrap_or(statement);
     format!("{MARKER}{MARKED}{statement}")
 }
@@ -61,7 +61,7 @@ impl MarkedSql {
             "INSERT INTO \"{schema}\".qi_bars_stale (instrument_id, first, until) VALUES (0, $1, $2)"
         );
         Self {
-            copy: marked_copy(copy),
+            copy: with_markers(copy),
             merge: sql(marked(merge.as_str(), schema)),
             merge_converted: sql(marked(merge_converted.as_str(), schema)),
             marks: sql(MARKS.replace("{schema}", &format!("\"{schema}\""))),

@@ -64,11 +64,9 @@ pub(crate) struct Plan {
 pub(crate) enum Reads {
     /// A page is one state of the ticks.
     Snapshot,
-    /// Each statement of a read is one state of the ticks, and contains a request of a write completely or not at all.
-    /// One statement reads a bar of at most one hour. Several statements, in the order of the query, may read a longer
-    /// bar, so that the bar contains a write only in the hours that were read last. Deletions and purges are not atomic,
-    /// because the parts of a table change one after another.
-    Statements,
+    /// A bar is one state of the ticks: it contains a request of a write completely or not at all. Deletions and purges
+    /// are not atomic, because the parts of a table change one after another.
+    Bars,
     /// Each tick of the change is in the state before or after it.
     Ticks,
 }
@@ -87,8 +85,8 @@ enum Change {
 enum Overlap {
     /// The complete change or nothing, in all bars of the page.
     Page,
-    /// The complete change or nothing, in each statement.
-    Statements,
+    /// The complete change or nothing, in each bar.
+    Bar,
     /// The removal of the oldest ticks of a bar.
     Oldest,
     /// Any part.
@@ -100,7 +98,7 @@ impl Reads {
         match (self, change) {
             (Self::Snapshot, Change::Write | Change::Delete) => Overlap::Page,
             (Self::Snapshot, Change::Purge) => Overlap::Oldest,
-            (Self::Statements, Change::Write | Change::SplitWrite) => Overlap::Statements,
+            (Self::Bars, Change::Write | Change::SplitWrite) => Overlap::Bar,
             _ => Overlap::Any,
         }
     }
@@ -263,22 +261,6 @@ fn bars(ticks: &Ticks, query: &BarQuery) -> Vec<Bar> {
     }
     bars.truncate(query.page.limit());
     bars
-}
-
-/// Returns the ticks of a bar that several statements may have read while a request was stored.
-fn states_of_statements(before: &Ticks, after: &Ticks, order: Order) -> Vec<Ticks> {
-    let changed = before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key));
-    let hours: BTreeSet<_> = changed.map(|(ts, _)| Interval::H1.floor(*ts)).collect();
-    let (early, late) = match order {
-        Order::Ascending => (before, after),
-        Order::Descending => (after, before),
-    };
-    let mut states = vec![before.clone(), after.clone()];
-    for hour in hours {
-        let ticks = early.range(..(hour, 0)).chain(late.range((hour, 0)..));
-        states.push(ticks.map(|(key, tick)| (*key, tick.clone())).collect());
-    }
-    states
 }
 
 /// Returns the ticks of a bar while its oldest ticks are removed.
@@ -534,7 +516,7 @@ impl History {
         for (open_time, [before, after]) in buckets {
             let found = found.get(&open_time).copied();
             let states = match overlap {
-                Overlap::Statements => states_of_statements(&before, &after, order),
+                Overlap::Bar => vec![before, after],
                 Overlap::Oldest => states_of_removal(&before, &after),
                 Overlap::Any | Overlap::Page => {
                     self.check_part(found, &before, &after);
