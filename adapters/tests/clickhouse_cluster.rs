@@ -160,6 +160,8 @@ async fn every_schema_change_runs_on_all_nodes() {
     for setting in [
         "insert_quorum=auto",
         "insert_quorum_parallel=0",
+        // Half of the time limit of a request.
+        "insert_quorum_timeout=12500",
         "distributed_foreground_insert=1",
         "insert_deduplicate=0",
         "deduplicate_insert=disable",

@@ -5,6 +5,8 @@
 mod clickhouse_rig;
 mod servers;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use clickhouse_rig::Server;
@@ -20,8 +22,8 @@ use qi_core::store::{
     DeleteQuery, LatestQuery, LatestRequest, RangeQuery, RangeRequest, SeriesRequest, StatsQuery,
 };
 use qi_core::{
-    Decimal, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Selection, TimeRange,
-    Timestamp,
+    Bytes, Decimal, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Selection,
+    TimeRange, Timestamp,
 };
 use servers::{namespace, trial};
 
@@ -37,6 +39,7 @@ fn main() {
         trial(&server, "a_manually_changed_table_is_rejected", changed_table),
         trial(&server, "concurrent_versions_create_one_schema", concurrent_versions),
         trial(&server, "version_0_1_database_is_accepted", first_version),
+        trial(&server, "version_0_1_writer_continues_during_the_upgrade", first_version_writes),
         trial(&server, "the_plan_matches_the_executed_statements", plan),
         trial(&server, "a_manually_changed_declaration_is_rejected", changed_record),
     ];
@@ -527,6 +530,15 @@ ORDER BY (scope, ts)",
     "INSERT INTO qi_migrations SELECT 1, 'tables', now64(6, 'UTC')",
 ];
 
+/// Creates the database of a store, with the tables of version 0.1.0.
+async fn create_first_version(server: &Server, store: &ClickHouseStore, database: &str) {
+    let creator = ClickHouseStore::open(server.config("")).unwrap();
+    sql(&creator, &format!("CREATE DATABASE IF NOT EXISTS `{database}`")).await;
+    for statement in FIRST {
+        sql(store, statement).await;
+    }
+}
+
 async fn first_version(server: Server) {
     let database = namespace();
     let mut config = server.config("");
@@ -541,11 +553,7 @@ async fn first_version(server: Server) {
         kept.collect::<Vec<_>>().join("\n").replace(",\n)", "\n)")
     };
     assert_eq!(planned[1..].iter().map(without_projection).collect::<Vec<_>>(), FIRST);
-    let creator = ClickHouseStore::open(server.config("")).unwrap();
-    sql(&creator, &planned[0]).await;
-    for statement in FIRST {
-        sql(&store, statement).await;
-    }
+    create_first_version(&server, &store, &database).await;
     let made =
         "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase() ORDER BY name";
     let tables = async || store.client().query_raw(made).fetch_all::<(String, String)>().await.unwrap();
@@ -580,6 +588,86 @@ async fn first_version(server: Server) {
     assert_eq!(more.ensure_schema().await.unwrap().applied, ["table flows", "declaration of flows"]);
     assert_eq!(tables().await.len(), before.len() + 2);
     assert!(tables().await.iter().filter(|table| before.contains(table)).count() == before.len());
+    sql(&store, &format!("DROP DATABASE {database} SYNC")).await;
+}
+
+/// The columns of `ticks` in version 0.1.0.
+const FIRST_TICKS: [(&str, &str); 7] = [
+    ("exchange", "LowCardinality(String)"),
+    ("symbol", "LowCardinality(String)"),
+    ("ts", "DateTime64(6, 'UTC')"),
+    ("seq", "UInt64"),
+    ("price", "Decimal(38, 18)"),
+    ("quantity", "Nullable(Decimal(38, 18))"),
+    ("side", "Nullable(Enum8('buy' = 1, 'sell' = 2))"),
+];
+
+/// Sends the request of version 0.1.0 that inserts a tick of `x:W`.
+async fn insert_as_first_version(store: &ClickHouseStore, n: u64) {
+    let (names, types) = (FIRST_TICKS.map(|(name, _)| name), FIRST_TICKS.map(|(_, ty)| ty));
+    let mut body = vec![7];
+    for text in names.into_iter().chain(types).chain(["x", "W"]) {
+        body.push(u8::try_from(text.len()).unwrap());
+        body.extend_from_slice(text.as_bytes());
+    }
+    body.extend_from_slice(&time(i64::try_from(n).unwrap()).as_micros().to_le_bytes());
+    body.extend_from_slice(&n.to_le_bytes());
+    body.extend_from_slice(&1_000_000_000_000_000_000_i128.to_le_bytes());
+    // No quantity and no side.
+    body.extend_from_slice(&[1, 1]);
+    let insert = format!("INSERT INTO ticks ({}) FORMAT RowBinaryWithNamesAndTypes", names.join(", "));
+    let mut insert = store.client().insert_formatted_with(insert);
+    insert.send(Bytes::from(body)).await.unwrap();
+    insert.end().await.unwrap();
+}
+
+/// A writer of version 0.1.0 inserts before, during and after the change of the schema and the materialization of the
+/// projection.
+async fn first_version_writes(server: Server) {
+    let database = namespace();
+    let mut config = server.config("");
+    config.database.clone_from(&database);
+    let store = ClickHouseStore::open(config).unwrap();
+    create_first_version(&server, &store, &database).await;
+    let old = "INSERT INTO ticks SELECT 'x', 'OLD', \
+        fromUnixTimestamp64Micro(toInt64(1700000000000000 + number * 1000000), 'UTC'), number, 1, NULL, NULL \
+        FROM numbers(1000000)";
+    sql(&store, old).await;
+    let (written, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+    let writer = tokio::spawn({
+        let (store, written, stop) = (store.clone(), written.clone(), stop.clone());
+        async move {
+            while !stop.load(Ordering::SeqCst) {
+                insert_as_first_version(&store, written.load(Ordering::SeqCst)).await;
+                written.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let ten_more = async || {
+        let end = written.load(Ordering::SeqCst) + 10;
+        while written.load(Ordering::SeqCst) < end {
+            assert!(!writer.is_finished(), "the writer failed");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    ten_more().await;
+    store.ensure_schema().await.unwrap();
+    ten_more().await;
+    let unfinished =
+        "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND NOT is_done";
+    while store.client().query_raw(unfinished).fetch_one::<u64>().await.unwrap() > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ten_more().await;
+    stop.store(true, Ordering::SeqCst);
+    writer.await.unwrap();
+    let written = written.load(Ordering::SeqCst);
+    let query = StatsQuery::new("x:W".parse().unwrap(), TimeRange::ALL);
+    assert_eq!(store.stats(&query).await.unwrap().map_or(0, |stats| stats.count()), written);
+    let page = store.series(&SeriesRequest::new(PriceTick::DATASET)).await.unwrap();
+    let bounds: Vec<_> = page.items.iter().map(|series| (series.first, series.last)).collect();
+    let last = i64::try_from(written - 1).unwrap();
+    assert_eq!(bounds, [(time(0), time(999_999)), (time(0), time(last))]);
     sql(&store, &format!("DROP DATABASE {database} SYNC")).await;
 }
 

@@ -26,7 +26,7 @@ use qi_core::{
     Bar, BarValues, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Selection,
     TimeRange, Timestamp,
 };
-use servers::{Spare, namespace, run, spare_trial, trial};
+use servers::{Spare, namespace, run, runs_long_tests, spare_trial, trial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -57,6 +57,7 @@ fn main() {
         trial(&server, "latest_of_many_owners_equals_latest_of_each", latest_of_many),
         trial(&server, "latest_returns_every_owner_without_recent_records", latest_of_inactive),
         trial(&server, "series_and_latest_read_few_rows", few_rows),
+        trial(&server, "an_insert_of_many_years_creates_few_parts", few_parts),
         trial(&server, "the_documented_statements_run", guide),
         trial(&server, "a_purge_drops_entire_partitions", purge),
         trial(&server, "close_waits_for_calls_in_progress", close_drains),
@@ -111,9 +112,94 @@ async fn few_rows(server: Server) {
                 let latest = limited.latest_tick(&name.parse().unwrap()).await.unwrap();
                 assert_eq!(latest.as_slice(), ticks(name, 199_999, 1));
             }
+            let latest = limited.latest_ticks(&LatestQuery::new(Selection::All)).await.unwrap();
+            assert_eq!(latest.items, names.map(|name| ticks(name, 199_999, 1)).concat());
         },
     )
     .await;
+}
+
+/// The maximum number of parts of a request with consecutive records. Its 12 periods can begin and end within a partition.
+const MAX_PARTS: u64 = 13;
+
+/// The maximum number of parts of a request with sparse records. Each of its 12 periods can touch three months.
+const MAX_SPARSE_PARTS: u64 = 36;
+
+/// Returns the number of parts that an insert adds to a table.
+async fn added_parts<T>(
+    store: &ClickHouseStore,
+    table: &str,
+    insert: impl Future<Output = qi_core::Result<T>>,
+) -> u64 {
+    let sql = format!("SELECT count() FROM system.parts WHERE active AND table = '{table}'");
+    let count = async || store.client().query_raw(&sql).fetch_one::<u64>().await.unwrap();
+    let before = count().await;
+    insert.await.unwrap();
+    count().await - before
+}
+
+/// Returns a bar whose prices are all 1.
+fn flat_bar(name: Instrument, interval: Interval, open_time: Timestamp) -> Bar {
+    let one = "1".parse().unwrap();
+    let values = BarValues {
+        open: one,
+        high: one,
+        low: one,
+        close: one,
+        volume: None,
+        quote_volume: None,
+        count: None,
+    };
+    Bar::new(name, interval, open_time, values).unwrap()
+}
+
+/// Writes backfills of ten years while the server merges no parts. `QI_LONG_TESTS=1` writes 1,000 instruments.
+async fn few_parts(server: Server) {
+    let (counter, url) = CountingProxy::in_front_of(server.url()).await;
+    let requests = counter.requests.clone();
+    let counting = tokio::spawn(counter.run());
+    with_store(
+        &server,
+        |config| config.url = Some(url.into()),
+        async |store, config| {
+            let [bar_table, tick_table] =
+                ["bars", "ticks"].map(|name| format!("{}{name}", config.table_prefix));
+            for table in [&bar_table, &tick_table] {
+                sql(&store, &format!("SYSTEM STOP MERGES {table}")).await;
+            }
+            let name = |n: u64| -> Instrument { format!("x:A{n:04}").parse().unwrap() };
+            let day = |n: i64| Timestamp::from_secs(n * 86_400).unwrap();
+            // From 2014-01-01 to 2023-12-29.
+            let days = 16_071..19_721;
+            // An import writes one instrument after the other. Each batch is one request.
+            let instruments: u64 = if runs_long_tests() { 1_000 } else { 100 };
+            for first in (0..instruments).step_by(8) {
+                let batch: Vec<Bar> = (first..instruments.min(first + 8))
+                    .flat_map(|n| days.clone().map(move |d| flat_bar(name(n), Interval::D1, day(d))))
+                    .collect();
+                let added = added_parts(&store, &bar_table, store.insert_bars(&batch)).await;
+                assert!((1..=MAX_PARTS).contains(&added), "{added} parts for {} bars", batch.len());
+            }
+            // These days are in 123 periods of 30 days, so a batch is 11 requests.
+            let one = "1".parse().unwrap();
+            let batch: Vec<PriceTick> = (0..5)
+                .flat_map(|n| days.clone().map(move |d| PriceTick::new(name(n), day(d), 0, one).unwrap()))
+                .collect();
+            requests.store(0, Ordering::SeqCst);
+            let added = added_parts(&store, &tick_table, store.insert_ticks(&batch)).await;
+            let sent = requests.load(Ordering::SeqCst);
+            assert!(sent >= 11 && added <= 11 * MAX_PARTS, "{added} parts, {sent} requests");
+            // The first, a middle and the last day of 12 distant periods: one request.
+            let batch: Vec<PriceTick> = (0..12)
+                .flat_map(|n| [0, 15, 29].map(|d| 30 * (1 + 12 * n) + d))
+                .map(|d| PriceTick::new(name(0), day(d), 0, one).unwrap())
+                .collect();
+            let added = added_parts(&store, &tick_table, store.insert_ticks(&batch)).await;
+            assert!((MAX_PARTS + 1..=MAX_SPARSE_PARTS).contains(&added), "{added} parts for sparse ticks");
+        },
+    )
+    .await;
+    counting.abort();
 }
 
 async fn count(store: &ClickHouseStore, instrument: &str) -> u64 {
@@ -484,18 +570,8 @@ async fn latest_of_few(server: Server) {
         async |store, _| {
             let time = Timestamp::from_secs(1_700_006_400).unwrap();
             let one = "1".parse().unwrap();
-            let values = BarValues {
-                open: one,
-                high: one,
-                low: one,
-                close: one,
-                volume: None,
-                quote_volume: None,
-                count: None,
-            };
             let name = |n: u32| -> Instrument { format!("x:A{n:04}").parse().unwrap() };
-            let bar =
-                |n, interval: Interval| Bar::new(name(n), interval, interval.floor(time), values).unwrap();
+            let bar = |n, interval: Interval| flat_bar(name(n), interval, interval.floor(time));
             let mut bars: Vec<_> = (0..3_000).map(|n| bar(n, Interval::M1)).collect();
             bars.push(bar(3_000, Interval::D1));
             store.insert_bars(&bars).await.unwrap();

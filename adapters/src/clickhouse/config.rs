@@ -341,7 +341,7 @@ const RESERVED_SETTINGS: &[&str] = &[
 /// The settings that the adapter sets with `cluster`. Without `cluster` the user may set them. ClickHouse Cloud needs
 /// them to read its own writes, and so do replicas that were created without `ON CLUSTER`.
 const CLUSTER_SETTINGS: &[&str] =
-    &["insert_quorum", "insert_quorum_parallel", "select_sequential_consistency"];
+    &["insert_quorum", "insert_quorum_parallel", "insert_quorum_timeout", "select_sequential_consistency"];
 
 /// The maximum of all times, about 24.8 days.
 const MAX_DURATION: Duration = Duration::from_millis(i32::MAX as u64);

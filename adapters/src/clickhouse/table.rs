@@ -164,6 +164,9 @@ impl<'a> TableLocation<'a> {
     pub(super) fn bookkeeping_table(&self, name: &str, columns: &str, key: &str) -> String {
         let engine = match self.cluster {
             None => "ReplacingMergeTree",
+            // All shards share one replica set, so the path has no `{shard}`, unlike the server's default path. It has no
+            // `{uuid}`, because each `ON CLUSTER` statement creates a uuid: on a node that joins the cluster later, the
+            // table would be a separate copy without the recorded steps.
             Some(_) => {
                 "ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}')"
             }

@@ -27,7 +27,8 @@ const REJECTION_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ATTEMPTS: usize = 3;
 
 /// The maximum number of periods of a partition's length in one request. The server creates a part for each partition of
-/// a request.
+/// a request. Consecutive records of 12 periods are in at most 13 partitions. A period of sparse records can touch two
+/// years or three months (January 31 to March 1), so 12 periods are in at most 36 partitions.
 const MAX_PERIODS: usize = 12;
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;

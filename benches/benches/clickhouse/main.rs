@@ -15,6 +15,7 @@
 mod materialized;
 mod read;
 mod setup;
+mod symbols;
 #[allow(dead_code, reason = "a part of it is for the other benchmark")]
 #[path = "../timescale/ticks.rs"]
 mod ticks;
@@ -24,12 +25,13 @@ use qi_benches::Section;
 use setup::Setup;
 
 /// The sections and their functions.
-const SECTIONS: [Section<Setup>; 6] = [
+const SECTIONS: [Section<Setup>; 7] = [
     ("write", write::run),
     ("page", read::page),
     ("latest", read::latest),
     ("bars", read::bars),
     ("scale", read::scale),
+    ("symbols", symbols::run),
     ("materialized", materialized::run),
 ];
 

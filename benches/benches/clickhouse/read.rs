@@ -1,10 +1,13 @@
 //! Reading: a page compared with the bare statement; latest ticks, bars and bytes compared with TimescaleDB.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use qi_benches::{ratio, timed};
-use qi_core::store::{BarQuery, LatestQuery, PriceStore, PriceStoreExt as _, RangeQuery, SeriesRequest};
-use qi_core::{Interval, PriceTick, Selection, TimeRange};
+use qi_core::store::{
+    BarQuery, InstrumentQuery, LatestQuery, PriceStore, PriceStoreExt as _, RangeQuery, SeriesRequest,
+};
+use qi_core::{Datasets, Interval, PriceTick, Selection, TimeRange};
 
 use crate::setup::{Setup, TargetStore, TimescaleTarget};
 use crate::ticks::{INSTRUMENTS, MILLION};
@@ -112,8 +115,8 @@ pub(crate) fn bars(setup: &Setup) {
     }
 }
 
-/// Reads the latest ticks and the series over few and many rows, and over few and many instruments. The server generates
-/// the rows.
+/// Reads the latest ticks and the series over few and many rows, and over few and many instruments, and runs the calls of
+/// `qi check`. The server generates the rows.
 pub(crate) fn scale(setup: &Setup) {
     let large =
         qi_benches::variable("QI_BENCH_ROWS").map_or(100 * MILLION, |rows| rows.parse().expect("a number"));
@@ -161,4 +164,35 @@ pub(crate) fn scale(setup: &Setup) {
     println!("latest of 100 of 10,000 instruments / of 100: {times}");
     let times = ratio(rounds, || ask_series(&wide), || ask_series(&few));
     println!("a page of 10,000 series / of 100 series: {times}");
+    let times = ratio(rounds, || instruments(setup, &wide), || instruments(setup, &few));
+    println!("a page of 100 instruments, of 10,000 / of 100 (goal 1.3): {times}");
+    let times = ratio(rounds, || check(setup, &wide), || check(setup, &few));
+    println!("the calls of qi check, 10,000 instruments / 100 instruments (goal 1.3): {times}");
+}
+
+/// Reads the first 100 instruments.
+fn instruments(setup: &Setup, target: &TargetStore<'_>) -> Duration {
+    let query = InstrumentQuery::new(PriceTick::DATASET).with_limit(INSTRUMENTS).expect("a limit");
+    timed(|| {
+        let page = setup.block_on(target.store.instruments(&query)).expect("a page");
+        assert_eq!(page.items.len(), INSTRUMENTS);
+    })
+}
+
+/// Runs the calls of `qi check`: pings, the first series of each dataset, and the plan of the schema.
+fn check(setup: &Setup, target: &TargetStore<'_>) -> Duration {
+    const PINGS: usize = 6;
+    let store = &target.store;
+    timed(|| {
+        setup.block_on(async {
+            for _ in 0..PINGS {
+                store.ping().await.expect("a server that answers");
+            }
+            for dataset in Datasets::standard().iter() {
+                let first = SeriesRequest::new(dataset).with_limit(1).expect("a limit");
+                store.series(&first).await.expect("a page");
+            }
+            store.plan_schema().await.expect("a plan");
+        });
+    })
 }

@@ -107,10 +107,14 @@ impl Connections {
             read_client = read_client
                 .with_setting("select_sequential_consistency", "1")
                 .with_setting("optimize_skip_unused_shards", "1");
+            // In milliseconds. By default the server waits for 10 minutes, longer than the caller. The rows of the request
+            // have the other half of the time limit.
+            let quorum_timeout = (config.server_limits.statement_timeout.as_millis() / 2).max(1);
             insert_client = insert_client
                 .with_setting("distributed_foreground_insert", "1")
                 .with_setting("insert_quorum", "auto")
-                .with_setting("insert_quorum_parallel", "0");
+                .with_setting("insert_quorum_parallel", "0")
+                .with_setting("insert_quorum_timeout", quorum_timeout.to_string());
         }
         Ok(Self {
             read_client,
