@@ -27,12 +27,19 @@ fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
         trials.push(trial(&server, "discovery_does_not_read_other_instruments", discovery));
+        trials.push(trial(&server, "latest_finds_records_before_the_end_of_wide_bounds", wide_bounds));
+        trials.push(trial(&server, "names_of_an_upgrade_are_searched_in_few_rounds", upgraded_names));
         trials.push(trial(&server, "series_of_a_writer_without_catalog_are_found", foreign_writer));
         trials.push(trial(&server, "earlier_schema_is_migrated_while_a_writer_runs", earlier_schema));
         trials.push(trial(&server, "corrections_keep_the_series_of_concurrent_writers", corrections));
         trials.push(trial(&server, "long_bars_need_no_temporary_files", long_bars));
         trials.push(trial(&server, "a_rebuild_of_a_day_reads_no_other_bars", rebuilt_day));
     }
+    trials.push(trial(
+        &Server::postgres(),
+        "statements_over_all_instruments_read_the_index_on_time",
+        time_index,
+    ));
     trials.push(trial(&Server::timescale(), "late_records_of_sixteen_writers_lock_few_chunks", late_records));
     trials.push(trial(
         &Server::timescale(),
@@ -43,6 +50,14 @@ fn main() {
 }
 
 const DAY: i64 = 86_400;
+
+/// The time over which chunks are spread, in days.
+const DAYS: i64 = 12 * 365;
+
+/// Returns the day of a one-day chunk.
+fn day(chunk: i64, chunks: i64) -> i64 {
+    chunk * (DAYS - 1) / chunks
+}
 
 async fn with_store<R: Future<Output = ()>>(
     server: &Server,
@@ -134,31 +149,174 @@ async fn discover(store: TimescaleStore) {
     assert_eq!(store.instruments(&first(PriceTick::DATASET, 100)).await.unwrap().items.len(), 100);
     let query = LatestQuery::new(Selection::All).with_limit(100).unwrap();
     assert_eq!(store.latest_ticks(&query).await.unwrap().items.len(), 100);
+    let some = Selection::only((0..100).map(|n| name(n).parse::<Instrument>().unwrap())).unwrap();
+    assert_eq!(store.latest_ticks(&LatestQuery::new(some)).await.unwrap().items.len(), 100);
     let query = LatestQuery::new(Selection::All).with_limit(100).unwrap();
     assert!(store.latest_quotes(&query).await.unwrap().items.is_empty());
 }
 
+/// Returns the ticks of an instrument in chunks of twelve years. Every third instrument has no ticks of recent years.
+fn first_and_last(instrument: usize, chunks: i64) -> [PriceTick; 2] {
+    let start = i64::try_from(instrument).unwrap() * 977 % (chunks * 3 / 4);
+    let last = if instrument.is_multiple_of(3) { day(start + chunks / 8, chunks) } else { DAYS };
+    [day(start, chunks), last].map(|day| tick(&name(instrument), day * DAY, 0))
+}
+
+/// The reads depend neither on the number of instruments nor on the number of chunks.
 async fn discovery(server: Server) {
-    for many in with_long_tests([1_000_usize], [10_000]) {
-        let mut counts = Vec::new();
-        for instruments in [120, many] {
-            with_store(
-                &server,
-                |config| config.chunks.set("ticks", Duration::from_hours(24)),
-                async |store, config| {
-                    let batch: Vec<_> =
-                        (0..instruments).map(|n| tick(&name(n), i64::from(n % 7 == 0) * DAY, 0)).collect();
+    /// The maximum number of scans, and of rows. The calls read 100 instruments four times.
+    const MAX_READS: i64 = 4_000;
+    for (many, chunks) in with_long_tests([(1_000_usize, 600_i64)], [(10_000, 2_600)]) {
+        with_store(
+            &server,
+            |config| config.chunks.set("ticks", Duration::from_hours(24)),
+            async |store, config| {
+                let every_chunk: Vec<_> =
+                    (0..chunks).map(|chunk| tick("x:Z", day(chunk, chunks) * DAY, 0)).collect();
+                store.insert_ticks(&every_chunk).await.unwrap();
+                let mut counts = Vec::new();
+                for instruments in [0..120, 120..many] {
+                    let batch: Vec<_> = instruments.flat_map(|n| first_and_last(n, chunks)).collect();
                     store.insert_ticks(&batch).await.unwrap();
-                    sqlx::raw_sql("ANALYZE").execute(store.pool()).await.unwrap();
+                    sqlx::raw_sql("ANALYZE instruments, qi_series").execute(store.pool()).await.unwrap();
                     counts.push(reads(&server, &config, discover).await);
-                },
-            )
-            .await;
-        }
-        let [few, many] = [counts[0], counts[1]];
-        assert!(many.scans * 10 <= few.scans * 13, "{few:?}, {many:?}");
-        assert!(many.rows * 10 <= few.rows * 13, "{few:?}, {many:?}");
+                }
+                let [few, many] = [counts[0], counts[1]];
+                assert!(many.scans * 10 <= few.scans * 13, "{few:?}, {many:?}");
+                assert!(many.rows * 10 <= few.rows * 13, "{few:?}, {many:?}");
+                assert!(many.scans < MAX_READS && many.rows < MAX_READS, "{many:?}");
+                let query = InstrumentQuery::new(PriceTick::DATASET).with_limit(100).unwrap();
+                for (n, found) in store.instruments(&query).await.unwrap().items.iter().enumerate() {
+                    let [first, last] = first_and_last(n, chunks);
+                    assert_eq!((&found.instrument, found.first), (first.instrument(), first.ts()));
+                    assert_eq!(found.last, last.ts());
+                }
+                let query = LatestQuery::new(Selection::All).with_limit(100).unwrap();
+                let latest = store.latest_ticks(&query).await.unwrap().items;
+                assert!((0..100).map(|n| first_and_last(n, chunks)[1].clone()).eq(latest));
+            },
+        )
+        .await;
     }
+}
+
+/// The last bound of the catalog is later than the last tick, or `as_of` is earlier than the bound.
+async fn wide_bounds(server: Server) {
+    with_store(
+        &server,
+        |config| config.chunks.set("ticks", Duration::from_hours(24)),
+        async |store, _| {
+            let dormant = [0, 300, 600, 900].map(|day| tick("x:A", day * DAY, 0));
+            store.insert_ticks(&dormant).await.unwrap();
+            let others: Vec<_> = (0..100).map(|week| tick("x:B", (1_000 + week * 7) * DAY, 0)).collect();
+            store.insert_ticks(&others).await.unwrap();
+            let instrument = || Selection::one("x:A".parse::<Instrument>().unwrap());
+            let latest = async |query: &LatestQuery| store.latest_ticks(query).await.unwrap().items;
+            for selection in [Selection::All, instrument()] {
+                for (day, known) in [(299, 0), (300, 1), (650, 2), (899, 2), (901, 3)] {
+                    let time = tick("x:A", day * DAY, 0).ts();
+                    let found = latest(&LatestQuery::new(selection.clone()).as_of(time)).await;
+                    assert_eq!(found, [dormant[known].clone()], "day {day}");
+                }
+            }
+            let before = dormant[0].ts().checked_sub(Duration::from_secs(1)).unwrap();
+            assert!(latest(&LatestQuery::new(instrument()).as_of(before)).await.is_empty());
+            let range = TimeRange::since(dormant[2].ts());
+            store.delete_range(&DeleteQuery::ticks(instrument(), range)).await.unwrap();
+            for _ in 0..2 {
+                // The second call reads corrected bounds.
+                assert_eq!(latest(&LatestQuery::new(instrument())).await, [dormant[1].clone()]);
+            }
+            store.delete_range(&DeleteQuery::ticks(instrument(), TimeRange::ALL)).await.unwrap();
+            assert!(latest(&LatestQuery::new(instrument())).await.is_empty());
+            let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM qi_series WHERE symbol = 'A'")
+                .fetch_one(store.pool())
+                .await
+                .unwrap();
+            assert_eq!(rows, 0, "the series has no records");
+        },
+    )
+    .await;
+}
+
+/// Makes the schema one of an earlier version, which has no catalog.
+async fn remove_catalog(store: &TimescaleStore) {
+    sqlx::raw_sql(
+        "DROP FUNCTION qi_mark_incomplete CASCADE; DROP TABLE qi_series; DROP TABLE qi_series_state; \
+         DELETE FROM qi_migrations WHERE version = 3",
+    )
+    .execute(store.pool())
+    .await
+    .unwrap();
+}
+
+/// After an upgrade, the catalog of quotes has every registered name. Only the last name has a quote.
+async fn upgraded_names(server: Server) {
+    /// 9 rounds of doubled size, and 9 rounds of 1,000 names.
+    const MAX_ROUNDS: i64 = 18;
+    for names in with_long_tests([1_000_usize], [10_000]) {
+        with_store(
+            &server,
+            |_| (),
+            async |store, _| {
+                let ticks: Vec<_> = (0..names).map(|n| tick(&name(n), 0, 0)).collect();
+                store.insert_ticks(&ticks).await.unwrap();
+                let values = QuoteValues { ask_price: "1".parse().ok(), ..QuoteValues::default() };
+                let ts = Timestamp::from_secs(1_700_000_000).unwrap();
+                let quote = Quote::new(name(names - 1).parse().unwrap(), ts, 1, values).unwrap();
+                store.insert_quote(&quote).await.unwrap();
+                remove_catalog(&store).await;
+                store.ensure_schema().await.unwrap();
+                // A round that finds names without quotes removes them from the catalog, which increments the epoch.
+                for _ in 0..2 {
+                    let query = InstrumentQuery::new(Quote::DATASET).with_limit(1).unwrap();
+                    assert_eq!(store.instruments(&query).await.unwrap().items.len(), 1);
+                    let epoch: i64 =
+                        sqlx::query_scalar("SELECT epoch FROM qi_series_state WHERE dataset = 'quotes'")
+                            .fetch_one(store.pool())
+                            .await
+                            .unwrap();
+                    assert!(epoch > 1 && epoch <= 1 + MAX_ROUNDS, "{epoch}");
+                }
+                let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM qi_series WHERE dataset = 'quotes'")
+                    .fetch_one(store.pool())
+                    .await
+                    .unwrap();
+                assert_eq!(rows, 1);
+            },
+        )
+        .await;
+    }
+}
+
+/// A deletion, and custom SQL, of a hundredth of the ticks of 52 days.
+async fn time_index(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let ticks: Vec<_> =
+                (0..100_000).map(|n| tick(&name(n % 2_000), i64::try_from(n).unwrap() * 45, 0)).collect();
+            for part in ticks.chunks(5_000) {
+                store.insert_ticks(part).await.unwrap();
+            }
+            sqlx::raw_sql("ANALYZE ticks").execute(store.pool()).await.unwrap();
+            let (start, end) = (ticks[50_000].ts(), ticks[51_000].ts());
+            for statement in ["DELETE FROM ticks", "SELECT sum(quantity) FROM ticks"] {
+                let explain = format!("EXPLAIN {statement} WHERE ts >= '{start}' AND ts < '{end}'");
+                let plan: Vec<String> =
+                    sqlx::query_scalar(AssertSqlSafe(explain)).fetch_all(store.pool()).await.unwrap();
+                let plan = plan.join("\n");
+                assert!(plan.contains("ticks_time"), "{plan}");
+            }
+            let range = TimeRange::new(start, end).unwrap();
+            store.delete_range(&DeleteQuery::ticks(Selection::All, range)).await.unwrap();
+            let rows: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM ticks").fetch_one(store.pool()).await.unwrap();
+            assert_eq!(rows, 99_000);
+        },
+    )
+    .await;
 }
 
 /// Returns the instruments with ticks, with their first and last times, from the store.
@@ -271,13 +429,7 @@ async fn earlier_schema(server: Server) {
         |config| config.chunks.set("ticks", Duration::from_hours(24)),
         async |store, config| {
             store.insert_ticks(&[tick("x:A", 0, 0), tick("x:B", 5 * DAY, 0)]).await.unwrap();
-            sqlx::raw_sql(
-                "DROP FUNCTION qi_mark_incomplete CASCADE; DROP TABLE qi_series; DROP TABLE qi_series_state; \
-                 DELETE FROM qi_migrations WHERE version = 3",
-            )
-            .execute(store.pool())
-            .await
-            .unwrap();
+            remove_catalog(&store).await;
             let done = Arc::new(AtomicBool::new(false));
             let writer = tokio::spawn({
                 let (url, schema, done) = (server.url().to_owned(), config.schema.clone(), done.clone());
@@ -527,9 +679,9 @@ struct Size {
 /// 16 writers. Each batch has records of the current day and one late record, in twelve years of one-day chunks.
 async fn late_records(server: Server) {
     const WRITERS: usize = 16;
-    const YEARS: i64 = 12;
-    const MAX_LOCKS: i64 = 1_000;
-    let short = Size { instruments: 500, chunks: 300, batches: 12 };
+    /// A statement that opens all chunks of the short size holds 600 locks.
+    const MAX_LOCKS: i64 = 300;
+    let short = Size { instruments: 2_000, chunks: 300, batches: 12 };
     let long = Size { instruments: 10_000, chunks: 2_600, batches: 60 };
     for Size { instruments, chunks, batches } in with_long_tests([short], [long]) {
         let change = |config: &mut TimescaleConfig| {
@@ -537,11 +689,10 @@ async fn late_records(server: Server) {
             config.application_name = Some(namespace());
             config.pool.max_connections = u32::try_from(WRITERS).unwrap();
         };
-        let day = move |chunk: i64| chunk * (YEARS * 365 - 1) / chunks;
         with_store(&server, change, async |store, config| {
-            let old: Vec<_> = (0..chunks).map(|chunk| tick(&name(0), day(chunk) * DAY, 0)).collect();
+            let old: Vec<_> = (0..chunks).map(|chunk| tick(&name(0), day(chunk, chunks) * DAY, 0)).collect();
             store.insert_ticks(&old).await.unwrap();
-            let all: Vec<_> = (0..instruments).map(|n| tick(&name(n), YEARS * 365 * DAY, 0)).collect();
+            let all: Vec<_> = (0..instruments).map(|n| tick(&name(n), DAYS * DAY, 0)).collect();
             for part in all.chunks(30_000) {
                 store.insert_ticks(part).await.unwrap();
             }
@@ -549,10 +700,10 @@ async fn late_records(server: Server) {
                 let first = (writer * batches + number) * 100;
                 let late = i64::try_from(writer * 7_919 + number * 104_729).unwrap() % chunks;
                 let new = (first..first + 300).map(|n| {
-                    let secs = YEARS * 365 * DAY + i64::try_from(number).unwrap();
+                    let secs = DAYS * DAY + i64::try_from(number).unwrap();
                     tick(&name(n % instruments), secs, 1 + n as u64)
                 });
-                let late = tick(&name(first % instruments), day(late) * DAY + 1, first as u64 + 1);
+                let late = tick(&name(first % instruments), day(late, chunks) * DAY + 1, first as u64 + 1);
                 new.chain([late]).collect()
             };
             let write = |writer: usize| {
@@ -573,7 +724,7 @@ async fn late_records(server: Server) {
             assert!(locks > 0 && locks < MAX_LOCKS, "a writer held {locks} locks");
             let rows: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM ticks_view WHERE ts >= $1::text::timestamptz")
-                    .bind(tick("x:A", YEARS * 365 * DAY, 0).ts().to_string())
+                    .bind(tick("x:A", DAYS * DAY, 0).ts().to_string())
                     .fetch_one(store.pool())
                     .await
                     .unwrap();
@@ -583,9 +734,9 @@ async fn late_records(server: Server) {
                 store.insert_ticks(&batch(WRITERS, 0)).await.unwrap();
             })
             .await;
-            // A new process finds its ids and bounds in up to three scans of all instruments.
-            let instruments = i64::try_from(instruments).unwrap();
-            assert!(reads.scans < 4_000 && reads.rows < 4_000 + 3 * instruments, "{reads:?}");
+            // A new process looks up the id and the bounds of each instrument of the batch.
+            let records = i64::try_from(batch(WRITERS, 0).len()).unwrap();
+            assert!(reads.scans < 10 * records && reads.rows < 6 * records, "{reads:?}");
         })
         .await;
     }

@@ -15,7 +15,7 @@ use super::read::OwnerKeys;
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
-use super::{materialized, policy};
+use super::{materialized, policy, schema};
 
 /// The maximum number of chunks in one deletion, and in one drop of chunks.
 const MAX_CHUNKS_PER_STATEMENT: i64 = 50;
@@ -116,7 +116,7 @@ impl TimescaleStore {
         let enable =
             policy::enable_columnstore(&mut connection, &self.inner.config, &registered.table).await?;
         if let Some(sql) = enable {
-            sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await?;
+            schema::change_table(&mut connection, &self.inner.config, &sql).await?;
         }
         let (mut converted, mut busy) = (0, None);
         for chunk in self.chunk_list(&mut connection, registered).await? {

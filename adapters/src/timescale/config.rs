@@ -252,8 +252,9 @@ pub struct ServerLimitsSection {
     /// The time limit of the wait for a lock. Defaults to 20 s.
     #[serde(with = "duration")]
     pub lock_timeout: Duration,
-    /// The time limit of the wait for a lock in `ensure_schema`, while further sessions queue behind the change. A wait
-    /// is repeated up to 10 times, with pauses of 1 s. Defaults to 3 s.
+    /// The time limit of the wait for a lock in `ensure_schema`, and for the lock with which `convert_to_columnstore`
+    /// enables the columnstore, while further sessions queue behind the change. A wait is repeated up to 10 times, with
+    /// pauses of 1 s. Defaults to 3 s.
     #[serde(with = "duration")]
     pub schema_lock_timeout: Duration,
 }

@@ -23,16 +23,20 @@ pub(super) struct InstrumentIds {
 /// The maximum number of cached instruments. A full cache is cleared.
 const MAX_CACHED_IDS: usize = 200_000;
 
+// A lookup with a limit is not planned as a scan of all instruments, whatever the statistics of the table are.
 const FIND_SQL: &str = "SELECT i.id, x.n \
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x(exchange, symbol, n) \
-    JOIN {instruments} i ON i.exchange = x.exchange AND i.symbol = x.symbol";
+    CROSS JOIN LATERAL (SELECT k.id FROM {instruments} k \
+    WHERE k.exchange = x.exchange AND k.symbol = x.symbol LIMIT 1) i";
 
 // Inserts only absent instruments, so that no ids are wasted. The order of the key prevents a deadlock between two
 // writers of the same new instruments.
 const INSERT_SQL: &str = "INSERT INTO {instruments} (exchange, symbol) \
     SELECT x.exchange, x.symbol \
     FROM unnest($1::text[], $2::text[]) AS x(exchange, symbol) \
-    WHERE NOT EXISTS (SELECT FROM {instruments} i WHERE i.exchange = x.exchange AND i.symbol = x.symbol) \
+    LEFT JOIN LATERAL (SELECT k.id FROM {instruments} k \
+    WHERE k.exchange = x.exchange AND k.symbol = x.symbol LIMIT 1) i ON true \
+    WHERE i.id IS NULL \
     ORDER BY x.exchange COLLATE \"C\", x.symbol COLLATE \"C\" \
     ON CONFLICT (exchange, symbol) DO NOTHING";
 

@@ -30,6 +30,8 @@ mod from_row;
 #[cfg(feature = "timescale")]
 mod instrument_ids;
 #[cfg(feature = "timescale")]
+mod key_scan;
+#[cfg(feature = "timescale")]
 mod levels;
 #[cfg(feature = "timescale")]
 mod maintenance;

@@ -17,10 +17,14 @@ use sqlx::{Postgres, Row};
 use super::chunks::ChunkScan;
 use super::connect::PooledConnection;
 use super::error::Cause;
+use super::key_scan::{KeyScan, common};
 use super::series::{TimeBounds, range_of};
 use super::sql::RegisteredDataset;
 use super::store::TimescaleStore;
 use super::types::Pg;
+
+/// The maximum number of owners in one round of `series`, unless the page is larger.
+const MAX_OWNERS: usize = 1_000;
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -62,6 +66,13 @@ impl OwnerKeys {
     }
 }
 
+/// The latest rows of some keys, by the index of the key.
+struct LatestRows {
+    rows: HashMap<usize, PgRow>,
+    /// The recorded bounds of the keys without a row in the newest chunks.
+    bounds: HashMap<usize, TimeBounds>,
+}
+
 /// A request for the latest records.
 struct LatestQuery<'a> {
     store: &'a TimescaleStore,
@@ -86,15 +97,20 @@ impl LatestSource for LatestQuery<'_> {
     ) -> Result<(), Cause> {
         let Self { store, connection, registered, request } = self;
         let KeyedOwners { keys, owners, .. } = store.keyed(connection, registered, owners).await?;
-        let rows = store.latest_rows(connection, registered, &keys, until, request.interval).await?;
-        // A series without any record should not be in the catalog.
-        if rows.len() < owners.len()
-            && request.selection == Selection::All
-            && request.as_of.is_none()
-            && request.interval.is_none()
-        {
-            let empty: Vec<_> = (0..owners.len()).filter(|index| !rows.contains_key(index)).collect();
-            store.correct(connection, registered, &keys.select(&empty)).await;
+        let LatestRows { rows, bounds } =
+            store.latest_rows(connection, registered, &keys, until, request.interval).await?;
+        if request.as_of.is_none() && request.interval.is_none() {
+            let mut stale = Vec::new();
+            for (index, recorded) in bounds {
+                let last = rows.get(&index).map(|row| registered.table.read_sort_key(row, 1)).transpose()?;
+                let found = last.map(|(last, _)| (recorded.0, last));
+                if store.inner.cache.series.is_stale(registered, recorded, found) {
+                    stale.push(index);
+                }
+            }
+            if !stale.is_empty() {
+                store.correct(connection, registered, &keys.select(&stale)).await;
+            }
         }
         for (index, owner) in owners.into_iter().enumerate() {
             if let Some(row) = rows.get(&index) {
@@ -186,13 +202,16 @@ impl TimescaleStore {
         let mut after = owner_of(request.anchor()?);
         let limit = request.page.limit() + 1;
         let mut found = Vec::new();
+        let mut width = 1;
         while found.len() < limit {
-            let (count, exchange) = (limit - found.len(), request.exchange.as_ref());
+            // Any number of owners may have no record, so each round reads twice as many owners as the round before.
+            let (wanted, exchange) = (limit - found.len(), request.exchange.as_ref());
+            let count = (wanted * width).min(MAX_OWNERS).max(wanted);
+            width = (width * 2).min(MAX_OWNERS);
             let KeyedOwners { keys, owners, bounds: recorded } =
                 self.owners(connection, registered, exchange, after.as_ref(), count).await?;
             let last = owners.len() < count;
-            let range = range_of(recorded.iter().flatten())?;
-            let bounds = self.time_bounds(connection, registered, &keys, range).await?;
+            let bounds = self.time_bounds(connection, registered, &keys, recorded.as_deref()).await?;
             let catalog = &self.inner.cache.series;
             let is_stale = |(index, recorded): (usize, &TimeBounds)| {
                 let found = bounds.get(&index).copied();
@@ -215,8 +234,8 @@ impl TimescaleStore {
         Ok(request.page_of(found)?)
     }
 
-    /// Returns the latest row of each key up to `until`, by its index in `keys`. Reads the newest chunks first, and
-    /// older chunks only for keys without a row so far.
+    /// Returns the latest row of each key up to `until`. Reads the newest chunks first, and the recorded bounds only of keys
+    /// without a row there.
     async fn latest_rows(
         &self,
         connection: &mut PooledConnection,
@@ -224,38 +243,58 @@ impl TimescaleStore {
         keys: &OwnerKeys,
         until: Timestamp,
         interval: Option<Interval>,
-    ) -> Result<HashMap<usize, PgRow>, Cause> {
+    ) -> Result<LatestRows, Cause> {
         let chunks = &self.inner.cache.chunks;
-        let mut found = HashMap::new();
+        let (mut rows, mut bounds) = (HashMap::new(), HashMap::new());
         if keys.len() == 0 {
-            return Ok(found);
+            return Ok(LatestRows { rows, bounds });
         }
         // No record is later than `MAX_RECORD`, so the exclusive end is a valid time too.
         let until = until.min(Timestamp::MAX_RECORD);
         let end = Timestamp::from_micros(until.as_micros() + 1)?;
         let recent = chunks.recent_start(connection, registered, until).await?.min(end);
-        let mut missing: Vec<usize> = (0..keys.len()).collect();
-        let mut part = Some(TimeRange::new(recent, end)?);
-        let mut older = ChunkScan::new(TimeRange::before(recent), Order::Descending);
-        while let Some(window) = part {
-            let statement = sqlx::query(registered.sql.latest.clone());
-            let mut statement =
-                keys.select(&missing).bind(statement).bind(Pg(window.start())).bind(Pg(window.end()));
-            if let Some(interval) = interval {
-                statement = statement.bind(interval.as_str());
-            }
-            let mut rows = statement.fetch(&mut **connection);
-            while let Some(row) = rows.try_next().await? {
-                found.insert(missing[index_of(&row)?], row);
-            }
-            drop(rows);
-            missing.retain(|index| !found.contains_key(index));
-            if missing.is_empty() || window.start() == Timestamp::MIN {
-                break;
-            }
-            part = older.next(connection, chunks, registered).await?;
+        let all: Vec<usize> = (0..keys.len()).collect();
+        let newest = TimeRange::new(recent, end)?;
+        read_latest(connection, registered, keys, (newest, &all), interval, &mut rows).await?;
+        let missing: Vec<usize> = all.into_iter().filter(|index| !rows.contains_key(index)).collect();
+        if missing.is_empty() {
+            return Ok(LatestRows { rows, bounds });
         }
-        Ok(found)
+        let recorded = match keys.select(&missing) {
+            OwnerKeys::Ids(ids) => self.inner.cache.series.bounds(connection, registered, ids).await?,
+            OwnerKeys::Names(_) => None,
+        };
+        let older = TimeRange::before(recent);
+        let mut ranges = Vec::new();
+        match recorded {
+            None => ranges.extend(missing.into_iter().map(|index| (index, older))),
+            Some(recorded) => {
+                for (at, recorded) in recorded {
+                    ranges.push((missing[at], common(range_of(recorded)?, older)?));
+                    bounds.insert(missing[at], recorded);
+                }
+            }
+        }
+        let mut scan = self.key_scan(connection, registered, ranges, Order::Descending).await?;
+        while let Some((window, at)) = scan.next(connection, chunks, registered).await? {
+            read_latest(connection, registered, keys, (window, &at), interval, &mut rows).await?;
+            scan.remove_found(&rows);
+        }
+        Ok(LatestRows { rows, bounds })
+    }
+
+    /// Creates a search for the first or the last record of keys in these ranges.
+    async fn key_scan(
+        &self,
+        connection: &mut PooledConnection,
+        registered: &RegisteredDataset,
+        ranges: Vec<(usize, TimeRange)>,
+        order: Order,
+    ) -> Result<KeyScan, Cause> {
+        let chunks = &self.inner.cache.chunks;
+        let length = chunks.min_length(connection, registered).await?;
+        let edge = |range| self.inner.cache.series.edge(registered, range, order);
+        KeyScan::new(ranges, order, edge, |time| chunks.chunk_number(length, time.as_micros()))
     }
 
     /// Corrects the catalog of these instruments. An error has no effect on the caller, because bounds may be too wide.
@@ -272,7 +311,8 @@ impl TimescaleStore {
             let Some(epoch) = catalog.begin_correction(connection, registered).await? else {
                 return Ok::<_, Cause>(());
             };
-            let found = self.time_bounds(connection, registered, keys, TimeRange::ALL).await?;
+            // A writer may have widened the recorded bounds since they were read.
+            let found = self.time_bounds(connection, registered, keys, None).await?;
             let found: Vec<_> =
                 ids.iter().enumerate().map(|(index, id)| (*id, found.get(&index).copied())).collect();
             catalog.correct(connection, registered, epoch, &found).await
@@ -282,22 +322,26 @@ impl TimescaleStore {
         }
     }
 
-    /// Returns the first and the last time of each key in a range, by its index. A key without records is absent.
+    /// Returns the first and the last time of each key, by its index. A key without records is absent. Reads only within
+    /// the recorded bounds, if they are known.
     async fn time_bounds(
         &self,
         connection: &mut PooledConnection,
         registered: &RegisteredDataset,
         keys: &OwnerKeys,
-        range: TimeRange,
+        recorded: Option<&[TimeBounds]>,
     ) -> Result<HashMap<usize, TimeBounds>, Cause> {
-        let lasts = self.time_bound(connection, registered, keys, range, Order::Descending).await?;
+        let ranges: Vec<TimeRange> = match recorded {
+            Some(recorded) => recorded.iter().copied().map(range_of).collect::<Result<_, Cause>>()?,
+            None => vec![TimeRange::ALL; keys.len()],
+        };
+        let all = ranges.iter().copied().enumerate().collect();
+        let lasts = self.time_bound(connection, registered, keys, all, Order::Descending).await?;
         // Only a key with a last time has a first time.
-        let mut indexes: Vec<usize> = lasts.keys().copied().collect();
-        indexes.sort_unstable();
-        let firsts =
-            self.time_bound(connection, registered, &keys.select(&indexes), range, Order::Ascending).await?;
-        let both = indexes.into_iter().enumerate();
-        Ok(both.filter_map(|(at, index)| Some((index, (*firsts.get(&at)?, lasts[&index])))).collect())
+        let found = lasts.keys().map(|index| (*index, ranges[*index])).collect();
+        let firsts = self.time_bound(connection, registered, keys, found, Order::Ascending).await?;
+        let both = lasts.into_iter();
+        Ok(both.filter_map(|(index, last)| Some((index, (*firsts.get(&index)?, last)))).collect())
     }
 
     async fn time_bound(
@@ -305,27 +349,24 @@ impl TimescaleStore {
         connection: &mut PooledConnection,
         registered: &RegisteredDataset,
         keys: &OwnerKeys,
-        range: TimeRange,
+        ranges: Vec<(usize, TimeRange)>,
         order: Order,
     ) -> Result<HashMap<usize, Timestamp>, Cause> {
         let mut found: HashMap<usize, Timestamp> = HashMap::new();
-        let mut missing: Vec<usize> = (0..keys.len()).collect();
-        let mut scan = ChunkScan::new(range, order);
+        let mut scan = self.key_scan(connection, registered, ranges, order).await?;
         let statement = match order {
             Order::Ascending => &registered.sql.first_time,
             Order::Descending => &registered.sql.last_time,
         };
-        while !missing.is_empty()
-            && let Some(part) = scan.next(connection, &self.inner.cache.chunks, registered).await?
-        {
-            let query = keys.select(&missing).bind(sqlx::query(statement.clone()));
+        while let Some((part, at)) = scan.next(connection, &self.inner.cache.chunks, registered).await? {
+            let query = keys.select(&at).bind(sqlx::query(statement.clone()));
             let mut query = query.bind(Pg(part.start())).bind(Pg(part.end()));
             if registered.table.dataset.interval().is_some() {
                 query = query.bind(Interval::ALL.iter().map(|i| i.as_str()).collect::<Vec<_>>());
             }
             for row in query.fetch_all(&mut **connection).await? {
                 let Pg(time) = row.try_get::<Pg<Timestamp>, _>(1)?;
-                let index = missing[index_of(&row)?];
+                let index = at[index_of(&row)?];
                 // The statement returns one row for each interval.
                 found
                     .entry(index)
@@ -334,7 +375,7 @@ impl TimescaleStore {
                     })
                     .or_insert(time);
             }
-            missing.retain(|index| !found.contains_key(index));
+            scan.remove_found(&found);
         }
         Ok(found)
     }
@@ -422,6 +463,27 @@ impl KeyedOwners {
             bounds: None,
         }
     }
+}
+
+/// Adds the latest row of each of these keys in a window.
+async fn read_latest(
+    connection: &mut PooledConnection,
+    registered: &RegisteredDataset,
+    keys: &OwnerKeys,
+    (window, at): (TimeRange, &[usize]),
+    interval: Option<Interval>,
+    found: &mut HashMap<usize, PgRow>,
+) -> Result<(), Cause> {
+    let statement = sqlx::query(registered.sql.latest.clone());
+    let mut statement = keys.select(at).bind(statement).bind(Pg(window.start())).bind(Pg(window.end()));
+    if let Some(interval) = interval {
+        statement = statement.bind(interval.as_str());
+    }
+    let mut rows = statement.fetch(&mut **connection);
+    while let Some(row) = rows.try_next().await? {
+        found.insert(at[index_of(&row)?], row);
+    }
+    Ok(())
 }
 
 fn instruments(owners: &[Owner]) -> Vec<Instrument> {

@@ -213,18 +213,49 @@ async fn ensure_on(
                 }
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
-            Err(Cause::Sql(error))
-                if [LOCK_NOT_AVAILABLE, DEADLOCK].iter().any(|state| has_state(&error, state)) =>
-            {
-                attempts += 1;
-                if attempts == MAX_LOCK_ATTEMPTS {
-                    return Err(Cause::TableLocked { attempts, source: error });
-                }
-                tokio::time::sleep(LOCK_RETRY_PAUSE).await;
-            }
-            Err(cause) => return Err(cause),
+            Err(cause) => pause_after_lock_failure(cause, &mut attempts).await?,
         }
     }
+}
+
+/// Waits before the next attempt to get a lock. Returns other errors, and the error of the last attempt.
+async fn pause_after_lock_failure(cause: Cause, attempts: &mut u32) -> Result<(), Cause> {
+    let source = match cause {
+        Cause::Sql(error) if has_state(&error, LOCK_NOT_AVAILABLE) || has_state(&error, DEADLOCK) => error,
+        cause => return Err(cause),
+    };
+    *attempts += 1;
+    if *attempts == MAX_LOCK_ATTEMPTS {
+        return Err(Cause::TableLocked { attempts: *attempts, source });
+    }
+    tokio::time::sleep(LOCK_RETRY_PAUSE).await;
+    Ok(())
+}
+
+/// Runs a statement that changes a table, outside `ensure_schema`. It waits for the lock of the table like a step.
+pub(super) async fn change_table(
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+    sql: &str,
+) -> Result<(), Cause> {
+    let mut attempts = 0;
+    loop {
+        match try_change(connection, config, sql).await {
+            Ok(()) => return Ok(()),
+            Err(cause) => pause_after_lock_failure(cause, &mut attempts).await?,
+        }
+    }
+}
+
+async fn try_change(
+    connection: &mut PgConnection<'_>,
+    config: &TimescaleConfig,
+    sql: &str,
+) -> Result<(), Cause> {
+    let mut transaction = connection.begin().await?;
+    set_limits(&mut transaction, config).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *transaction).await?;
+    Ok(transaction.commit().await?)
 }
 
 /// The result of one attempt to apply a step.
@@ -361,15 +392,21 @@ async fn begin_change(
     config: &TimescaleConfig,
     lock: i64,
 ) -> Result<bool, Cause> {
+    set_limits(transaction, config).await?;
+    let lock = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(lock);
+    Ok(lock.fetch_one(transaction).await?)
+}
+
+/// Sets the limits of a transaction that changes the schema.
+async fn set_limits(transaction: &mut PgConnection<'_>, config: &TimescaleConfig) -> Result<(), Cause> {
     let limits = &config.server_limits;
     let sql = format!(
         "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
         limits.bulk_timeout.as_millis(),
         limits.schema_lock_timeout.as_millis()
     );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
-    let lock = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(lock);
-    Ok(lock.fetch_one(transaction).await?)
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(transaction).await?;
+    Ok(())
 }
 
 /// Returns the statements that [`ensure`] would run now with [`Scope::All`].

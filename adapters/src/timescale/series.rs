@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qi_core::record::SeriesType;
+use qi_core::store::Order;
 use qi_core::{Exchange, Instrument, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _, SqlStr};
@@ -23,6 +24,7 @@ use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _, SqlStr};
 use super::config::{Hypertables, TimescaleConfig};
 use super::connect::PgConnection;
 use super::error::Cause;
+use super::key_scan::common;
 use super::marks::MARKER;
 use super::sql::RegisteredDataset;
 use super::table::Table;
@@ -37,12 +39,14 @@ const MAX_WIDENED: usize = 20_000;
 // `{schema}` is the quoted name of the schema.
 const EPOCH_SQL: &str = "SELECT epoch FROM {schema}.qi_series_state WHERE dataset = $1";
 
-// Covered rows are neither locked nor written. The order of the key prevents a deadlock between two writers.
+// Covered rows are neither locked nor written. The order of the key prevents a deadlock between two writers. A lookup with
+// a limit is not planned as a scan of all instruments, whatever the statistics of the tables are.
 const WIDEN_SQL: &str = "INSERT INTO {schema}.qi_series AS s (dataset, exchange, symbol, instrument_id, first, last, epoch) \
-    SELECT $1, i.exchange, i.symbol, i.id, x.first, x.last, $5 \
+    SELECT $1, i.exchange, i.symbol, x.id, x.first, x.last, $5 \
     FROM unnest($2::int[], $3::timestamptz[], $4::timestamptz[]) AS x(id, first, last) \
-    JOIN {schema}.instruments i ON i.id = x.id \
-    LEFT JOIN {schema}.qi_series k ON k.dataset = $1 AND k.exchange = i.exchange AND k.symbol = i.symbol \
+    CROSS JOIN LATERAL (SELECT t.exchange, t.symbol FROM {schema}.instruments t WHERE t.id = x.id LIMIT 1) i \
+    LEFT JOIN LATERAL (SELECT q.first, q.last, q.epoch FROM {schema}.qi_series q \
+    WHERE q.dataset = $1 AND q.exchange = i.exchange AND q.symbol = i.symbol LIMIT 1) k ON true \
     WHERE k.first IS NULL OR k.first > x.first OR k.last < x.last OR k.epoch < $5 \
     ORDER BY i.exchange, i.symbol \
     ON CONFLICT (dataset, exchange, symbol) DO UPDATE SET first = least(s.first, EXCLUDED.first), \
@@ -53,6 +57,14 @@ const LIST_SQL: &str = "SELECT s.complete, k.instrument_id, k.exchange, k.symbol
     SELECT * FROM {schema}.qi_series k WHERE k.dataset = $1 AND (k.exchange, k.symbol) > ($2, $3) \
     AND ($4::text IS NULL OR k.exchange = $4) ORDER BY k.exchange, k.symbol LIMIT $5) k ON s.complete \
     WHERE s.dataset = $1 ORDER BY k.exchange, k.symbol";
+
+const BOUNDS_SQL: &str = "SELECT s.complete, k.n, k.first, k.last \
+    FROM {schema}.qi_series_state s LEFT JOIN LATERAL (\
+    SELECT x.n, b.first, b.last FROM unnest($2::int[]) WITH ORDINALITY AS x(id, n) \
+    CROSS JOIN LATERAL (SELECT t.exchange, t.symbol FROM {schema}.instruments t WHERE t.id = x.id LIMIT 1) i \
+    CROSS JOIN LATERAL (SELECT q.first, q.last FROM {schema}.qi_series q \
+    WHERE q.dataset = $1 AND q.exchange = i.exchange AND q.symbol = i.symbol LIMIT 1) b) k ON s.complete \
+    WHERE s.dataset = $1";
 
 // A reader does not wait for a transaction that has marked the catalog, or for another correction.
 const INCREMENT_EPOCH_SQL: &str = "UPDATE {schema}.qi_series_state SET epoch = epoch + 1 WHERE dataset = \
@@ -93,6 +105,7 @@ struct Statements {
     epoch: SqlStr,
     widen: SqlStr,
     list: SqlStr,
+    bounds: SqlStr,
     increment_epoch: SqlStr,
     remove: SqlStr,
     narrow: SqlStr,
@@ -108,6 +121,7 @@ impl Statements {
             epoch: sql(EPOCH_SQL),
             widen: sql(WIDEN_SQL),
             list: sql(LIST_SQL),
+            bounds: sql(BOUNDS_SQL),
             increment_epoch: sql(INCREMENT_EPOCH_SQL),
             remove: sql(REMOVE_SQL),
             narrow: sql(NARROW_SQL),
@@ -259,6 +273,31 @@ impl SeriesCatalog {
         Ok(Some(rows.iter().filter_map(|row| read(row).transpose()).collect::<Result<_, _>>()?))
     }
 
+    /// Returns the bounds of these instruments, by the index of the instrument. Omits instruments outside the catalog.
+    /// Returns None if the catalog is incomplete.
+    pub(super) async fn bounds(
+        &self,
+        connection: &mut PgConnection<'_>,
+        registered: &RegisteredDataset,
+        ids: Vec<i32>,
+    ) -> Result<Option<HashMap<usize, TimeBounds>>, Cause> {
+        let name = registered.table.name();
+        let query = sqlx::query(self.statements.bounds.clone()).bind(name).bind(ids);
+        let rows = query.fetch_all(connection).await?;
+        let complete: bool = rows.first().ok_or_else(|| missing_state(name))?.try_get(0)?;
+        if !complete {
+            return Ok(None);
+        }
+        // A complete catalog without these instruments is one row of NULLs.
+        let read = |row: &PgRow| -> Result<Option<(usize, TimeBounds)>, sqlx::Error> {
+            let Some(number) = row.try_get::<Option<i64>, _>(1)? else { return Ok(None) };
+            let index = usize::try_from(number - 1).map_err(|e| sqlx::Error::Decode(e.into()))?;
+            let (Pg(first), Pg(last)) = (row.try_get(2)?, row.try_get(3)?);
+            Ok(Some((index, (first, last))))
+        };
+        Ok(Some(rows.iter().filter_map(|row| read(row).transpose()).collect::<Result<_, _>>()?))
+    }
+
     /// Begins a correction. Returns its epoch, or None if the catalog is incomplete or locked. Only records that are
     /// read after this call may be used for the correction.
     pub(super) async fn begin_correction(
@@ -317,6 +356,21 @@ impl SeriesCatalog {
             recorded.0 < first || last < recorded.1
         })
     }
+
+    /// Returns the part of a range in the unit of bounds where a search in this order begins. The range is not empty.
+    pub(super) fn edge(
+        &self,
+        registered: &RegisteredDataset,
+        range: TimeRange,
+        order: Order,
+    ) -> Result<TimeRange, Cause> {
+        let time = match order {
+            Order::Ascending => range.start(),
+            Order::Descending => Timestamp::from_micros(range.end().as_micros() - 1)?,
+        };
+        let unit = range_of(self.datasets[registered.position].round((time, time)))?;
+        common(unit, range)
+    }
 }
 
 impl DatasetBounds {
@@ -350,10 +404,8 @@ impl DatasetBounds {
     }
 }
 
-/// Returns the range that includes all these bounds.
-pub(super) fn range_of<'a>(bounds: impl Iterator<Item = &'a TimeBounds> + Clone) -> Result<TimeRange, Cause> {
-    let first = bounds.clone().map(|(first, _)| *first).min().unwrap_or(Timestamp::MIN);
-    let last = bounds.map(|(_, last)| *last).max().unwrap_or(Timestamp::MAX);
+/// Returns the range that includes these bounds.
+pub(super) fn range_of((first, last): TimeBounds) -> Result<TimeRange, Cause> {
     let end = Timestamp::from_micros(last.as_micros().saturating_add(1)).unwrap_or(Timestamp::MAX);
     Ok(TimeRange::new(first, end)?)
 }

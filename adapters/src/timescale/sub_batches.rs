@@ -3,11 +3,11 @@
 use qi_core::store::kit::Entry;
 
 /// The maximum span of a sub-batch, in chunks. Each new chunk costs several locks.
-const MAX_SPAN: i64 = 50;
+pub(super) const MAX_SPAN: i64 = 50;
 
 /// The distance between two consecutive records that ends a sub-batch, in chunks. A statement opens every chunk of its
 /// span, and a few chunks without records cost less than another statement.
-const MIN_GAP: i64 = 8;
+pub(super) const MIN_GAP: i64 = 8;
 
 /// The number of records after which a sub-batch ends at the next chunk. A statement looks up each of its records in
 /// every chunk of its span.
