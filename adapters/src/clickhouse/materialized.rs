@@ -156,12 +156,11 @@ pub(super) async fn check_retention(
     config: &ClickHouseConfig,
 ) -> Result<(), Cause> {
     let (location, ticks) = (TableLocation::of(config), PriceTick::DATASET.name());
-    let has_bars = match config.materialized_bars {
-        Some(wanted) => wanted,
-        None => {
-            let state = location.table_name(STATE_TABLE);
-            !table_info(connections, &location, "name", &state).await?.is_empty()
-        }
+    let has_bars = if let Some(wanted) = config.materialized_bars {
+        wanted
+    } else {
+        let state = location.table_name(STATE_TABLE);
+        !table_info(connections, &location, "name", &state).await?.is_empty()
     };
     let feature = match (has_bars, config.purge_requires_bars) {
         (true, _) => "materialized bars need",

@@ -629,8 +629,8 @@ impl History {
             ticks.keys().filter(|(ts, _)| range.contains(*ts) && *ts >= cutoff).count() as u64
         };
         let counts = |ticks: &Ticks| count_from(ticks, cutoff)..=count_from(ticks, Timestamp::MIN);
-        let states = [Some(&self.ticks), self.pending.as_ref().map(|pending| &pending.after)];
-        let possible = states.map(|ticks| ticks.map(counts));
+        let possible = [Some(&self.ticks), self.pending.as_ref().map(|pending| &pending.after)];
+        let possible = possible.map(|ticks| ticks.map(counts));
         let is_possible = possible.iter().flatten().any(|counts| counts.contains(&count));
         assert!(is_possible, "{} {range:?}: {count} of {possible:?}", self.instrument);
     }
