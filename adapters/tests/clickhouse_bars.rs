@@ -177,7 +177,7 @@ async fn overtaken(server: Server) {
     store.insert_ticks(&[tick(0)]).await.unwrap();
     let (address, mut held) = hold_reads_of_ticks(&server).await;
     let first = ClickHouseStore::open(config(&server.clone().with_address(address), &prefix)).unwrap();
-    let request = MaintainRequest::default().with_until(tick(86_400).ts());
+    let request = MaintainRequest::default().with_until(tick(86_400).ts()).with_budget(Duration::ZERO);
     let call = tokio::spawn(async move { first.maintain(&request).await });
     let limit = Duration::from_secs(30);
     let build = timeout(limit, held.recv()).await.expect("the call builds bars").unwrap();
@@ -256,7 +256,7 @@ async fn failed_rebuild(server: Server) {
         "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) \
          SELECT 'x', 'Y', fromUnixTimestamp64Micro({first} + number * 30000, 'UTC'), 0, 1 FROM numbers(100000)"
     );
-    let client = store.client().clone().with_setting("log_comment", "qi:bars");
+    let client = store.client().clone().with_setting("log_comment", format!("qi:bars:{}", i64::MAX));
     client.query_raw(&ticks).execute().await.unwrap();
     let mark = format!(
         "INSERT INTO {prefix}qi_bars_stale (id, exchange, symbol, first, until) SELECT 1, 'x', 'Y', {first}, {end}"
@@ -520,44 +520,38 @@ async fn one_step(server: Server) {
     server.drop_tables(&prefix).await;
 }
 
-/// Between the statements of a read, a tick of Monday is deleted, and then a tick of Thursday is written.
+/// Between the first statements of a read, a tick of Thursday is written, and then a tick of Monday.
 async fn several_sources(server: Server) {
     let (store, prefix) = open(&server).await;
     let (monday, thursday) = ([tick(0)], [tick(3 * 86_400)]);
-    let delete = async |ticks: &[PriceTick]| {
-        let own = Selection::only([Instrument::from_static("x:Y")]).unwrap();
-        let end = ticks[0].ts().checked_add(Duration::from_secs(1)).unwrap();
-        let query = DeleteQuery::ticks(own, TimeRange::new(ticks[0].ts(), end).unwrap());
-        store.delete_range(&query).await.unwrap();
-    };
     store.insert_ticks(&[monday.clone(), thursday.clone()].concat()).await.unwrap();
     maintain_all(&store).await;
-    // The hours of both ticks are stale.
+    // Only the hour of Monday is stale.
     store.insert_ticks(&monday).await.unwrap();
-    delete(&thursday[..]).await;
     let (address, mut held) = hold_reads_of_ticks(&server).await;
     let reader = ClickHouseStore::open(config(&server.clone().with_address(address), &prefix)).unwrap();
     let week = TimeRange::new(tick(0).ts(), tick(7 * 86_400).ts()).unwrap();
     let query = BarQuery::new(Instrument::from_static("x:Y"), Interval::W1, week);
-    let read = tokio::spawn(async move { reader.derived_bars(&query).await.unwrap() });
+    let read = || {
+        let (reader, query) = (reader.clone(), query.clone());
+        tokio::spawn(async move { reader.derived_bars(&query).await.unwrap() })
+    };
     let limit = Duration::from_secs(30);
+    let first = read();
     let of_monday = timeout(limit, held.recv()).await.expect("the reader queries the ticks of Monday");
+    store.insert_ticks(&[tick(3 * 86_400 + 1)]).await.unwrap();
+    store.insert_ticks(&[tick(1)]).await.unwrap();
     of_monday.unwrap().send(()).unwrap();
-    let of_thursday = timeout(limit, held.recv()).await.expect("the reader queries the ticks of Thursday");
-    delete(&monday[..]).await;
-    store.insert_ticks(&thursday).await.unwrap();
-    of_thursday.unwrap().send(()).unwrap();
-    let release = async {
-        while let Some(next) = held.recv().await {
-            next.send(()).unwrap();
-        }
-    };
-    let page = tokio::select! {
-        page = read => page.unwrap(),
-        () = release => panic!("the proxy has ended"),
-        () = tokio::time::sleep(limit) => panic!("the read does not end"),
-    };
-    assert_eq!(page.items[0].values().count, Some(1));
+    let of_the_week = timeout(limit, held.recv()).await.expect("the reader queries the ticks of the week");
+    of_the_week.unwrap().send(()).unwrap();
+    let page = timeout(limit, first).await.expect("the read ends").unwrap();
+    assert_eq!(page.items[0].values().count, Some(4));
+    // The hours of Monday and of Thursday are stale now. One statement reads the ticks of both.
+    let second = read();
+    let of_both = timeout(limit, held.recv()).await.expect("the reader queries the ticks of both days");
+    of_both.unwrap().send(()).unwrap();
+    let page = timeout(limit, second).await.expect("the read ends after one query of ticks").unwrap();
+    assert_eq!(page.items[0].values().count, Some(4));
     server.drop_tables(&prefix).await;
 }
 

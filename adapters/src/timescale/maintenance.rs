@@ -139,7 +139,7 @@ impl TimescaleStore {
         let mut report = MaintenanceReport::default();
         let is_over = |started: Instant| started.elapsed() >= request.budget;
         materialized::check_retention(connection, &self.inner.config).await?;
-        let announced = self.announce(connection, registered, request).await?;
+        let announced = self.announce(connection, request).await?;
         let mut watermark = announced.watermark;
         if watermark < announced.announced {
             self.wait_for_writers(connection).await?;
@@ -172,6 +172,7 @@ impl TimescaleStore {
         if let Some(cause) = failed {
             return Err(cause);
         }
+        self.mark_dropped(connection, registered).await?;
         report.stale = self.count_stale(connection).await?;
         report.watermark = Some(watermark);
         report.target = Some(announced.announced);
@@ -210,11 +211,9 @@ impl TimescaleStore {
     async fn announce(
         &self,
         connection: &mut PooledConnection,
-        registered: &RegisteredDataset,
         request: &MaintainRequest,
     ) -> Result<State, Cause> {
         let mut step = self.begin_step(connection).await?;
-        self.mark_dropped(&mut step, registered).await?;
         let mut state = self.state(&mut step, request.until).await?;
         if state.announced < state.target {
             sqlx::query(self.in_bars_schema(ANNOUNCE)).bind(Pg(state.target)).execute(&mut *step).await?;
@@ -224,15 +223,16 @@ impl TimescaleStore {
         Ok(state)
     }
 
-    /// Adds a mark for the hours before the oldest chunk if they have bars: `drop_chunks` by hand adds no mark. A mark is
-    /// never wrong, because it only causes a rebuild from the ticks.
+    /// Adds a mark for the hours before the oldest chunk if they have bars: `drop_chunks` by hand adds no mark. The next
+    /// steps rebuild these hours from the ticks.
     async fn mark_dropped(
         &self,
-        step: &mut PgConnection<'_>,
+        connection: &mut PooledConnection,
         registered: &RegisteredDataset,
     ) -> Result<(), Cause> {
         let Some(marked) = &registered.marked else { return Ok(()) };
-        let Some(start) = self.inner.cache.chunks.oldest_start(step, registered).await? else {
+        let mut step = self.begin_step(connection).await?;
+        let Some(start) = self.inner.cache.chunks.oldest_start(&mut step, registered).await? else {
             return Ok(());
         };
         let first_bar: Option<Pg<Timestamp>> = sqlx::query_scalar(self.in_bars_schema(FIRST_BAR))
@@ -241,9 +241,9 @@ impl TimescaleStore {
             .fetch_one(&mut *step)
             .await?;
         if first_bar.is_some() {
-            marked.mark_before(step, start).await?;
+            marked.mark_before(&mut step, start).await?;
         }
-        Ok(())
+        Ok(step.commit().await?)
     }
 
     /// Waits for the end of the transactions that may have read an earlier announced time.

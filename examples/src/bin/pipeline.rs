@@ -3,7 +3,7 @@
 //! Exit codes: 0 success, 1 failure or an agent that did not end in time, 2 wrong usage or configuration, 130 and 143
 //! after an orderly stop by SIGINT and SIGTERM.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -118,7 +118,10 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
         )
-        .with_writer(std::io::stderr)
+        .with_ansi(
+            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        )
+        .with_writer(io::stderr)
         .init();
     let json = options.json;
     let counters = Arc::new(JobCounters::default());
