@@ -440,6 +440,9 @@ async fn unmarked_drop(server: Server) {
     store.insert_ticks(&[tick(0, "1"), tick(60 * 86_400, "3")]).await.unwrap();
     maintain_all(&store).await;
     execute(&mut connection, drop).await.unwrap();
+    let report = store.maintain(&MaintainRequest::default()).await.unwrap();
+    assert!(report.stale == 1 && !report.is_complete(), "{report:?}");
+    assert_eq!(highs(&store, Interval::M1).await, ["3"]);
     maintain_all(&store).await;
     assert_eq!(highs(&store, Interval::M1).await, ["3"]);
     drop_schema(server.direct_url(), &schema).await;
