@@ -70,7 +70,7 @@ pub struct ClickHouseConfig {
     /// end after this time, and the writer adds its marks again. With `materialized_bars`, at least twice
     /// `server_limits.statement_timeout`, or 0: each write then adds its marks twice, and stale hours are built at once,
     /// which is for tests. `qi migrate` records the value when it switches materialized bars on. Stale marks settle after
-    /// the larger of this and the recorded value. A write or a read is late after the smaller value. Defaults to 2 minutes.
+    /// the larger of this and the recorded value. The deadline of an insert uses the smaller value. Defaults to 2 minutes.
     #[serde(with = "duration")]
     pub bars_settle: Duration,
     /// Server settings for every request, as in the `SET` statement.

@@ -26,7 +26,7 @@ use super::table::{TableLocation, literal};
 const STATE_TTL: Duration = Duration::from_secs(5);
 
 /// The maximum number of marks in one request.
-const MAX_MARKS: usize = 5_000;
+pub(super) const MAX_MARKS: usize = 5_000;
 
 /// The maximum number of removals in one request. They fit into the maximum query size of 256 KiB.
 const MAX_REMOVALS: usize = 250;
@@ -92,7 +92,9 @@ impl ClickHouseStore {
         // Before the first announcement, the state has no row. The recorded value is at least twice the time limit, or 0:
         // such a write also adds its marks again.
         let bound = if announced == 0 && !own.is_zero() { limit * 2 } else { settle };
-        let deadline = match i64::try_from(bound.saturating_sub(limit).as_micros()) {
+        // The time limit does not cover the last step of an insert, so half of a large bound is a margin.
+        let left = bound.saturating_sub(limit).min(limit.max(bound / 2));
+        let deadline = match i64::try_from(left.as_micros()) {
             Ok(left) if !bound.is_zero() => now.saturating_add(left),
             _ => i64::MAX,
         };

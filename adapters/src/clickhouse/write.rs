@@ -9,7 +9,7 @@ use qi_core::store::kit::{Entry, SeriesRanks, entries};
 use qi_core::{Interval, Operation, PriceTick, TimeRange, Timestamp};
 
 use super::error::Cause;
-use super::marks::StaleRange;
+use super::marks::{MAX_MARKS, StaleRange};
 use super::materialized::MARKED_COMMENT;
 use super::schema;
 use super::store::{BarsState, ClickHouseStore, Inner};
@@ -62,8 +62,10 @@ impl ClickHouseStore {
             out.0
         };
         let encoded: Vec<Vec<u8>> = series.iter().map(encoded).collect();
+        // One statement adds the marks of a request, so that the insert begins before its deadline.
+        let max_hours = if self.state_of_marks(table).await?.is_some() { MAX_MARKS } else { usize::MAX };
         let mut marked = None;
-        for part in split(&entries, self.inner.config.write.max_request_records) {
+        for part in split(&entries, self.inner.config.write.max_request_records, max_hours) {
             let request =
                 InsertRequest { batch: Some(batch), series: &encoded, entries: part, deadline: None };
             marked = self.insert_part(table, request, &series).await?;
@@ -226,15 +228,18 @@ impl ClickHouseStore {
     }
 }
 
-/// Splits the entries into requests of at most `max_records` records from at most [`MAX_PERIODS`] periods.
-fn split(entries: &[Entry], max_records: usize) -> impl Iterator<Item = &[Entry]> {
-    let (mut records, mut periods) = (0, 0);
+/// Splits the entries into requests of at most `max_records` records from at most [`MAX_PERIODS`] periods and at most
+/// `max_hours` hours of all series.
+fn split(entries: &[Entry], max_records: usize, max_hours: usize) -> impl Iterator<Item = &[Entry]> {
+    let hour = |entry: &Entry| (entry.series, Interval::H1.floor(entry.sort_key.0));
+    let (mut records, mut periods, mut hours) = (0, 0, 0);
     entries.chunk_by(move |entry, next| {
         records += 1;
         periods += usize::from(entry.group != next.group);
-        let continues = records < max_records && periods < MAX_PERIODS;
+        hours += usize::from(max_hours < usize::MAX && hour(entry) != hour(next));
+        let continues = records < max_records && periods < MAX_PERIODS && hours < max_hours;
         if !continues {
-            (records, periods) = (0, 0);
+            (records, periods, hours) = (0, 0, 0);
         }
         continues
     })
@@ -257,7 +262,20 @@ mod tests {
     fn sizes(groups: impl IntoIterator<Item = i64>, max_records: usize) -> Vec<usize> {
         let entry = |group| Entry { group, series: 1, sort_key: (qi_core::Timestamp::MIN, 0), at: 0 };
         let entries: Vec<_> = groups.into_iter().map(entry).collect();
-        split(&entries, max_records).map(<[Entry]>::len).collect()
+        split(&entries, max_records, usize::MAX).map(<[Entry]>::len).collect()
+    }
+
+    #[test]
+    fn a_marked_request_has_a_bounded_number_of_hours() {
+        let entry = |n: i64| {
+            let time = Timestamp::from_secs(n * 1_800).unwrap();
+            Entry { group: 0, series: u64::from(n >= 10), sort_key: (time, 0), at: 0 }
+        };
+        let entries: Vec<_> = (0..12).map(entry).collect();
+        let sizes = |hours| split(&entries, 100, hours).map(<[Entry]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(2), [4, 4, 4]);
+        assert_eq!(sizes(5), [10, 2]);
+        assert_eq!(sizes(usize::MAX), [12]);
     }
 
     #[test]
