@@ -73,9 +73,9 @@ const NEWEST_SQL: &str = "SELECT count(*), min(range_start) FROM (\
     ORDER BY s.range_start DESC LIMIT $5) x";
 
 const OLDEST_START_SQL: &str = "SELECT min(s.range_start) FROM _timescaledb_catalog.hypertable h \
-    JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
-    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
-    WHERE h.schema_name = $1 AND h.table_name = $2";
+    LEFT JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
+    LEFT JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    WHERE h.schema_name = $1 AND h.table_name = $2 GROUP BY h.id";
 
 // The tables of the catalog are read with the snapshot, and `pg_relation_filenode` reads the current catalog. It is NULL
 // for a dropped table, and another file after a TRUNCATE, which ends a conversion. The tables of chunks differ between the
@@ -192,20 +192,19 @@ impl Chunks {
         })
     }
 
-    /// Returns the start of the oldest chunk, or the maximum if there is no chunk. Returns None for an ordinary table.
+    /// Returns the start of the oldest chunk, or the maximum if there is no chunk. Returns None for an ordinary table of a
+    /// database with hypertables.
     pub(super) async fn oldest_start(
         &self,
         connection: &mut PgConnection<'_>,
         registered: &RegisteredDataset,
     ) -> Result<Option<Timestamp>, Cause> {
-        if !self.hypertables {
-            return Ok(None);
-        }
-        let start: Option<i64> = sqlx::query_scalar(OLDEST_START_SQL)
+        let start: Option<Option<i64>> = sqlx::query_scalar(OLDEST_START_SQL)
             .bind(&self.schema)
             .bind(registered.table.name())
-            .fetch_one(connection)
+            .fetch_optional(connection)
             .await?;
+        let Some(start) = start else { return Ok(None) };
         let (min, max) = (Timestamp::MIN.as_micros(), Timestamp::MAX.as_micros());
         let start = Timestamp::from_micros(start.unwrap_or(max).clamp(min, max));
         Ok(Some(start.unwrap_or(Timestamp::MIN)))

@@ -169,10 +169,10 @@ impl TimescaleStore {
                 self.advance_step(connection, registered, announced.announced, &mut span).await?;
             report.ticks += ticks;
         }
+        self.mark_dropped(connection, registered).await?;
         if let Some(cause) = failed {
             return Err(cause);
         }
-        self.mark_dropped(connection, registered).await?;
         report.stale = self.count_stale(connection).await?;
         report.watermark = Some(watermark);
         report.target = Some(announced.announced);
@@ -230,11 +230,12 @@ impl TimescaleStore {
         connection: &mut PooledConnection,
         registered: &RegisteredDataset,
     ) -> Result<(), Cause> {
-        let Some(marked) = &registered.marked else { return Ok(()) };
-        let mut step = self.begin_step(connection).await?;
-        let Some(start) = self.inner.cache.chunks.oldest_start(&mut step, registered).await? else {
+        let chunks = &self.inner.cache.chunks;
+        let Some(marked) = registered.marked.as_ref().filter(|_| chunks.are_hypertables()) else {
             return Ok(());
         };
+        let mut step = self.begin_step(connection).await?;
+        let Some(start) = chunks.oldest_start(&mut step, registered).await? else { return Ok(()) };
         let first_bar: Option<Pg<Timestamp>> = sqlx::query_scalar(self.in_bars_schema(FIRST_BAR))
             .bind(Pg(Timestamp::MIN))
             .bind(Pg(Interval::H1.floor(start)))
