@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_marked_request_has_a_bounded_number_of_hours() {
         let entry = |n: i64| {
-            let time = Timestamp::from_secs(n * 1_800).unwrap();
+            let time = Timestamp::from_secs(1_700_006_400 + n * 1_800).unwrap();
             Entry { group: 0, series: u64::from(n >= 10), sort_key: (time, 0), at: 0 }
         };
         let entries: Vec<_> = (0..12).map(entry).collect();
