@@ -755,7 +755,7 @@ async fn concurrent(server: Server) {
     }
 }
 
-/// Kills a maintainer. In the long form, a second one dies after it has taken the lease, and leaves it.
+/// Kills a maintainer. In the long form, a second one is killed after it has taken the lease, which then remains.
 async fn kill_maintainers(config: &ClickHouseConfig) {
     while !kill_maintainer(config.clone()).await {}
     if runs_long_tests() {

@@ -12,6 +12,8 @@
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
+#[path = "../timescale/checks.rs"]
+mod checks;
 mod materialized;
 mod read;
 mod setup;

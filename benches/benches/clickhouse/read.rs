@@ -7,8 +7,9 @@ use qi_benches::{ratio, timed};
 use qi_core::store::{
     BarQuery, InstrumentQuery, LatestQuery, PriceStore, PriceStoreExt as _, RangeQuery, SeriesRequest,
 };
-use qi_core::{Datasets, Interval, PriceTick, Selection, TimeRange};
+use qi_core::{Interval, PriceTick, Selection, TimeRange};
 
+use crate::checks::check;
 use crate::setup::{Setup, TargetStore, TimescaleTarget};
 use crate::ticks::{INSTRUMENTS, MILLION};
 
@@ -166,7 +167,8 @@ pub(crate) fn scale(setup: &Setup) {
     println!("a page of 10,000 series / of 100 series: {times}");
     let times = ratio(rounds, || instruments(setup, &wide), || instruments(setup, &few));
     println!("a page of 100 instruments, of 10,000 / of 100 (goal 1.3): {times}");
-    let times = ratio(rounds, || check(setup, &wide), || check(setup, &few));
+    let calls = |target: &TargetStore<'_>| timed(|| setup.block_on(check(&target.store)));
+    let times = ratio(rounds, || calls(&wide), || calls(&few));
     println!("the calls of qi check, 10,000 instruments / 100 instruments (goal 1.3): {times}");
 }
 
@@ -176,23 +178,5 @@ fn instruments(setup: &Setup, target: &TargetStore<'_>) -> Duration {
     timed(|| {
         let page = setup.block_on(target.store.instruments(&query)).expect("a page");
         assert_eq!(page.items.len(), INSTRUMENTS);
-    })
-}
-
-/// Runs the calls of `qi check`: pings, the first series of each dataset, and the plan of the schema.
-fn check(setup: &Setup, target: &TargetStore<'_>) -> Duration {
-    const PINGS: usize = 6;
-    let store = &target.store;
-    timed(|| {
-        setup.block_on(async {
-            for _ in 0..PINGS {
-                store.ping().await.expect("a server that answers");
-            }
-            for dataset in Datasets::standard().iter() {
-                let first = SeriesRequest::new(dataset).with_limit(1).expect("a limit");
-                store.series(&first).await.expect("a page");
-            }
-            store.plan_schema().await.expect("a plan");
-        });
     })
 }

@@ -14,6 +14,7 @@
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
 mod baselines;
+mod checks;
 mod duplicates;
 mod materialized;
 mod read;

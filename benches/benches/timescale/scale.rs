@@ -5,9 +5,10 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use qi_benches::{ratio, timed};
-use qi_core::store::{InstrumentQuery, LatestQuery, PriceStore, PriceStoreExt, SeriesRequest};
-use qi_core::{Datasets, Instrument, PriceTick, Selection, Timestamp};
+use qi_core::store::{InstrumentQuery, LatestQuery, PriceStoreExt};
+use qi_core::{Instrument, PriceTick, Selection, Timestamp};
 
+use crate::checks::check;
 use crate::setup::{Setup, TargetStore};
 use crate::ticks::{INSTRUMENTS, time};
 
@@ -24,9 +25,6 @@ const FACTOR: usize = 10;
 
 /// The number of chunks in which instruments begin. A prime, so that 100 instruments of each table have 100 starts.
 const STARTS: usize = 1_949;
-
-/// The number of pings of `qi check`.
-const PINGS: usize = 6;
 
 pub(crate) fn run(setup: &Setup) {
     let (few, many) = (Table::new(setup, INSTRUMENTS), Table::new(setup, MANY));
@@ -142,19 +140,7 @@ impl<'a> Table<'a> {
 
     /// Makes the calls of `qi check`.
     fn check(&self) -> Duration {
-        let store = &self.target.store;
-        timed(|| {
-            self.setup.block_on(async {
-                for _ in 0..PINGS {
-                    store.ping().await.expect("a server that answers");
-                }
-                for dataset in Datasets::standard().iter() {
-                    let first = SeriesRequest::new(dataset).with_limit(1).expect("a limit");
-                    store.series(&first).await.expect("a page");
-                }
-                store.plan_schema().await.expect("a plan");
-            });
-        })
+        timed(|| self.setup.block_on(check(&self.target.store)))
     }
 }
 
