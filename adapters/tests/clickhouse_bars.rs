@@ -659,6 +659,14 @@ async fn recorded_settle(server: Server) {
     };
     let (writer, maintainer) = (with(Duration::from_hours(1)), with(Duration::ZERO));
     writer.ensure_schema().await.unwrap();
+    // The server could store a request of this writer after its marks have settled.
+    let mut slow = config(&server, &prefix);
+    slow.server_limits.statement_timeout = Duration::from_mins(45);
+    slow.server_limits.bulk_timeout = Duration::from_hours(1);
+    slow.bars_settle = Duration::from_hours(2);
+    let slow = ClickHouseStore::open(slow).unwrap();
+    let error = slow.insert_ticks(&[tick(1)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "before the first announcement: {error}");
     writer.insert_ticks(&[tick(0)]).await.unwrap();
     let everything = MaintainRequest::default().with_until(Timestamp::MAX);
     for _ in 0..3 {
@@ -674,12 +682,7 @@ async fn recorded_settle(server: Server) {
     let shortest = maintainer.client().query_raw(&shortest).fetch_one::<i64>().await.unwrap();
     assert_eq!(shortest, 3_600_000_000);
     run(&maintainer, &format!("TRUNCATE TABLE {prefix}qi_bars_stale")).await;
-    // The server could store a request of this writer after its marks have settled.
-    let mut slow = config(&server, &prefix);
-    slow.server_limits.statement_timeout = Duration::from_mins(45);
-    slow.server_limits.bulk_timeout = Duration::from_hours(1);
-    slow.bars_settle = Duration::from_hours(2);
-    let error = ClickHouseStore::open(slow).unwrap().insert_ticks(&[tick(1)]).await.unwrap_err();
+    let error = slow.insert_ticks(&[tick(1)]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{error}");
     // A schema of an earlier version has no record, and no constraint on marks.
     run(&writer, &format!("ALTER TABLE {prefix}qi_bars_state DROP COLUMN settle")).await;

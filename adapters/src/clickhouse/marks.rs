@@ -18,7 +18,7 @@ use qi_core::{Exchange, Instrument, Interval, Symbol, TimeRange, Timestamp};
 use super::connect::{execute, rows};
 use super::error::{ACCESS_DENIED, Cause, NO_TABLE, VIOLATED_CONSTRAINT};
 use super::lease::Lease;
-use super::materialized::{SETTLE, STALE_TABLE, STATE_TABLE, needs_marks};
+use super::materialized::{SETTLE, STALE_TABLE, STATE_TABLE, needs_marks, recorded_settle};
 use super::store::{BarsState, ClickHouseStore};
 use super::table::{TableLocation, literal};
 
@@ -89,13 +89,10 @@ impl ClickHouseStore {
         let (now, announced, recorded) = found.unwrap_or_default();
         let (own, recorded) = (config.bars_settle, Duration::from_micros(recorded.unsigned_abs()));
         let settle = own.min(recorded);
-        // Before the first announcement, the state has no row. The recorded value is at least twice the time limit, or 0:
-        // such a write also adds its marks again.
-        let bound = if announced == 0 && !own.is_zero() { limit * 2 } else { settle };
-        // The time limit does not cover the last step of an insert, so half of a large bound is a margin.
-        let left = bound.saturating_sub(limit).min(limit.max(bound / 2));
+        // The time limit does not cover the last step of an insert, so half of a large `bars_settle` is a margin.
+        let left = settle.saturating_sub(limit).min(limit.max(settle / 2));
         let deadline = match i64::try_from(left.as_micros()) {
-            Ok(left) if !bound.is_zero() => now.saturating_add(left),
+            Ok(left) if !settle.is_zero() => now.saturating_add(left),
             _ => i64::MAX,
         };
         let announced = found.map(|_| time(announced));
@@ -125,7 +122,13 @@ impl ClickHouseStore {
         );
         let client = &self.inner.connections.read_client;
         let found = rows(client, &sql, |row| Ok((row.i64()?, row.i64()?, row.i64()?))).await?;
-        Ok(found.first().copied())
+        let Some(&(now, announced, recorded)) = found.first() else { return Ok(None) };
+        // Before the first announcement, the state has no row.
+        let recorded = match announced {
+            0 => recorded_settle(&self.inner.connections, &self.inner.config).await?,
+            _ => recorded,
+        };
+        Ok(Some((now, announced, recorded)))
     }
 
     /// Replaces the error of a change that failed because materialized bars were switched on or off, or because its insert

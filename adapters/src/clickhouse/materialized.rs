@@ -138,6 +138,22 @@ fn settle_column(config: &ClickHouseConfig) -> String {
     format!("{SETTLE} SimpleAggregateFunction(max, Int64) DEFAULT {}", config.bars_settle.as_micros())
 }
 
+/// Returns the recorded `bars_settle` in microseconds from the definition of its column.
+pub(super) async fn recorded_settle(
+    connections: &Connections,
+    config: &ClickHouseConfig,
+) -> Result<i64, Cause> {
+    let location = TableLocation::of(config);
+    let sql = format!(
+        "SELECT toInt64(default_expression) FROM system.columns WHERE database = {} AND table = {} AND name = {}",
+        literal(location.database),
+        literal(&location.table_name(STATE_TABLE)),
+        literal(SETTLE)
+    );
+    let found = rows(&connections.server_client, &sql, |row| row.i64()).await?;
+    found.first().copied().ok_or(Cause::ConcurrentChange)
+}
+
 /// Returns the statement that rejects marks of manual SQL for which every read would fail.
 fn range_constraint(config: &ClickHouseConfig) -> String {
     format!(
