@@ -41,6 +41,8 @@ fn main() -> ExitCode {
             _ => suite.on_datasets(server.clone(), [wrapper], &["ticks"]),
         };
         if pooler == Pooler::Transaction && !server.hypertables() {
+            let wrapper = Wrapper { name: "transaction_maintained", ..Wrapper::MAINTAINED };
+            suite = suite.on_datasets(server.clone().with_materialized_bars(), [wrapper], &["ticks"]);
             trials.push(trial(&server, "transaction/a_wrong_pool_mode_is_a_configuration_error", wrong_mode));
         }
         trials.extend([

@@ -1024,21 +1024,20 @@ fn columnstore_trial(server: &Server) -> Trial {
 async fn columnstore(server: Server) {
     Box::pin(with_store(
         &server,
-        |config| {
-            config.max_batch = 400_000;
-            config.server_limits.schema_lock_timeout = Duration::from_millis(200);
-            config.server_limits.bulk_timeout = Duration::from_mins(1);
-        },
-        async |store, config| {
+        |config| config.max_batch = 400_000,
+        async |store, mut config| {
             let mut batch = ticks("x:Y", 0, 250_000);
             store.insert_ticks(&batch).await.unwrap();
             // Sessions do not queue behind the change of the table for longer than the lock timeout of the schema.
             let mut reader = PgConnection::connect(server.url()).await.unwrap();
             let read = format!("BEGIN; SELECT FROM {}.ticks LIMIT 1", config.schema);
             sqlx::raw_sql(AssertSqlSafe(read)).execute(&mut reader).await.unwrap();
-            let error = store.convert_to_columnstore(PriceTick::DATASET).await.unwrap_err();
+            config.server_limits.schema_lock_timeout = Duration::from_millis(200);
+            let other = TimescaleStore::open(config).unwrap();
+            let error = other.convert_to_columnstore(PriceTick::DATASET).await.unwrap_err();
             assert_eq!((error.kind(), error.code()), (ErrorKind::Timeout, "store.timescale.lock_timeout"));
             assert!(error.to_string().contains("in 10 attempts"), "{error}");
+            other.close().await.unwrap();
             reader.close().await.unwrap();
             let before: u64 = sizes(&store).await.iter().sum();
             let converted = store.convert_to_columnstore(PriceTick::DATASET).await.unwrap();
