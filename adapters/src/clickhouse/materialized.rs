@@ -150,7 +150,7 @@ pub(super) async fn recorded_settle(
         literal(&location.table_name(STATE_TABLE)),
         literal(SETTLE)
     );
-    let found = rows(&connections.server_client, &sql, |row| row.i64()).await?;
+    let found = rows(&connections.server_client, &sql, |row| Ok(row.i64()?)).await?;
     found.first().copied().ok_or(Cause::ConcurrentChange)
 }
 
