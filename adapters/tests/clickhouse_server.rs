@@ -56,6 +56,8 @@ fn main() {
         trial(&server, "latest_of_few_owners_takes_few_requests", latest_of_few),
         trial(&server, "latest_of_many_owners_equals_latest_of_each", latest_of_many),
         trial(&server, "latest_returns_every_owner_without_recent_records", latest_of_inactive),
+        trial(&server, "latest_is_exact_in_a_session_with_another_time_zone", latest_in_another_time_zone),
+        trial(&server, "new_tables_have_small_compressed_blocks", block_size),
         trial(&server, "series_and_latest_read_few_rows", few_rows),
         trial(&server, "an_insert_of_many_years_creates_few_parts", few_parts),
         trial(&server, "the_documented_statements_run", guide),
@@ -685,6 +687,68 @@ async fn latest_of_inactive(server: Server) {
                 );
             }
             assert_eq!(latest[20..], ticks("x:Y", 0, 1));
+        },
+    )
+    .await;
+}
+
+/// The statement has the times as text, which the server parses in the time zone of the column. The latest time of each
+/// instrument is also the time of an older tick of the next instruments.
+async fn latest_in_another_time_zone(server: Server) {
+    with_store(
+        &server,
+        |config| {
+            for (name, value) in
+                [("session_timezone", "America/New_York"), ("date_time_input_format", "best_effort")]
+            {
+                config.settings.insert(name.to_owned(), value.to_owned());
+            }
+        },
+        async |store, _| {
+            let times = [
+                Timestamp::MIN,
+                Timestamp::from_micros(1_700_000_000_000_001).unwrap(),
+                Timestamp::from_micros(1_700_000_000_999_999).unwrap(),
+                Timestamp::MAX_RECORD,
+            ];
+            let tick = |n: usize, ts: Timestamp| {
+                PriceTick::new(format!("x:A{n}").parse().unwrap(), ts, 1, "1".parse().unwrap()).unwrap()
+            };
+            let (mut batch, mut latest) = (Vec::new(), Vec::new());
+            for (n, ts) in times.into_iter().enumerate() {
+                batch.extend(times[..=n].iter().map(|ts| tick(n, *ts)));
+                latest.push(tick(n, ts));
+            }
+            store.insert_ticks(&batch).await.unwrap();
+            let all = store.latest_ticks(&LatestQuery::new(Selection::All)).await.unwrap();
+            assert_eq!(all.items, latest);
+            for tick in &latest {
+                let found = store.latest_tick(tick.instrument()).await.unwrap();
+                assert_eq!(found.as_ref(), Some(tick));
+            }
+        },
+    )
+    .await;
+}
+
+/// A table without the setting stays without it, and the reports do not name it.
+async fn block_size(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let table = format!("{}ticks", config.table_prefix);
+            let query = format!(
+                "SELECT toString(position(create_table_query, 'min_compress_block_size = 16384') > 0) \
+                 FROM system.tables WHERE database = currentDatabase() AND name = '{table}'"
+            );
+            let is_set = async || store.client().query_raw(&query).fetch_one::<String>().await.unwrap();
+            assert_eq!(is_set().await, "1");
+            sql(&store, &format!("ALTER TABLE {table} RESET SETTING min_compress_block_size")).await;
+            for report in [store.ensure_schema().await.unwrap(), store.migrate_schema().await.unwrap()] {
+                assert_eq!((report.applied, report.differs), (vec![], vec![]));
+            }
+            assert_eq!(is_set().await, "0");
         },
     )
     .await;

@@ -70,7 +70,7 @@ fn create(location: &TableLocation<'_>, table: &Table) -> Vec<String> {
     let mut statements = vec![format!(
         "CREATE TABLE IF NOT EXISTS {local}{on} (\n{columns},\n    {projection}\n)\nENGINE = {engine}\n\
          PARTITION BY {partition}({time})\nORDER BY ({key})\n\
-         SETTINGS index_granularity = {INDEX_GRANULARITY}, {PROJECTION_SETTINGS}",
+         SETTINGS {NEW_TABLE_SETTINGS}, {PROJECTION_SETTINGS}",
         columns = columns.join(",\n"),
         projection = projection(table),
         partition = table.partition_function(),
@@ -113,8 +113,10 @@ const PROJECTION_SETTINGS: &str =
 /// again.
 const TTL_SETTINGS: &str = "ttl_only_drop_parts = 1, materialize_ttl_recalculate_only = 1";
 
-/// The number of rows between two marks of the primary index. A lookup of one row reads this many rows.
-const INDEX_GRANULARITY: usize = 2048;
+/// The settings of new tables. Existing tables keep their settings. A lookup of one row reads all rows between two
+/// marks of the primary index, and decompresses the complete blocks of these rows. The minimum size of a block, in
+/// bytes before compression, is the size of 2,048 values of 8 bytes.
+const NEW_TABLE_SETTINGS: &str = "index_granularity = 2048, min_compress_block_size = 16384";
 
 /// The error code for a database that does not exist.
 const NO_DATABASE: u16 = 81;
@@ -579,7 +581,8 @@ mod tests {
                 "ENGINE = ReplacingMergeTree",
                 "PARTITION BY toYYYYMM(ts)",
                 "ORDER BY (exchange, symbol, ts, seq)",
-                "SETTINGS index_granularity = 2048, deduplicate_merge_projection_mode = 'rebuild', \
+                "SETTINGS index_granularity = 2048, min_compress_block_size = 16384, \
+                 deduplicate_merge_projection_mode = 'rebuild', \
                  lightweight_mutation_projection_mode = 'rebuild'",
             ]
         );

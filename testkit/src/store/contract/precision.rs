@@ -16,8 +16,10 @@ use crate::store::rows::records_of;
 promises! { "precision";
     every decimals_are_stored_exactly:
         "20 integer digits with 18 places and a sign in every decimal column and level",
-    every times_are_kept_to_the_microsecond: "times are stored to the microsecond",
-    every first_and_last_time_are_stored: "the first and the last valid time are stored",
+    every times_are_kept_to_the_microsecond:
+        "times are stored to the microsecond, and latest returns them exactly",
+    every first_and_last_time_are_stored:
+        "the first and the last valid time are stored, and latest returns them",
     once longest_names_and_all_characters_are_stored:
         "the longest names and every allowed character are stored",
     once symbols_are_kept_byte_for_byte: "symbols are stored, distinguished and ordered by their bytes",
@@ -80,16 +82,23 @@ async fn times_are_kept_to_the_microsecond<D: Sample>(context: &TestContext) -> 
         &D::page(context.store(), &inner).await?.items,
         &batch[1..2],
     )?;
+    // Each of these times is also the time of an older record of the first series.
+    let other = |(n, step): (usize, i64)| D::make(&D::series_no(n), micros(step * D::STEP), 0, 7);
+    let others = [(1, 1), (2, 2), (3, 1)].map(other);
+    D::insert(context.store(), &others).await?;
+    let latest = D::scan_latest(context.store(), super::dataset_ops::LatestParams::all()).await?;
+    expect_same_rows("the latest", &latest, &[&batch[3..], &others].concat())?;
     expect_true("the base time of the checks is a multiple of one second", BASE % 1_000_000 == 0)
 }
 
 async fn first_and_last_time_are_stored<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let batch = [Timestamp::MIN, Timestamp::MAX_RECORD].map(|ts| D::make(&series, ts, 0, 5));
-    D::insert(context.store(), &batch).await?;
+    let first = D::make(&D::series_no(1), Timestamp::MIN, 0, 6);
+    D::insert(context.store(), &[&batch[..], std::slice::from_ref(&first)].concat()).await?;
     expect_same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
     let latest = D::scan_latest(context.store(), super::dataset_ops::LatestParams::all()).await?;
-    expect_same_rows("the latest", &latest, &batch[1..])
+    expect_same_rows("the latest", &latest, &[batch[1].clone(), first])
 }
 
 async fn longest_names_and_all_characters_are_stored(context: &TestContext) -> CheckResult {
