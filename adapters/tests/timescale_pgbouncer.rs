@@ -24,25 +24,36 @@ fn main() -> ExitCode {
     arguments.test_threads = arguments.test_threads.or(Some(4));
     let (mut suite, mut trials, mut pgbouncers) = (Suite::new(), Vec::new(), Vec::new());
     // Debian 12's PgBouncer before PostgreSQL cannot track prepared statements; Debian 13's before TimescaleDB can.
-    for (name, server, pooler) in [
-        ("session", Server::postgres(), Pooler::Session),
-        ("session", Server::timescale(), Pooler::Session),
-        ("transaction", Server::postgres(), Pooler::Transaction),
-        ("transaction", Server::timescale(), Pooler::Transaction),
-        ("transaction_prepared", Server::timescale(), Pooler::TransactionPrepared),
+    for ([name, maintained], server, pooler) in [
+        (["session", "session_maintained"], Server::postgres(), Pooler::Session),
+        (["session", "session_maintained"], Server::timescale(), Pooler::Session),
+        (["transaction", "transaction_maintained"], Server::postgres(), Pooler::Transaction),
+        (["transaction", "transaction_maintained"], Server::timescale(), Pooler::Transaction),
+        (
+            ["transaction_prepared", "transaction_prepared_maintained"],
+            Server::timescale(),
+            Pooler::TransactionPrepared,
+        ),
     ] {
         let (server, pgbouncer) = server.behind_pgbouncer(pooler);
         pgbouncers.extend(pgbouncer);
         let wrapper = Wrapper { name, ..Wrapper::PLAIN };
+        let maintained = Wrapper { name: maintained, ..Wrapper::MAINTAINED };
         suite = match (pooler, server.hypertables()) {
-            _ if runs_long_tests() => suite.on(server.clone(), [wrapper]),
+            _ if runs_long_tests() => suite.on(server.clone(), [wrapper]).on_datasets(
+                server.clone().with_materialized_bars(),
+                [maintained],
+                &["ticks"],
+            ),
             // A subset of `TransactionPrepared` on the same server, and of `Session` on the other server.
             (Pooler::Transaction | Pooler::Session, true) => suite,
+            // Each statement of maintenance may use another session of the server.
+            (Pooler::Transaction, false) => {
+                suite.on_datasets(server.clone().with_materialized_bars(), [maintained], &["ticks"])
+            }
             _ => suite.on_datasets(server.clone(), [wrapper], &["ticks"]),
         };
         if pooler == Pooler::Transaction && !server.hypertables() {
-            let wrapper = Wrapper { name: "transaction_maintained", ..Wrapper::MAINTAINED };
-            suite = suite.on_datasets(server.clone().with_materialized_bars(), [wrapper], &["ticks"]);
             trials.push(trial(&server, "transaction/a_wrong_pool_mode_is_a_configuration_error", wrong_mode));
         }
         trials.extend([
